@@ -1,0 +1,9 @@
+"""The two ways a command can fail: the user asked for something that cannot be, or a run broke half-way."""
+
+
+class UsageError(ValueError):
+    """The request cannot be carried out as written; the message names the culprit and the remedy (exit code 2)."""
+
+
+class RunError(RuntimeError):
+    """A run that started and failed; the message says why and what to do next (exit code 1)."""
