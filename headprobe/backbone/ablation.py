@@ -1,0 +1,119 @@
+"""Zeroes masked heads at the head-concat point of every layer while a context is open; afterwards the model is as before."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from headprobe.backbone.heads import AttentionLayer, HeadLayout
+from headprobe.errors import RunError
+
+KeepOfLayer = Callable[[int], Tensor | None]
+"""Gives, for a layer's number, which heads to keep as bool `[groups, heads]`; None keeps all and costs nothing.
+
+The rows of the batch fall into equally long runs, one per group: groups are single rows of the batch, or whole copies of it."""
+
+
+def ablate_heads(heads_out: Tensor, keep: Tensor) -> Tensor:
+    """Return `heads_out` with the heads that are not kept set to zero.
+
+    Args:
+        heads_out: Concatenated heads `[rows, ..., heads * head_dim]`; rows are sample-major, windows of an image adjoin.
+        keep: `[groups, heads]` bool; group g owns the g-th equal share of the rows.
+
+    Raises:
+        RunError: The rows do not divide into the groups.
+
+    Source: Michel, Levy & Neubig, 2019, section 2, https://arxiv.org/abs/1905.10650 (xi_h in {0, 1}).
+    """
+    rows, (groups, heads) = heads_out.shape[0], keep.shape
+    if rows % groups:
+        raise RunError(f"{rows} rows at an attention layer do not divide into {groups} groups; the model mixes images")
+    by_row = keep.repeat_interleave(rows // groups, dim=0)
+    by_channel = by_row.reshape(rows, *[1] * (heads_out.dim() - 2), heads, 1)
+    # a fill and not a product: 0 * inf would be NaN, and a kept head must not change by one bit
+    return heads_out.unflatten(-1, (heads, -1)).masked_fill(~by_channel, 0).flatten(-2)
+
+
+class HookCount:
+    """How often each layer's hook has fired in the forward pass under way."""
+
+    def __init__(self, layers: int) -> None:
+        self.fired = [0] * layers
+
+    def check(self, layout: HeadLayout) -> None:
+        """Raise a RunError unless every layer fired exactly once since the last check."""
+        fired, self.fired = self.fired, [0] * len(self.fired)
+        for layer, times in zip(layout.layers, fired, strict=True):
+            if times != 1:
+                raise RunError(
+                    f"the mask of layer {layer.name!r} of {layout.model!r} was applied {times} times in one forward pass "
+                    "instead of once; results would be wrong"
+                )
+
+
+@contextmanager
+def ablating(backbone: nn.Module, layout: HeadLayout, keep: KeepOfLayer) -> Iterator[HookCount]:
+    """Ablate heads in every forward pass of `backbone` while the context is open, then remove all hooks.
+
+    Fused attention stays on: the heads are zeroed where they are concatenated, after the attention operator.
+
+    Args:
+        backbone: The model that `layout` describes.
+        layout: Its attention layers.
+        keep: Asked once per layer and forward pass.
+    """
+    count = HookCount(len(layout.layers))
+    with ExitStack() as stack:
+        for number, layer in enumerate(layout.layers):
+            point = backbone.get_submodule(layer.point)
+            handle = point.register_forward_pre_hook(_site_hook(number, layer, keep, count))
+            stack.callback(handle.remove)
+        yield count
+
+
+def _site_hook(number: int, layer: AttentionLayer, keep: KeepOfLayer, count: HookCount) -> Callable[..., Any]:
+    """Build the pre-hook of one layer's head-concat point."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        count.fired[number] += 1
+        kept = keep(number)
+        if kept is None:
+            return None
+        return (ablate_heads(args[0], kept[:, : layer.heads]), *args[1:])
+
+    return hook
+
+
+def masks_of_rows(keep: Tensor) -> KeepOfLayer:
+    """Serve one fixed mask per row of the batch.
+
+    Args:
+        keep: `[rows, layers, max heads]` bool, True = keep.
+    """
+    masked_layers = (~keep).any(dim=2).any(dim=0).tolist()
+
+    def of_layer(layer: int) -> Tensor | None:
+        return keep[:, layer] if masked_layers[layer] else None
+
+    return of_layer
+
+
+def masked_logits(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tensor) -> Tensor:
+    """Return the logits `[images, classes]` of a plain forward pass in which every image carries its own mask.
+
+    This is the definition that the growing pass is held to.
+
+    Args:
+        backbone: The model that `layout` describes.
+        layout: Its attention layers.
+        images: `[images, channels, height, width]`, normalised.
+        keep: `[layers, max heads]` bool for all images, or `[images, layers, max heads]`.
+    """
+    of_rows = keep if keep.dim() == 3 else keep.expand(1, *keep.shape)
+    with ablating(backbone, layout, masks_of_rows(of_rows.to(images.device))) as count:
+        logits: Tensor = backbone(images)
+    count.check(layout)
+    return logits
+

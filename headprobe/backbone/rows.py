@@ -1,0 +1,79 @@
+"""The row plan: which images and masks share a forward pass, and what every row of it is. Nothing else decides row order.
+
+A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then one copy of the trunk's rows for every
+mask, in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that do not fit together are
+spread over chunks; every chunk runs its own trunk.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headprobe.errors import UsageError
+
+ROW_BUDGET_CPU = 64  # on CPUs the activations of more rows fall out of the cache: 40 to 80 rows were fastest
+ROW_BUDGET_GPU = 1024
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How the rows of every forward pass are laid out.
+
+    Attributes:
+        images: Images per forward pass (the last pass of a batch may have fewer).
+        chunks: For every chunk the numbers of its masks (from 0) in the order in which they join.
+        idle: Masks that mask no head: their logits are the baseline's.
+        budget: Rows that the end of a forward pass may have.
+    """
+
+    images: int
+    chunks: tuple[tuple[int, ...], ...]
+    idle: tuple[int, ...]
+    budget: int
+
+    @classmethod
+    def build(cls, joins: Sequence[int | None], batch_size: int, budget: int) -> "RowPlan":
+        """Plan the forward passes.
+
+        Args:
+            joins: For every mask the place of its join point in execution order, None for a mask without heads.
+            batch_size: Images of a batch.
+            budget: Rows that fit into one forward pass, the trunk's included.
+
+        Raises:
+            UsageError: The budget or the batch size is below 1.
+        """
+        if batch_size < 1 or budget < 1:
+            raise UsageError(f"batch size and row budget must be 1 or more, got {batch_size} and {budget}")
+        ordered = sorted((join, mask) for mask, join in enumerate(joins) if join is not None)
+        masks = [mask for _, mask in ordered]
+        per_chunk = max(1, budget - 1)
+        count = math.ceil(len(masks) / per_chunk)
+        chunks = tuple(tuple(masks[_share(len(masks), count, i) : _share(len(masks), count, i + 1)]) for i in range(count))
+        widest = 1 + max((len(chunk) for chunk in chunks), default=0)
+        return cls(
+            images=max(1, min(batch_size, budget // widest)),
+            chunks=chunks or ((),),
+            idle=tuple(mask for mask, join in enumerate(joins) if join is None),
+            budget=budget,
+        )
+
+    @property
+    def most_rows(self) -> int:
+        """Rows at the end of the largest forward pass."""
+        return self.images * (1 + max(len(chunk) for chunk in self.chunks))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain data, for a run's key and record."""
+        return {
+            "images": self.images,
+            "chunks": [list(chunk) for chunk in self.chunks],
+            "idle": list(self.idle),
+            "budget": self.budget,
+        }
+
+
+def _share(items: int, parts: int, part: int) -> int:
+    """Return where share number `part` of `items` begins when `parts` shares are as equal as can be."""
+    return items * part // parts

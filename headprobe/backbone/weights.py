@@ -1,0 +1,180 @@
+"""Creates timm models: pretrained, from a local safetensors file, or bundled with headprobe."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from headprobe.errors import UsageError
+
+BUNDLED = ("digits_vit", "digits_swin")
+"""Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What to build and where its weights come from.
+
+    Attributes:
+        name: timm's name of the architecture, or a bundled model's.
+        weights: A local safetensors file; None means timm's pretrained weights (or the bundled ones).
+        pretrained: False starts from random weights.
+        num_classes: None keeps the weights' own number of classes.
+        options: Further arguments of `timm.create_model`, such as `img_size` or `pretrained_cfg_overlay`.
+    """
+
+    name: str
+    weights: str | None = None
+    pretrained: bool = True
+    num_classes: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def create_backbone(source: ModelSource) -> nn.Module:
+    """Build a timm model in evaluation mode with its weights loaded.
+
+    Raises:
+        UsageError: The name, the weights or the options do not fit together; the message names the remedy.
+    """
+    if source.name in BUNDLED:
+        return _bundled(source)
+    if not timm.is_model(source.name):
+        near = difflib.get_close_matches(source.name, [*BUNDLED, *timm.list_models()], n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
+        raise UsageError(f"timm {timm.__version__} has no model called {source.name!r}{hint}")
+    options = dict(source.options)
+    if source.options.get("features_only"):
+        raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
+    if source.weights is not None:
+        state = read_safetensors(source.weights)
+        options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name, options))
+        backbone = _create(source.name, pretrained=False, options=options)
+        _load(backbone, state, source.name, source.weights)
+    else:
+        if source.num_classes is not None:
+            options["num_classes"] = source.num_classes
+        backbone = _create(source.name, pretrained=source.pretrained, options=options)
+    return backbone.eval()
+
+
+def data_config(backbone: nn.Module) -> dict[str, Any]:
+    """Return timm's evaluation transform of a model: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, ...
+
+    The image size is the one that the model was built for, also where an option changed it.
+    """
+    config: dict[str, Any] = dict(resolve_model_data_config(backbone))
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    if size is not None:
+        config["input_size"] = (config["input_size"][0], *size)
+    return config
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of all parameters and persistent buffers, names, types and shapes included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_backbone(backbone: nn.Module, path: Path, source: ModelSource) -> None:
+    """Write weights as safetensors with what is needed to build the model again in the file's metadata."""
+    recipe = {"name": source.name, "num_classes": source.num_classes, "options": dict(source.options)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    save_file(tensors, path, metadata={"headprobe": json.dumps(recipe, sort_keys=True)})
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file; nothing else is accepted, since other formats can run code when opened.
+
+    Raises:
+        UsageError: No such file, or it is not safetensors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"weights file {str(path)!r} does not exist; give the path of a .safetensors file")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"weights file {str(path)!r} is not readable as safetensors ({error}); "
+            "convert other formats with safetensors.torch.save_file"
+        ) from error
+
+
+def _bundled(source: ModelSource) -> nn.Module:
+    """Build one of the models that ship with headprobe."""
+    file = resources.files("headprobe").joinpath("data", "digits", f"{source.name}.safetensors")
+    with resources.as_file(file) as path:
+        with safe_open(path, framework="pt") as opened:
+            recipe = json.loads(opened.metadata()["headprobe"])
+        recipe["options"] |= dict(source.options)
+        classes = source.num_classes or recipe["num_classes"]
+        weights = source.weights or (str(path) if source.pretrained else None)
+        return create_backbone(ModelSource(recipe["name"], weights, False, classes, recipe["options"]))
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Call timm and turn what it raises for wrong options and unreachable weights into one message."""
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        what = f"with the options {options}" if options else "with its default options"
+        raise UsageError(f"timm cannot build {name!r} {what}: {error}") from error
+    except OSError as error:  # every failure of a hub's client
+        raise UsageError(
+            f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}); "
+            "check the connection, or pass a local file: --model.weights FILE.safetensors"
+        ) from error
+    return backbone
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _classes_in(state: dict[str, Tensor], name: str, options: dict[str, Any]) -> int:
+    """Return the number of classes that a state dict's classifier has, from the name of the model's own classifier."""
+    with torch.device("meta"):
+        probe = _create(name, pretrained=False, options={**options, "num_classes": 2})
+    classifiers = probe.pretrained_cfg.get("classifier", "head")  # type: ignore[union-attr, operator]
+    first = classifiers if isinstance(classifiers, str) else classifiers[0]
+    weight = state.get(f"{first}.weight")
+    if weight is None:
+        raise UsageError(
+            f"the weights have no classifier {first + '.weight'!r} as {name!r} has; they belong to another model, "
+            "or were saved without a classifier"
+        )
+    return int(weight.shape[0])
+
+
+def _load(backbone: nn.Module, state: dict[str, Tensor], name: str, path: str) -> None:
+    """Load a state dict strictly, or say in one message what does not fit."""
+    own = backbone.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or extra or shapes:
+        parts = [
+            f"{len(keys)} {what} (first: {keys[0]})"
+            for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
+            if keys
+        ]
+        raise UsageError(
+            f"the weights in {path!r} are not those of {name!r}: of {len(own)} tensors {', '.join(parts)}; "
+            "give the name they were saved from with --model.name, and its options with --model.options"
+        )
+    backbone.load_state_dict(state, strict=True)
