@@ -1,0 +1,105 @@
+"""The command line: dispatches on its first word and turns errors into one message and an exit code.
+
+Nothing heavy is imported before the word is known: `--help` answers at once.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from headprobe import __version__
+from headprobe.errors import RunError, UsageError
+
+HELP = """\
+usage: headprobe COMMAND [OPTIONS]      (python -m headprobe is the same)
+
+What does each attention head do? Mask heads of any timm vision transformer and measure what the model loses.
+
+commands:
+  test     score a model with and without chosen heads, on the same images, in one pass
+  masks    print which heads a mask spec stands for, without running anything
+  fit      train the bundled model again from nothing
+
+examples:
+  headprobe test --mask-spec layer:3                      the bundled model and images, offline
+  headprobe test --config configs/imagenet_vit_base.yaml --mask-spec each:layer
+  headprobe test --model.name deit_tiny_patch16_224 --data.path PATH --mask-spec each:head --dry-run
+  headprobe masks random:0-36/6:0-4 --model.name deit_tiny_patch16_224
+
+mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  one-per-layer:SEED  file:mask.json  keep:SPEC
+            each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN;  join with +
+
+headprobe COMMAND --help lists a command's options. Exit codes: 0 done, 1 failed run, 2 usage, 130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: The words after the program's name; those of the command line if None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    if command in ("-V", "--version"):
+        sys.stdout.write(f"headprobe {__version__}\n")
+        return 0
+    if command not in _COMMANDS:
+        known = ", ".join(_COMMANDS)
+        return _fail(f"the first word must be a command ({known}); options come after it, got {command!r}", code=2)
+    interrupted = _note_interrupts()
+    try:
+        _COMMANDS[command](words if arguments is not None else None)
+    except UsageError as error:
+        return _fail(str(error), code=2)
+    except RunError as error:
+        return _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished results are complete", code=130)
+    except SystemExit as stop:
+        if interrupted:
+            return _fail("interrupted; finished results are complete", code=130)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _lightning(words: list[str] | None) -> None:
+    from headprobe.commands.lightning import run
+
+    run(words)
+
+
+def _masks(words: list[str] | None) -> None:
+    from headprobe.commands.masks import run
+
+    run((sys.argv[1:] if words is None else words)[1:])
+
+
+_COMMANDS: dict[str, Callable[[list[str] | None], None]] = {"test": _lightning, "fit": _lightning, "masks": _masks}
+
+
+def _note_interrupts() -> list[int]:
+    """Note Ctrl-C in the returned list: Lightning ends the process with code 1 and does not say why."""
+    seen: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if callable(usual):
+            usual(number, frame)
+
+    if usual is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    return seen
+
+
+def _fail(message: str, code: int) -> int:
+    """Say what went wrong, once and not once per process, and return the exit code."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"headprobe: error: {message}\n")
+    return code

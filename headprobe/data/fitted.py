@@ -1,0 +1,71 @@
+"""A dataset fitted to a model: its units, what each of them gives, and the stream of their batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headprobe.data.decode import ImageReader
+from headprobe.data.labels import Numbering
+from headprobe.data.shares import even_shares
+from headprobe.data.source import Source
+from headprobe.data.stream import UnitStream
+from headprobe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FittedData:
+    """A source with the model's transform and class numbering.
+
+    Attributes:
+        source: The dataset.
+        reader: Decodes an image for the model.
+        numbering: Maps a label to the model's class.
+        max_images: How many images to read, None for all.
+        batch_size: Images per batch.
+    """
+
+    source: Source
+    reader: ImageReader
+    numbering: Numbering
+    max_images: int | None
+    batch_size: int
+
+    @property
+    def shares(self) -> list[int] | None:
+        """Rows to read of each unit, None for all; where sizes are unknown, what each gives if it has as many."""
+        if self.max_images is None:
+            return None
+        sizes = self.source.unit_sizes
+        return even_shares(sizes if sizes is not None else [self.max_images] * self.source.units, self.max_images)
+
+    @property
+    def unit_sizes(self) -> list[int] | None:
+        """Rows that each unit gives, None where only reading the data would tell."""
+        return self.source.unit_sizes if self.source.unit_sizes is None or self.max_images is None else self.shares
+
+    @property
+    def images(self) -> int | None:
+        """Rows that all units give, None where only reading the data would tell."""
+        if self.max_images is None:
+            return self.source.images
+        return sum(self.unit_sizes) if self.unit_sizes is not None else None
+
+    def stream(self, todo: Sequence[int] | None = None, process: int = 0, processes: int = 1) -> UnitStream:
+        """Return the batches of one process of several, for the units of `todo` (None: all of them).
+
+        Raises:
+            UsageError: `todo` names a unit that is not there.
+        """
+        todo = range(self.source.units) if todo is None else todo
+        for unit in todo:
+            if not 0 <= unit < self.source.units:
+                raise UsageError(f"units must be in 0..{self.source.units - 1}, got {unit}")
+        return UnitStream(
+            self.source,
+            self.reader,
+            self.numbering,
+            batch_size=self.batch_size,
+            todo=todo,
+            shares=self.shares,
+            process=process,
+            processes=processes,
+        )

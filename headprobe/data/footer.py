@@ -1,0 +1,64 @@
+"""Parquet footers: how many rows each row group holds, without reading an image."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headprobe.data.redact import safe_text
+from headprobe.data.source import UnitRule, file_name
+from headprobe.errors import RunError
+
+TAIL_BYTES = 8  # a Parquet file ends in its footer, the footer's length (4 bytes, little endian) and "PAR1"
+
+
+@dataclass(frozen=True)
+class Footer:
+    """One file: its name, bytes, rows of each row group, and the SHA-256 of its footer."""
+
+    name: str
+    size: int
+    groups: tuple[int, ...]
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        """Rows in the whole file."""
+        return sum(self.groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what identifies the file, for the run's key."""
+        return {"name": self.name, "size": self.size, "rows": self.rows, "footer_sha256": self.digest}
+
+
+def read_footer(path: str) -> Footer:
+    """Read the footer of a local or a hub file.
+
+    Raises:
+        RunError: The file cannot be read, or is not a whole Parquet file.
+    """
+    name = file_name(path)
+    try:
+        with fsspec.open(path, "rb") as file:
+            metadata = pq.read_metadata(file)
+            size = file.seek(0, 2)
+            file.seek(size - TAIL_BYTES)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(size - TAIL_BYTES - length)
+            digest = hashlib.sha256(file.read(length)).hexdigest()
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{name} cannot be read as Parquet: {safe_text(error)}. Replace it and run again") from None
+    groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    return Footer(name, size, groups, digest)
+
+
+def plan_units(footers: Sequence[Footer], rule: UnitRule) -> tuple[list[str], list[int]]:
+    """Return the name and the number of rows of every unit, in the order in which `datasets` numbers its shards."""
+    if rule == "file":
+        return [footer.name for footer in footers], [footer.rows for footer in footers]
+    names = [f"{footer.name} row group {group}" for footer in footers for group in range(len(footer.groups))]
+    return names, [rows for footer in footers for rows in footer.groups]

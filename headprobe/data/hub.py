@@ -1,0 +1,112 @@
+"""Datasets streamed from the Hugging Face hub, and what to do when the hub says no."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HfHubHTTPError
+
+from headprobe.data.footer import plan_units, read_footer
+from headprobe.data.redact import safe_text
+from headprobe.data.source import Request, Source, UnitRule, choose_split, file_name
+from headprobe.data.streamed import StreamedSource, limit_retries
+from headprobe.errors import RunError, UsageError
+
+# HfHubHTTPError is an OSError in recent releases of huggingface_hub only.
+HUB_ERRORS = (DatasetsError, HfHubHTTPError, OSError, ValueError)
+
+
+def open_hub(request: Request) -> Source:
+    """Open a hub dataset; a handful of requests, no image is read.
+
+    Raises:
+        UsageError: It does not exist, needs a login or accepted terms, or lacks the split or a column.
+        RunError: The hub cannot be reached.
+    """
+    limit_retries()
+    try:
+        builder = datasets.load_dataset_builder(request.path, request.name, revision=request.revision)
+        streams = builder.as_streaming_dataset()
+    except HUB_ERRORS as error:
+        raise explain(error, request) from None
+    split = choose_split(request.split, [str(name) for name in streams], request.path)
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    known = (builder.info.splits or {}).get(split)
+    images = (known.num_examples or None) if known else None
+    return _cut(streams[split], split, files, images, request)
+
+
+def _cut(
+    stream: datasets.IterableDataset, split: str, files: Sequence[str], images: int | None, request: Request
+) -> Source:
+    rule: UnitRule = "file" if request.unit == "auto" else request.unit
+    names = [file_name(file) for file in files]
+    sizes = None
+    if rule == "row_group" and not _all_parquet(files):
+        raise UsageError(
+            f"--data.unit must be file or auto: {request.path} is not made of Parquet files, got row_group"
+        )
+    if _all_parquet(files) and (rule == "row_group" or request.sizes):
+        names, sizes = plan_units([read_footer(file) for file in files], rule)
+    try:
+        stream = stream.reshard() if rule == "row_group" else stream
+    except HUB_ERRORS as error:
+        raise explain(error, request) from None
+    if len(names) != stream.num_shards:  # archives can hold several shards, or be one shard together
+        names = [f"{request.path} {split} part {index}" for index in range(stream.num_shards)]
+    facts = {"split": split, "revision": commit(files) or request.revision, "unit": rule, "files": _file_facts(files)}
+    return StreamedSource(stream, names, sizes, images, request, facts)
+
+
+def _all_parquet(files: Sequence[str]) -> bool:
+    return bool(files) and all(file.endswith(".parquet") for file in files)
+
+
+def _file_facts(files: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"name": file_name(file)} for file in files]
+
+
+def commit(files: Sequence[str]) -> str | None:
+    """Return the commit that `hf://datasets/owner/name@commit/...` addresses were resolved to, if it is in them."""
+    found = re.search(r"@([0-9a-f]{40})/", files[0]) if files else None
+    return found.group(1) if found else None
+
+
+def explain(error: Exception, request: Request) -> UsageError | RunError:
+    """Turn an error of the hub's client into one message with the remedy.
+
+    The client raises the same class, without a cause, for a missing login, terms not accepted and a missing dataset:
+    only its text tells them apart.
+    """
+    text = safe_text(error)
+    path = request.path
+    page = f"https://huggingface.co/datasets/{path}"
+    if "must be authenticated" in text:
+        return UsageError(
+            f"{path} is gated: log in with `hf auth login` (or set HF_TOKEN) and accept the terms at {page}, "
+            "or give --data.path a local copy"
+        )
+    if "is a gated dataset" in text or "ask for access" in text:
+        return UsageError(
+            f"{path} is gated and this account has no access yet: accept the terms at {page} and run again"
+        )
+    if "doesn't exist on the Hub" in text or "cannot be accessed" in text:
+        return UsageError(
+            f"there is no such folder here and no such dataset on the hub (a private one needs `hf auth login` or "
+            f"HF_TOKEN): check --data.path and --data.revision, got {path}"
+        )
+    if "OfflineModeIsEnabled" in text or "ffline mode" in text:
+        return RunError(
+            f"{path} is no folder here, and HF_HUB_OFFLINE is set: unset it, or give --data.path a local copy (a folder of "
+            "Parquet files)"
+        )
+    if isinstance(error, ConnectionError) or "Couldn't reach" in text:
+        return RunError(
+            f"{path} is no folder here, and the hub does not answer: check the network and run again, or give --data.path "
+            "a local copy (a folder of Parquet files)"
+        )
+    if isinstance(error, HfHubHTTPError):
+        return RunError(f"the hub refused to serve {path}: {text}. Wait a little and run again")
+    return UsageError(f"{path} cannot be opened with --data.name {request.name}: {text}")

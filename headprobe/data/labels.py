@@ -1,0 +1,126 @@
+"""From a dataset's labels to the model's class numbers; never by trusting that two numberings happen to agree."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headprobe.data.class_map import ClassMap
+from headprobe.data.source import LabelColumn
+from headprobe.errors import UsageError
+
+WORDNET_ID = re.compile(r"n\d{8}")
+IMAGENET_CLASSES = 1000
+
+
+class LabelError(ValueError):
+    """One label that cannot be used; the message is the reason shown to the user."""
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which class of the model each class of the dataset is.
+
+    Attributes:
+        to_model: Model class by dataset class number; empty where labels are text.
+        by_name: Model class by the text of the label; empty where labels are numbers.
+        classes: Number of classes of the model.
+        names: Dataset name of each model class, "" where the dataset has none; None if the dataset names no classes.
+    """
+
+    to_model: tuple[int, ...]
+    by_name: dict[str, int]
+    classes: int
+    names: list[str] | None
+
+    def __call__(self, label: object) -> int:
+        """Return the model class of a cell of the label column.
+
+        Raises:
+            LabelError: It has none.
+        """
+        if label is None:
+            raise LabelError("there is no label in this row")
+        if isinstance(label, str):
+            if label not in self.by_name:
+                raise LabelError(f"label {label!r} is not in the class map")
+            return self.by_name[label]
+        if not isinstance(label, int) or isinstance(label, bool):
+            raise LabelError(f"label {label!r} is not a whole number")
+        if not 0 <= label < len(self.to_model):
+            raise LabelError(f"label {label} outside 0..{len(self.to_model) - 1}")
+        return self.to_model[label]
+
+    @property
+    def valid_classes(self) -> list[int] | None:
+        """Sorted model classes that the dataset has, None if it has them all."""
+        present = sorted({*self.to_model, *self.by_name.values()})
+        return present if len(present) < self.classes else None
+
+
+def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None) -> Numbering:
+    """Decide which class of the model each class of the dataset is.
+
+    A class map decides, if there is one. WordNet ids are looked up in ImageNet-1k for a model of 1000 classes. A
+    dataset with as many named classes as the model has is taken as it is.
+
+    Raises:
+        UsageError: None of these holds, or the class map does not fit; the message names both numbers of classes.
+    """
+    if class_map is not None:
+        return _from_map(column, classes, class_map)
+    names = column.names
+    if names is None:
+        raise UsageError(
+            f"the dataset's labels are {_KINDS[column.kind]}, so nothing says which of the model's {classes} classes "
+            "they are: give --data.class_map a file"
+            + (", or the word identity if they are the model's own numbers" if column.kind == "number" else "")
+            + ", got none"
+        )
+    if classes == IMAGENET_CLASSES and all(WORDNET_ID.fullmatch(name) for name in names):
+        return _numbering(names, _imagenet_classes(names), classes)
+    if len(names) != classes:
+        raise UsageError(
+            f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
+            f"which is which, or a model with {len(names)} classes, got {_some(names)}"
+        )
+    return _numbering(names, range(classes), classes)
+
+
+_KINDS = {"number": "plain numbers without class names", "text": "texts"}
+
+
+def _numbering(names: Sequence[str] | None, to_model: Sequence[int], classes: int) -> Numbering:
+    named = [""] * classes if names is not None else None
+    for name, model_class in zip(names or (), to_model, strict=False):
+        if named is not None:
+            named[model_class] = f"{named[model_class]} / {name}" if named[model_class] else name
+    return Numbering(tuple(to_model), {}, classes, named)
+
+
+def _imagenet_classes(names: Sequence[str]) -> list[int]:
+    from timm.data.imagenet_info import ImageNetInfo  # timm costs seconds to import, `--help` does not need it
+
+    info: Any = ImageNetInfo()
+    numbers = {name: number for number, name in enumerate(info.label_names())}
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        raise UsageError(
+            f"these WordNet ids are not among ImageNet-1k's classes: give --data.class_map a file, got {_some(unknown)}"
+        )
+    return [numbers[name] for name in names]
+
+
+def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
+    class_map.check_range(classes)
+    if column.kind == "text":
+        by_name = class_map.by_name()
+        names = [""] * classes
+        for name, model_class in by_name.items():
+            names[model_class] = name
+        return Numbering((), by_name, classes, names)
+    return _numbering(column.names, class_map.by_number(column.names, classes), classes)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,70 @@
+"""Parquet files on this machine: a folder laid out like a hub dataset, one file, or a glob; streamed by row group."""
+
+import glob
+from pathlib import Path
+
+import datasets
+
+from headprobe.data.footer import plan_units, read_footer
+from headprobe.data.redact import safe_text
+from headprobe.data.source import Request, Source, UnitRule, choose_split, file_name
+from headprobe.data.streamed import StreamedSource
+from headprobe.errors import RunError, UsageError
+
+ROWS_PER_READ = 128  # given explicitly: datasets takes the first row group's size, and fails where that is 0
+
+
+def open_parquet_folder(request: Request, folder: Path) -> Source:
+    """Open a folder whose Parquet files datasets can sort into splits, by name or by the folder's README.md.
+
+    Raises:
+        UsageError: The folder, the split or a column is not there.
+        RunError: A file is broken.
+    """
+    try:
+        builder = datasets.load_dataset_builder(str(folder.resolve()), request.name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.path}") from None
+    files = {str(split): [str(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
+    split = choose_split(request.split, list(files), request.path)
+    others = [file for file in files[split] if not file.endswith(".parquet")]
+    if others:
+        raise UsageError(f"--data.path must hold Parquet files, got {file_name(others[0])}")
+    return _open_files(files[split], split, request)
+
+
+def open_parquet_files(request: Request, pattern: str) -> Source:
+    """Open one Parquet file, or all that match a glob, as a single split.
+
+    Raises:
+        UsageError: No file matches, a split was asked for, or a column is not there.
+        RunError: A file is broken.
+    """
+    if request.split:
+        raise UsageError(f"--data.split has no meaning where --data.path names files, got {request.split}")
+    files = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+    if not files:
+        raise UsageError(f"no file matches --data.path, got {request.path}")
+    return _open_files([str(Path(file).resolve()) for file in files], "test", request)
+
+
+def _open_files(files: list[str], split: str, request: Request) -> Source:
+    rule: UnitRule = "row_group" if request.unit == "auto" else request.unit
+    footers = [read_footer(file) for file in files]
+    if not sum(footer.rows for footer in footers):
+        raise UsageError(f"{request.path} has no rows at all, got {len(footers)} empty files")
+    try:
+        stream = datasets.load_dataset(
+            "parquet",
+            # datasets reads a file's name as a glob
+            data_files={split: [glob.escape(file) for file in files]},
+            split=split,
+            streaming=True,
+            batch_size=ROWS_PER_READ,
+        )
+        stream = stream.reshard() if rule == "row_group" else stream
+    except (OSError, ValueError) as error:
+        raise RunError(f"{request.path} cannot be opened: {safe_text(error)}") from None
+    names, sizes = plan_units(footers, rule)
+    facts = {"split": split, "revision": None, "unit": rule, "files": [footer.to_json() for footer in footers]}
+    return StreamedSource(stream, names, sizes, sum(sizes), request, facts)

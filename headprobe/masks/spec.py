@@ -1,0 +1,167 @@
+"""The mask-spec language: a short text names the heads to mask, in one mask or in many.
+
+| clause | masks |
+| --- | --- |
+| `none`, `all` | no head, every head |
+| `layer:3`, `layer:0-5,9` | all heads of these layers, together |
+| `index:2` | head 2 of every layer that has one |
+| `head:3.1`, `head:3.0-2` | single heads |
+| `random:24`, `random:24:7` | 24 heads drawn without replacement, with seed 7 (default 0) |
+| `one-per-layer:5`, `one-per-layer:5:10-11` | one random head in each layer, or in each of these layers |
+| `file:PATH` | a saved mask |
+| `keep:CLAUSE` | everything but this clause and all after it |
+| `each:layer`, `each:index`, `each:head` | one mask per layer, per index, per head |
+| `random:0-36/6:0-4`, `one-per-layer:0-19` | one mask for each count and seed |
+| `grow:random:0-4` | nested masks of 1, 2, ... all heads, in a random order per seed |
+| `grow:PATH:COLUMN[:least or most[:COUNTS]]` | nested masks by a column of a run's heads.csv or masks.csv |
+
+`+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from headprobe.masks.clauses import Clause, Model
+from headprobe.masks.draws import Head
+from headprobe.masks.head_mask import HeadMask
+from headprobe.masks.parse import parse
+from headprobe.masks.source import MaskSpecError
+from headprobe.masks.tree import Tree
+
+__all__ = ["MaskSpec", "MaskSpecError", "NamedMask", "expand_all"]
+
+
+@dataclass(frozen=True)
+class NamedMask:
+    """One mask of a run.
+
+    Attributes:
+        name: the canonical spec of exactly this mask.
+        mask: its heads.
+        family: canonical text of the spec of many masks that it came from; empty for a mask asked for by itself.
+        curve: the TensorBoard curve that the mask is a point of, such as `by_layer`.
+        step: its place on the curve: a layer, an index, a seed or a number of heads.
+    """
+
+    name: str
+    mask: HeadMask
+    family: str
+    curve: str
+    step: int
+
+
+class MaskSpec(str):
+    """The text of a mask spec, checked.
+
+    Raises:
+        MaskSpecError: if the text is no mask spec, with a caret under the culprit.
+
+    >>> MaskSpec("head:3.1+layer:3,1,2").canonical
+    'layer:1-3+head:3.1'
+    """
+
+    _tree: Tree
+
+    def __new__(cls, text: str) -> MaskSpec:
+        """Check the text; anything but text is an error, so that YAML's surprises are noticed."""
+        if not isinstance(text, str):
+            raise MaskSpecError(repr(text), 0, _no_text(text))
+        spec = super().__new__(cls, text)
+        spec._tree = parse(str(text))
+        return spec
+
+    def __reduce__(self) -> tuple[type[MaskSpec], tuple[str]]:
+        return MaskSpec, (str(self),)
+
+    @property
+    def canonical(self) -> str:
+        """The text that is the same for all ways to write this spec."""
+        return self._tree.text
+
+    def expand(self, heads_per_layer: Sequence[int], model: str) -> list[NamedMask]:
+        """The masks that the spec stands for on a model; none for `none`, as the baseline always runs.
+
+        Args:
+            heads_per_layer: the number of heads of each layer, in the model's order.
+            model: the model's name, for messages.
+
+        Raises:
+            MaskSpecError: if the model lacks a layer or head that is named, if a file cannot be used, or if a form of
+                many masks adds no head to what is masked anyway.
+        """
+        tree = self._tree
+        target = Model(model, tuple(int(heads) for heads in heads_per_layer))
+        named = []
+        for member, heads in _masks(tree, target):
+            name = tree.with_member(member).text if tree.many and member else tree.text
+            point = tree.point_of(member, len(heads))
+            family = tree.text if tree.many else ""
+            named.append(NamedMask(name, HeadMask(target.heads_per_layer, heads), family, point.curve, point.step))
+        if tree.many and not named:
+            reason = f"no mask is left: on {model}, {tree.many.text} changes nothing beside the rest of the spec"
+            raise tree.many.piece.error(reason)
+        return named
+
+
+def expand_all(specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model: str) -> list[NamedMask]:
+    """The masks of several specs, each name once, in the order of first appearance.
+
+    A mask that is asked for by itself and as one of many belongs to the many, so that no family lacks a member that it
+    shares with a single mask.
+
+    Raises:
+        MaskSpecError: as `MaskSpec.expand` does.
+    """
+    masks: dict[str, NamedMask] = {}
+    for spec in specs:
+        for mask in spec.expand(heads_per_layer, model):
+            known = masks.get(mask.name)
+            if known is None or (mask.family and not known.family):
+                masks[mask.name] = mask
+    return list(masks.values())
+
+
+def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[Head]]]:
+    """The varying clause of each mask (for a single mask its first clause, if any) and the masked heads."""
+    mask = _union(tree.mask, model)
+    kept = None if tree.keep is None else _union(tree.keep, model)
+    rest = _combine(mask, kept, model)
+    if tree.many is None:
+        if tree.text != "none":
+            yield next(iter(tree.clauses), None), rest
+        return
+    inside = any(clause is tree.many for clause in tree.keep or ())
+    alone = len(tree.clauses) == 1 and tree.keep != ()
+    for member, heads in tree.many.members(model):
+        masked = _combine(mask, (kept or frozenset()) | heads, model) if inside else _combine(mask | heads, kept, model)
+        if alone or masked != rest:
+            yield member, masked
+
+
+def _union(clauses: Sequence[Clause], model: Model) -> frozenset[Head]:
+    """The heads of the clauses that stand for one set each."""
+    sets = (heads for clause in clauses if not clause.many for _, heads in clause.members(model))
+    return frozenset().union(*sets)
+
+
+def _combine(mask: frozenset[Head], kept: frozenset[Head] | None, model: Model) -> frozenset[Head]:
+    return mask if kept is None else mask | (model.heads - kept)
+
+
+def _no_text(value: object) -> str:
+    """Why a value is no mask spec, with the YAML that may have made it."""
+    why = "a mask spec is text, such as layer:3 or head:3.1"
+    if value is None:
+        return f"{why}: write none for the unmasked model (null and an empty value are no text), got None"
+    if isinstance(value, bool):
+        return f"{why}: YAML reads on, off, yes and no as true and false, got {value}"
+    if isinstance(value, int):
+        layer, head = divmod(value, 60)
+        return f"{why}: YAML reads a bare {layer}:{head} as {value}, so write head:{layer}.{head}, got {value}"
+    if isinstance(value, float):
+        return f"{why}: YAML reads a bare {value} as a number, so write head:{value}, got {value}"
+    if isinstance(value, dict):
+        return f"{why}: YAML reads 'layer: 3' as a mapping, so write layer:3 without a blank, got {value}"
+    return f"{why}: a list of specs is given where lists are taken, got {value!r}"

@@ -1,0 +1,138 @@
+"""Heads in the order of a column of an earlier run's `heads.csv` or `masks.csv`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from headprobe.masks.clauses import Model
+from headprobe.masks.draws import Head
+from headprobe.masks.source import Piece
+
+SINGLE_HEAD = re.compile(r"head:(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})")
+
+Row = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file: its header and rows."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: bool) -> list[Head]:
+    """Every head of the model, sorted by the column's value; equal ones by (layer, head).
+
+    Args:
+        path: a `heads.csv`, a `masks.csv` or the folder of a run that holds one.
+        column: the column to sort by.
+        model: the heads to expect.
+        most_first: whether the largest value comes first, not the smallest.
+
+    Raises:
+        MaskSpecError: under the column or the path: a file that cannot be read, a missing column (the others are
+            listed), a cell that is no number, a head that is missing, given twice or not the model's.
+    """
+    table = _open_table(path, column)
+    values: dict[Head, float] = {}
+    for line, head, row in _rows_of_heads(table, path):
+        if head not in model.heads:
+            reason = f"{table.path}, row {line}: {model.name} has no head {_name(head)}: take a run of the same model"
+            raise path.error(reason)
+        if head in values:
+            raise path.error(
+                f"{table.path}, row {line}: expected one row per head (one ablation, one draw), got {_name(head)} twice"
+            )
+        values[head] = _value(row[column.text], head, f"{table.path}, row {line}", column)
+    missing = sorted(model.heads - values.keys())
+    if missing:
+        few = ", ".join(map(_name, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise path.error(
+            f"{table.path} lacks {len(missing)} of the {len(model.heads)} heads of {model.name}, got no {few}"
+        )
+    sign = -1 if most_first else 1
+    return sorted(values, key=lambda head: (sign * values[head], head))
+
+
+def _open_table(path: Piece, column: Piece) -> Table:
+    """The table with the column: the file itself, or the first of a run's tables that has it."""
+    folder = Path(path.text)
+    files = [folder]
+    if folder.is_dir():
+        files = [file for file in (folder / "heads.csv", folder / "masks.csv") if file.is_file()]
+        if not files:
+            raise path.error(f"expected a run's folder with heads.csv or masks.csv, got {folder} without them")
+    have = []
+    for file in files:
+        table = _read_table(file, path)
+        if column.text in table.columns:
+            return table
+        have.append(f"{file} has {', '.join(table.columns) or 'no columns'}")
+    raise column.error(f"expected a column that is there: {'; '.join(have)}, got {column.text}")
+
+
+def _read_table(file: Path, path: Piece) -> Table:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            rows: list[Row] = list(reader)
+            return Table(file, tuple(reader.fieldnames or ()), rows)
+    except OSError as error:
+        reason = (
+            f"cannot read the table: {error.strerror or error}; give a run's folder, heads.csv or masks.csv, got {file}"
+        )
+        raise path.error(reason) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise path.error(f"expected a CSV table, got {file}, which is none: {error}") from None
+
+
+def _rows_of_heads(table: Table, path: Piece) -> Iterable[tuple[int, Head, Row]]:
+    """The rows that are about a single head of the baseline, with their place in the file."""
+    if {"layer", "head"} <= set(table.columns):
+        head_of: Callable[[Row], Head | None] = _head_of_heads_row
+    elif "mask" in table.columns:
+        head_of = _head_of_masks_row
+    else:
+        columns = ", ".join(table.columns)
+        raise path.error(f"expected columns 'layer' and 'head', or 'mask', in {table.path}, got {columns}")
+    for line, row in enumerate(table.rows, start=2):  # row 1 is the header
+        if row.get("model", "baseline") != "baseline":
+            continue
+        head = head_of(row)
+        if head is not None:
+            yield line, head, row
+        elif head_of is _head_of_heads_row:
+            got = f"{row['layer']!r} and {row['head']!r}"
+            raise path.error(f"{table.path}, row {line}: expected whole numbers for 'layer' and 'head', got {got}")
+
+
+def _head_of_heads_row(row: Row) -> Head | None:
+    layer, head = WHOLE_NUMBER.fullmatch(row["layer"] or ""), WHOLE_NUMBER.fullmatch(row["head"] or "")
+    return (int(layer[0]), int(head[0])) if layer and head else None
+
+
+def _head_of_masks_row(row: Row) -> Head | None:
+    found = SINGLE_HEAD.fullmatch(row["mask"] or "")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _value(cell: str | None, head: Head, where: str, column: Piece) -> float:
+    try:
+        value = float(cell or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise column.error(f"{where}: expected a finite number in {column.text!r} for {_name(head)}, got {cell!r}")
+    return value
+
+
+def _name(head: Head) -> str:
+    return f"head:{head[0]}.{head[1]}"

@@ -1,0 +1,108 @@
+"""Sums kept per unit of the data stream, so that any number of processes, in any order, gives the same numbers to the last bit.
+
+A unit is a fixed piece of the data (a file, a row group). Integers can be added in any order; floats are kept per unit and added in
+one fixed order, a binary tree over the units' numbers, whoever computed them.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headprobe.errors import RunError
+from headprobe.metrics.accuracy import PairedAccuracy
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class UnitSums:
+    """The paired sums of every unit that this process has worked on.
+
+    Args:
+        units: Number of units of the whole data set.
+        make: Makes an empty metric.
+    """
+
+    def __init__(self, units: int, make: Callable[[], PairedAccuracy]) -> None:
+        self.units = units
+        self._make = make
+        self._open: dict[int, PairedAccuracy] = {}
+        self._closed: dict[int, Arrays] = {}
+
+    def open(self, unit: int) -> PairedAccuracy:
+        """Return the metric that collects `unit`'s images.
+
+        Raises:
+            RunError: The unit is finished already, or there is no such unit.
+        """
+        if unit in self._closed or not 0 <= unit < self.units:
+            raise RunError(f"unit {unit} of {self.units} was sent twice; its images would be counted double")
+        return self._open.setdefault(unit, self._make())
+
+    def close(self, unit: int) -> Arrays:
+        """Finish `unit` and return its sums."""
+        self._closed[unit] = self.open(unit).to_arrays()
+        del self._open[unit]
+        return self._closed[unit]
+
+    def stacked(self) -> Arrays:
+        """Return what all processes must add up: integer sums, float sums `[units, ...]`, and `finished` `[units]`.
+
+        Every entry of the float arrays and of `finished` is filled by one process and 0 in all others, so their sum over
+        processes is exact.
+
+        Raises:
+            RunError: A unit was begun and not finished.
+        """
+        if self._open:
+            raise RunError(f"units {sorted(self._open)} ended before their last batch; the data stream broke off")
+        empty = self._make().to_arrays()
+        arrays: Arrays = {"finished": np.zeros(self.units, dtype=np.int64)}
+        for name, zero in empty.items():
+            if name == "classes":
+                continue
+            floating = np.issubdtype(zero.dtype, np.floating)
+            arrays[name] = np.zeros((self.units, *zero.shape) if floating else zero.shape, dtype=zero.dtype)
+        for unit, sums in self._closed.items():
+            arrays["finished"][unit] = 1
+            for name in arrays.keys() - {"finished"}:
+                if np.issubdtype(sums[name].dtype, np.floating):
+                    arrays[name][unit] = sums[name]
+                else:
+                    arrays[name] = arrays[name] + sums[name]  # type: ignore[operator]  # integers, all of them
+        return arrays
+
+    def merged(self, stacked: Mapping[str, NDArray[np.generic]]) -> PairedAccuracy:
+        """Return the metric of the whole data set from `stacked` arrays added over all processes.
+
+        Raises:
+            RunError: A unit is missing, or was counted more than once.
+        """
+        _check_finished(stacked["finished"])
+        empty = self._make().to_arrays()
+        sums = {
+            name: tree_sum(array) if np.issubdtype(array.dtype, np.floating) else array
+            for name, array in stacked.items()
+            if name != "finished"
+        }
+        return type(self._make()).from_arrays({"classes": empty["classes"], **sums})
+
+
+def tree_sum(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Add `[units, ...]` over units in a fixed binary tree: neighbours first, then pairs of neighbours, and so on."""
+    level = values if len(values) else np.zeros((1, *values.shape[1:]), dtype=values.dtype)
+    while len(level) > 1:
+        if len(level) % 2:
+            level = np.concatenate([level, np.zeros_like(level[:1])])
+        level = level[0::2] + level[1::2]  # type: ignore[operator]  # floats
+    return level[0]
+
+
+def _check_finished(finished: NDArray[np.generic]) -> None:
+    missing = np.flatnonzero(finished == 0).tolist()
+    double = np.flatnonzero(finished > 1).tolist()  # type: ignore[operator]  # integers
+    if missing or double:
+        raise RunError(
+            f"not every unit of the data was counted exactly once: {len(missing)} missing {missing[:10]}, "
+            f"{len(double)} counted double {double[:10]}"
+        )

@@ -1,0 +1,307 @@
+"""`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from headprobe.backbone.check import prove_masks
+from headprobe.backbone.growing import GrowingPass, find_joins
+from headprobe.backbone.heads import HeadLayout, find_heads
+from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
+from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
+from headprobe.errors import RunError, UsageError
+from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
+from headprobe.metrics.accuracy import PairedAccuracy
+from headprobe.metrics.scores import PairedScores, paired_scores
+from headprobe.metrics.units import UnitSums
+
+
+@dataclass
+class StepResult:
+    """What a test step measured, for callbacks.
+
+    Attributes:
+        logits: `[1 + masks, images, classes]`, the baseline first.
+        labels: `[images]`, in the numbering of the logits' classes.
+        unit: The unit that the images belong to.
+        rows: `[images]`, their rows inside the unit.
+        last: Whether this ends the unit.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    unit: int
+    rows: Tensor
+    last: bool
+
+
+class HeadProbe(lightning.LightningModule):
+    """Scores a timm model with and without chosen attention heads, on the same images, in one pass.
+
+    Args:
+        name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
+        weights: Local safetensors file; without it timm's pretrained weights are used.
+        pretrained: False starts from random weights.
+        num_classes: Classes of the classifier; without it the weights' own number.
+        options: Further arguments of timm.create_model, such as {img_size: 384} or pretrained_cfg_overlay.
+        ablation: What a masked head's output is replaced by; zero is the only choice so far.
+        row_budget: Rows (images x masks) that share a forward pass; without it 64 on CPUs and 1024 on GPUs.
+        per_class: Also count each class, for classes.csv.
+        learning_rate: Peak learning rate of `fit`.
+        weight_decay: Weight decay of `fit`.
+        warmup: Fraction of `fit`'s steps with a rising learning rate.
+        label_smoothing: Label smoothing of `fit`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    head_mask: Tensor  #: `[masks, layers, max heads]` bool, True = keep
+
+    def __init__(
+        self,
+        name: str = "digits_vit",
+        weights: str | None = None,
+        pretrained: bool = True,
+        num_classes: int | None = None,
+        options: dict[str, Any] | None = None,
+        ablation: Literal["zero"] = "zero",
+        row_budget: int | None = None,
+        per_class: bool = False,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if row_budget is not None and row_budget < 1:
+            raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
+        self.save_hyperparameters()
+        self.source = ModelSource(name, weights, pretrained, num_classes, options or {})
+        self.backbone = create_backbone(self.source)
+        self.data_config = data_config(self.backbone)
+        self.num_classes = int(self.backbone.num_classes)  # type: ignore[arg-type]  # timm: int
+        self.ablation, self.per_class, self.row_budget = ablation, per_class, row_budget
+        self.masks: list[NamedMask] = []
+        self.valid_classes: Tensor | None = None
+        self.plan: RowPlan | None = None
+        self.scores: PairedScores | None = None
+        self._layout: HeadLayout | None = None
+        self._growing: GrowingPass | None = None
+        self._units: UnitSums | None = None
+        shape = (-1, 1, 1)
+        self.register_buffer("mean", torch.tensor(self.data_config["mean"]).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(self.data_config["std"]).view(shape), persistent=False)
+        self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
+        if self.num_classes < 1:
+            raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
+
+    # -- masks -----------------------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> HeadLayout:
+        """The backbone's attention layers, found on first use.
+
+        Raises:
+            UsageError: The model's heads cannot be found.
+        """
+        if self._layout is None:
+            self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name)
+        return self._layout
+
+    def ablate(self, specs: Sequence[MaskSpec]) -> None:
+        """Choose the masks to score, beside the baseline that is always scored.
+
+        Raises:
+            UsageError: A spec names a layer or head that the model does not have.
+        """
+        self.masks = expand_all(specs, self.layout.heads_per_layer, self.source.name)
+        empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
+        self.head_mask = torch.stack([named.mask.keep() for named in self.masks]) if self.masks else empty
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the model, as plain data for a run's record and key."""
+        return {
+            "name": self.source.name,
+            "weights": self.source.weights,
+            "weights_sha256": weights_digest(self.backbone),
+            "options": dict(self.source.options),
+            "num_classes": self.num_classes,
+            "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
+            "heads_per_layer": list(self.layout.heads_per_layer),
+            "layers": [layer.name for layer in self.layout.layers],
+            "inner_norm": any(layer.inner_norm for layer in self.layout.layers),
+        }
+
+    # -- test ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Make room for the sums of every unit that the data module is going to send."""
+        if stage == "fit":
+            self.backbone.train()
+        if stage == "test":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+            self.begin_units(data.units, data.valid_classes)
+
+    def on_test_start(self) -> None:
+        """Prove the masks on this model and device, then plan the forward passes."""
+        prove_masks(self.backbone, self.layout)
+        joins = find_joins(self.backbone, self.layout)
+        self._growing = GrowingPass(self.backbone, self.layout, joins, self.head_mask)
+        default = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
+        self.plan = self._growing.plan(self._batch_size(), self.row_budget or default)
+        self.scores = None
+
+    def begin_units(self, units: int, valid_classes: Sequence[int] | None = None) -> None:
+        """Make room for the sums of `units` pieces of data.
+
+        Args:
+            units: Number of units of the data set.
+            valid_classes: Sorted classes that the data set has; logits of all others are left out. None keeps all.
+        """
+        self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
+        classes = self.num_classes if valid_classes is None else len(valid_classes)
+        self._units = UnitSums(units, lambda: PairedAccuracy(len(self.masks), classes, self.per_class))
+
+    def test_step(self, batch: Any, batch_idx: int) -> StepResult:
+        """Score one batch under every mask; no collective, no logging."""
+        if self._units is None or self._growing is None:
+            raise RunError("begin_units must be called before the first batch")
+        if batch.failure is not None:
+            raise RunError(batch.failure)
+        with self._growing:
+            logits = self.masked_logits(batch.images)
+        labels = batch.labels
+        if self.valid_classes is not None:
+            logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
+        metric = self._units.open(batch.unit).to(_double_device(logits.device))
+        metric.update(logits.to(metric.images.device), labels.to(metric.images.device))
+        if batch.last:
+            self._units.close(batch.unit)
+        return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
+
+    def masked_logits(self, images: Tensor) -> Tensor:
+        """Return logits `[1 + masks, images, classes]` of uint8 images `[images, channels, height, width]`.
+
+        An out-of-memory halves the row budget and goes on.
+        """
+        if self._growing is None or self.plan is None:
+            raise RunError("masked_logits works inside trainer.test only")
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(images) or not parts:
+            try:
+                part = self._growing.logits(self.normalised(images[done : done + self.plan.images]), self.plan)
+            except RuntimeError as error:
+                self._halve_rows(error)
+                continue
+            parts.append(part)
+            done += self.plan.images
+        return torch.cat(parts, dim=1)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return uint8 images as the model takes them, in timm's own order of operations."""
+        dtype = next(self.backbone.parameters()).dtype
+        return images.float().div(255).sub(self.mean.float()).div(self.std.float()).to(dtype)
+
+    def on_test_epoch_end(self) -> None:
+        """Add up all processes' sums, each unit exactly once."""
+        if self._units is None:
+            raise RunError("begin_units must be called before the first batch")
+        stacked = self._units.stacked()
+        reduced = {name: self._sum_over_processes(array) for name, array in sorted(stacked.items())}
+        self.scores = paired_scores(self._units.merged(reduced).to_arrays())
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the growing pass; its hooks are gone already."""
+        self._growing = None
+
+    def _sum_over_processes(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if self.trainer.world_size == 1:
+            return array
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[assignment]
+        return reduced.cpu().numpy()
+
+    def _batch_size(self) -> int:
+        return int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32))  # type: ignore[attr-defined]
+
+    def _halve_rows(self, error: RuntimeError) -> None:
+        """Go on with half the rows after an out-of-memory; any other error is raised again."""
+        if not _out_of_memory(error) or self._growing is None or self.plan is None:
+            raise error
+        rows = self.plan.most_rows
+        if rows <= 1 + (len(self.masks) > 0):
+            raise RunError(
+                "not even one image fits into memory; choose a smaller model or image size, or another device"
+            ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.plan = self._growing.plan(self._batch_size(), rows // 2)
+        lightning.pytorch.utilities.rank_zero_warn(
+            f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
+            f"(--model.row_budget {rows // 2} starts there)"
+        )
+
+    # -- fit -------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch of the training split."""
+        smoothing = float(self.hparams["label_smoothing"])
+        logits = self.backbone(self.normalised(batch.images))
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Top-1 of one batch of the test split."""
+        right = self.backbone(self.normalised(batch.images)).argmax(dim=-1) == batch.labels
+        self.log("val_top1", right.float().mean(), prog_bar=True, batch_size=len(right), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up and a cosine decay over all steps of `fit`."""
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.hparams["learning_rate"],
+            total_steps=max(2, int(self.trainer.estimated_stepping_batches)),
+            pct_start=self.hparams["warmup"],
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and labels in the numbering of the valid classes only.
+
+    Args:
+        logits: `[..., classes]`.
+        labels: `[images]`.
+        valid: Sorted classes `[valid classes]`.
+
+    Raises:
+        RunError: A label is none of the valid classes.
+    """
+    places = torch.searchsorted(valid, labels).clamp(max=len(valid) - 1)
+    if not torch.equal(valid[places], labels):
+        stranger = int(labels[valid[places] != labels][0])
+        raise RunError(f"label {stranger} is none of the {len(valid)} classes that the data set was said to have")
+    return logits[..., valid], places
+
+
+def _double_device(device: torch.device) -> torch.device:
+    """Return where float64 sums can be kept: Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text

@@ -1,0 +1,67 @@
+"""Pictures of a run, as matplotlib figures; they know files' rows and nothing of Lightning or timm."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+DROP_COLOURS = "RdBu_r"
+
+
+def head_heat_map(values: NDArray[np.float64], title: str, label: str) -> Figure:
+    """Draw one number per head as layers x heads.
+
+    Args:
+        values: `[layers, heads]`, NaN where a layer has no such head or it was not measured.
+        title: What is shown, of which model, on how many images.
+        label: The number and its unit, beside the colour bar.
+    """
+    layers, heads = values.shape
+    # wide models make a wide map: a cell stays large enough to carry its number
+    figure = Figure(figsize=(2.6 + 0.55 * heads, 1.6 + 0.38 * layers), layout="constrained")
+    axes = figure.add_subplot()
+    limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    limit = limit or 1.0
+    image = axes.imshow(values, cmap=DROP_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+    axes.set(xlabel="head", ylabel="layer", xticks=range(heads), yticks=range(layers))
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if layers * heads <= 400:
+        _write_numbers(axes, values, limit)
+    figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    return figure
+
+
+def drop_curve(steps: Sequence[int], drops: Sequence[float], lows: Sequence[float], highs: Sequence[float], x: str,
+               title: str) -> Figure:
+    """Draw drops with their 95% intervals over layers, head indices or numbers of masked heads.
+
+    Args:
+        steps: Where on the x axis, in whole numbers.
+        drops: Percentage points.
+        lows: Lower ends of the intervals.
+        highs: Upper ends.
+        x: Name of the x axis.
+        title: What is shown.
+    """
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    errors = np.abs(np.array([lows, highs]) - np.array(drops))
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.errorbar(steps, drops, yerr=errors, fmt="o", color="#c0392b", ecolor="#e6a79f", capsize=3, markersize=5)
+    axes.set(xlabel=x, ylabel="top-1 drop (percentage points)")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _write_numbers(axes: object, values: NDArray[np.float64], limit: float) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if not math.isnan(value):
+            colour = "white" if abs(value) > 0.6 * limit else "0.2"
+            text = f"{value:.1f}" if limit >= 1 else f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)  # type: ignore[attr-defined]

@@ -1,0 +1,33 @@
+"""What makes a run repeatable: its key (all that changes numbers) and its record, `run.json`."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+PACKAGES = ("headprobe", "torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of every package that can change a number."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the run computed on: processor, threads, GPU."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def run_key(parts: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that change whenever a number of the run could.
+
+    Args:
+        parts: Plain data: weights' digest, transform, data set and revision, masks, ablation, statistics, row plan, versions.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

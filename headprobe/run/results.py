@@ -1,0 +1,163 @@
+"""The results of a run as files: `masks.csv`, `masks.json` and `classes.csv`, and how to read them back."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headprobe.errors import UsageError
+from headprobe.masks.spec import NamedMask
+from headprobe.metrics.paired import bh_q
+from headprobe.metrics.scores import PairedScores
+from headprobe.run.files import write_text
+
+Cell = str | int | float
+Row = dict[str, Cell]
+
+BASELINE = "none"
+"""Name of the baseline's row: the canonical spec that masks no head."""
+
+SCORE_COLUMNS = (
+    "images",
+    "top1_count",
+    "top5_count",
+    "top1",
+    "top5",
+    "nll",
+    "drop_pp",
+    "drop_low_pp",
+    "drop_high_pp",
+    "right_to_wrong",
+    "wrong_to_right",
+    "mcnemar_p",
+    "agreement",
+    "kl_nats",
+    "nll_rise",
+    "nll_rise_low",
+    "nll_rise_high",
+    "nonfinite",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back.
+
+    Attributes:
+        path: Its directory.
+        masks: Rows of `masks.csv`, the baseline first; an empty cell is NaN.
+        heads: For every mask its heads as (layer, head).
+        record: `run.json`.
+    """
+
+    path: Path
+    masks: list[Row]
+    heads: dict[str, list[tuple[int, int]]]
+    record: dict[str, Any]
+
+
+def mask_rows(masks: Sequence[NamedMask], scores: PairedScores, ablation: str) -> list[Row]:
+    """Return the rows of `masks.csv`, the baseline first.
+
+    Benjamini-Hochberg's q is taken within each family: the masks that one `each:`, grid or `grow:` form stands for.
+    """
+    families = ["", *(named.family if named.mask.count else "" for named in masks)]
+    q_values = bh_q(scores.mcnemar_p, families)
+    names = [BASELINE, *(named.name for named in masks)]
+    heads = [0, *(named.mask.count for named in masks)]
+    rows: list[Row] = []
+    for number, name in enumerate(names):
+        row: Row = {"mask": name, "family": families[number], "ablation": ablation, "heads_masked": heads[number]}
+        row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
+        rows.append(row | {"bh_q": float(q_values[number])})
+    return rows
+
+
+def class_rows(masks: Sequence[NamedMask], scores: PairedScores, names: Sequence[str]) -> list[Row]:
+    """Return the rows of `classes.csv`: a row per mask and class that has images."""
+    if scores.class_images is None or scores.class_top1_count is None:
+        return []
+    rows: list[Row] = []
+    for mask, name in enumerate([BASELINE, *(named.name for named in masks)]):
+        for index in scores.class_images.nonzero()[0].tolist():
+            images, right = int(scores.class_images[index]), int(scores.class_top1_count[mask, index])
+            lost = int(scores.class_top1_count[0, index]) - right
+            rows.append(
+                {
+                    "mask": name,
+                    "class": index,
+                    "name": names[index],
+                    "images": images,
+                    "top1_count": right,
+                    "drop_pp": 100 * lost / images,
+                }
+            )
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Cell]]) -> None:
+    """Write rows as CSV with full float precision; NaN becomes an empty cell."""
+    table = list(rows)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        writer.writerow({name: "" if _is_nan(cell) else cell for name, cell in row.items()})
+    write_text(path, out.getvalue())
+
+
+def write_masks(path: Path, masks: Sequence[NamedMask]) -> None:
+    """Write `masks.json`: the heads that each mask of `masks.csv` hits, and their digest."""
+    data = {named.name: {**named.mask.to_json(), "digest": named.mask.digest} for named in masks}
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run's directory, as in `lightning_logs/version_0`.
+
+    Raises:
+        UsageError: There is no finished run.
+    """
+    directory = Path(path)
+    try:
+        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
+        with (directory / "masks.csv").open(encoding="utf-8", newline="") as file:
+            rows = [{name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{str(path)!r} is not the directory of a finished run: {Path(error.filename).name} is missing; "
+            "give one such as lightning_logs/version_0"
+        ) from error
+    heads = {
+        name: [(int(layer), head) for layer, heads in mask["masked_heads"].items() for head in heads]
+        for name, mask in masks.items()
+    }
+    return Run(directory, rows, heads, record)
+
+
+_TEXT_COLUMNS = frozenset({"mask", "family", "ablation"})
+_INTEGER_COLUMNS = frozenset(
+    {"heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}
+)
+
+
+def _cell(name: str, text: str) -> Cell:
+    if name in _TEXT_COLUMNS:
+        return text
+    if name in _INTEGER_COLUMNS:
+        return int(text)
+    return float(text) if text else math.nan
+
+
+def _is_nan(cell: Cell) -> bool:
+    return isinstance(cell, float) and math.isnan(cell)
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json`."""
+    write_text(directory / "run.json", json.dumps(record, indent=1, default=str) + "\n")
