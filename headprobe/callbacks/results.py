@@ -32,8 +32,8 @@ class ResultsWriter(lightning.Callback):
         self._record: dict[str, Any] = {}
         self._began = 0.0
 
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin the run's record, so that a broken run says what it was."""
+    def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin the run's record, now that the forward passes are planned, so that a broken run says what it was."""
         self._bad, self._began = [], time.perf_counter()
         if trainer.is_global_zero:
             self._record = _describe_run(trainer, _probe(pl_module))

@@ -99,14 +99,15 @@ def explain(error: Exception, request: Request) -> UsageError | RunError:
         )
     if "OfflineModeIsEnabled" in text or "ffline mode" in text:
         return RunError(
-            f"{path} is no folder here, and HF_HUB_OFFLINE is set: unset it, or give --data.path a local copy (a folder of "
-            "Parquet files)"
+            f"{path} is no folder here, and HF_HUB_OFFLINE is set: unset it, or give --data.path a local copy "
+            "(a folder of Parquet files)"
         )
     if isinstance(error, ConnectionError) or "Couldn't reach" in text:
         return RunError(
-            f"{path} is no folder here, and the hub does not answer: check the network and run again, or give --data.path "
-            "a local copy (a folder of Parquet files)"
+            f"{path} is no folder here, and the hub does not answer: check the network and run again, or give "
+            "--data.path a local copy (a folder of Parquet files)"
         )
     if isinstance(error, HfHubHTTPError):
         return RunError(f"the hub refused to serve {path}: {text}. Wait a little and run again")
-    return UsageError(f"{path} cannot be opened with --data.name {request.name}: {text}")
+    options = f"--data.name {request.name}, --data.revision {request.revision}"
+    return UsageError(f"{path} cannot be opened: {text}. Change --data.name or --data.revision, got {options}")

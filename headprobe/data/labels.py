@@ -82,7 +82,7 @@ def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None)
     if len(names) != classes:
         raise UsageError(
             f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
-            f"which is which, or a model with {len(names)} classes, got {_some(names)}"
+            f"which is which, a model of {len(names)} classes, or another --data.path, got {_some(names)}"
         )
     return _numbering(names, range(classes), classes)
 

@@ -93,10 +93,11 @@ class MaskSpec(str):
         """
         tree = self._tree
         target = Model(model, tuple(int(heads) for heads in heads_per_layer))
+        curves = tree if tree.many else parse(tree.text)  # layer:3+layer:3 is on the curve of layer:3
         named = []
         for member, heads in _masks(tree, target):
-            name = tree.with_member(member).text if tree.many and member else tree.text
-            point = tree.point_of(member, len(heads))
+            name = tree.with_member(member).text if member else tree.text
+            point = curves.point_of(member or curves.clauses[0], len(heads))
             family = tree.text if tree.many else ""
             named.append(NamedMask(name, HeadMask(target.heads_per_layer, heads), family, point.curve, point.step))
         if tree.many and not named:
@@ -124,13 +125,13 @@ def expand_all(specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model:
 
 
 def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[Head]]]:
-    """The varying clause of each mask (for a single mask its first clause, if any) and the masked heads."""
+    """Of many masks the varying clause of each, of a single one None; and the masked heads."""
     mask = _union(tree.mask, model)
     kept = None if tree.keep is None else _union(tree.keep, model)
     rest = _combine(mask, kept, model)
     if tree.many is None:
         if tree.text != "none":
-            yield next(iter(tree.clauses), None), rest
+            yield None, rest
         return
     inside = any(clause is tree.many for clause in tree.keep or ())
     alone = len(tree.clauses) == 1 and tree.keep != ()
@@ -164,4 +165,4 @@ def _no_text(value: object) -> str:
         return f"{why}: YAML reads a bare {value} as a number, so write head:{value}, got {value}"
     if isinstance(value, dict):
         return f"{why}: YAML reads 'layer: 3' as a mapping, so write layer:3 without a blank, got {value}"
-    return f"{why}: a list of specs is given where lists are taken, got {value!r}"
+    return f"{why}, got {value!r}"

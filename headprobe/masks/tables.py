@@ -45,7 +45,7 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
     values: dict[Head, float] = {}
     for line, head, row in _rows_of_heads(table, path):
         if head not in model.heads:
-            reason = f"{table.path}, row {line}: {model.name} has no head {_name(head)}: take a run of the same model"
+            reason = f"{table.path}, row {line}: {model.name} has no {_name(head)}: take a run of the same model"
             raise path.error(reason)
         if head in values:
             raise path.error(

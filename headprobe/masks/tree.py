@@ -55,15 +55,15 @@ class Tree:
         keep = self.keep and tuple(member if clause is self.many else clause for clause in self.keep)
         return replace(self, mask=mask, keep=keep)
 
-    def point_of(self, member: Clause | None, count: int) -> Point:
+    def point_of(self, member: Clause, count: int) -> Point:
         """The place of a mask on its curve.
 
         Args:
-            member: the varying clause of a form of many masks, or a single mask's first.
+            member: the varying clause of one of many masks, or a single mask's first.
             count: masked heads: the place on `heads_masked`, the curve of masks that are on no other.
         """
-        alone = self.many is not None or (len(self.clauses) == 1 and self.keep != ())
-        if member is None or member.point is None or not alone:
+        several = self.many is None and len(self.clauses) > 1
+        if member.point is None or several:
             return Point("heads_masked", count)
         return Point("_".join([*self._fixed_slugs(member), member.point.curve]), member.point.step)
 

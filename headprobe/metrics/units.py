@@ -69,7 +69,7 @@ class UnitSums:
                 if np.issubdtype(sums[name].dtype, np.floating):
                     arrays[name][unit] = sums[name]
                 else:
-                    arrays[name] = arrays[name] + sums[name]  # type: ignore[operator]  # integers, all of them
+                    arrays[name] = np.asarray(arrays[name] + sums[name])  # type: ignore[operator]  # integers
         return arrays
 
     def merged(self, stacked: Mapping[str, NDArray[np.generic]]) -> PairedAccuracy:

@@ -1,29 +1,31 @@
 """A hub on loopback: enough of its HTTP interface for the real `datasets` client to stream Parquet files from it.
 
-`python mock_hub.py FOLDER` serves FOLDER as the dataset owner/set and prints its address; owner/gated401 answers as to
-a client without a login, owner/gated403 as to one that has not accepted the terms, any other name as missing.
+A folder is served as the dataset owner/set; owner/gated401 answers as to a client without a login, owner/gated403 as
+to one that has not accepted the terms, any other name as missing.
 """
 
 import hashlib
 import json
 import re
-import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-GATED = {"gated401": (401, "Access to dataset owner/gated401 is restricted. You must be authenticated to access it."),
-         "gated403": (403, "Access to dataset owner/gated403 is restricted. Visit the page to ask for access.")}
+GATED = {
+    "gated401": (401, "Access to dataset owner/gated401 is restricted. You must be authenticated to access it."),
+    "gated403": (403, "Access to dataset owner/gated403 is restricted. Visit the page to ask for access."),
+}
 
 
 class MockHub(ThreadingHTTPServer):
-    """Serves one folder; `requests` collects what was asked."""
+    """Serves one folder; `requests` collects what was asked, the next `stumbles` reads of a file answer 503."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
         self.requests: list[str] = []
+        self.stumbles = 0
 
     @property
     def address(self) -> str:
@@ -34,9 +36,8 @@ class Handler(BaseHTTPRequestHandler):
     server: MockHub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         self.server.requests.append(f"{self.command} {self.path}")
-        print(f"{self.command} {self.path} {args[1:]}", file=sys.stderr)
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -70,6 +71,9 @@ class Handler(BaseHTTPRequestHandler):
         if tree:
             return self.send_tree((tree.group(1) or "").strip("/"))
         file = re.fullmatch(r"/datasets/owner/set/resolve/[^/]+/(.+)", path)
+        if file and self.command == "GET" and self.server.stumbles:
+            self.server.stumbles -= 1
+            return self.send_json(503, {"error": "try again"})
         if file and (self.server.folder / file.group(1)).is_file():
             return self.send_file(self.server.folder / file.group(1))
         return self.send_json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
@@ -90,7 +94,9 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.server.folder / under
         if not folder.is_dir():
             return self.send_json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
-        found = folder.rglob("*") if "recursive=True" in self.path or "recursive=true" in self.path else folder.iterdir()
+        found = (
+            folder.rglob("*") if "recursive=True" in self.path or "recursive=true" in self.path else folder.iterdir()
+        )
         return self.send_json(200, [self.entry(file) for file in sorted(found)])
 
     def send_file(self, file: Path) -> None:
@@ -114,9 +120,3 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-
-if __name__ == "__main__":
-    hub = MockHub(Path(sys.argv[1]))
-    print(hub.address, flush=True)
-    hub.serve_forever()

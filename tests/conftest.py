@@ -1,0 +1,90 @@
+"""What several test folders share: a tiny ViT and Swin with perturbed weights, and where real data lies."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def perturbed(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Add noise to every parameter: zero-initialised projections, scales and bias tables would hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+TINY: dict[str, tuple[str, dict[str, object]]] = {
+    "vit": ("test_vit", {}),
+    "vit_registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "beit": ("beit_base_patch16_224", {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "eva": ("eva02_tiny_patch14_224", {"img_size": 56, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "eva_inner_norm": ("eva02_base_patch16_clip_224", {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "dinov3": ("vit_small_patch16_dinov3", {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "clip": ("vit_base_patch16_clip_224", {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "siglip": ("vit_base_patch16_siglip_224", {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)},
+    ),
+    "swin_v2": (
+        "swinv2_tiny_window8_256",
+        {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)},
+    ),
+    "swin_v2_cr": (
+        "swinv2_cr_tiny_224",
+        {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)},
+    ),
+}
+"""Smallest representative of each supported attention class: timm name and options."""
+
+
+def tiny(kind: str, classes: int = 10) -> nn.Module:
+    """Build one of the tiny models with perturbed weights."""
+    name, options = TINY[kind]
+    torch.manual_seed(0)
+    return perturbed(timm.create_model(name, num_classes=classes, **options))
+
+
+@pytest.fixture
+def make_tiny() -> Callable[..., nn.Module]:
+    """Give the builder of tiny models."""
+    return tiny
+
+
+@pytest.fixture(params=sorted(TINY))
+def tiny_kind(request: pytest.FixtureRequest) -> str:
+    """Run a test on every kind of tiny model."""
+    return str(request.param)
+
+
+@pytest.fixture
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide pytest's own arguments from Lightning's command line."""
+    monkeypatch.setattr("sys.argv", ["headprobe"])
+
+
+@pytest.fixture
+def sample_images() -> Path:
+    """Give the folder of 500 real ImageNet images, or skip."""
+    return _shared("imagenet_sample")
+
+
+@pytest.fixture
+def deit_tiny_weights() -> Path:
+    """Give the published DeiT-Ti weights, or skip."""
+    return _shared("deit_tiny/model.safetensors")
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"../shared/{name} is absent: real weights and images are not part of the repository")
+    return path
