@@ -117,7 +117,9 @@ class GrowingPass:
 
     def _keep_of_layer(self, layer: int) -> Tensor | None:
         """Return which heads of `layer` the trunk and the masks joined so far keep."""
-        joined = self._rows.chunk[: self._rows.joined]
+        joined, waiting = self._rows.chunk[: self._rows.joined], self._rows.chunk[self._rows.joined :]
+        if any(self._masked[mask][layer] for mask in waiting):
+            raise RunError(f"a mask of {self.layout.layers[layer].name!r} of {self.layout.model!r} joined too late")
         if not any(self._masked[mask][layer] for mask in joined):
             return None
         masks = self.keep[list(joined), layer]

@@ -24,7 +24,7 @@ def open_parquet_folder(request: Request, folder: Path) -> Source:
     try:
         builder = datasets.load_dataset_builder(str(folder.resolve()), request.name)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.path}") from None
+        raise _explain(error, request) from None
     files = {str(split): [str(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
     split = choose_split(request.split, list(files), request.path)
     others = [file for file in files[split] if not file.endswith(".parquet")]
@@ -64,7 +64,14 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
         )
         stream = stream.reshard() if rule == "row_group" else stream
     except (OSError, ValueError) as error:
-        raise RunError(f"{request.path} cannot be opened: {safe_text(error)}") from None
+        raise _explain(error, request) from None
     names, sizes = plan_units(footers, rule)
     facts = {"split": split, "revision": None, "unit": rule, "files": [footer.to_json() for footer in footers]}
     return StreamedSource(stream, names, sizes, sum(sizes), request, facts)
+
+
+def _explain(error: Exception, request: Request) -> UsageError | RunError:
+    # The errors of datasets are OSErrors too, but only the system's own have a number.
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(f"datasets cannot use its folder: {safe_text(error)}. Set HF_HOME to a folder you can write to")
+    return UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.path}")

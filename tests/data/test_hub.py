@@ -138,6 +138,13 @@ def test_a_hub_that_does_not_answer_is_given_up_within_a_minute(tmp_path: Path) 
     assert "the hub does not answer" in answer["message"]
 
 
+def test_a_home_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (answer,) = ask(tmp_path, [{"path": "digits"}], HF_HOME=str(tmp_path / "file" / "home"))
+    assert answer["error"] == "RunError"
+    assert "Set HF_HOME to a folder you can write to" in answer["message"]
+
+
 def test_nothing_of_a_token_stays_in_a_message() -> None:
     error = OSError(f"GET https://cdn.example/file?X-Signature=abc failed\nAuthorization: Bearer {TOKEN} token={TOKEN}")
     text = safe_text(error)
