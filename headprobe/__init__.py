@@ -1,3 +1,30 @@
-"""What does each attention head do? Mask heads of any timm vision transformer and measure what the model loses."""
+"""What does each attention head do? Mask heads of any timm vision transformer and measure what the model loses.
+
+The public names are loaded on first use, so that `import headprobe` is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headprobe.data.imagenet import ImageNetDataModule
+    from headprobe.masks.spec import MaskSpec
+    from headprobe.module import HeadProbe
+    from headprobe.run.results import load_run
 
 __version__ = "0.1.0"
+__all__ = ["HeadProbe", "ImageNetDataModule", "MaskSpec", "load_run"]
+
+_HOMES = {
+    "HeadProbe": "headprobe.module",
+    "ImageNetDataModule": "headprobe.data.imagenet",
+    "MaskSpec": "headprobe.masks.spec",
+    "load_run": "headprobe.run.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headprobe' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)

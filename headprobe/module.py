@@ -169,7 +169,7 @@ class HeadProbe(lightning.LightningModule):
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         self._units = UnitSums(units, lambda: PairedAccuracy(len(self.masks), classes, self.per_class))
 
-    def test_step(self, batch: Any, batch_idx: int) -> StepResult:
+    def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
         """Score one batch under every mask; no collective, no logging."""
         if self._units is None or self._growing is None:
             raise RunError("begin_units must be called before the first batch")
@@ -226,11 +226,11 @@ class HeadProbe(lightning.LightningModule):
         if self.trainer.world_size == 1:
             return array
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-        reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[assignment]
+        reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")
         return reduced.cpu().numpy()
 
     def _batch_size(self) -> int:
-        return int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32))  # type: ignore[attr-defined]
+        return int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32))
 
     def _halve_rows(self, error: RuntimeError) -> None:
         """Go on with half the rows after an out-of-memory; any other error is raised again."""

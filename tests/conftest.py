@@ -1,7 +1,7 @@
 """What several test folders share: a tiny ViT and Swin with perturbed weights, and where real data lies."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -46,17 +46,11 @@ TINY: dict[str, tuple[str, dict[str, object]]] = {
 """Smallest representative of each supported attention class: timm name and options."""
 
 
-def tiny(kind: str, classes: int = 10) -> nn.Module:
+def tiny(kind: str, classes: int = 10) -> Any:
     """Build one of the tiny models with perturbed weights."""
     name, options = TINY[kind]
     torch.manual_seed(0)
     return perturbed(timm.create_model(name, num_classes=classes, **options))
-
-
-@pytest.fixture
-def make_tiny() -> Callable[..., nn.Module]:
-    """Give the builder of tiny models."""
-    return tiny
 
 
 @pytest.fixture(params=sorted(TINY))

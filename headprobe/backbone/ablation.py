@@ -1,4 +1,4 @@
-"""Zeroes masked heads at the head-concat point of every layer while a context is open; afterwards the model is as before."""
+"""Zeroes masked heads where a layer concatenates them, while a context is open; afterwards the model is as before."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,14 +12,16 @@ from headprobe.errors import RunError
 KeepOfLayer = Callable[[int], Tensor | None]
 """Gives, for a layer's number, which heads to keep as bool `[groups, heads]`; None keeps all and costs nothing.
 
-The rows of the batch fall into equally long runs, one per group: groups are single rows of the batch, or whole copies of it."""
+The rows of the batch fall into equally long runs, one per group: groups are single rows of the batch, or whole copies
+of it."""
 
 
 def ablate_heads(heads_out: Tensor, keep: Tensor) -> Tensor:
     """Return `heads_out` with the heads that are not kept set to zero.
 
     Args:
-        heads_out: Concatenated heads `[rows, ..., heads * head_dim]`; rows are sample-major, windows of an image adjoin.
+        heads_out: Concatenated heads `[rows, ..., heads * head_dim]`; rows are sample-major, windows of an image
+            adjoin.
         keep: `[groups, heads]` bool; group g owns the g-th equal share of the rows.
 
     Raises:
@@ -29,11 +31,12 @@ def ablate_heads(heads_out: Tensor, keep: Tensor) -> Tensor:
     """
     rows, (groups, heads) = heads_out.shape[0], keep.shape
     if rows % groups:
-        raise RunError(f"{rows} rows at an attention layer do not divide into {groups} groups; the model mixes images")
+        raise RunError(f"{rows} rows of a layer do not divide into {groups} groups; the model mixes its images")
     by_row = keep.repeat_interleave(rows // groups, dim=0)
     by_channel = by_row.reshape(rows, *[1] * (heads_out.dim() - 2), heads, 1)
     # a fill and not a product: 0 * inf would be NaN, and a kept head must not change by one bit
-    return heads_out.unflatten(-1, (heads, -1)).masked_fill(~by_channel, 0).flatten(-2)
+    by_head = heads_out.reshape(*heads_out.shape[:-1], heads, -1)
+    return by_head.masked_fill(~by_channel, 0).flatten(-2)
 
 
 class HookCount:
@@ -116,4 +119,3 @@ def masked_logits(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep:
         logits: Tensor = backbone(images)
     count.check(layout)
     return logits
-

@@ -1,8 +1,9 @@
 """Proves, on the very model of a run, that masks take effect; cheap enough for the start of every run.
 
-(a) A mask that keeps every head leaves the logits equal bit for bit. (b) Masking heads equals an oracle that shares no code with
-it: zeroing their columns of the output projection's weights or, where a norm over all heads stands in between, zeroing their slice
-of the attention operator's own output. (c) Every hook fires exactly once per forward pass. Join points are proven in `growing`.
+(a) A mask that keeps every head leaves the logits equal bit for bit. (b) Masking heads equals an oracle that shares
+no code with it: zeroing their columns of the output projection's weights or, where a norm over all heads stands in
+between, zeroing their slice of the attention operator's own output. (c) Every hook fires exactly once per forward
+pass. Join points are proven in `growing`.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,11 +38,13 @@ def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
         if not agree(masked, expected):
             worst = float((masked - expected).abs().max())
             raise UsageError(
-                f"model {layout.model!r}: masking heads differs from zeroing their part of the weights (by up to {worst:.2g} "
-                "in a logit); its heads are laid out in a way headprobe does not know"
+                f"model {layout.model!r}: masking heads differs from zeroing their part of the weights "
+                f"(by up to {worst:.2g} in a logit); its heads are laid out in a way headprobe does not know"
             )
         if not torch.equal(backbone(images), plain):
-            raise UsageError(f"model {layout.model!r} is not the same after masking: it keeps state between forward passes")
+            raise UsageError(
+                f"model {layout.model!r} is not the same after masking: it keeps state between forward passes"
+            )
 
 
 @contextmanager
@@ -53,7 +56,9 @@ def _weights_zeroed(backbone: nn.Module, layout: HeadLayout, keep: Tensor) -> It
                 continue
             weight = backbone.get_submodule(f"{layer.name}.proj").weight
             if not isinstance(weight, Tensor):
-                raise UsageError(f"model {layout.model!r}: {layer.name!r} has no output projection to check masks against")
+                raise UsageError(
+                    f"model {layout.model!r}: {layer.name!r} has no output projection to check masks against"
+                )
             saved = weight.detach().clone()
             stack.callback(weight.data.copy_, saved)
             columns = keep[number, : layer.heads].repeat_interleave(layer.head_dim)
@@ -94,7 +99,7 @@ class _ZeroHeads(TorchFunctionMode):
         """End the current layer (a forward hook)."""
         self.kept = None
 
-    def __torch_function__(  # noqa: D102 (torch's protocol)
+    def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -1,8 +1,9 @@
 """Many masks in one forward pass: the batch grows with depth, each mask joining at its first masked layer.
 
-A mask whose first masked layer is l changes nothing before l, so up to there the unmasked rows (the trunk) stand for it. A pre-hook
-on the module around layer l appends one copy of the trunk's rows per joining mask; from there on every row carries its own mask.
-Each module runs once; nothing is cached and nothing is run again. Which module that is, is decided by trial (`find_joins`).
+A mask whose first masked layer is l changes nothing before l, so up to there the unmasked rows (the trunk) stand for
+it. A pre-hook on the module around layer l appends one copy of the trunk's rows per joining mask; from there on every
+row carries its own mask. Each module runs once; nothing is cached and nothing is run again. Which module that is, is
+decided by trial (`find_joins`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -169,11 +170,12 @@ def _grown(
 def find_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
     """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
 
-    Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward passes with one
-    mask each on noise; a layer whose logits differ moves one candidate outward.
+    Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
+    passes with one mask each on noise; a layer whose logits differ moves one candidate outward.
 
     Raises:
-        UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence each other.
+        UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
+            each other.
     """
     with evaluating(backbone), torch.inference_mode():
         calls = [_record_calls(backbone, layout, images) for images in (2, 3)]
@@ -185,7 +187,7 @@ def find_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
 
 
 def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
-    """Return one seeded mask per layer that begins there and hits about half of the later heads, `[layers, layers, max heads]`."""
+    """Return seeded masks `[layers, layers, max heads]`: mask l begins at layer l and hits half of the later heads."""
     layers, most = len(layout.layers), max(layout.heads_per_layer)
     keep = torch.rand(layers, layers, most, generator=torch.Generator().manual_seed(seed)) < 0.5
     for number, heads in enumerate(layout.heads_per_layer):
@@ -255,12 +257,12 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
 
 def _record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> dict[str, tuple[int, dict[Key, torch.Size]]]:
-    """Return, for every module called in a forward pass, the place of its first call and the shapes of its tensor arguments."""
+    """Return for every module of a forward pass the place of its call and the shapes of its tensor arguments."""
     calls: dict[str, tuple[int, dict[Key, torch.Size]]] = {}
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+            arguments: dict[Key, Any] = dict([*enumerate(args), *kwargs.items()])
             shapes = {key: value.shape for key, value in arguments.items() if isinstance(value, Tensor)}
             # a module called twice is no join point: masks would join twice
             calls[name] = (-1, {}) if name in calls else (len(calls), shapes)
@@ -303,7 +305,7 @@ def _candidates(
 
 
 def _batched(two: dict[Key, torch.Size], three: dict[Key, torch.Size]) -> tuple[tuple[Key, int], ...]:
-    """Return which tensor arguments carry the batch, seen from calls with 2 and with 3 images, and their rows per image."""
+    """Return the tensor arguments that grow from 2 to 3 images as the batch does, with their rows per image."""
     batched = []
     for key, shape in two.items():
         if shape and 2 * three[key][0] == 3 * shape[0] and shape[0] % 2 == 0:

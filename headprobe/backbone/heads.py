@@ -31,7 +31,8 @@ class AttentionLayer:
         grid: Patch rows and columns of the whole image at this layer, None where there is no grid.
         window: Rows and columns of a window, None for global attention.
         shift: Rows and columns that the windows are shifted by.
-        inner_norm: A norm over all heads stands between the heads and the projection: masking a head rescales the others too.
+        inner_norm: A norm over all heads stands between the heads and the projection: masking a head rescales the
+            others too.
         joins_itself: A mask may join the growing pass at this module's own input.
     """
 
@@ -139,7 +140,7 @@ class _WatchAttention(TorchFunctionMode):
         super().__init__()
         self.trace = trace
 
-    def __torch_function__(  # noqa: D102 (torch's protocol)
+    def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is nn.functional.scaled_dot_product_attention and not self.trace.open_layers:
@@ -150,7 +151,9 @@ class _WatchAttention(TorchFunctionMode):
 def _known_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
     """Map the names of all known attention modules to their sites; refuse unknown ones."""
     if isinstance(backbone, torch.jit.ScriptModule):
-        raise UsageError(f"model {model!r} is a TorchScript module, whose heads cannot be reached; pass the Python model")
+        raise UsageError(
+            f"model {model!r} is a TorchScript module, whose heads cannot be reached; pass the Python model"
+        )
     sites: dict[str, Site] = {}
     unknown: dict[str, str] = {}
     for name, module in backbone.named_modules():
@@ -228,11 +231,14 @@ def _refuse_surprises(sites: dict[str, Site], trace: _Trace, model: str) -> None
     """Refuse models whose forward pass does not use each known layer once, or attends somewhere else."""
     if trace.stray:
         raise UsageError(
-            f"model {model!r} computes attention in {trace.stray[0]!r}, which is of no class that headprobe can mask yet"
+            f"model {model!r} computes attention in {trace.stray[0]!r}, "
+            "which is of no class that headprobe can mask yet"
         )
     repeated = [name for name, calls in trace.calls.items() if calls > 1]
     if repeated:
-        raise UsageError(f"model {model!r} runs {repeated[0]!r} more than once per image: its heads cannot be told apart")
+        raise UsageError(
+            f"model {model!r} runs {repeated[0]!r} more than once per image: its heads cannot be told apart"
+        )
     unused = [name for name in sites if name not in trace.shapes]
     if unused:
         raise UsageError(f"model {model!r} never reaches the heads of {unused[0]!r}: they cannot be masked")

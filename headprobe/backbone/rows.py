@@ -1,8 +1,9 @@
-"""The row plan: which images and masks share a forward pass, and what every row of it is. Nothing else decides row order.
+"""The row plan: which images and masks share a forward pass, and what every row of it is.
 
-A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then one copy of the trunk's rows for every
-mask, in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that do not fit together are
-spread over chunks; every chunk runs its own trunk.
+A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then one copy of the trunk's
+rows for every mask, in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that
+do not fit together are spread over chunks; every chunk runs its own trunk. Nothing else decides the order of
+rows.
 """
 
 import math
@@ -50,7 +51,9 @@ class RowPlan:
         masks = [mask for _, mask in ordered]
         per_chunk = max(1, budget - 1)
         count = math.ceil(len(masks) / per_chunk)
-        chunks = tuple(tuple(masks[_share(len(masks), count, i) : _share(len(masks), count, i + 1)]) for i in range(count))
+        chunks = tuple(
+            tuple(masks[_share(len(masks), count, i) : _share(len(masks), count, i + 1)]) for i in range(count)
+        )
         widest = 1 + max((len(chunk) for chunk in chunks), default=0)
         return cls(
             images=max(1, min(batch_size, budget // widest)),

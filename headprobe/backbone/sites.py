@@ -1,8 +1,9 @@
 """Where each attention class concatenates its heads: the one table that knows timm's module classes.
 
-A *site* is the first sub-module called after the heads are concatenated: what enters it is `[rows, tokens, heads * head_dim]`,
-and zeroing a head's channels there is exactly zeroing that head's slice of the attention operator's output. The classes below
-are those proven so far; a model with any other attention class is refused, never run unmasked. Adding a class is adding a line.
+A *site* is the first sub-module called after the heads are concatenated: what enters it is `[rows, tokens,
+heads * head_dim]`, and zeroing a head's channels there is exactly zeroing that head's slice of the attention operator's
+output. The classes below are those proven so far; a model with any other attention class is refused, never run
+unmasked. Adding a class is adding a line.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def class_path(module: nn.Module) -> str:
 
 
 def site_of(module: nn.Module) -> Site | None:
-    """Return how `module`'s heads are reached, or None where it is of no known attention class (subclasses included)."""
+    """Return how `module`'s heads are reached, or None where neither its class nor a parent class is known."""
     for cls in type(module).__mro__:
         site = SITES.get(f"{cls.__module__}.{cls.__qualname__}")
         if site is not None:
@@ -65,5 +66,5 @@ def site_of(module: nn.Module) -> Site | None:
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """Say whether an unknown module has heads and an output projection, as every attention module of timm's default form has."""
+    """Say whether an unknown module has heads and an output projection, the usual form of attention in timm."""
     return isinstance(getattr(module, "num_heads", None), int) and isinstance(getattr(module, "proj", None), nn.Module)

@@ -7,7 +7,6 @@ from typing import Any
 import lightning
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from headprobe import __version__
 from headprobe.callbacks.export import WeightsExport

@@ -45,6 +45,9 @@ class ImageNetDataModule(LightningDataModule):
         augment: Whether `fit` shifts, turns and scales training images a little at random.
         seed: Seed of the order in which `fit` sees its images.
 
+    Attributes:
+        todo: Units that the next loaders read, in this order; None for all.
+
     Raises:
         UsageError: An option is out of its range.
     """

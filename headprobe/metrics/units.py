@@ -1,7 +1,7 @@
-"""Sums kept per unit of the data stream, so that any number of processes, in any order, gives the same numbers to the last bit.
+"""Sums kept per unit of the data stream: any number of processes, in any order, gives the same numbers to the bit.
 
-A unit is a fixed piece of the data (a file, a row group). Integers can be added in any order; floats are kept per unit and added in
-one fixed order, a binary tree over the units' numbers, whoever computed them.
+A unit is a fixed piece of the data (a file, a row group). Integers can be added in any order; floats are kept per
+unit and added in one fixed order, a binary tree over the units' numbers, whoever computed them.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,8 +48,8 @@ class UnitSums:
     def stacked(self) -> Arrays:
         """Return what all processes must add up: integer sums, float sums `[units, ...]`, and `finished` `[units]`.
 
-        Every entry of the float arrays and of `finished` is filled by one process and 0 in all others, so their sum over
-        processes is exact.
+        Every entry of the float arrays and of `finished` is filled by one process and 0 in all others, so their sum
+        over processes is exact.
 
         Raises:
             RunError: A unit was begun and not finished.
@@ -95,7 +95,7 @@ def tree_sum(values: NDArray[np.generic]) -> NDArray[np.generic]:
         if len(level) % 2:
             level = np.concatenate([level, np.zeros_like(level[:1])])
         level = level[0::2] + level[1::2]  # type: ignore[operator]  # floats
-    return level[0]
+    return np.asarray(level[0])
 
 
 def _check_finished(finished: NDArray[np.generic]) -> None:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 DROP_COLOURS = "RdBu_r"
@@ -35,8 +37,9 @@ def head_heat_map(values: NDArray[np.float64], title: str, label: str) -> Figure
     return figure
 
 
-def drop_curve(steps: Sequence[int], drops: Sequence[float], lows: Sequence[float], highs: Sequence[float], x: str,
-               title: str) -> Figure:
+def drop_curve(
+    steps: Sequence[int], drops: Sequence[float], lows: Sequence[float], highs: Sequence[float], x: str, title: str
+) -> Figure:
     """Draw drops with their 95% intervals over layers, head indices or numbers of masked heads.
 
     Args:
@@ -54,14 +57,14 @@ def drop_curve(steps: Sequence[int], drops: Sequence[float], lows: Sequence[floa
     axes.errorbar(steps, drops, yerr=errors, fmt="o", color="#c0392b", ecolor="#e6a79f", capsize=3, markersize=5)
     axes.set(xlabel=x, ylabel="top-1 drop (percentage points)")
     axes.set_title(title, fontsize=10, loc="left")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _write_numbers(axes: object, values: NDArray[np.float64], limit: float) -> None:
+def _write_numbers(axes: Axes, values: NDArray[np.float64], limit: float) -> None:
     for (row, column), value in np.ndenumerate(values):
         if not math.isnan(value):
             colour = "white" if abs(value) > 0.6 * limit else "0.2"
             text = f"{value:.1f}" if limit >= 1 else f"{value:.2f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)  # type: ignore[attr-defined]
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)

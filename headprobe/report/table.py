@@ -27,7 +27,16 @@ def masks_table(rows: Sequence[Row], model: str) -> Table:
     if len(shown) < len(rows):
         title += f" (the {len(shown) - 1} largest drops of {len(rows) - 1:,} masks)"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    for heading in ("mask", "heads", "top-1 %", "top-5 %", "NLL", "drop pp [95%]", "p", *(["q (BH)"] if families else [])):
+    for heading in (
+        "mask",
+        "heads",
+        "top-1 %",
+        "top-5 %",
+        "NLL",
+        "drop pp [95%]",
+        "p",
+        *(["q (BH)"] if families else []),
+    ):
         table.add_column(heading, justify="left" if heading == "mask" else "right", no_wrap=heading != "mask")
     for row in shown:
         table.add_row(*_cells(row, families))

@@ -1,0 +1,1 @@
+"""What makes a run repeatable: its key and record, its results as files."""

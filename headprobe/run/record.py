@@ -27,7 +27,8 @@ def run_key(parts: Mapping[str, Any]) -> str:
     """Return 16 hex digits that change whenever a number of the run could.
 
     Args:
-        parts: Plain data: weights' digest, transform, data set and revision, masks, ablation, statistics, row plan, versions.
+        parts: Plain data: weights' digest, transform, data set and revision, masks, ablation, statistics, row plan,
+            versions.
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

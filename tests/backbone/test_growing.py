@@ -36,7 +36,7 @@ def random_masks(layout: HeadLayout, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str):
+def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str) -> None:
     model, layout, images = setup(tiny_kind)
     keep = torch.cat([single_head_masks(layout), random_masks(layout, 5)])
     with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
@@ -47,7 +47,7 @@ def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("budget", [1, 2, 5, 12, 10_000])
-def test_chunks_change_nothing(budget: int):
+def test_chunks_change_nothing(budget: int) -> None:
     model, layout, images = setup("swin")
     keep = random_masks(layout, 9)
     with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
@@ -58,7 +58,7 @@ def test_chunks_change_nothing(budget: int):
 
 
 @torch.inference_mode()
-def test_without_masks_the_logits_are_the_plain_models_bit_for_bit(tiny_kind: str):
+def test_without_masks_the_logits_are_the_plain_models_bit_for_bit(tiny_kind: str) -> None:
     model, layout, images = setup(tiny_kind)
     keep = torch.ones(0, len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
     with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
@@ -66,7 +66,7 @@ def test_without_masks_the_logits_are_the_plain_models_bit_for_bit(tiny_kind: st
 
 
 @torch.inference_mode()
-def test_a_mask_without_heads_gets_the_baselines_logits_bit_for_bit():
+def test_a_mask_without_heads_gets_the_baselines_logits_bit_for_bit() -> None:
     model, layout, images = setup("vit")
     with GrowingPass(model, layout, find_joins(model, layout), random_masks(layout, 4)) as growing:
         logits = growing.logits(images, growing.plan(3, 64))
@@ -74,7 +74,7 @@ def test_a_mask_without_heads_gets_the_baselines_logits_bit_for_bit():
 
 
 @torch.inference_mode()
-def test_no_module_runs_more_than_once_and_rows_grow_with_depth():
+def test_no_module_runs_more_than_once_and_rows_grow_with_depth() -> None:
     model, layout, images = setup("vit")
     rows: list[int] = []
     for block in model.blocks:  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ def test_no_module_runs_more_than_once_and_rows_grow_with_depth():
 
 
 @torch.inference_mode()
-def test_siglip_masks_of_the_pooling_head_join_at_the_pooling_head():
+def test_siglip_masks_of_the_pooling_head_join_at_the_pooling_head() -> None:
     model, layout, _ = setup("siglip")
     assert [join.module for join in find_joins(model, layout)] == ["blocks.0", "blocks.1", "blocks.2", "attn_pool"]
 
@@ -103,7 +103,7 @@ class Shortcut(nn.Module):
 
 
 @torch.inference_mode()
-def test_where_a_path_leads_around_a_block_the_join_moves_outward():
+def test_where_a_path_leads_around_a_block_the_join_moves_outward() -> None:
     model: Any = tiny("vit")
     model.blocks[2] = Shortcut(model.blocks[2])
     layout = find_heads(model, (3, 160, 160), "shortcut")
@@ -130,7 +130,7 @@ class BatchMean(nn.Module):
         return logits - logits.mean(dim=0)
 
 
-def test_a_model_whose_rows_influence_each_other_is_refused():
+def test_a_model_whose_rows_influence_each_other_is_refused() -> None:
     model = BatchMean()
     layout = find_heads(model, (3, 160, 160), "batch_mean")
     with pytest.raises(UsageError, match="rows of one batch influence each other"):
@@ -138,7 +138,7 @@ def test_a_model_whose_rows_influence_each_other_is_refused():
 
 
 @torch.inference_mode()
-def test_after_an_exception_no_hook_is_left():
+def test_after_an_exception_no_hook_is_left() -> None:
     model, layout, images = setup("swin")
     plain = model(images)
     joins = find_joins(model, layout)
@@ -149,15 +149,18 @@ def test_after_an_exception_no_hook_is_left():
 
 
 @torch.inference_mode()
-def test_masks_that_join_after_their_layer_are_an_error_and_never_scored():
+def test_masks_that_join_after_their_layer_are_an_error_and_never_scored() -> None:
     model, layout, images = setup("vit")
     joins = tuple(reversed(find_joins(model, layout)))
-    with GrowingPass(model, layout, joins, single_head_masks(layout)) as growing, pytest.raises(RunError, match="too late"):
+    with (
+        GrowingPass(model, layout, joins, single_head_masks(layout)) as growing,
+        pytest.raises(RunError, match="too late"),
+    ):
         growing.logits(images, growing.plan(3, 64))
 
 
 @torch.inference_mode()
-def test_masks_that_never_join_are_an_error_and_never_scored():
+def test_masks_that_never_join_are_an_error_and_never_scored() -> None:
     model, layout, images = setup("vit")
     keep = single_head_masks(layout)[:1]
     nowhere = [replace(join, module="head_drop") for join in find_joins(model, layout)]

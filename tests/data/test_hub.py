@@ -48,7 +48,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 def ask(folder: Path, requests: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
     """Open datasets in a fresh process; the hub's address is read when its client is imported."""
-    paths = {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HOME": str(folder / "home")}
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = {"PYTHONPATH": os.pathsep.join(places), "HF_HOME": str(folder / "home")}
     # no proxy may stand between the client and loopback
     hidden = {name: "" for name in os.environ if name.lower().endswith("_proxy")}
     done = subprocess.run(
