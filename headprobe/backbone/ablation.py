@@ -31,7 +31,7 @@ def ablate_heads(heads_out: Tensor, keep: Tensor) -> Tensor:
     """
     rows, (groups, heads) = heads_out.shape[0], keep.shape
     if rows % groups:
-        raise RunError(f"{rows} rows of a layer do not divide into {groups} groups; the model mixes its images")
+        raise RunError(f"{rows} rows of a layer do not divide into {groups} groups: the model mixes images")
     by_row = keep.repeat_interleave(rows // groups, dim=0)
     by_channel = by_row.reshape(rows, *[1] * (heads_out.dim() - 2), heads, 1)
     # a fill and not a product: 0 * inf would be NaN, and a kept head must not change by one bit

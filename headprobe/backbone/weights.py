@@ -54,10 +54,11 @@ def create_backbone(source: ModelSource) -> nn.Module:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise UsageError(f"timm {timm.__version__} has no model called {source.name!r}{hint}")
     options = dict(source.options)
-    if source.options.get("features_only"):
+    if options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
     if source.weights is not None:
         state = read_safetensors(source.weights)
+        options = _recipe_options(source) | options
         options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name, options))
         backbone = _create(source.name, pretrained=False, options=options)
         _load(backbone, state, source.name, source.weights)
@@ -114,16 +115,31 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _recipe_options(source: ModelSource) -> dict[str, Any]:
+    """Return the options that a file written by `save_backbone` was built with; none for any other file."""
+    with safe_open(source.weights, framework="pt") as opened:
+        recipe = json.loads((opened.metadata() or {}).get("headprobe", "null"))
+    if recipe is None:
+        return {}
+    if recipe["name"] != source.name:
+        raise UsageError(
+            f"the weights in {source.weights!r} were trained as {recipe['name']!r}; "
+            f"give --model.name {recipe['name']}, got {source.name!r}"
+        )
+    options: dict[str, Any] = recipe["options"]
+    return options
+
+
 def _bundled(source: ModelSource) -> nn.Module:
     """Build one of the models that ship with headprobe."""
     file = resources.files("headprobe").joinpath("data", "digits", f"{source.name}.safetensors")
     with resources.as_file(file) as path:
         with safe_open(path, framework="pt") as opened:
             recipe = json.loads(opened.metadata()["headprobe"])
-        recipe["options"] |= dict(source.options)
-        classes = source.num_classes or recipe["num_classes"]
         weights = source.weights or (str(path) if source.pretrained else None)
-        return create_backbone(ModelSource(recipe["name"], weights, False, classes, recipe["options"]))
+        classes = source.num_classes or (None if weights else recipe["num_classes"])
+        options = recipe["options"] | dict(source.options)
+        return create_backbone(ModelSource(recipe["name"], weights, False, classes, options))
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

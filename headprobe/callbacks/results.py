@@ -130,13 +130,19 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any
     }
     return {
         "status": "running",
-        "key": run_key(numbers),
+        "key": run_key(_without_places(numbers)),
         **numbers,
         "command": shlex.join(["headprobe", *sys.argv[1:]]),
         "processes": trainer.world_size,
         "hardware": hardware(),
         "began": _now(),
     }
+
+
+def _without_places(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of the key where the weights lie: their digest says what they are."""
+    model = {name: value for name, value in numbers["model"].items() if name != "weights"}
+    return {**numbers, "model": model}
 
 
 def _now() -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
+from torchvision.transforms import InterpolationMode, v2
 
 from headprobe.data.batch import ImageBatch
 from headprobe.data.fitted import FittedData

@@ -41,7 +41,7 @@ def test_wordnet_ids_are_looked_up_for_an_imagenet_model() -> None:
 
 
 def test_all_wordnet_ids_of_imagenet_are_the_identity() -> None:
-    names = tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]
+    names = tuple(ImageNetInfo().label_names())
     numbering = number_labels(LabelColumn("class", names), 1000, None)
     assert numbering.to_model == tuple(range(1000))
     assert numbering.valid_classes is None

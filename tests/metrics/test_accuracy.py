@@ -65,7 +65,7 @@ def test_top1_and_top5_are_timms(classes: int, dtype: torch.dtype) -> None:
     logits, labels = draw(classes=classes)
     logits = logits.to(dtype)
     scores = measure(logits, labels).compute()
-    expected = [[float(top) for top in timm_accuracy(row, labels, topk=(1, 5))] for row in logits]  # type: ignore[no-untyped-call]
+    expected = [[float(top) for top in timm_accuracy(row, labels, topk=(1, 5))] for row in logits]
     np.testing.assert_allclose(100 * np.stack([scores.top1, scores.top5], axis=1), expected, rtol=1e-6)
 
 
