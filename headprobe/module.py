@@ -52,7 +52,7 @@ class HeadProbe(lightning.LightningModule):
         num_classes: Classes of the classifier; without it the weights' own number.
         options: Further arguments of timm.create_model, such as {img_size: 384} or pretrained_cfg_overlay.
         ablation: What a masked head's output is replaced by; zero is the only choice so far.
-        row_budget: Rows (images x masks) that share a forward pass; without it 64 on CPUs and 1024 on GPUs.
+        row_budget: Rows (images x masks) that share a forward pass; without it 80 on CPUs and 1024 on GPUs.
         per_class: Also count each class, for classes.csv.
         learning_rate: Peak learning rate of `fit`.
         weight_decay: Weight decay of `fit`.

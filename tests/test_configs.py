@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import timm
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from headprobe import cli
 from headprobe.backbone.weights import BUNDLED

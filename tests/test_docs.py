@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,20 @@ def after_headprobe(words: list[str]) -> tuple[str, ...] | None:
     return None
 
 
+def simple_commands(words: list[str]) -> Iterator[list[str]]:
+    """The commands of a line, which `&&`, `|` and `;` join, without redirections."""
+    for joiner, group in groupby(words, lambda word: word in {"&&", "||", "|", ";"}):
+        if not joiner:
+            yield list(takewhile(lambda word: word not in {">", ">>", "2>&1"}, group))
+
+
 def commands_of(page: Path) -> Iterator[Command]:
     for block in blocks(page):
         if block.language not in {"bash", "console", "sh", "shell"}:
             continue
         for line, shown in typed(block):
-            for part in re.split(r"&&|\||;", line):
-                words = after_headprobe(shlex.split(part, comments=True))
+            for simple in simple_commands(shlex.split(line, comments=True)):
+                words = after_headprobe(simple)
                 if words is not None:
                     yield Command(f"{page.name}:{block.line} {shlex.join(words)}", words, shown)
 

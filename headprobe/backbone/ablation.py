@@ -51,8 +51,8 @@ class HookCount:
         for layer, times in zip(layout.layers, fired, strict=True):
             if times != 1:
                 raise RunError(
-                    f"the mask of layer {layer.name!r} of {layout.model!r} was applied {times} times in one forward pass "
-                    "instead of once; results would be wrong"
+                    f"the mask of layer {layer.name!r} of {layout.model!r} was applied {times} times in one forward "
+                    "pass instead of once; results would be wrong"
                 )
 
 

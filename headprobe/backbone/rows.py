@@ -13,7 +13,7 @@ from typing import Any
 
 from headprobe.errors import UsageError
 
-ROW_BUDGET_CPU = 64  # on CPUs the activations of more rows fall out of the cache: 40 to 80 rows were fastest
+ROW_BUDGET_CPU = 80  # on CPUs the activations of more rows fall out of the cache: 40 to 80 rows were fastest
 ROW_BUDGET_GPU = 1024
 
 

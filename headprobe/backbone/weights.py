@@ -59,7 +59,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
     if source.weights is not None:
         state = read_safetensors(source.weights)
         options = _recipe_options(source) | options
-        options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name, options))
+        options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name))
         backbone = _create(source.name, pretrained=False, options=options)
         _load(backbone, state, source.name, source.weights)
     else:
@@ -162,11 +162,9 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _classes_in(state: dict[str, Tensor], name: str, options: dict[str, Any]) -> int:
-    """Return the number of classes that a state dict's classifier has, from the name of the model's own classifier."""
-    with torch.device("meta"):
-        probe = _create(name, pretrained=False, options={**options, "num_classes": 2})
-    classifiers = probe.pretrained_cfg.get("classifier", "head")  # type: ignore[union-attr, operator]
+def _classes_in(state: dict[str, Tensor], name: str) -> int:
+    """Return the number of classes that a state dict's classifier has; timm says what the model calls it."""
+    classifiers = getattr(timm.get_pretrained_cfg(name), "classifier", None) or "head"
     first = classifiers if isinstance(classifiers, str) else classifiers[0]
     weight = state.get(f"{first}.weight")
     if weight is None:

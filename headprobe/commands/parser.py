@@ -1,0 +1,56 @@
+"""Command-line parsers whose every complaint is one message, not sixty lines of usage."""
+
+import difflib
+import re
+from typing import NoReturn
+
+import jsonargparse
+from lightning.pytorch.cli import LightningArgumentParser
+
+from headprobe.errors import UsageError
+
+
+class _OneMessage(jsonargparse.ArgumentParser):
+    """A parser that raises `UsageError` where jsonargparse prints its usage and exits."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a `UsageError` that names the option, what is wrong with its value, and the nearest option's name."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise UsageError(_plainly(message) + _near(message, parser)) from ex
+
+
+class Parser(_OneMessage):
+    """The parser of a plain command."""
+
+
+class LightningParser(_OneMessage, LightningArgumentParser):
+    """The parser of Lightning's commands."""
+
+
+def _plainly(message: str) -> str:
+    """Return jsonargparse's message with options as a user types them, and without the names of our types."""
+    text = re.sub(r"^\s*Not of type MaskSpecs: ", "", message, flags=re.MULTILINE)
+    found = re.match(r'Parser key "(?P<key>[\w.]+)":\s*(?P<reason>.*)', text, flags=re.DOTALL)
+    if found is None:
+        return text
+    lines = found["reason"].split("\n")
+    # a mask spec and the caret under it are indented alike
+    return f"{_option(found['key'])}: " + "\n".join([lines[0], *(line.removeprefix("  ") for line in lines[1:])])
+
+
+def _near(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Return the options that an unknown one may have been meant to be."""
+    found = re.search(r"unrecognized arguments: (--[\w.-]+)|does not accept option '([\w.]+)'", message)
+    if found is None:
+        return ""
+    known = [_option(key) for key in parser.get_defaults().keys()]  # noqa: SIM118 (a jsonargparse Namespace)
+    asked = found[1] or _option(found[2])
+    near = difflib.get_close_matches(asked, known, n=2)
+    # model.mask_spec is no typing error but the right word in the wrong place
+    near = [option for option in known if option == f"--{asked.rsplit('.', 1)[-1].lstrip('-')}"] or near
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {parser.prog.replace(' [options]', '')} --help lists all"
+
+
+def _option(key: str) -> str:
+    """Return a key of a config file as an option of the command line."""
+    return "--" + {"mask_spec": "mask-spec", "dry_run": "dry-run"}.get(key, key)

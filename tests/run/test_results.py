@@ -1,0 +1,103 @@
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from headprobe.errors import RunError, UsageError
+from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
+from headprobe.metrics.accuracy import PairedAccuracy
+from headprobe.metrics.scores import PairedScores, paired_scores
+from headprobe.run.files import write_text
+from headprobe.run.record import run_key, versions
+from headprobe.run.results import class_rows, load_run, mask_rows, write_masks, write_record, write_rows
+
+HEADS = (2, 2, 2)
+
+
+def example(specs: list[str], images: int = 40) -> tuple[list[NamedMask], PairedScores]:
+    masks = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny")
+    generator = torch.Generator().manual_seed(0)
+    metric = PairedAccuracy(len(masks), 6, per_class=True)
+    labels = torch.randint(0, 6, (images,), generator=generator)
+    metric.update(torch.randn(1 + len(masks), images, 6, generator=generator), labels)
+    return masks, paired_scores(metric.to_arrays())
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    masks, scores = example(["each:layer", "head:1.0"])
+    rows = mask_rows(masks, scores, "zero")
+    write_rows(tmp_path / "masks.csv", rows)
+    write_masks(tmp_path / "masks.json", masks)
+    write_record(tmp_path, {"status": "done"})
+    run = load_run(tmp_path)
+    assert run.record == {"status": "done"}
+    assert run.heads["head:1.0"] == [(1, 0)]
+    for found, written in zip(run.masks, rows, strict=True):
+        for name, cell in written.items():
+            assert found[name] == cell or (math.isnan(float(cell)) and math.isnan(float(found[name]))), name
+
+
+def test_the_columns_are_those_that_the_design_names(tmp_path: Path) -> None:
+    masks, scores = example(["layer:1"])
+    write_rows(tmp_path / "masks.csv", mask_rows(masks, scores, "zero"))
+    with (tmp_path / "masks.csv").open() as file:
+        columns = set(next(csv.reader(file)))
+    assert columns >= set(
+        "mask ablation heads_masked images top1_count top5_count top1 top5 nll drop_pp drop_low_pp drop_high_pp "
+        "right_to_wrong wrong_to_right mcnemar_p bh_q agreement kl_nats".split()
+    )
+
+
+def test_q_values_are_taken_over_one_sweep_and_not_over_masks_asked_for_by_themselves() -> None:
+    masks, scores = example(["each:layer", "all"])
+    rows = mask_rows(masks, scores, "zero")
+    q_values = [float(row["bh_q"]) for row in rows]
+    assert [math.isnan(q) for q in q_values] == [True, False, False, False, True]
+    p_values = sorted(float(row["mcnemar_p"]) for row in rows[1:4])
+    expected = min(p_values[2], 1.5 * p_values[1], 3 * p_values[0])  # Benjamini & Hochberg 1995, smallest of three
+    assert min(q_values[1:4]) == pytest.approx(expected)
+
+
+def test_a_mask_without_heads_is_no_member_of_its_family() -> None:
+    masks, scores = example(["random:0-2/2:0-1"])
+    rows = mask_rows(masks, scores, "zero")
+    assert all((row["family"] != "") == (row["heads_masked"] == 2) for row in rows)
+
+
+def test_class_drops_add_up_to_the_whole_drop() -> None:
+    masks, scores = example(["layer:0", "layer:1"])
+    rows = class_rows(masks, scores, list("abcdef"))
+    for number, named in enumerate(masks, start=1):
+        own = [row for row in rows if row["mask"] == named.name]
+        lost = sum(float(row["drop_pp"]) * float(row["images"]) / 100 for row in own)
+        assert round(lost) == scores.top1_count[0] - scores.top1_count[number]
+        assert sum(int(row["images"]) for row in own) == 40
+
+
+def test_a_directory_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not the directory of a finished run: run\.json is missing"):
+        load_run(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "masks.csv", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_text(tmp_path / "masks.csv", "new")
+    assert (tmp_path / "masks.csv").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["masks.csv"]
+
+
+def test_the_key_sees_every_part_and_no_order() -> None:
+    assert run_key({"a": 1, "b": [1, 2]}) == run_key({"b": [1, 2], "a": 1})
+    assert run_key({"a": 1, "b": [1, 2]}) != run_key({"a": 1, "b": [2, 1]})
+
+
+def test_versions_name_every_package_that_can_change_a_number() -> None:
+    assert {"torch", "timm", "pillow", "torchvision"} <= versions().keys()

@@ -1,0 +1,146 @@
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from headprobe.backbone.growing import GrowingPass
+from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.errors import RunError, UsageError
+from headprobe.masks.spec import MaskSpec
+from headprobe.metrics.scores import PairedScores
+from headprobe.module import HeadProbe, restrict_classes
+
+
+def score(probe: HeadProbe, tmp_path: Path, spec: str = "each:layer", **options: Any) -> PairedScores:
+    """Score 60 digits."""
+    data = ImageNetDataModule(max_images=60, num_workers=0, **options)
+    probe.ablate([MaskSpec(spec)])
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.test(probe, data, verbose=False)
+    assert probe.scores is not None
+    return probe.scores
+
+
+def test_a_trainer_without_our_command_line_gives_the_scores(tmp_path: Path) -> None:
+    scores = score(HeadProbe(), tmp_path)
+    assert scores.images.tolist() == [60] * 7
+    assert scores.top1[0] > 0.95
+    assert (scores.top1_count[0] - scores.top1_count == scores.right_to_wrong - scores.wrong_to_right).all()
+
+
+def test_the_row_budget_changes_no_integer(tmp_path: Path) -> None:
+    wide, narrow = (score(HeadProbe(row_budget=rows), tmp_path, "each:head") for rows in (500, 7))
+    for name in ("top1_count", "top5_count", "right_to_wrong", "wrong_to_right"):
+        assert getattr(wide, name).tolist() == getattr(narrow, name).tolist(), name
+
+
+def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = score(HeadProbe(row_budget=40), tmp_path)
+    forward = GrowingPass._forward
+
+    def small_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
+        if len(images) * (1 + len(chunk)) > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images, chunk)
+
+    probe = HeadProbe(row_budget=40)
+    monkeypatch.setattr("headprobe.module.find_joins", _joins_of(probe))
+    monkeypatch.setattr(GrowingPass, "_forward", small_memory)
+    found = score(probe, tmp_path)
+    assert probe.plan is not None
+    assert probe.plan.most_rows <= 12
+    assert found.top1_count.tolist() == expected.top1_count.tolist()
+
+
+def _joins_of(probe: HeadProbe) -> Any:
+    from headprobe.backbone.growing import find_joins
+
+    joins = find_joins(probe.backbone, probe.layout)
+    return lambda backbone, layout: joins
+
+
+def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    probe = HeadProbe()
+    monkeypatch.setattr("headprobe.module.find_joins", _joins_of(probe))
+    monkeypatch.setattr(GrowingPass, "_forward", no_memory)
+    with pytest.raises(RunError, match="not even one image fits into memory"):
+        score(probe, tmp_path)
+
+
+def test_an_error_that_is_not_out_of_memory_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: GrowingPass, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
+        raise RuntimeError("a kernel failed")
+
+    probe = HeadProbe()
+    monkeypatch.setattr("headprobe.module.find_joins", _joins_of(probe))
+    monkeypatch.setattr(GrowingPass, "_forward", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        score(probe, tmp_path)
+
+
+def test_the_head_mask_is_no_part_of_the_weights() -> None:
+    probe = HeadProbe()
+    probe.ablate([MaskSpec("each:head")])
+    assert probe.head_mask.shape == (24, 6, 4)
+    assert not [name for name in probe.state_dict() if not name.startswith("backbone.")]
+
+
+def test_after_a_run_the_backbone_is_bit_identical_to_before(tmp_path: Path) -> None:
+    probe = HeadProbe(name="digits_swin")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = probe.backbone.eval()(images)
+        score(probe, tmp_path, "all")
+        assert torch.equal(probe.backbone(images), before)
+    assert not any(module._forward_pre_hooks for module in probe.backbone.modules())
+
+
+def test_normalisation_equals_timms_own_transform_bit_for_bit() -> None:
+    from PIL import Image
+
+    probe = HeadProbe()
+    transform = timm.data.create_transform(**probe.data_config, is_training=False)
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    assert torch.equal(probe.normalised(pixels[None])[0], transform(image))
+
+
+def test_restricted_classes_are_renumbered_and_strangers_refused() -> None:
+    logits = torch.arange(12.0).reshape(1, 2, 6)
+    valid = torch.tensor([1, 4, 5])
+    found, labels = restrict_classes(logits, torch.tensor([5, 1]), valid)
+    assert found.tolist() == [[[1, 4, 5], [7, 10, 11]]]
+    assert labels.tolist() == [2, 0]
+    with pytest.raises(RunError, match="label 3 is none of the 3 classes"):
+        restrict_classes(logits, torch.tensor([3, 1]), valid)
+    with pytest.raises(RunError, match="label 6"):
+        restrict_classes(logits, torch.tensor([6, 1]), valid)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_a_row_budget_below_one_is_refused(rows: int) -> None:
+    with pytest.raises(UsageError, match=f"row_budget must be 1 or more, got {rows}"):
+        HeadProbe(row_budget=rows)
+
+
+def test_bf16_weights_run_and_keep_exact_counts(tmp_path: Path) -> None:
+    probe = HeadProbe().to(torch.bfloat16)
+    scores = score(probe, tmp_path, "layer:0")
+    assert scores.images.tolist() == [60, 60]
+    assert scores.top1[0] > 0.9
