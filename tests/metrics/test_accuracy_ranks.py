@@ -34,7 +34,7 @@ def score_share(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
-    spawn(score_share, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(score_share, args=(2, str(tmp_path)), nprocs=2)
     whole = PairedAccuracy(2, 7, per_class=True)
     whole.update(*draw())
     for name, expected in whole.compute()._asdict().items():
