@@ -6,6 +6,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.distributed import all_gather
 
 
 def gather_lists(trainer: lightning.Trainer, items: list[Any]) -> list[Any]:
@@ -17,17 +18,15 @@ def gather_lists(trainer: lightning.Trainer, items: list[Any]) -> list[Any]:
         return items
     device = trainer.strategy.root_device
     text = torch.tensor(list(json.dumps(items).encode()), dtype=torch.uint8, device=device)
-    lengths = _gather(trainer, torch.tensor([len(text)], device=device)).flatten().tolist()
+    lengths = [int(length) for length in _gather(trainer, torch.tensor([len(text)], device=device))]
     padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
     padded[: len(text)] = text
-    everyone = _gather(trainer, padded).cpu()
-    return [
-        item
-        for row, length in zip(everyone, lengths, strict=True)
-        for item in json.loads(bytes(row[:length].tolist()).decode())
-    ]
+    rows = [bytes(row[:length].tolist()) for row, length in zip(_gather(trainer, padded), lengths, strict=True)]
+    return [item for row in rows for item in json.loads(row.decode())]
 
 
-def _gather(trainer: lightning.Trainer, tensor: Tensor) -> Tensor:
-    gathered = trainer.strategy.all_gather(tensor)
-    return gathered.reshape(trainer.world_size, -1)
+def _gather(trainer: lightning.Trainer, tensor: Tensor) -> list[Tensor]:
+    """Return the tensor of every process, on the CPU."""
+    tensors = [torch.empty_like(tensor) for _ in range(trainer.world_size)]
+    all_gather(tensors, tensor)  # Lightning's own goes through a function that torch has deprecated
+    return [each.cpu() for each in tensors]

@@ -1,29 +1,43 @@
-"""A progress bar that counts images: how many of how many, images per second, time left."""
+"""Progress in images: a bar on a terminal, a line now and then in a log file."""
 
 import sys
+import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+LINE_EVERY_SHARE = 0.1
+LINE_EVERY_SECONDS = 600.0
+LEAST_SECONDS = 10.0
+"""A log gets a line after each tenth of the images, or after ten minutes, but none sooner than ten seconds."""
+
+
+def progress_for(stream: Any) -> ProgressBar:
+    """Return a bar for a terminal; lines for anything else, where a bar would become one endless line."""
+    return ImageProgress() if stream.isatty() else LogProgress()
 
 
 class ImageProgress(TQDMProgressBar):
-    """Counts images while testing, those of all processes together; elsewhere it is Lightning's own bar."""
+    """A bar that counts images while testing, those of all processes together; elsewhere it is Lightning's own."""
 
     def init_test_tqdm(self) -> Tqdm:
-        """Make the bar."""
+        """Make the bar: images done, of how many, images per second, time left."""
+        total = getattr(self.trainer.datamodule, "expected_images", None)  # type: ignore[attr-defined]
         return Tqdm(
-            desc="Scoring", unit=" images", disable=self.is_disabled, leave=True, dynamic_ncols=True, file=sys.stderr, smoothing=0.05
+            desc="Scoring",
+            total=total,
+            unit=" images",
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            smoothing=0.05,
         )
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the bar moves at the end of a batch."""
-
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Show the bar with its length."""
-        super().on_test_start(trainer, pl_module)
-        self.test_progress_bar.reset(total=getattr(trainer.datamodule, "expected_images", None))  # type: ignore[attr-defined]
 
     def on_test_batch_end(
         self,
@@ -34,7 +48,80 @@ class ImageProgress(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move on by the images of this batch, times the processes that work beside this one."""
+        """Move on by the images of this batch."""
         bar = self.test_progress_bar
-        step = (len(batch.labels) + len(batch.bad)) * trainer.world_size
-        bar.update(min(step, bar.total - bar.n) if bar.total is not None else step)
+        step = _images(batch, trainer)
+        bar.update(step if bar.total is None else min(step, bar.total - bar.n))
+
+
+class LogProgress(ProgressBar):
+    """Lines for a log: few, each complete in itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._done = 0
+        self._began = self._said = 0.0
+        self._said_done = 0
+
+    def disable(self) -> None:
+        """Say nothing: Lightning calls this on all processes but the first."""
+        self._enabled = False
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start counting."""
+        self._done = self._said_done = 0
+        self._began = self._said = time.monotonic()
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write a line if one is due."""
+        total = getattr(trainer.datamodule, "expected_images", None)  # type: ignore[attr-defined]
+        self._done += _images(batch, trainer)
+        now = time.monotonic()
+        quiet = now - self._said
+        moved = total is not None and self._done - self._said_done >= LINE_EVERY_SHARE * total
+        if quiet < LEAST_SECONDS or not (moved or quiet >= LINE_EVERY_SECONDS):
+            return
+        self._said, self._said_done = now, self._done
+        rate = self._done / max(now - self._began, 1e-9)
+        if total is None:
+            self._write(f"scored {self._done:,} images, {rate:.0f} a second")
+            return
+        done = min(self._done, total)
+        left = (total - done) / rate
+        self._write(f"scored {done:,} of {total:,} images, {rate:.3g} a second, about {duration(left)} left")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write a line for an epoch of `fit`, if one is due."""
+        now = time.monotonic()
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if last or now - self._said >= LEAST_SECONDS:
+            self._said = now
+            metrics = self.get_metrics(trainer, pl_module)
+            values = ", ".join(f"{name} {value}" for name, value in metrics.items() if name != "v_num")
+            self._write(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {values}")
+
+    def _write(self, line: str) -> None:
+        if self._enabled:
+            sys.stderr.write(f"headprobe: {line}\n")
+            sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, to two digits or so."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _images(batch: Any, trainer: lightning.Trainer) -> int:
+    """Return the images of a batch, times the processes that work beside this one."""
+    return (len(batch.labels) + len(batch.bad)) * trainer.world_size

@@ -1,4 +1,4 @@
-"""A few ImageNet classes in folders named by WordNet id, as Imagenette or ImageNet-R come: labels find their classes."""
+"""A few ImageNet classes in folders named by WordNet id, as Imagenette or ImageNet-R come: labels find their class."""
 
 from pathlib import Path
 

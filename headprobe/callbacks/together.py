@@ -1,0 +1,109 @@
+"""When one process of several fails, all end at once, with its message and nobody else's.
+
+Without this a failure of process 1 would be buried under process 0's complaint that it lost its peer or, on GPUs, end in a hang: the
+others wait for it in a collective. So failures go through a key-value store that every process looks at between batches, and
+collectives begin only when all processes have arrived.
+"""
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import lightning
+import torch.distributed as dist
+
+from headprobe.errors import RunError, UsageError
+
+SECONDS_TO_HAND_OVER = 60.0
+SECONDS_TO_LEAVE = 10.0
+
+
+class FailTogether(lightning.Callback):
+    """Ends all processes of a test when one fails; does nothing where there is one only."""
+
+    def __init__(self) -> None:
+        self._store: dist.Store | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Open the store, on the machine of process 0."""
+        if trainer.world_size == 1 or stage != "test":
+            return
+        host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=SECONDS_TO_HAND_OVER)
+        first = trainer.is_global_zero
+        served = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if first else None
+        port = trainer.strategy.broadcast(served.port if served is not None else 0)
+        self._store = served or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Fail where another process has."""
+        self._look()
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Wait for all processes, so that none meets the coming collectives alone."""
+        if self._store is None:
+            return
+        self._store.add("arrived", 1)
+        while self._store.add("arrived", 0) < trainer.world_size:
+            self._look()
+            time.sleep(0.01)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Tell the others. The first process goes on to show the message, every other one ends here, without a word."""
+        store = self._store
+        if store is None:
+            return
+        try:
+            if not store.check(["failed"]):
+                store.set("failed", json.dumps(_failure(exception, trainer)))
+            if trainer.is_global_zero:
+                store.set("taken", "")
+                _wait(lambda: store.add("left", 0) == trainer.world_size - 1, SECONDS_TO_LEAVE)
+                return
+            if not _wait(lambda: store.check(["taken"]), SECONDS_TO_HAND_OVER):
+                return  # process 0 is stuck: better two messages than none
+            store.add("left", 1)
+        except dist.DistError:
+            pass  # process 0, which keeps the store, has gone and has said why
+        # Code 0: finding a child that ended otherwise, Lightning would kill process 0 before it has said why. And at
+        # once, since tearing down would wait for peers that are gone.
+        os._exit(0)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Let go of the store."""
+        self._store = None
+
+    def _look(self) -> None:
+        """Raise what another process has failed with, if one has."""
+        if self._store is None or not self._store.check(["failed"]):
+            return
+        failure = json.loads(self._store.get("failed"))
+        if failure["interrupted"]:
+            raise KeyboardInterrupt
+        raise (UsageError if failure["usage"] else RunError)(failure["message"])
+
+
+def _failure(exception: BaseException, trainer: lightning.Trainer) -> dict[str, Any]:
+    """Return an exception as plain data; one that is no message for users keeps its traceback."""
+    known = isinstance(exception, (UsageError, RunError))
+    text = str(exception) if known else "".join(traceback.format_exception(exception))
+    return {
+        "interrupted": isinstance(exception, KeyboardInterrupt),
+        "usage": isinstance(exception, UsageError),
+        "message": text if known else f"process {trainer.global_rank} of {trainer.world_size} failed:\n{text}",
+    }
+
+
+def _wait(until: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition and say whether it came true in time."""
+    end = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
