@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,61 +12,71 @@ from headprobe.run.results import BASELINE, Row
 MOST_ROWS = 40
 """A longer table shows the masks with the largest drops; all of them are in `masks.csv`."""
 
+WIDTH_OF_FILES = 120
+"""Columns of a line where the output is no terminal."""
+
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = WIDTH_OF_FILES
 
 
-def masks_table(rows: Sequence[Row], model: str) -> Table:
-    """Return the printable form of `masks.csv`; of more than `MOST_ROWS` rows those with the largest drops."""
+def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Table:
+    """Return the printable form of `masks.csv`; of more than `MOST_ROWS` rows those with the largest drops.
+
+    Args:
+        rows: Rows of `masks.csv`, the baseline first.
+        model: The model's name.
+        width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
+    """
     shown = list(rows)
     if len(rows) > MOST_ROWS:
-        worst = sorted(rows[1:], key=lambda row: -_number(row["drop_pp"]))[: MOST_ROWS - 1]
+        worst = sorted(rows[1:], key=lambda row: -float(row["drop_pp"]))[: MOST_ROWS - 1]
         shown = [rows[0], *worst]
-    families = any(row["family"] for row in rows)
     title = f"{model}, {rows[0]['images']:,} images"
     if len(shown) < len(rows):
         title += f" (the {len(shown) - 1} largest drops of {len(rows) - 1:,} masks)"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    for heading in (
-        "mask",
-        "heads",
-        "top-1 %",
-        "top-5 %",
-        "NLL",
-        "drop pp [95%]",
-        "p",
-        *(["q (BH)"] if families else []),
-    ):
-        table.add_column(heading, justify="left" if heading == "mask" else "right", no_wrap=heading != "mask")
-    for row in shown:
-        table.add_row(*_cells(row, families))
+    families = any(row["family"] for row in rows)
+    table = _table(title, shown, families, narrow=False)
+    if console.measure(table).maximum > (width or console.width):
+        table = _table(title, shown, families, narrow=True)
     return table
 
 
-def _cells(row: Row, families: bool) -> list[str | Text]:
+def _table(title: str, rows: Sequence[Row], families: bool, narrow: bool) -> Table:
+    """Lay out the rows; a narrow table has no columns for heads and top-5, one without families none for q."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    left_out = {"heads", "top-5 %"} if narrow else set()
+    left_out |= set() if families else {"q (BH)"}
+    cells = [_cells(row) for row in rows]
+    for heading in (name for name in cells[0] if name not in left_out):
+        first = heading == "mask"
+        # names are what masks.csv is keyed by: they are folded, never cut
+        table.add_column(heading, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    for row in cells:
+        table.add_row(*(cell for name, cell in row.items() if name not in left_out))
+    return table
+
+
+def _cells(row: Row) -> dict[str, str | Text]:
     baseline = row["mask"] == BASELINE
-    cells: list[str | Text] = [
-        Text("baseline" if baseline else str(row["mask"]), style="dim" if baseline else ""),
-        "" if baseline else str(row["heads_masked"]),
-        f"{100 * _number(row['top1']):.2f}",
-        f"{100 * _number(row['top5']):.2f}",
-        f"{_number(row['nll']):.4f}",
-        "" if baseline else _interval(row),
-        _p_value(row["mcnemar_p"]),
-    ]
-    return [*cells, _p_value(row["bh_q"])] if families else cells
+    return {
+        "mask": Text("baseline" if baseline else str(row["mask"]), style="dim" if baseline else ""),
+        "heads": "" if baseline else str(row["heads_masked"]),
+        "top-1 %": f"{100 * float(row['top1']):.2f}",
+        "top-5 %": f"{100 * float(row['top5']):.2f}",
+        "NLL": f"{float(row['nll']):.4f}",
+        "drop pp [95%]": "" if baseline else _interval(row),
+        "p": _p_value(float(row["mcnemar_p"])),
+        "q (BH)": _p_value(float(row["bh_q"])),
+    }
 
 
 def _interval(row: Row) -> str:
-    low, high = _number(row["drop_low_pp"]), _number(row["drop_high_pp"])
-    return f"{_number(row['drop_pp']):+.2f} [{low:+.2f}, {high:+.2f}]"
+    drop, low, high = (float(row[name]) for name in ("drop_pp", "drop_low_pp", "drop_high_pp"))
+    return f"{drop:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _p_value(cell: Any) -> str:
-    value = _number(cell)
+def _p_value(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def _number(cell: Any) -> float:
-    return float(cell)

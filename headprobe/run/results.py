@@ -63,9 +63,10 @@ class Run:
 def mask_rows(masks: Sequence[NamedMask], scores: PairedScores, ablation: str) -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
 
-    Benjamini-Hochberg's q is taken within each family: the masks that one `each:`, grid or `grow:` form stands for.
+    Benjamini-Hochberg's q is taken within each family: the masks that one `each:`, grid or `grow:` form stands for,
+    without masks of no head and without `one-per-layer:` draws, which are what others are compared with.
     """
-    families = ["", *(named.family if named.mask.count else "" for named in masks)]
+    families = ["", *(_tested_family(named) for named in masks)]
     q_values = bh_q(scores.mcnemar_p, families)
     names = [BASELINE, *(named.name for named in masks)]
     heads = [0, *(named.mask.count for named in masks)]
@@ -75,6 +76,12 @@ def mask_rows(masks: Sequence[NamedMask], scores: PairedScores, ablation: str) -
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
         rows.append(row | {"bh_q": float(q_values[number])})
     return rows
+
+
+def _tested_family(named: NamedMask) -> str:
+    """Return the family that a mask's p-value is corrected in, empty for none."""
+    null = "one-per-layer:" in named.family
+    return "" if null or not named.mask.count else named.family
 
 
 def class_rows(masks: Sequence[NamedMask], scores: PairedScores, names: Sequence[str]) -> list[Row]:
