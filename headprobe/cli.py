@@ -4,10 +4,8 @@ Nothing heavy is imported before the word is known: `--help` answers at once.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from headprobe import __version__
 from headprobe.errors import RunError, UsageError
@@ -52,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         known = ", ".join(_COMMANDS)
         return _fail(f"the first word must be a command ({known}); options come after it, got {command!r}", code=2)
-    interrupted = _note_interrupts()
     try:
         _COMMANDS[command](words if arguments is not None else None)
     except UsageError as error:
@@ -62,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; finished results are complete", code=130)
     except SystemExit as stop:
-        if interrupted:
+        # Lightning ends an interrupted process with code 1 and does not say why
+        if isinstance(stop.__context__, KeyboardInterrupt):
             return _fail("interrupted; finished results are complete", code=130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
@@ -81,21 +79,6 @@ def _masks(words: list[str] | None) -> None:
 
 
 _COMMANDS: dict[str, Callable[[list[str] | None], None]] = {"test": _lightning, "fit": _lightning, "masks": _masks}
-
-
-def _note_interrupts() -> list[int]:
-    """Note Ctrl-C in the returned list: Lightning ends the process with code 1 and does not say why."""
-    seen: list[int] = []
-    usual = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        if callable(usual):
-            usual(number, frame)
-
-    if usual is signal.default_int_handler:
-        signal.signal(signal.SIGINT, note)
-    return seen
 
 
 def _fail(message: str, code: int) -> int:

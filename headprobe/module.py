@@ -7,16 +7,16 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from headprobe.backbone.check import prove_masks
-from headprobe.backbone.growing import GrowingPass, find_joins
+from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.heads import HeadLayout, find_heads
+from headprobe.backbone.joins import find_joins
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
 from headprobe.errors import RunError, UsageError
+from headprobe.fitting import FitSteps
 from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
 from headprobe.metrics.accuracy import PairedAccuracy
 from headprobe.metrics.scores import PairedScores, paired_scores
@@ -42,7 +42,7 @@ class StepResult:
     last: bool
 
 
-class HeadProbe(lightning.LightningModule):
+class HeadProbe(FitSteps):
     """Scores a timm model with and without chosen attention heads, on the same images, in one pass.
 
     Args:
@@ -225,7 +225,7 @@ class HeadProbe(lightning.LightningModule):
     def _sum_over_processes(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if self.trainer.world_size == 1:
             return array
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        tensor = torch.tensor(array, device=self.device)  # a copy of the same shape: from_numpy would share memory
         reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")
         return reduced.cpu().numpy()
 
@@ -248,35 +248,6 @@ class HeadProbe(lightning.LightningModule):
             f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
             f"(--model.row_budget {rows // 2} starts there)"
         )
-
-    # -- fit -------------------------------------------------------------------------------------------------------
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch of the training split."""
-        smoothing = float(self.hparams["label_smoothing"])
-        logits = self.backbone(self.normalised(batch.images))
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Top-1 of one batch of the test split."""
-        right = self.backbone(self.normalised(batch.images)).argmax(dim=-1) == batch.labels
-        self.log("val_top1", right.float().mean(), prog_bar=True, batch_size=len(right), sync_dist=True)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a linear warm-up and a cosine decay over all steps of `fit`."""
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.hparams["learning_rate"],
-            total_steps=max(2, int(self.trainer.estimated_stepping_batches)),
-            pct_start=self.hparams["warmup"],
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

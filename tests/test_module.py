@@ -66,7 +66,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
 
 
 def _joins_of(probe: HeadProbe) -> Any:
-    from headprobe.backbone.growing import find_joins
+    from headprobe.backbone.joins import find_joins
 
     joins = find_joins(probe.backbone, probe.layout)
     return lambda backbone, layout: joins

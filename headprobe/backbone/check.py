@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headprobe.backbone.ablation import masked_logits
-from headprobe.backbone.growing import agree, trial_masks
-from headprobe.backbone.heads import HeadLayout, evaluating, example_images
+from headprobe.backbone.heads import HeadLayout
+from headprobe.backbone.joins import agree, trial_masks
+from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
 
 

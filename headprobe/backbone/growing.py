@@ -3,21 +3,21 @@
 A mask whose first masked layer is l changes nothing before l, so up to there the unmasked rows (the trunk) stand for
 it. A pre-hook on the module around layer l appends one copy of the trunk's rows per joining mask; from there on every
 row carries its own mask. Each module runs once; nothing is cached and nothing is run again. Which module that is, is
-decided by trial (`find_joins`).
+decided by trial (`headprobe.backbone.joins`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.ablation import HookCount, ablating, masked_logits
-from headprobe.backbone.heads import HeadLayout, evaluating, example_images
+from headprobe.backbone.ablation import HookCount, ablating
+from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.rows import RowPlan
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import RunError
 
 Key = int | str
 """A positional or keyword argument of a module."""
@@ -165,149 +165,3 @@ def _grown(
         trunk = tensor[: images * rows_per_image]
         store[key] = torch.cat([tensor, trunk.repeat(joining, *[1] * (tensor.dim() - 1))])
     return tuple(positional), named
-
-
-def find_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
-    """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
-
-    Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
-    passes with one mask each on noise; a layer whose logits differ moves one candidate outward.
-
-    Raises:
-        UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
-            each other.
-    """
-    with evaluating(backbone), torch.inference_mode():
-        calls = [_record_calls(backbone, layout, images) for images in (2, 3)]
-        candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
-        keep = trial_masks(layout, next(backbone.parameters()).device)
-        images = example_images(backbone, layout.input_size, 2, seed=1)
-        expected = torch.stack([masked_logits(backbone, layout, images, mask) for mask in keep])
-        return tuple(_settle(backbone, layout, candidates, keep, images, expected))
-
-
-def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
-    """Return seeded masks `[layers, layers, max heads]`: mask l begins at layer l and hits half of the later heads."""
-    layers, most = len(layout.layers), max(layout.heads_per_layer)
-    keep = torch.rand(layers, layers, most, generator=torch.Generator().manual_seed(seed)) < 0.5
-    for number, heads in enumerate(layout.heads_per_layer):
-        keep[number, :number] = True
-        keep[number, number, number % heads] = False
-        keep[:, number, heads:] = True
-    return keep.to(device)
-
-
-def _settle(
-    backbone: nn.Module,
-    layout: HeadLayout,
-    candidates: list[list[Join]],
-    keep: Tensor,
-    images: Tensor,
-    expected: Tensor,
-) -> list[Join]:
-    """Move layers outward until every mask's logits agree with its plain forward pass."""
-    chosen = [0] * len(candidates)
-    while True:
-        joins = [options[choice] for options, choice in zip(candidates, chosen, strict=True)]
-        wrong = _disagreeing(backbone, layout, joins, keep, images, expected)
-        if not wrong:
-            return joins
-        for layer in wrong:
-            chosen[layer] += 1
-            if chosen[layer] >= len(candidates[layer]):
-                raise UsageError(
-                    f"model {layout.model!r}: rows of one batch influence each other at {layout.layers[layer].name!r}, "
-                    "so several masks cannot share a forward pass"
-                )
-
-
-def _disagreeing(
-    backbone: nn.Module, layout: HeadLayout, joins: list[Join], keep: Tensor, images: Tensor, expected: Tensor
-) -> list[int]:
-    """Return the layers whose mask gives other logits in the growing pass than in its plain forward pass."""
-    everyone = list(range(len(joins)))
-    found = _growing_logits(backbone, layout, joins, keep, images)
-    if found is not None:
-        return [layer for layer in everyone if not agree(found[1 + layer], expected[layer])]
-    wrong = []  # a join with impossible shapes spoils the whole pass: try the layers one by one
-    for layer in everyone:
-        alone = _growing_logits(backbone, layout, joins, keep[layer : layer + 1], images)
-        if alone is None or not agree(alone[1], expected[layer]):
-            wrong.append(layer)
-    return wrong
-
-
-def _growing_logits(
-    backbone: nn.Module, layout: HeadLayout, joins: list[Join], keep: Tensor, images: Tensor
-) -> Tensor | None:
-    """Return the growing pass's logits, or None where these joins give impossible shapes."""
-    try:
-        with GrowingPass(backbone, layout, joins, keep) as growing:
-            return growing.logits(images, growing.plan(len(images), len(images) * (1 + len(keep))))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError):  # what torch and timm raise for rows that do not fit
-        return None
-
-
-def agree(found: Tensor, expected: Tensor) -> bool:
-    """Say whether two sets of logits are equal up to the rounding that another batch shape brings in their dtype."""
-    tolerance = 100 * torch.finfo(expected.dtype).eps * float(expected.abs().max().clamp(min=1e-6))
-    return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
-
-
-def _record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> dict[str, tuple[int, dict[Key, torch.Size]]]:
-    """Return for every module of a forward pass the place of its call and the shapes of its tensor arguments."""
-    calls: dict[str, tuple[int, dict[Key, torch.Size]]] = {}
-
-    def hook_of(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments: dict[Key, Any] = dict([*enumerate(args), *kwargs.items()])
-            shapes = {key: value.shape for key, value in arguments.items() if isinstance(value, Tensor)}
-            # a module called twice is no join point: masks would join twice
-            calls[name] = (-1, {}) if name in calls else (len(calls), shapes)
-
-        return hook
-
-    with _hooks(backbone, hook_of):
-        backbone(example_images(backbone, layout.input_size, images))
-    return calls
-
-
-@contextmanager
-def _hooks(backbone: nn.Module, hook_of: Callable[[str], Callable[..., None]]) -> Iterator[None]:
-    """Hold a pre-hook on every module."""
-    with ExitStack() as stack:
-        for name, module in backbone.named_modules():
-            handle = module.register_forward_pre_hook(hook_of(name), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
-def _candidates(
-    layout: HeadLayout,
-    layer: int,
-    two: dict[str, tuple[int, dict[Key, torch.Size]]],
-    three: dict[str, tuple[int, dict[Key, torch.Size]]],
-) -> list[Join]:
-    """Return the modules around a layer, innermost first, with the arguments that grow with the number of images."""
-    attention = layout.layers[layer]
-    name = attention.name
-    names = [name] if attention.joins_itself else []
-    while name:
-        name = name.rpartition(".")[0]
-        names.append(name)
-    return [
-        Join(name, two[name][0], _batched(two[name][1], three[name][1]))
-        for name in names
-        if name in two and two[name][0] >= 0
-    ]
-
-
-def _batched(two: dict[Key, torch.Size], three: dict[Key, torch.Size]) -> tuple[tuple[Key, int], ...]:
-    """Return the tensor arguments that grow from 2 to 3 images as the batch does, with their rows per image."""
-    batched = []
-    for key, shape in two.items():
-        if shape and 2 * three[key][0] == 3 * shape[0] and shape[0] % 2 == 0:
-            batched.append((key, shape[0] // 2))
-    return tuple(batched)

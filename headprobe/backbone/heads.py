@@ -1,16 +1,15 @@
 """Finds the attention heads of a timm model and describes them; a model whose heads cannot be found is refused."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from headprobe.backbone.sites import Kind, Site, class_path, looks_like_attention, site_of
+from headprobe.backbone.trace import Trace, evaluating, example_images, point_of, recording
 from headprobe.errors import UsageError
 
 Size = tuple[int, int]
@@ -84,10 +83,10 @@ def find_heads(backbone: nn.Module, input_size: tuple[int, int, int], model: str
         UsageError: The model has no heads, or has attention that headprobe does not know: it is never run unmasked.
     """
     sites = _known_sites(backbone, model)
-    trace = _Trace()
+    trace = Trace()
     with ExitStack() as stack:
         stack.enter_context(evaluating(backbone))
-        stack.enter_context(_recording(backbone, sites, trace))
+        stack.enter_context(recording(backbone, sites, trace))
         stack.enter_context(torch.inference_mode())
         backbone(example_images(backbone, input_size, 1))
     _refuse_surprises(sites, trace, model)
@@ -98,54 +97,6 @@ def find_heads(backbone: nn.Module, input_size: tuple[int, int, int], model: str
         for name in trace.order
     )
     return HeadLayout(model, layers, _prefix_tokens(backbone), input_size)
-
-
-def example_images(backbone: nn.Module, input_size: tuple[int, int, int], images: int, seed: int = 0) -> Tensor:
-    """Return seeded normal noise `[images, channels, height, width]` on the backbone's device and in its dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images, *input_size, generator=generator)
-    like = next(backbone.parameters())
-    return noise.to(device=like.device, dtype=like.dtype)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold `module` in evaluation mode and give every part its own mode back afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@dataclass
-class _Trace:
-    """What one forward pass showed: call order, shapes at the sites, attention outside every known layer."""
-
-    order: list[str] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    shapes: dict[str, torch.Size] = field(default_factory=dict)
-    block_shapes: dict[str, torch.Size] = field(default_factory=dict)
-    open_layers: list[str] = field(default_factory=list)
-    open_modules: list[str] = field(default_factory=list)
-    stray: list[str] = field(default_factory=list)
-
-
-class _WatchAttention(TorchFunctionMode):
-    """Notes every fused attention call made outside the known layers."""
-
-    def __init__(self, trace: _Trace) -> None:
-        super().__init__()
-        self.trace = trace
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and not self.trace.open_layers:
-            self.trace.stray.append(self.trace.open_modules[-1] if self.trace.open_modules else "the model")
-        return func(*args, **(kwargs or {}))
 
 
 def _known_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
@@ -176,58 +127,7 @@ def _known_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
     return sites
 
 
-@contextmanager
-def _recording(backbone: nn.Module, sites: dict[str, Site], trace: _Trace) -> Iterator[None]:
-    """Fill `trace` while the context is open."""
-    with ExitStack() as stack:
-        for name, module in backbone.named_modules():
-            for handle in _watch(backbone, name, module, sites.get(name), trace):
-                stack.callback(handle.remove)
-        stack.enter_context(_WatchAttention(trace))
-        yield
-
-
-def _watch(
-    backbone: nn.Module, name: str, module: nn.Module, site: Site | None, trace: _Trace
-) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hook one module so that it notes its calls in `trace`."""
-
-    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-        trace.open_modules.append(name)
-        if site is not None:
-            trace.order.extend([] if name in trace.calls else [name])
-            trace.calls[name] = trace.calls.get(name, 0) + 1
-            trace.open_layers.append(name)
-        if args and isinstance(args[0], Tensor):
-            trace.block_shapes.setdefault(name, args[0].shape)
-
-    def leave(_: nn.Module, __: Any, ___: Any) -> None:
-        trace.open_modules.pop()
-        if site is not None:
-            trace.open_layers.pop()
-
-    def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
-        trace.shapes.setdefault(name, args[0].shape)
-
-    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    if site is not None:
-        point = backbone.get_submodule(_point(module, name, site))
-        handles.append(point.register_forward_pre_hook(at_site))
-    return handles
-
-
-def _point(module: nn.Module, name: str, site: Site) -> str:
-    """Return the qualified name of the head-concat point of an attention module."""
-    for point in site.points:
-        if isinstance(getattr(module, point, None), nn.Module):
-            return f"{name}.{point}" if name else point
-    raise UsageError(
-        f"attention module {name!r} ({class_path(module)}) has none of the sub-modules {', '.join(site.points)} "
-        "that its class has in the timm releases headprobe knows; install a supported timm"
-    )
-
-
-def _refuse_surprises(sites: dict[str, Site], trace: _Trace, model: str) -> None:
+def _refuse_surprises(sites: dict[str, Site], trace: Trace, model: str) -> None:
     """Refuse models whose forward pass does not use each known layer once, or attends somewhere else."""
     if trace.stray:
         raise UsageError(
@@ -253,7 +153,7 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _grid(backbone: nn.Module, name: str, site: Site, trace: _Trace) -> Size | None:
+def _grid(backbone: nn.Module, name: str, site: Site, trace: Trace) -> Size | None:
     """Return the patch grid at a layer: the block's map for windows, the patch embedding's for global attention."""
     if site.kind == "window":
         shape = trace.block_shapes.get(_parent(name))
@@ -272,12 +172,12 @@ def _pair(size: Any) -> Size:
 
 
 def _describe(
-    backbone: nn.Module, name: str, site: Site, trace: _Trace, grid: Size | None, stage: int
+    backbone: nn.Module, name: str, site: Site, trace: Trace, grid: Size | None, stage: int
 ) -> AttentionLayer:
     """Put together what is known of one attention layer."""
     module = backbone.get_submodule(name)
     shape, heads = trace.shapes[name], int(module.num_heads)  # type: ignore[arg-type]  # checked by the table
-    point = _point(module, name, site)
+    point = point_of(module, name, site)
     windowed = site.kind == "window"
     return AttentionLayer(
         name=name,

@@ -5,16 +5,25 @@ from pathlib import Path
 import lightning
 
 from headprobe.backbone.weights import save_backbone
+from headprobe.callbacks.directory import run_directory
 from headprobe.module import HeadProbe
+from headprobe.report.table import console
 
 
 class WeightsExport(lightning.Callback):
     """Writes `model.safetensors` with the recipe of its architecture after training."""
 
+    def __init__(self) -> None:
+        self._directory = Path()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the run's directory."""
+        self._directory = run_directory(trainer)
+
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the weights once, from the first process."""
         if trainer.is_global_zero and isinstance(pl_module, HeadProbe):
-            directory = Path(trainer.log_dir or trainer.default_root_dir)
-            directory.mkdir(parents=True, exist_ok=True)
-            save_backbone(pl_module.backbone, directory / "model.safetensors", pl_module.source)
-            pl_module.print(f"weights: {directory / 'model.safetensors'}")
+            self._directory.mkdir(parents=True, exist_ok=True)
+            file = self._directory / "model.safetensors"
+            save_backbone(pl_module.backbone, file, pl_module.source)
+            console.print(f"Weights: {file}", soft_wrap=True)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from headprobe.callbacks.directory import run_directory
 from headprobe.errors import RunError
 from headprobe.module import HeadProbe, StepResult
 from headprobe.run.results import BASELINE
@@ -32,6 +33,11 @@ class RecordsWriter(lightning.Callback):
 
     def __init__(self) -> None:
         self._writers: dict[int, pq.ParquetWriter] = {}
+        self._directory = Path()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the run's directory."""
+        self._directory = run_directory(trainer) / "records"
 
     def on_test_batch_end(
         self,
@@ -45,23 +51,22 @@ class RecordsWriter(lightning.Callback):
         """Append this batch's rows to its unit's file."""
         if not isinstance(pl_module, HeadProbe) or not isinstance(outputs, StepResult):
             return
-        directory = Path(trainer.log_dir or trainer.default_root_dir) / "records"
         try:
-            writer = self._writers.get(outputs.unit) or self._open(directory, outputs.unit)
+            writer = self._writers.get(outputs.unit) or self._open(outputs.unit)
             writer.write_batch(_records(outputs, pl_module))
             if outputs.last:
                 self._writers.pop(outputs.unit).close()
         except OSError as error:
-            raise RunError(f"cannot write records to {str(directory)!r} ({error}); make room and run again") from error
+            raise RunError(f"cannot write records to {str(self._directory)!r} ({error}); make room and run again") from error
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close what a broken run left open."""
         while self._writers:
             self._writers.popitem()[1].close()
 
-    def _open(self, directory: Path, unit: int) -> pq.ParquetWriter:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._writers[unit] = pq.ParquetWriter(directory / f"unit-{unit:05d}.parquet", SCHEMA)
+    def _open(self, unit: int) -> pq.ParquetWriter:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._writers[unit] = pq.ParquetWriter(self._directory / f"unit-{unit:05d}.parquet", SCHEMA)
         return self._writers[unit]
 
 

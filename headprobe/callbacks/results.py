@@ -3,13 +3,16 @@
 import shlex
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from headprobe.callbacks.directory import run_directory
 from headprobe.callbacks.gather import gather_lists
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
@@ -31,13 +34,18 @@ class ResultsWriter(lightning.Callback):
         self._bad: list[dict[str, Any]] = []
         self._record: dict[str, Any] = {}
         self._began = 0.0
+        self._directory = Path()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the run's directory."""
+        self._directory = run_directory(trainer)
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin the run's record, now that the forward passes are planned, so that a broken run says what it was."""
         self._bad, self._began = [], time.perf_counter()
         if trainer.is_global_zero:
             self._record = _describe_run(trainer, _probe(pl_module))
-            write_record(_directory(trainer), self._record)
+            write_record(self._directory, self._record)
 
     def on_test_batch_end(
         self,
@@ -70,19 +78,20 @@ class ResultsWriter(lightning.Callback):
         if trainer.is_global_zero:
             self._write(trainer, probe, mask_rows(probe.masks, probe.scores, probe.ablation))
         if self._bad:
-            raise RunError(_bad_images_message(self._bad, _directory(trainer)))
+            raise RunError(_bad_images_message(self._bad, self._directory))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Note in the record how the run ended."""
         if trainer.is_global_zero and self._record and self._record["status"] == "running":
-            self._finish("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
-            write_record(_directory(trainer), self._record)
+            self._finish("interrupted" if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) else "failed")
+            with suppress(RunError):  # on a full disk the first error is the one to show
+                write_record(self._directory, self._record)
 
     @rank_zero_only
     def _write(self, trainer: lightning.Trainer, probe: HeadProbe, rows: list[Row]) -> None:
-        directory = _directory(trainer)
+        directory = self._directory
         write_rows(directory / "masks.csv", rows)
         write_masks(directory / "masks.json", probe.masks)
         if probe.scores is not None and probe.per_class:
@@ -110,10 +119,6 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
     if not isinstance(module, HeadProbe):
         raise TypeError(f"ResultsWriter works with HeadProbe, got {type(module).__name__}")
     return module
-
-
-def _directory(trainer: lightning.Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from headprobe.errors import RunError, UsageError
 
 SECONDS_TO_HAND_OVER = 60.0
-SECONDS_TO_LEAVE = 10.0
+SECONDS_TO_LEAVE = 5.0
 
 
 class FailTogether(lightning.Callback):
@@ -59,8 +59,7 @@ class FailTogether(lightning.Callback):
         if store is None:
             return
         try:
-            if not store.check(["failed"]):
-                store.set("failed", json.dumps(_failure(exception, trainer)))
+            store.compare_set("failed", "", json.dumps(_failure(exception, trainer)))  # the first failure stays
             if trainer.is_global_zero:
                 store.set("taken", "")
                 _wait(lambda: store.add("left", 0) == trainer.world_size - 1, SECONDS_TO_LEAVE)

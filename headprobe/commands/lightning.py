@@ -1,20 +1,28 @@
 """`test` and `fit`: Lightning's own command line around `HeadProbe` and `ImageNetDataModule`."""
 
-import logging
-import warnings
+import errno
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe import __version__
 from headprobe.callbacks.export import WeightsExport
-from headprobe.callbacks.progress import ImageProgress
+from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
+from headprobe.callbacks.together import FailTogether
+from headprobe.commands.noise import silence
+from headprobe.commands.parser import LightningParser
 from headprobe.commands.plan import print_plan
 from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 
@@ -29,6 +37,7 @@ class MaskSpecs(tuple[MaskSpec, ...]):
     __slots__ = ()
 
     def __new__(cls, specs: Any = ()) -> "MaskSpecs":
+        """Check every text."""
         texts = specs if isinstance(specs, (list, tuple)) else [specs]
         return super().__new__(cls, (MaskSpec(text) for text in texts))
 
@@ -42,11 +51,15 @@ register_type(MaskSpecs, serializer=_plain, deserializer=MaskSpecs)
 
 
 class ProbeTrainer(lightning.Trainer):
-    """Lightning's trainer with a progress bar that counts images, and its own words for what `test` and `fit` do."""
+    """Where and how to run."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("enable_progress_bar") is not False:
-            kwargs["callbacks"] = [ImageProgress(), *(kwargs.get("callbacks") or [])]
+        progress = [] if kwargs.get("enable_progress_bar") is False else [progress_for(sys.stderr)]
+        kwargs["callbacks"] = [FailTogether(), *progress, *(kwargs.get("callbacks") or [])]
+        if kwargs.get("logger") in (None, True):
+            # named here and not left to Lightning, which falls back to CSV files where TensorBoard is missing
+            root = kwargs.get("default_root_dir") or "."
+            kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
         super().__init__(*args, **kwargs)
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +91,11 @@ class HeadProbeCLI(LightningCLI):
             default=MaskSpecs("none"),
             help="Heads to mask: layer:3, head:3.1, each:layer, ... or in YAML a list of specs, scored together.",
         )
-        parser.add_argument("--dry-run", action="store_true", help="Print the plan: masks, forward passes, time, memory, smallest resolvable drop; score nothing.")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="Print the masks, the forward passes, time, memory and the smallest resolvable drop; write nothing.",
+        )
         parser.add_argument("--records", action="store_true", help="Also write one row per image and mask (Parquet).")
 
     def after_instantiate_classes(self) -> None:
@@ -87,37 +104,95 @@ class HeadProbeCLI(LightningCLI):
             self.model.ablate(self.config["test"].mask_spec)
 
     def before_test(self) -> None:
-        """Print the plan instead of running, where that is asked for."""
+        """Check the data; then print the plan instead of running, where that is asked for."""
+        _refuse_limits(self.trainer)
+        self._open_data()
         if self.config["test"].dry_run:
             print_plan(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)
         if self.config["test"].records:
             self.trainer.callbacks.append(RecordsWriter())
 
+    def before_fit(self) -> None:
+        """Check the data, and that no masks are asked for."""
+        options = self.config["fit"]
+        if options.mask_spec != MaskSpecs("none") or options.dry_run or options.records:
+            raise UsageError("--mask-spec, --dry-run and --records belong to test; fit trains with all heads")
+        self._open_data()
+
+    @rank_zero_only
+    def _open_data(self) -> None:
+        """Open the data before other processes start: what is wrong with them is then said once, and nothing is written."""
+        self.datamodule.prepare_data()
+        self.datamodule.bind(self.model.data_config, self.model.num_classes)
+
 
 def run(words: list[str] | None) -> None:
-    """Run `test` or `fit` with the words of the command line, the command first; None reads the process's own."""
-    _quiet()
-    HeadProbeCLI(
-        HeadProbe,
-        ImageNetDataModule,
-        trainer_class=ProbeTrainer,
-        trainer_defaults={
-            "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False}},
-            "callbacks": [ResultsWriter(), WeightsExport()],
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-        },
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "headprobe", "version": __version__},
-        args=words,
-    )
+    """Run `test` or `fit` with the words of the command line, the command first; None reads the process's own.
+
+    Raises:
+        UsageError: The request cannot be carried out.
+        RunError: The run failed, or its files cannot be written.
+    """
+    silence()
+    _refuse_repeats(sys.argv[1:] if words is None else words)
+    try:
+        HeadProbeCLI(
+            HeadProbe,
+            ImageNetDataModule,
+            trainer_class=ProbeTrainer,
+            trainer_defaults={
+                "callbacks": [ResultsWriter(), WeightsExport()],
+                "enable_model_summary": False,
+                "enable_checkpointing": False,
+            },
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "headprobe", "version": __version__},
+            parser_class=LightningParser,
+            args=words,
+        )
+    except SIGTERMException as stop:  # Lightning's own SystemExit would end with code 0
+        raise RunError("ended from outside (SIGTERM); finished results are complete") from stop
+    except OSError as error:  # of Lightning's and TensorBoard's own files; ours are RunErrors already
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise RunError(
+            f"cannot write {str(error.filename or 'the files of this run')!r} ({error.strerror}); make room or choose another "
+            "directory with --trainer.default_root_dir, then run the same command again; finished files are complete"
+        ) from error
 
 
-def _quiet() -> None:
-    """Silence what a user can do nothing about; everything else still shows."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # device and tip lines
-    # our stream has no length on purpose (STREAMING: a length that is wrong on one rank loses images)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+_CANNOT_WRITE = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EIO,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+def _refuse_repeats(words: Sequence[str]) -> None:
+    """Of an option given twice argparse keeps the last; a mask that silently does nothing is what must never happen."""
+    specs = [word for word in words if word.split("=", 1)[0] == "--mask-spec"]
+    if len(specs) > 1:
+        raise UsageError(
+            "--mask-spec stands more than once: join heads into one mask with +, or score several masks together with "
+            f"a YAML list under mask_spec: in a --config file, got it {len(specs)} times"
+        )
+
+
+def _refuse_limits(trainer: lightning.Trainer) -> None:
+    """Refuse Lightning's ways to end a test early: they count batches per process and would break units."""
+    if trainer.limit_test_batches != 1.0:
+        raise UsageError(
+            "--trainer.limit_test_batches and --trainer.fast_dev_run would score parts of units; use --data.max_images "
+            f"instead, got {trainer.limit_test_batches}"
+        )

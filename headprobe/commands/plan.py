@@ -8,7 +8,8 @@ from typing import Any
 import lightning
 import torch
 
-from headprobe.backbone.growing import GrowingPass, find_joins
+from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.joins import find_joins
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU
 from headprobe.backbone.weights import data_config
 from headprobe.metrics.paired import smallest_resolvable_drop

@@ -7,7 +7,8 @@ from torch import nn
 
 from headprobe.backbone.ablation import ablate_heads, ablating, masked_logits, masks_of_rows
 from headprobe.backbone.check import prove_masks
-from headprobe.backbone.heads import HeadLayout, example_images, find_heads
+from headprobe.backbone.heads import HeadLayout, find_heads
+from headprobe.backbone.trace import example_images
 from headprobe.errors import RunError, UsageError
 from tests.conftest import tiny
 

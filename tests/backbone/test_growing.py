@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.ablation import masked_logits
-from headprobe.backbone.growing import GrowingPass, find_joins
-from headprobe.backbone.heads import HeadLayout, example_images, find_heads
+from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.heads import HeadLayout, find_heads
+from headprobe.backbone.joins import find_joins
+from headprobe.backbone.trace import example_images
 from headprobe.errors import RunError, UsageError
 from tests.conftest import tiny
 

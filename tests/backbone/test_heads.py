@@ -5,8 +5,9 @@ import timm
 import torch
 from torch import nn
 
-from headprobe.backbone.heads import HeadLayout, example_images, find_heads
+from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.sites import SITES
+from headprobe.backbone.trace import example_images
 from headprobe.errors import UsageError
 from tests.conftest import TINY, tiny
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headprobe.backbone.growing import GrowingPass, find_joins
+from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.heads import find_heads
+from headprobe.backbone.joins import find_joins
 from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.masks.spec import MaskSpec, expand_all
 

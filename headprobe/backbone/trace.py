@@ -1,0 +1,128 @@
+"""Watches one forward pass: which modules run, in what order, on what shapes, and where attention is computed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from headprobe.backbone.sites import Site, class_path
+from headprobe.errors import UsageError
+
+
+def example_images(backbone: nn.Module, input_size: tuple[int, int, int], images: int, seed: int = 0) -> Tensor:
+    """Return seeded normal noise `[images, channels, height, width]` on the backbone's device and in its dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(images, *input_size, generator=generator)
+    like = next(backbone.parameters())
+    return noise.to(device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Hold `module` in evaluation mode and give every part its own mode back afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@dataclass
+class Trace:
+    """What one forward pass showed.
+
+    Attributes:
+        order: Names of the attention layers in the order of their calls.
+        calls: How often each of them was called.
+        shapes: For each of them the shape of its concatenated heads.
+        block_shapes: For every module the shape of its first argument.
+        open_layers: Attention layers that are running.
+        open_modules: Modules that are running.
+        stray: Modules that compute fused attention outside every known layer.
+    """
+
+    order: list[str] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    block_shapes: dict[str, torch.Size] = field(default_factory=dict)
+    open_layers: list[str] = field(default_factory=list)
+    open_modules: list[str] = field(default_factory=list)
+    stray: list[str] = field(default_factory=list)
+
+
+class _WatchAttention(TorchFunctionMode):
+    """Notes every fused attention call made outside the known layers."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and not self.trace.open_layers:
+            self.trace.stray.append(self.trace.open_modules[-1] if self.trace.open_modules else "the model")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def recording(backbone: nn.Module, sites: Mapping[str, Site], trace: Trace) -> Iterator[None]:
+    """Fill `trace` while the context is open.
+
+    Args:
+        backbone: The model.
+        sites: Its known attention modules by name.
+        trace: Is filled.
+    """
+    with ExitStack() as stack:
+        for name, module in backbone.named_modules():
+            for handle in _watch(backbone, name, module, sites.get(name), trace):
+                stack.callback(handle.remove)
+        stack.enter_context(_WatchAttention(trace))
+        yield
+
+
+def _watch(
+    backbone: nn.Module, name: str, module: nn.Module, site: Site | None, trace: Trace
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hook one module so that it notes its calls in `trace`."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+        trace.open_modules.append(name)
+        if site is not None:
+            trace.order.extend([] if name in trace.calls else [name])
+            trace.calls[name] = trace.calls.get(name, 0) + 1
+            trace.open_layers.append(name)
+        if args and isinstance(args[0], Tensor):
+            trace.block_shapes.setdefault(name, args[0].shape)
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        trace.open_modules.pop()
+        if site is not None:
+            trace.open_layers.pop()
+
+    def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
+        trace.shapes.setdefault(name, args[0].shape)
+
+    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    if site is not None:
+        point = backbone.get_submodule(point_of(module, name, site))
+        handles.append(point.register_forward_pre_hook(at_site))
+    return handles
+
+
+def point_of(module: nn.Module, name: str, site: Site) -> str:
+    """Return the qualified name of the head-concat point of an attention module."""
+    for point in site.points:
+        if isinstance(getattr(module, point, None), nn.Module):
+            return f"{name}.{point}" if name else point
+    raise UsageError(
+        f"attention module {name!r} ({class_path(module)}) has none of the sub-modules {', '.join(site.points)} "
+        "that its class has in the timm releases headprobe knows; install a supported timm"
+    )
