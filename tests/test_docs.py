@@ -195,7 +195,7 @@ def test_every_column_of_masks_csv_is_documented_in_its_order() -> None:
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
     metric = PairedAccuracy(0, 1, per_class=True)
     metric.class_images += 1
-    (row,) = class_rows([], paired_scores(metric.to_arrays()), ["cat"])
+    (row,) = class_rows([], paired_scores(metric.to_arrays()), [(0, "a")])
     assert documented_columns("classes.csv") == list(row)
 
 

@@ -95,8 +95,8 @@ class ResultsWriter(lightning.Callback):
         write_rows(directory / "masks.csv", rows)
         write_masks(directory / "masks.json", probe.masks)
         if probe.scores is not None and probe.per_class:
-            names = _class_names(trainer, probe)
-            write_rows(directory / "classes.csv", class_rows(probe.masks, probe.scores, names))
+            classes = _scored_classes(trainer, probe)
+            write_rows(directory / "classes.csv", class_rows(probe.masks, probe.scores, classes))
         if self._bad:
             write_rows(directory / "bad_images.csv", self._bad)
         write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
@@ -154,12 +154,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _class_names(trainer: lightning.Trainer, probe: HeadProbe) -> list[str]:
-    """Return a name for every class that was scored; the number where the data set names none."""
+def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:
+    """Return the number in the model and the name of every class that was scored; the number where it has no name."""
     valid = probe.valid_classes
-    numbers = range(probe.num_classes) if valid is None else valid.tolist()
+    numbers: list[int] = list(range(probe.num_classes)) if valid is None else valid.tolist()
     names = getattr(trainer.datamodule, "class_names", None) or []  # type: ignore[attr-defined]
-    return [names[number] if number < len(names) else str(number) for number in numbers]
+    return [(number, names[number] if number < len(names) else str(number)) for number in numbers]
 
 
 def _check_count(images: int, bad: int, datamodule: Any) -> None:

@@ -10,7 +10,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from headprobe import __version__
 from headprobe.callbacks.export import WeightsExport
@@ -60,7 +60,11 @@ class ProbeTrainer(lightning.Trainer):
             # named here and not left to Lightning, which falls back to CSV files where TensorBoard is missing
             root = kwargs.get("default_root_dir") or "."
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
+            # what Lightning raises for options that do not fit together or this machine
+            raise UsageError(f"Lightning cannot use these --trainer options: {error}") from error
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
         """Score a model with and without chosen attention heads, on the same images, in one pass."""

@@ -15,3 +15,21 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     # The number of workers is filled in from the cores and the units, unless the user chose it.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Two lines for each of up to ten tries; what follows from it is said once at the end, with the remedy.
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_FirstRetry())
+
+
+class _FirstRetry(logging.Filter):
+    """Says once, in a few words, that the hub does not answer: a minute of silence would look like a hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the first warning through, reworded."""
+        if record.levelno != logging.WARNING:
+            return True
+        first, self.said = not self.said, True
+        record.msg, record.args = "headprobe: the hub does not answer; trying again for up to a minute", None
+        return first

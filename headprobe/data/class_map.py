@@ -21,7 +21,7 @@ class ClassMap:
 
     Attributes:
         entries: Model class by dataset class: a list in the dataset's order, or an object by name or number; None for
-            `identity`, the dataset's numbers being the model's.
+            `identity`, the dataset's numbers (its classes' names, where these are numbers) being the model's.
         origin: File name, for messages.
     """
 
@@ -79,6 +79,13 @@ class ClassMap:
     def _identity(self, names: Sequence[str] | None, classes: int) -> list[int]:
         if names is not None and len(names) > classes:
             raise UsageError(f"--data.class_map {IDENTITY} needs at most {classes} dataset classes, got {len(names)}")
+        if names is not None and all(name.isdecimal() for name in names):
+            numbers = [int(name) for name in names]
+            if max(numbers) >= classes:
+                raise UsageError(
+                    f"--data.class_map {IDENTITY}: the model's classes are 0..{classes - 1}, got {max(numbers)}"
+                )
+            return numbers
         return list(range(classes if names is None else len(names)))
 
     def _numbered(self, entries: dict[str, int], names: Sequence[str] | None) -> dict[int, int]:

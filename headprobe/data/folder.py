@@ -51,7 +51,7 @@ class FolderSource(Source):
         try:
             return (self._root / file).read_bytes()
         except OSError as error:
-            raise RunError(f"{file} cannot be read: {error.strerror}. Finished units are kept") from None
+            raise RunError(f"{file} cannot be read: {error.strerror}") from None
 
     def _of_unit(self, unit: int) -> list[str]:
         return self._files[unit * IMAGES_PER_UNIT : (unit + 1) * IMAGES_PER_UNIT]

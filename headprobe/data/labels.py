@@ -84,6 +84,11 @@ def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None)
             f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
             f"which is which, a model of {len(names)} classes, or another --data.path, got {_some(names)}"
         )
+    if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
+        raise UsageError(
+            f"the dataset's classes are named by numbers that stand in the order of texts ({_some(names, 3)}): give "
+            "--data.class_map identity if the names are the model's class numbers (ImageNet-V2), else a file"
+        )
     return _numbering(names, range(classes), classes)
 
 

@@ -72,8 +72,8 @@ class StreamedSource(Source):
             yield from self._chunks(unit, rows)
         except READ_ERRORS as error:
             raise RunError(
-                f"{self._names[unit]} (unit {unit}) cannot be read: {safe_text(error)}. Finished units are kept: "
-                "when the file or the network is well again, the same command goes on"
+                f"{self._names[unit]} (unit {unit}) cannot be read: {safe_text(error)}. "
+                "Mend the file or the network, then run the same command again"
             ) from None
 
     def _chunks(self, unit: int, rows: int) -> Iterator[Chunk]:

@@ -84,8 +84,14 @@ def _tested_family(named: NamedMask) -> str:
     return "" if null or not named.mask.count else named.family
 
 
-def class_rows(masks: Sequence[NamedMask], scores: PairedScores, names: Sequence[str]) -> list[Row]:
-    """Return the rows of `classes.csv`: a row per mask and class that has images."""
+def class_rows(masks: Sequence[NamedMask], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:
+    """Return the rows of `classes.csv`: a row per mask and class that has images.
+
+    Args:
+        masks: The masks, without the baseline.
+        scores: Their scores, with the counts of each class.
+        classes: Number in the model and name of every class that was scored.
+    """
     if scores.class_images is None or scores.class_top1_count is None:
         return []
     rows: list[Row] = []
@@ -96,8 +102,8 @@ def class_rows(masks: Sequence[NamedMask], scores: PairedScores, names: Sequence
             rows.append(
                 {
                     "mask": name,
-                    "class": index,
-                    "name": names[index],
+                    "class": classes[index][0],
+                    "name": classes[index][1],
                     "images": images,
                     "top1_count": right,
                     "drop_pp": 100 * lost / images,

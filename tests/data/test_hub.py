@@ -55,7 +55,7 @@ def ask(folder: Path, requests: list[dict[str, Any]], **environment: str) -> lis
     done = subprocess.run(
         [sys.executable, "-c", ASK],
         input=json.dumps(requests),
-        env=os.environ | hidden | paths | {"HF_TOKEN": TOKEN} | environment,
+        env=os.environ | hidden | paths | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"} | environment,
         capture_output=True,
         text=True,
         timeout=240,

@@ -64,6 +64,19 @@ def test_bare_numbers_need_the_users_word() -> None:
     assert numbering.names is None
 
 
+def test_classes_named_by_numbers_in_text_order_are_never_guessed() -> None:
+    column = LabelColumn("class", tuple(sorted(map(str, range(1000)))))
+    with pytest.raises(UsageError, match=r"order of texts \(0, 1, 10 and 997 more\).*identity"):
+        number_labels(column, 1000, None)
+    numbering = number_labels(column, 1000, read_class_map("identity"))
+    assert [numbering(place) for place in range(4)] == [0, 1, 10, 100]
+
+
+def test_classes_named_by_numbers_beyond_the_models_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"the model's classes are 0\.\.11, got 12"):
+        number_labels(LabelColumn("class", ("0", "12")), 12, read_class_map("identity"))
+
+
 def test_texts_need_a_map_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="labels are texts"):
         number_labels(TEXTS, 3, None)

@@ -69,7 +69,7 @@ def test_a_mask_without_heads_is_no_member_of_its_family() -> None:
 
 def test_class_drops_add_up_to_the_whole_drop() -> None:
     masks, scores = example(["layer:0", "layer:1"])
-    rows = class_rows(masks, scores, list("abcdef"))
+    rows = class_rows(masks, scores, list(enumerate("abcdef")))
     for number, named in enumerate(masks, start=1):
         own = [row for row in rows if row["mask"] == named.name]
         lost = sum(float(row["drop_pp"]) * float(row["images"]) / 100 for row in own)
