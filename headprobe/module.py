@@ -95,6 +95,7 @@ class HeadProbe(FitSteps):
         self._layout: HeadLayout | None = None
         self._growing: GrowingPass | None = None
         self._units: UnitSums | None = None
+        self._batch_size = 1
         shape = (-1, 1, 1)
         self.register_buffer("mean", torch.tensor(self.data_config["mean"]).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(self.data_config["std"]).view(shape), persistent=False)
@@ -151,12 +152,22 @@ class HeadProbe(FitSteps):
 
     def on_test_start(self) -> None:
         """Prove the masks on this model and device, then plan the forward passes."""
+        self.plan_passes(int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32)))
+        self.scores = None
+
+    def plan_passes(self, batch_size: int) -> RowPlan:
+        """Prove the masks on this model and device, then plan the forward passes for batches of `batch_size` images.
+
+        Raises:
+            UsageError: A proof fails; the model must not be run under masks.
+        """
         prove_masks(self.backbone, self.layout)
         joins = find_joins(self.backbone, self.layout)
         self._growing = GrowingPass(self.backbone, self.layout, joins, self.head_mask)
+        self._batch_size = batch_size
         default = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
-        self.plan = self._growing.plan(self._batch_size(), self.row_budget or default)
-        self.scores = None
+        self.plan = self._growing.plan(batch_size, self.row_budget or default)
+        return self.plan
 
     def begin_units(self, units: int, valid_classes: Sequence[int] | None = None) -> None:
         """Make room for the sums of `units` pieces of data.
@@ -175,8 +186,7 @@ class HeadProbe(FitSteps):
             raise RunError("begin_units must be called before the first batch")
         if batch.failure is not None:
             raise RunError(batch.failure)
-        with self._growing:
-            logits = self.masked_logits(batch.images)
+        logits = self.masked_logits(batch.images)
         labels = batch.labels
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
@@ -192,12 +202,13 @@ class HeadProbe(FitSteps):
         An out-of-memory halves the row budget and goes on.
         """
         if self._growing is None or self.plan is None:
-            raise RunError("masked_logits works inside trainer.test only")
+            raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         parts: list[Tensor] = []
         done = 0
         while done < len(images) or not parts:
             try:
-                part = self._growing.logits(self.normalised(images[done : done + self.plan.images]), self.plan)
+                with self._growing:
+                    part = self._growing.logits(self.normalised(images[done : done + self.plan.images]), self.plan)
             except RuntimeError as error:
                 self._halve_rows(error)
                 continue
@@ -229,9 +240,6 @@ class HeadProbe(FitSteps):
         reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")
         return reduced.cpu().numpy()
 
-    def _batch_size(self) -> int:
-        return int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32))
-
     def _halve_rows(self, error: RuntimeError) -> None:
         """Go on with half the rows after an out-of-memory; any other error is raised again."""
         if not _out_of_memory(error) or self._growing is None or self.plan is None:
@@ -243,7 +251,7 @@ class HeadProbe(FitSteps):
             ) from error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.plan = self._growing.plan(self._batch_size(), rows // 2)
+        self.plan = self._growing.plan(self._batch_size, rows // 2)
         lightning.pytorch.utilities.rank_zero_warn(
             f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
             f"(--model.row_budget {rows // 2} starts there)"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from headprobe.errors import UsageError
+from headprobe.errors import RunError, UsageError
 
 BUNDLED = ("digits_vit", "digits_swin")
 """Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""
@@ -46,6 +46,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
 
     Raises:
         UsageError: The name, the weights or the options do not fit together; the message names the remedy.
+        RunError: Pretrained weights cannot be fetched.
     """
     if source.name in BUNDLED:
         return _bundled(source)
@@ -150,7 +151,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         what = f"with the options {options}" if options else "with its default options"
         raise UsageError(f"timm cannot build {name!r} {what}: {error}") from error
     except OSError as error:  # every failure of a hub's client
-        raise UsageError(
+        raise RunError(
             f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}); "
             "check the connection, or pass a local file: --model.weights FILE.safetensors"
         ) from error

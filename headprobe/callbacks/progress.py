@@ -106,7 +106,7 @@ class LogProgress(ProgressBar):
         if last or now - self._said >= LEAST_SECONDS:
             self._said = now
             metrics = self.get_metrics(trainer, pl_module)
-            values = ", ".join(f"{name} {value}" for name, value in metrics.items() if name != "v_num")
+            values = ", ".join(f"{name} {float(metrics[name]):.4g}" for name in metrics if name != "v_num")
             self._write(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {values}")
 
     def _write(self, line: str) -> None:
@@ -118,7 +118,7 @@ class LogProgress(ProgressBar):
 def duration(seconds: float) -> str:
     """Return a duration in words, to two digits or so."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

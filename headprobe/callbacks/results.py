@@ -99,12 +99,12 @@ class ResultsWriter(lightning.Callback):
             write_rows(directory / "classes.csv", class_rows(probe.masks, probe.scores, classes))
         if self._bad:
             write_rows(directory / "bad_images.csv", self._bad)
+        if self.table:
+            _print(rows, directory, trainer, probe)
         write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
         self._finish("failed" if self._bad else "done")
         self._record["row_plan"] = probe.plan.to_json() if probe.plan else None
         write_record(directory, self._record)
-        if self.table:
-            _print(rows, directory, trainer, probe)
 
     def _finish(self, status: str) -> None:
         self._record |= {

@@ -13,6 +13,9 @@ from headprobe.module import HeadProbe
 from headprobe.report.figures import drop_curve, head_heat_map
 from headprobe.run.results import Row
 
+SIGNIFICANT_Q = 0.05
+"""False discovery rate below which a head's drop gets a ring in the heat map."""
+
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
 
 
@@ -56,10 +59,13 @@ def _figures(rows: Sequence[Row], probe: HeadProbe) -> dict[str, Figure]:
     """Return the figures that these masks allow: a heat map of single heads, drops over layers and indices."""
     about = f"{probe.source.name}, {rows[0]['images']:,} images, {probe.ablation} ablation"
     figures: dict[str, Figure] = {}
-    heads = _single_head_drops(rows, probe)
+    heads = _single_heads(rows, probe, "drop_pp")
     if np.isfinite(heads).sum() > 1:
         figures["drop_pp/heads"] = head_heat_map(
-            heads, f"Top-1 drop when one head is masked\n{about}", "drop (percentage points)"
+            heads,
+            f"Top-1 drop when one head is masked (ring: q < {SIGNIFICANT_Q})\n{about}",
+            "drop (percentage points)",
+            ringed=_single_heads(rows, probe, "bh_q") < SIGNIFICANT_Q,
         )
     for curve, axis in (("by_layer", "layer masked"), ("by_index", "head index masked in every layer")):
         points = [
@@ -74,15 +80,15 @@ def _figures(rows: Sequence[Row], probe: HeadProbe) -> dict[str, Figure]:
     return figures
 
 
-def _single_head_drops(rows: Sequence[Row], probe: HeadProbe) -> NDArray[np.float64]:
-    """Return the drops of masks of exactly one head as `[layers, max heads]`, NaN where none was scored."""
+def _single_heads(rows: Sequence[Row], probe: HeadProbe, column: str) -> NDArray[np.float64]:
+    """Return a column of the masks of exactly one head as `[layers, max heads]`, NaN where none was scored."""
     shape = probe.layout.heads_per_layer
-    drops = np.full((len(shape), max(shape)), np.nan)
+    values = np.full((len(shape), max(shape)), np.nan)
     for named, row in zip(probe.masks, rows[1:], strict=True):
         if named.mask.count == 1:
             (head,) = named.mask.masked
-            drops[head] = float(row["drop_pp"])
-    return drops
+            values[head] = float(row[column])
+    return values
 
 
 def _hyperparameters(probe: HeadProbe, data: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
 from headprobe.callbacks.together import FailTogether
 from headprobe.commands.noise import silence
-from headprobe.commands.parser import LightningParser
+from headprobe.commands.parser import Parser
 from headprobe.commands.plan import print_plan
 from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
@@ -48,6 +48,10 @@ def _plain(specs: MaskSpecs) -> str | list[str]:
 
 
 register_type(MaskSpecs, serializer=_plain, deserializer=MaskSpecs)
+
+
+class LightningParser(Parser, LightningArgumentParser):
+    """Lightning's parser, with our errors."""
 
 
 class ProbeTrainer(lightning.Trainer):
@@ -102,6 +106,16 @@ class HeadProbeCLI(LightningCLI):
         )
         parser.add_argument("--records", action="store_true", help="Also write one row per image and mask (Parquet).")
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse empty values in config files, which jsonargparse lets through unchecked."""
+        config = self.config[self.subcommand]
+        for section in ("trainer", "model", "data"):
+            if config[section] is None:
+                raise UsageError(f"{section}: in a config file must hold options or be left out, got an empty value")
+        for key in ("mask_spec", "model.name", "data.path", "data.batch_size"):
+            if config[key] is None:
+                raise UsageError(f"{key}: in a config file must have a value or be left out, got an empty one")
+
     def after_instantiate_classes(self) -> None:
         """Apply the masks after the model is built: linked arguments would let a YAML file score the unmasked model."""
         if self.subcommand == "test":
@@ -112,7 +126,7 @@ class HeadProbeCLI(LightningCLI):
         _refuse_limits(self.trainer)
         self._open_data()
         if self.config["test"].dry_run:
-            print_plan(self.trainer, self.model, self.datamodule)
+            rank_zero_only(print_plan)(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)
         if self.config["test"].records:
             self.trainer.callbacks.append(RecordsWriter())
@@ -147,6 +161,7 @@ def run(words: list[str] | None) -> None:
             trainer_class=ProbeTrainer,
             trainer_defaults={
                 "callbacks": [ResultsWriter(), WeightsExport()],
+                "enable_autolog_hparams": False,  # ResultsWriter logs what differs between runs, with their results
                 "enable_model_summary": False,
                 "enable_checkpointing": False,
             },

@@ -1,56 +1,64 @@
-"""`masks`: prints which heads a spec stands for on a model, without running anything."""
+"""`masks`: prints which heads a spec stands for on a model, without weights and without running anything."""
 
 import json
 import sys
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
-import jsonargparse
-
-from headprobe.backbone.heads import find_heads
-from headprobe.backbone.weights import ModelSource, create_backbone, data_config
-from headprobe.masks.head_mask import HeadMask
+from headprobe.commands.parser import Parser
 from headprobe.masks.spec import MaskSpec, NamedMask
-
-MOST_HEADS = 12
-"""Heads that a line shows; `--json` has all."""
 
 
 def run(words: list[str]) -> None:
-    """Run the command with the words after its name."""
-    parser = jsonargparse.ArgumentParser(prog="headprobe masks", description=__doc__)
-    parser.add_argument("spec", type=str, help="A mask spec, such as each:layer or random:0-36/6:0-4.")
-    parser.add_argument("--model.name", type=str, default="digits_vit", help="timm's name of the model, or a bundled one.")
-    parser.add_argument("--model.options", type=dict[str, Any], default={}, help="Further arguments of timm.create_model.")
-    parser.add_argument("--json", action="store_true", help="Print JSON, as file: reads it.")
-    options = parser.parse_args(words)
-    print_masks(options.spec, options.model.name, dict(options.model.options), as_json=options.json)
-
-
-def print_masks(spec: str, name: str, model_options: dict[str, Any], *, as_json: bool) -> None:
-    """Print every mask that `spec` expands to on the model `name`.
+    """Run the command with the words after its name.
 
     Raises:
         UsageError: The spec or the model's name is wrong, or they do not fit together.
     """
+    parser = Parser(prog="headprobe masks", description="Print which heads a mask spec stands for.")
+    parser.add_argument("spec", type=str, help="A mask spec, such as each:layer or random:0-36/6:0-4.")
+    parser.add_argument("--model.name", type=str, default="digits_vit", help="timm's name of the model, or a bundled one.")
+    parser.add_argument("--model.options", type=dict[str, Any], default={}, help="Further arguments of timm.create_model.")
+    parser.add_argument("--json", action="store_true", help="Print JSON; that of a single mask is a mask for file:PATH.")
+    options = parser.parse_args(words)
+    spec = MaskSpec(options.spec)  # a wrong spec is said before the seconds that torch and timm take to load
+    print_masks(spec, options.model.name, dict(options.model.options), as_json=options.json)
+
+
+def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_json: bool) -> None:
+    """Print every mask that `spec` stands for on the model `name`.
+
+    Raises:
+        UsageError: The model's name is wrong, or the spec does not fit it.
+    """
+    from headprobe.backbone.heads import find_heads
+    from headprobe.backbone.weights import ModelSource, create_backbone, data_config
+
     backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))
     layout = find_heads(backbone, data_config(backbone)["input_size"], name)
-    masks = MaskSpec(spec).expand(layout.heads_per_layer, name)
+    masks = spec.expand(layout.heads_per_layer, name)
     if as_json:
         data = {named.name: {**named.mask.to_json(), "digest": named.mask.digest} for named in masks}
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
-    heads = sum(layout.heads_per_layer)
-    sys.stdout.write(f"{name}: {len(layout.layers)} layers, {heads} heads; {spec} stands for {len(masks)} mask(s)\n")
-    sys.stdout.writelines(f"{line}\n" for line in map(_line, masks))
+    layers, heads = len(layout.layers), sum(layout.heads_per_layer)
+    sys.stdout.write(f"{name}: {layers} layers, {heads} heads; {spec} stands for {_count(len(masks), 'mask')}\n")
+    sys.stdout.writelines(f"{_line(named)}\n" for named in masks)
 
 
 def _line(named: NamedMask) -> str:
-    return f"{named.name}  {named.mask.count} head(s): {_heads_text(named.mask)}"
+    """Return a mask's name and its heads as layer.heads, as in `3.0-2,5`."""
+    by_layer = groupby(sorted(named.mask.masked), key=lambda head: head[0])
+    heads = " ".join(f"{layer}.{_ranges([head for _, head in group])}" for layer, group in by_layer)
+    return f"{named.name}  {_count(named.mask.count, 'head')}" + (f": {heads}" if heads else "")
 
 
-def _heads_text(mask: HeadMask) -> str:
-    """Return the masked heads as layer.head, the first ones if they are many."""
-    heads = [f"{layer}.{head}" for layer, head in sorted(mask.masked)]
-    return " ".join(heads[:MOST_HEADS]) + (" ..." if len(heads) > MOST_HEADS else "")
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers with runs as ranges: `0-2,5`."""
+    runs = [list(run) for _, run in groupby(numbers, key=lambda number: number - numbers.index(number))]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")

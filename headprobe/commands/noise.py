@@ -1,7 +1,11 @@
 """Silences what a user can do nothing about, each with its reason; every other warning stays."""
 
 import logging
+import threading
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 
 def silence() -> None:
@@ -15,8 +19,16 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     # The number of workers is filled in from the cores and the units, unless the user chose it.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # TensorBoard writes in a thread; that a disk is full reaches the main thread too, which says so in one message.
+    threading.excepthook = partial(_all_but_full_disks, threading.excepthook)
     # Two lines for each of up to ten tries; what follows from it is said once at the end, with the remedy.
     logging.getLogger("huggingface_hub.utils._http").addFilter(_FirstRetry())
+
+
+def _all_but_full_disks(usual: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs) -> None:
+    ours = type(args.thread).__module__.startswith("tensorboard.") and isinstance(args.exc_value, OSError)
+    if not ours:
+        usual(args)
 
 
 class _FirstRetry(logging.Filter):

@@ -5,26 +5,17 @@ import re
 from typing import NoReturn
 
 import jsonargparse
-from lightning.pytorch.cli import LightningArgumentParser
 
 from headprobe.errors import UsageError
 
 
-class _OneMessage(jsonargparse.ArgumentParser):
+class Parser(jsonargparse.ArgumentParser):
     """A parser that raises `UsageError` where jsonargparse prints its usage and exits."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a `UsageError` that names the option, what is wrong with its value, and the nearest option's name."""
         parser = getattr(ex, "subcommand_parser", None) or self
         raise UsageError(_plainly(message) + _near(message, parser)) from ex
-
-
-class Parser(_OneMessage):
-    """The parser of a plain command."""
-
-
-class LightningParser(_OneMessage, LightningArgumentParser):
-    """The parser of Lightning's commands."""
 
 
 def _plainly(message: str) -> str:

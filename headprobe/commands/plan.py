@@ -8,81 +8,108 @@ from typing import Any
 import lightning
 import torch
 
-from headprobe.backbone.growing import GrowingPass
-from headprobe.backbone.joins import find_joins
-from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU
-from headprobe.backbone.weights import data_config
+from headprobe.backbone.rows import RowPlan
+from headprobe.callbacks.progress import duration
+from headprobe.errors import RunError
 from headprobe.metrics.paired import smallest_resolvable_drop
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
 
+TIMED_SECONDS = 3.0
 TIMED_PASSES = 3
+"""The trial goes on for so many seconds, or for so many batches if they take longer."""
 
 
 def print_plan(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
-    """Print the plan of a run: masks, forward passes, time and memory measured on noise, smallest resolvable drop."""
-    data.prepare_data()
-    data.bind(probe.data_config, probe.num_classes)
+    """Print the plan of a run: masks, forward passes, time and memory measured on noise, smallest resolvable drop.
+
+    Args:
+        trainer: Where the run would be.
+        probe: The model with its masks.
+        data: The data module, bound to the model.
+    """
     device = trainer.strategy.root_device
     probe.to(device)
-    joins = find_joins(probe.backbone, probe.layout)
-    growing = GrowingPass(probe.backbone, probe.layout, joins, probe.head_mask)
-    default = ROW_BUDGET_CPU if device.type == "cpu" else ROW_BUDGET_GPU
-    plan = growing.plan(data.batch_size, probe.row_budget or default)
-    with growing, torch.inference_mode():
-        seconds = _seconds_per_image(growing, probe, plan.images)
-    images = data.expected_images
-    console.print(_masks_text(probe), soft_wrap=True)
-    console.print(
-        f"plan: {plan.images} images x {1 + max(map(len, plan.chunks))} rows a forward pass, {len(plan.chunks)} "
-        f"chunk(s) of masks; work of {_work(growing, probe):.2f} plain forward passes an image "
-        f"instead of {1 + len(probe.masks)}"
-    )
-    console.print(f"memory: {_memory_text(device)} at the peak of a trial forward pass")
-    if images is None:
-        console.print(f"time: {seconds * 1000:.1f} ms an image; the data set does not say how many it has")
-        return
-    total = images * seconds / trainer.world_size
-    console.print(
-        f"time: about {_duration(total)} for {images:,} images on {trainer.world_size} process(es), model only "
-        f"({seconds * 1000:.1f} ms an image on this machine)"
-    )
-    drop = smallest_resolvable_drop(images)
-    console.print(
-        f"resolves: a top-1 drop of {drop:.2f} points or more on {images:,} images "
-        "(80% power, 5% level, if 2% of the images flip either way by chance)"
-    )
+    if device.type == "cpu":  # the processes of a run share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
+    with torch.inference_mode():
+        probe.plan_passes(data.batch_size)
+        seconds = _seconds_per_image(probe, data.batch_size)
+    lines = [*_masks_lines(probe), _plan_line(probe)]
+    lines.append(f"memory: {_memory_text(device)} at the peak of a trial forward pass, a process")
+    lines += _time_lines(seconds, data.expected_images, trainer.world_size)
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
-def _masks_text(probe: HeadProbe) -> str:
-    """Return the masks in a few lines."""
-    names = [f"{named.name} ({named.mask.count} heads)" for named in probe.masks]
+def _masks_lines(probe: HeadProbe) -> list[str]:
+    names = [f"{named.name} ({_count(named.mask.count, 'head')})" for named in probe.masks]
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
-    about = f"{probe.source.name}: {len(probe.layout.layers)} layers, {heads} heads"
-    return f"{about}\nmasks: {len(names)} beside the baseline" + (f": {shown}" if names else "")
+    return [
+        f"model: {probe.source.name}, {len(probe.layout.layers)} layers, {heads} heads, {probe.num_classes} classes",
+        f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
+    ]
 
 
-def _seconds_per_image(growing: GrowingPass, probe: HeadProbe, images: int) -> float:
-    """Time whole forward passes on noise and return the best, per image."""
-    channels, height, width = data_config(probe.backbone)["input_size"]
-    noise = torch.randint(0, 256, (images, channels, height, width), dtype=torch.uint8, device=probe.device)
-    plan = growing.plan(images, images * (1 + max(1, len(probe.masks))))
-    plan = growing.plan(images, min(plan.budget, probe.row_budget or plan.budget))
-    times = []
-    for _ in range(1 + TIMED_PASSES):
-        began = time.perf_counter()
-        growing.logits(probe.normalised(noise), plan)
-        if probe.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / images
+def _plan_line(probe: HeadProbe) -> str:
+    plan = _plan(probe)
+    rows = 1 + max(map(len, plan.chunks))
+    passes = "one such pass holds" if len(plan.chunks) == 1 else f"{len(plan.chunks):,} such passes hold"
+    return (
+        f"plan: {_count(plan.images, 'image')} a forward pass, growing to {_count(rows, 'row')} each; {passes} all masks; "
+        f"an image costs about {_work(probe):.2f} plain forward passes instead of {1 + len(probe.masks)}"
+    )
 
 
-def _work(growing: GrowingPass, probe: HeadProbe) -> float:
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
+def _work(probe: HeadProbe) -> float:
     """Return the work of one image in plain forward passes: a mask costs the layers from its first masked one on."""
     layers = len(probe.layout.layers)
-    return 1 + sum((layers - first) / layers for first in growing.first_layers if first is not None)
+    firsts = [named.mask.first_layer for named in probe.masks]
+    return len(_plan(probe).chunks) + sum((layers - first) / layers for first in firsts if first is not None)
+
+
+def _seconds_per_image(probe: HeadProbe, batch_size: int) -> float:
+    """Time whole batches of noise under all masks, as the run will compute them, and return the median, per image."""
+    size = probe.data_config["input_size"]
+    noise = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=probe.device)
+    _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, compiles kernels, and shows if memory suffices
+    images = min(batch_size, _plan(probe).images)
+    times: list[float] = []
+    while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):
+        times.append(_timed(probe, noise[:images]))
+    return sorted(times)[len(times) // 2] / images
+
+
+def _timed(probe: HeadProbe, images: torch.Tensor) -> float:
+    began = time.perf_counter()
+    probe.masked_logits(images).cpu()  # a GPU has finished only when its result is here
+    return time.perf_counter() - began
+
+
+def _plan(probe: HeadProbe) -> RowPlan:
+    """Return the plan in force: running out of memory during the trial replaces it."""
+    if probe.plan is None:
+        raise RunError("the forward passes are not planned")
+    return probe.plan
+
+
+def _time_lines(seconds: float, images: int | None, processes: int) -> list[str]:
+    each = f"{seconds * 1000:.3g} ms an image on this machine"
+    if images is None:
+        return [f"time: {each}, model only; the data set does not say how many images it has"]
+    on = "one process" if processes == 1 else f"{processes} processes"
+    drop = smallest_resolvable_drop(images)
+    return [
+        f"time: about {duration(images * seconds / processes)} for {images:,} images on {on} ({each}, model only; "
+        "reading and decoding go on beside it)",
+        f"resolves: a top-1 drop of {drop:.2f} points or more on {images:,} images "
+        "(80% power, 5% level, if 2% of the images flip either way by chance)",
+    ]
 
 
 def _memory_text(device: torch.device) -> str:
@@ -90,9 +117,3 @@ def _memory_text(device: torch.device) -> str:
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB of memory"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

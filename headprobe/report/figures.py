@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 DROP_COLOURS = "RdBu_r"
 
 
-def head_heat_map(values: NDArray[np.float64], title: str, label: str) -> Figure:
+def head_heat_map(
+    values: NDArray[np.float64], title: str, label: str, ringed: NDArray[np.bool_] | None = None
+) -> Figure:
     """Draw one number per head as layers x heads.
 
     Args:
         values: `[layers, heads]`, NaN where a layer has no such head or it was not measured.
+        ringed: `[layers, heads]`, where to draw a ring, such as around significant drops.
         title: What is shown, of which model, on how many images.
         label: The number and its unit, beside the colour bar.
     """
@@ -33,6 +36,9 @@ def head_heat_map(values: NDArray[np.float64], title: str, label: str) -> Figure
     axes.spines[:].set_visible(False)
     if layers * heads <= 400:
         _write_numbers(axes, values, limit)
+    if ringed is not None:
+        rows, columns = np.nonzero(ringed)
+        axes.scatter(columns, rows, s=380, facecolors="none", edgecolors="black", linewidths=1.2)
     figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
     return figure
 
@@ -66,5 +72,6 @@ def _write_numbers(axes: Axes, values: NDArray[np.float64], limit: float) -> Non
     for (row, column), value in np.ndenumerate(values):
         if not math.isnan(value):
             colour = "white" if abs(value) > 0.6 * limit else "0.2"
-            text = f"{value:.1f}" if limit >= 1 else f"{value:.2f}"
+            digits = 1 if limit >= 1 else 2
+            text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: a rounded -0.0 loses its sign
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)

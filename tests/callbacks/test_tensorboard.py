@@ -1,0 +1,78 @@
+"""What TensorBoard shows: a point per mask at its own step, never all at step 0."""
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.cli_runs import QUICK, Ended, command
+
+SPECS = "[each:layer, each:index, each:head, 'random:0-24/12:0-1', layer:1+head:3.1]"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("curves")
+    (folder / "run.yaml").write_text(f"mask_spec: {SPECS}\n")
+    return command(folder, "test", "--config", "run.yaml", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def events(run: Ended) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run.directory()), size_guidance={"scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def points(events: EventAccumulator, tag: str) -> dict[int, float]:
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+@pytest.mark.parametrize(
+    ("curve", "steps"),
+    [
+        ("by_layer", [0, 1, 2, 3, 4, 5]),
+        ("by_index", [0, 1, 2, 3]),
+        *((f"head_{index:02}", [0, 1, 2, 3, 4, 5]) for index in range(4)),
+        ("random_seed_0", [0, 12, 24]),
+        ("random_seed_1", [0, 12, 24]),
+        ("heads_masked", [5]),
+    ],
+)
+def test_every_curve_has_its_points_at_its_own_steps(events: EventAccumulator, curve: str, steps: list[int]) -> None:
+    for column in ("top1", "drop_pp", "nll", "nll_rise"):
+        assert [event.step for event in events.Scalars(f"{column}/{curve}")] == steps
+
+
+def test_a_point_is_the_number_of_masks_csv(events: EventAccumulator, run: Ended) -> None:
+    drops = {row["mask"]: float(row["drop_pp"]) for row in run.rows()[1:]}
+    for layer, value in points(events, "drop_pp/by_layer").items():
+        assert value == pytest.approx(drops[f"layer:{layer}"], abs=1e-5)
+
+
+def test_the_baseline_is_a_constant_line_under_every_curve(events: EventAccumulator, run: Ended) -> None:
+    baseline = points(events, "top1/baseline")
+    assert set(baseline) == {0, 1, 2, 3, 4, 5, 12, 24}
+    assert set(baseline.values()) == {pytest.approx(float(run.rows()[0]["top1"]))}
+
+
+def test_single_heads_make_a_heat_map(events: EventAccumulator, run: Ended) -> None:
+    assert set(events.Tags()["images"]) == {"drop_pp/heads", "drop_pp/by_layer", "drop_pp/by_index"}
+    names = {path.name for path in (run.directory() / "figures").iterdir()}
+    assert names == {"drop_pp_heads.png", "drop_pp_by_layer.png", "drop_pp_by_index.png"}
+
+
+def test_runs_can_be_compared_by_their_hyperparameters(events: EventAccumulator) -> None:
+    found = {
+        tag: data.plugin_data.content
+        for tag, data in events.summary_metadata.items()
+        if data.plugin_data.plugin_name == "hparams"
+    }
+    assert set(found) == {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"}
+    assert b"digits_vit" in found["_hparams_/session_start_info"]
+    assert "hp_metric" not in events.Tags()["scalars"]
+
+
+def test_the_baseline_alone_has_no_figures(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *QUICK)
+    assert not (ended.directory() / "figures").exists()

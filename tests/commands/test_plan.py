@@ -1,0 +1,71 @@
+"""`test --dry-run`: the plan of a run, and nothing written."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
+import pytest
+
+from headprobe.commands.plan import print_plan
+from headprobe.masks.spec import MaskSpec
+from headprobe.module import HeadProbe
+from headprobe.report.table import console
+from tests.cli_runs import QUICK, command
+
+
+def plan_text(images: int | None, spec: str = "each:layer", **options: Any) -> str:
+    """Print the plan for a data set of so many images."""
+    probe = HeadProbe(**options)
+    probe.ablate([MaskSpec(spec)])
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with console.capture() as captured:
+        print_plan(trainer, probe, SimpleNamespace(batch_size=8, expected_images=images))
+    return captured.get()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *QUICK, "--mask-spec", "each:layer", "--dry-run")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert [line.split(":")[0] for line in ended.out.splitlines()] == [
+        "model", "masks", "plan", "memory", "time", "resolves",
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_baseline_alone_has_a_plan() -> None:
+    text = plan_text(500, "none")
+    assert "masks: 0 beside the baseline\n" in text
+    assert "about 1.00 plain forward passes instead of 1\n" in text
+
+
+def test_the_work_of_a_growing_pass_is_counted_in_plain_forward_passes() -> None:
+    # 6 layers: 1 for the baseline, and 6/6 + 5/6 + ... + 1/6 for the masks
+    assert "about 4.50 plain forward passes instead of 7\n" in plan_text(500)
+
+
+def test_every_chunk_of_masks_adds_its_own_trunk() -> None:
+    assert "3 such passes hold all masks; an image costs about 6.50 plain" in plan_text(500, row_budget=3)
+
+
+def test_the_estimate_grows_with_the_number_of_images() -> None:
+    assert "for 50,000 images on one process" in plan_text(50_000)
+    assert "top-1 drop of 0.27 points or more on 50,000 images" in plan_text(50_000)
+
+
+def test_an_unknown_number_of_images_is_said() -> None:
+    text = plan_text(None)
+    assert "the data set does not say how many images it has" in text
+    assert "resolves" not in text
+
+
+@pytest.mark.slow
+def test_the_estimate_is_within_a_factor_of_three_of_the_run(tmp_path: Path) -> None:
+    options = ("test", "--mask-spec", "each:head", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
+    printed = command(tmp_path, *options, "--dry-run").out
+    estimate = float(re.search(r"\(([\d.e+]+) ms an image", printed)[1]) * 500 / 1000  # type: ignore[index]
+    ended = command(tmp_path, *options)
+    seconds = float(re.search(r'"seconds": ([\d.]+)', (ended.directory() / "run.json").read_text())[1])  # type: ignore[index]
+    assert estimate / 3 < seconds < 3 * estimate + 2  # reading, decoding and drawing the figures take about 2 s

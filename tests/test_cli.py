@@ -1,0 +1,286 @@
+"""The command line: every wrong request ends in one message and its exit code; what it writes can be replayed."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import headprobe.run.files
+from headprobe.data.digits import __file__ as digits
+from headprobe.masks.spec import MaskSpec
+from headprobe.module import HeadProbe
+from tests.cli_runs import QUICK, Ended, command, only_message
+from tests.data.parquet_sets import png, table, write_files, write_table
+
+WEIGHTS = Path(digits).with_name("digits_vit.safetensors")
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Run a YAML list of specs."""
+    folder = tmp_path_factory.mktemp("listed")
+    (folder / "specs.yaml").write_text("mask_spec: [each:layer, head:3.1]\ndata: {max_images: 40, num_workers: 0}\n")
+    return command(folder, "test", "--config", "specs.yaml")
+
+
+# -- wrong requests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mask-spec", "layer:12"], "digits_vit has no layer 12: its layers are 0 to 5"),
+        (["--mask-spec", "head:3.4"], "digits_vit has no head 3.4: layer 3 has heads 0 to 3"),
+        (["--mask-spec", "layer:3,"], "expected a layer number here"),
+        (["--mask-spec", "head:3"], "write head:3.1 for head 1 of layer 3"),
+        (["--mask-spec", ""], "the mask spec is empty"),
+        (["--mask-spec", "layer:1", "--mask-spec", "layer:2"], "--mask-spec stands more than once"),
+        (["--bogus", "3"], "unrecognized arguments: --bogus 3"),
+        (["--data.batchsize", "3"], "did you mean --data.batch_size"),
+        (["--model.name", "deit_tiny_patch16_22"], "did you mean deit_tiny_patch16_224"),
+        (["--model.name", "resnet18", "--model.pretrained", "false"], "'resnet18' has no attention heads"),
+        (["--model.name", "levit_128s", "--model.pretrained", "false"], "of a class that headprobe cannot mask yet"),
+        (["--model.weights", "nowhere.safetensors"], "'nowhere.safetensors' does not exist"),
+        (["--data.path", "/nowhere/at/all"], "--data.path names no file or folder here"),
+        (["--data.batch_size", "0"], "--data.batch_size must be at least 1, got 0"),
+        (["--data.batch_size", "x"], "--data.batch_size: Expected a <class 'int'>. Got value: x"),
+        (["--config", "nowhere.yaml"], "File does not exist"),
+        (["--trainer.accelerator", "nonsense"], "Lightning cannot use these --trainer options"),
+        (["--trainer.limit_test_batches", "3"], "use --data.max_images instead"),
+        (["--model.row_budget", "0"], "row_budget must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_options_are_one_message_and_code_2_and_write_nothing(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    ended = command(tmp_path, "test", *QUICK, *words)
+    assert ended.code == 2
+    assert message in only_message(ended)
+    assert ended.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("mask_spec: 3:5", "YAML reads a bare 3:5 as 185"),
+        ("mask_spec: 3.5", "YAML reads a bare 3.5 as a number"),
+        ("mask_spec:\nseed_everything: 1", "mask_spec: in a config file must have a value"),
+        ("data:\nmask_spec: none", "data: in a config file must hold options or be left out"),
+        ("data: {batch_size: null}", "data.batch_size: in a config file must have a value"),
+        ("mask_spec: [layer:3, 3:5]", "YAML reads a bare 3:5 as 185"),
+        ("model: {mask_spec: layer:3}", "does not accept option 'model.mask_spec'; did you mean --mask-spec?"),
+        ("mask_specs: layer:3", "does not accept option 'mask_specs'; did you mean --mask-spec?"),
+    ],
+)
+def test_wrong_config_files_are_one_message_and_code_2(tmp_path: Path, yaml: str, message: str) -> None:
+    (tmp_path / "run.yaml").write_text(yaml + "\n")
+    ended = command(tmp_path, "test", *QUICK, "--config", "run.yaml")
+    assert ended.code == 2
+    assert message in only_message(ended)
+
+
+def test_the_caret_stands_under_the_culprit(tmp_path: Path) -> None:
+    spec, caret = only_message(command(tmp_path, "test", "--mask-spec", "layer:3,x")).splitlines()[-2:]
+    assert spec[caret.index("^")] == "x"
+
+
+@pytest.mark.parametrize("words", [["tset"], ["--mask-spec", "layer:3"]])
+def test_the_first_word_must_be_a_command(tmp_path: Path, words: list[str]) -> None:
+    ended = command(tmp_path, *words)
+    assert ended.code == 2
+    assert "(test, fit, masks)" in only_message(ended)
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
+    ended = command(tmp_path, "test", *QUICK, "--model.weights", "weights.pth")
+    assert ended.code == 2
+    assert "not readable as safetensors" in only_message(ended)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_file(load_file(WEIGHTS), tmp_path / "bare.safetensors")  # without the recipe in the file's metadata
+    ended = command(tmp_path, "test", *QUICK, "--model.name", "digits_swin", "--model.weights", "bare.safetensors")
+    assert ended.code == 2
+    assert "belong to another model" in only_message(ended)
+
+
+def test_classes_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    ended = command(
+        tmp_path, "test", *QUICK, "--model.name", "test_vit", "--model.pretrained", "false"
+    )
+    assert ended.code == 2
+    assert "the dataset has 10 classes and the model 1000" in only_message(ended)
+
+
+def test_a_dataset_without_labels_is_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "unlabelled", table([png(n) for n in range(4)], [-1] * 4))
+    ended = command(tmp_path, "test", *QUICK, "--data.path", "unlabelled")
+    assert ended.code == 2
+    assert "no labels in this split" in only_message(ended)
+
+
+# -- failed runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_shard_is_named_with_code_1(tmp_path: Path) -> None:
+    shard = sorted((write_files(tmp_path / "set", [[8], [8]]) / "data").iterdir())[1]
+    shard.write_bytes(shard.read_bytes()[:300])
+    ended = command(tmp_path, "test", *QUICK, "--data.path", "set")
+    assert ended.code == 1
+    assert "validation-00001-of-00002.parquet" in only_message(ended)
+
+
+def test_corrupt_images_are_listed_and_the_run_finishes_with_code_1(tmp_path: Path) -> None:
+    cells = [png(n) for n in range(20)]
+    cells[7], cells[13] = b"no image", cells[13][:60]
+    write_table(tmp_path / "set", table(cells, [n % 10 for n in range(20)]))
+    ended = command(tmp_path, "test", *QUICK, "--data.path", "set", "--mask-spec", "layer:3")
+    assert ended.code == 1
+    assert "2 images could not be used" in only_message(ended)
+    listed = (ended.directory() / "bad_images.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in listed] == ["row", "7", "13"]
+    assert [row["images"] for row in ended.rows()] == ["18", "18"]
+    assert json.loads((ended.directory() / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_full_disk_is_one_message_and_keeps_finished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size and Path(f"/proc/self/fd/{descriptor}").resolve().name.startswith("masks.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(headprobe.run.files.os, "fsync", full)
+    ended = command(tmp_path, "test", *QUICK, "--mask-spec", "layer:3")
+    assert ended.code == 1
+    assert "masks.json' (No space left on device); make room" in only_message(ended)
+    assert len(ended.rows()) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_directory_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "lightning_logs").touch()
+    ended = command(tmp_path, "test", *QUICK)
+    assert ended.code == 1
+    assert "lightning_logs' (File exists)" in only_message(ended)
+
+
+def test_an_unreachable_hub_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    ended = command(tmp_path, "test", *QUICK, "--data.path", "nobody/nothing", "--dry-run")
+    assert ended.code == 1
+    assert "nobody/nothing" in only_message(ended)
+
+
+# -- what a run does ---------------------------------------------------------------------------------------------------
+
+
+def test_none_changes_no_bit_against_the_plain_timm_model() -> None:
+    with safe_open(WEIGHTS, framework="pt") as file:
+        recipe = json.loads(file.metadata()["headprobe"])
+    plain = timm.create_model(recipe["name"], num_classes=recipe["num_classes"], **recipe["options"]).eval()
+    plain.load_state_dict(load_file(WEIGHTS))
+    probe = HeadProbe()
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        probe.ablate([MaskSpec("none")])
+        probe.plan_passes(batch_size=8)
+        assert torch.equal(probe.masked_logits(images)[0], plain(probe.normalised(images)))
+
+
+def test_without_a_spec_only_the_baseline_is_scored(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *QUICK)
+    assert ended.code == 0
+    assert [row["mask"] for row in ended.rows()] == ["none"]
+
+
+def test_all_heads_may_be_masked(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *QUICK, "--mask-spec", "all")
+    assert ended.code == 0
+    assert [(row["mask"], row["heads_masked"]) for row in ended.rows()] == [("none", "0"), ("all", "24")]
+
+
+def test_a_yaml_list_is_the_union_of_its_specs(listed: Ended) -> None:
+    assert listed.code == 0
+    assert [row["mask"] for row in listed.rows()] == ["none", *(f"layer:{n}" for n in range(6)), "head:3.1"]
+
+
+def test_the_saved_config_replays_to_the_same_bytes(listed: Ended) -> None:
+    again = command(listed.folder, "test", "--config", str(listed.directory() / "config.yaml"))
+    assert again.code == 0
+    assert (listed.directory(1) / "masks.csv").read_bytes() == (listed.directory() / "masks.csv").read_bytes()
+
+
+def test_an_option_overrides_the_config_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("mask_spec: [each:layer, head:3.1]\n")
+    ended = command(tmp_path, "test", "--config", "run.yaml", *QUICK, "--mask-spec", "layer:2")
+    assert [row["mask"] for row in ended.rows()] == ["none", "layer:2"]
+
+
+def test_results_go_to_the_directory_asked_for(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *QUICK, "--trainer.default_root_dir", "there")
+    assert ended.code == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there" / "lightning_logs" / "version_0" / "masks.csv").is_file()
+
+
+def test_fit_writes_weights_that_test_can_score(tmp_path: Path) -> None:
+    config = Path(__file__).parents[1] / "configs" / "digits_vit.yaml"
+    fitted = command(
+        tmp_path, "fit", "--config", str(config), "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+        "--model.options.depth", "2", "--data.num_workers", "0",
+    )  # fmt: skip
+    assert fitted.code == 0, fitted.err
+    weights = fitted.directory() / "model.safetensors"
+    scored = command(
+        tmp_path, "test", *QUICK, "--model.name", "vit_tiny_patch16_224", "--model.weights", str(weights),
+        "--mask-spec", "each:layer",
+    )  # fmt: skip
+    assert scored.code == 0, scored.err
+    assert [row["mask"] for row in scored.rows(1)] == ["none", "layer:0", "layer:1"]
+
+
+@pytest.mark.parametrize("words", [["--mask-spec", "layer:3"], ["--dry-run"], ["--records"]])
+def test_fit_refuses_the_options_of_test(tmp_path: Path, words: list[str]) -> None:
+    ended = command(tmp_path, "fit", *words)
+    assert ended.code == 2
+    assert "belong to test" in only_message(ended)
+
+
+# -- start-up and noise, in processes of their own ---------------------------------------------------------------------
+
+
+def test_help_loads_neither_torch_nor_lightning() -> None:
+    code = (
+        "import sys; from headprobe.cli import main; assert main(['--help']) == 0; "
+        "print(sorted({'torch', 'lightning', 'timm', 'numpy', 'jsonargparse'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: headprobe COMMAND")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_a_good_run_writes_nothing_but_its_own_lines_to_stderr(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "headprobe", "test", "--mask-spec", "layer:3", *QUICK],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    assert all(line.startswith("headprobe: scored ") for line in done.stderr.splitlines())
+    assert "layer:3" in done.stdout
