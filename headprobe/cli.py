@@ -26,8 +26,9 @@ examples:
   headprobe test --model.name deit_tiny_patch16_224 --data.path PATH --mask-spec each:head --dry-run
   headprobe masks random:0-36/6:0-4 --model.name deit_tiny_patch16_224
 
-mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  one-per-layer:SEED  file:mask.json  keep:SPEC
-            each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN;  join with +
+mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  one-per-layer:SEED  file:mask.json
+            keep:SPEC  each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN
+            and several of them joined with +
 
 headprobe COMMAND --help lists a command's options. Exit codes: 0 done, 1 failed run, 2 usage, 130 interrupted.
 """

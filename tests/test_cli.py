@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import headprobe.run.files
 from headprobe.data.digits import __file__ as digits
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
@@ -115,9 +114,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_classes_that_do_not_match_are_refused(tmp_path: Path) -> None:
-    ended = command(
-        tmp_path, "test", *QUICK, "--model.name", "test_vit", "--model.pretrained", "false"
-    )
+    ended = command(tmp_path, "test", *QUICK, "--model.name", "test_vit", "--model.pretrained", "false")
     assert ended.code == 2
     assert "the dataset has 10 classes and the model 1000" in only_message(ended)
 
@@ -161,7 +158,7 @@ def test_a_full_disk_is_one_message_and_keeps_finished_files(tmp_path: Path, mon
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
-    monkeypatch.setattr(headprobe.run.files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     ended = command(tmp_path, "test", *QUICK, "--mask-spec", "layer:3")
     assert ended.code == 1
     assert "masks.json' (No space left on device); make room" in only_message(ended)

@@ -1,0 +1,1 @@
+"""When to measure and what to write: one callback a file."""

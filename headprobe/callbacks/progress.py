@@ -93,7 +93,7 @@ class LogProgress(ProgressBar):
         self._said, self._said_done = now, self._done
         rate = self._done / max(now - self._began, 1e-9)
         if total is None:
-            self._write(f"scored {self._done:,} images, {rate:.0f} a second")
+            self._write(f"scored {self._done:,} images, {rate:.3g} a second")
             return
         done = min(self._done, total)
         left = (total - done) / rate
@@ -106,7 +106,7 @@ class LogProgress(ProgressBar):
         if last or now - self._said >= LEAST_SECONDS:
             self._said = now
             metrics = self.get_metrics(trainer, pl_module)
-            values = ", ".join(f"{name} {float(metrics[name]):.4g}" for name in metrics if name != "v_num")
+            values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
             self._write(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {values}")
 
     def _write(self, line: str) -> None:

@@ -57,7 +57,8 @@ class RecordsWriter(lightning.Callback):
             if outputs.last:
                 self._writers.pop(outputs.unit).close()
         except OSError as error:
-            raise RunError(f"cannot write records to {str(self._directory)!r} ({error}); make room and run again") from error
+            where = str(self._directory)
+            raise RunError(f"cannot write records to {where!r} ({error}); make room and run again") from error
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close what a broken run left open."""

@@ -23,7 +23,7 @@ from headprobe.run.results import Row, class_rows, mask_rows, write_masks, write
 
 
 class ResultsWriter(lightning.Callback):
-    """Checks that every image was counted once, then writes `masks.csv`, `masks.json`, `run.json` and TensorBoard files.
+    """Checks that every image was counted once, then writes the run's files and its TensorBoard events.
 
     Args:
         table: Print the table at the end.
@@ -100,7 +100,7 @@ class ResultsWriter(lightning.Callback):
         if self._bad:
             write_rows(directory / "bad_images.csv", self._bad)
         if self.table:
-            _print(rows, directory, trainer, probe)
+            _print(rows, directory, probe)
         write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
         self._finish("failed" if self._bad else "done")
         self._record["row_plan"] = probe.plan.to_json() if probe.plan else None
@@ -187,7 +187,7 @@ def _bad_images_message(bad: list[dict[str, Any]], directory: Path) -> str:
     )
 
 
-def _print(rows: list[Row], directory: Path, trainer: lightning.Trainer, probe: HeadProbe) -> None:
+def _print(rows: list[Row], directory: Path, probe: HeadProbe) -> None:
     """Print the table, where everything is, and what could not be trusted."""
     console.print()
     console.print(masks_table(rows, probe.source.name))

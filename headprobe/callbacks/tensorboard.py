@@ -1,4 +1,4 @@
-"""Shows a run's masks in TensorBoard: curves over layers, indices or numbers of heads, a heat map of heads, hyperparameters."""
+"""Shows a run's masks in TensorBoard: curves over layers, indices or numbers of heads, a heat map, hyperparameters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ def write_tensorboard(
 ) -> None:
     """Write scalars to every logger, figures to TensorBoard and to `figures/`.
 
-    A mask is a point of its curve at its own step (its layer, its index, the number of its heads); the baseline is drawn as a
-    constant over the steps of all curves.
+    A mask is a point of its curve at its own step (its layer, its index, the number of its heads); the baseline is
+    drawn as a constant over the steps of all curves.
     """
     scalars = _points(rows, probe)
     figures = _figures(rows, probe)
@@ -68,15 +68,12 @@ def _figures(rows: Sequence[Row], probe: HeadProbe) -> dict[str, Figure]:
             ringed=_single_heads(rows, probe, "bh_q") < SIGNIFICANT_Q,
         )
     for curve, axis in (("by_layer", "layer masked"), ("by_index", "head index masked in every layer")):
-        points = [
-            (named.step, row) for named, row in zip(probe.masks, rows[1:], strict=True) if named.curve == curve
-        ]
+        points = [(named.step, row) for named, row in zip(probe.masks, rows[1:], strict=True) if named.curve == curve]
         if len(points) > 1:
             columns = ([float(row[name]) for _, row in points] for name in ("drop_pp", "drop_low_pp", "drop_high_pp"))
             drops, lows, highs = columns
-            figures[f"drop_pp/{curve}"] = drop_curve(
-                [step for step, _ in points], drops, lows, highs, axis, f"Top-1 drop with its paired 95% interval\n{about}"
-            )
+            title = f"Top-1 drop with its paired 95% interval\n{about}"
+            figures[f"drop_pp/{curve}"] = drop_curve([step for step, _ in points], drops, lows, highs, axis, title)
     return figures
 
 

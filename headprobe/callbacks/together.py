@@ -1,8 +1,8 @@
 """When one process of several fails, all end at once, with its message and nobody else's.
 
-Without this a failure of process 1 would be buried under process 0's complaint that it lost its peer or, on GPUs, end in a hang: the
-others wait for it in a collective. So failures go through a key-value store that every process looks at between batches, and
-collectives begin only when all processes have arrived.
+Without this a failure of process 1 would be buried under process 0's complaint that it lost its peer or, on GPUs, end
+in a hang: the others wait for it in a collective. So failures go through a key-value store that every process looks at
+between batches, and collectives begin only when all processes have arrived.
 """
 
 import json
@@ -26,17 +26,15 @@ class FailTogether(lightning.Callback):
     """Ends all processes of a test when one fails; does nothing where there is one only."""
 
     def __init__(self) -> None:
-        self._store: dist.Store | None = None
+        self._store: Any = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Open the store, on the machine of process 0."""
         if trainer.world_size == 1 or stage != "test":
             return
-        host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=SECONDS_TO_HAND_OVER)
-        first = trainer.is_global_zero
-        served = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout) if first else None
+        served = _store(0, serve=True) if trainer.is_global_zero else None
         port = trainer.strategy.broadcast(served.port if served is not None else 0)
-        self._store = served or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        self._store = served or _store(port, serve=False)
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Fail where another process has."""
@@ -85,6 +83,17 @@ class FailTogether(lightning.Callback):
         if failure["interrupted"]:
             raise KeyboardInterrupt
         raise (UsageError if failure["usage"] else RunError)(failure["message"])
+
+
+def _store(port: int, *, serve: bool) -> Any:
+    """Open a key-value store at the address that the process group was given; port 0 takes any free one."""
+    return dist.TCPStore(  # type: ignore[attr-defined]  # torch documents it, but does not list it as exported
+        os.environ["MASTER_ADDR"],
+        port,
+        is_master=serve,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=SECONDS_TO_HAND_OVER),
+    )
 
 
 def _failure(exception: BaseException, trainer: lightning.Trainer) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning
 from jsonargparse.typing import register_type
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe import __version__
 from headprobe.callbacks.export import WeightsExport
@@ -129,7 +130,7 @@ class HeadProbeCLI(LightningCLI):
             rank_zero_only(print_plan)(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)
         if self.config["test"].records:
-            self.trainer.callbacks.append(RecordsWriter())
+            self.trainer.callbacks.append(RecordsWriter())  # type: ignore[attr-defined]  # documented
 
     def before_fit(self) -> None:
         """Check the data, and that no masks are asked for."""
@@ -140,7 +141,7 @@ class HeadProbeCLI(LightningCLI):
 
     @rank_zero_only
     def _open_data(self) -> None:
-        """Open the data before other processes start: what is wrong with them is then said once, and nothing is written."""
+        """Open the data before other processes start: what is wrong is then said once, and nothing is written."""
         self.datamodule.prepare_data()
         self.datamodule.bind(self.model.data_config, self.model.num_classes)
 
@@ -178,8 +179,9 @@ def run(words: list[str] | None) -> None:
         if error.errno not in _CANNOT_WRITE:
             raise
         raise RunError(
-            f"cannot write {str(error.filename or 'the files of this run')!r} ({error.strerror}); make room or choose another "
-            "directory with --trainer.default_root_dir, then run the same command again; finished files are complete"
+            f"cannot write {str(error.filename or 'the files of this run')!r} ({error.strerror}); make room or choose "
+            "another directory with --trainer.default_root_dir, then run the same command again; finished files are "
+            "complete"
         ) from error
 
 

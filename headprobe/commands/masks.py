@@ -18,9 +18,9 @@ def run(words: list[str]) -> None:
     """
     parser = Parser(prog="headprobe masks", description="Print which heads a mask spec stands for.")
     parser.add_argument("spec", type=str, help="A mask spec, such as each:layer or random:0-36/6:0-4.")
-    parser.add_argument("--model.name", type=str, default="digits_vit", help="timm's name of the model, or a bundled one.")
-    parser.add_argument("--model.options", type=dict[str, Any], default={}, help="Further arguments of timm.create_model.")
-    parser.add_argument("--json", action="store_true", help="Print JSON; that of a single mask is a mask for file:PATH.")
+    parser.add_argument("--model.name", type=str, default="digits_vit", help="timm's name of it, or a bundled one's.")
+    parser.add_argument("--model.options", type=dict[str, Any], default={}, help="Arguments of timm.create_model.")
+    parser.add_argument("--json", action="store_true", help="Print JSON; that of one mask is a mask for file:PATH.")
     options = parser.parse_args(words)
     spec = MaskSpec(options.spec)  # a wrong spec is said before the seconds that torch and timm take to load
     print_masks(spec, options.model.name, dict(options.model.options), as_json=options.json)

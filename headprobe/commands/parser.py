@@ -39,7 +39,9 @@ def _near(message: str, parser: jsonargparse.ArgumentParser) -> str:
     near = difflib.get_close_matches(asked, known, n=2)
     # model.mask_spec is no typing error but the right word in the wrong place
     near = [option for option in known if option == _option(asked.lstrip("-").rsplit(".", 1)[-1])] or near
-    return f"; did you mean {' or '.join(near)}?" if near else f"; {parser.prog.replace(' [options]', '')} --help lists all"
+    if not near:
+        return f"; {parser.prog.replace(' [options]', '')} --help lists all"
+    return f"; did you mean {' or '.join(near)}?"
 
 
 def _option(key: str) -> str:

@@ -57,8 +57,8 @@ def _plan_line(probe: HeadProbe) -> str:
     rows = 1 + max(map(len, plan.chunks))
     passes = "one such pass holds" if len(plan.chunks) == 1 else f"{len(plan.chunks):,} such passes hold"
     return (
-        f"plan: {_count(plan.images, 'image')} a forward pass, growing to {_count(rows, 'row')} each; {passes} all masks; "
-        f"an image costs about {_work(probe):.2f} plain forward passes instead of {1 + len(probe.masks)}"
+        f"plan: {_count(plan.images, 'image')} a forward pass, growing to {_count(rows, 'row')} each; {passes} all "
+        f"masks; an image costs about {_work(probe):.2f} plain forward passes instead of {1 + len(probe.masks)}"
     )
 
 
@@ -77,7 +77,7 @@ def _seconds_per_image(probe: HeadProbe, batch_size: int) -> float:
     """Time whole batches of noise under all masks, as the run will compute them, and return the median, per image."""
     size = probe.data_config["input_size"]
     noise = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=probe.device)
-    _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, compiles kernels, and shows if memory suffices
+    _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, and shows if memory suffices
     images = min(batch_size, _plan(probe).images)
     times: list[float] = []
     while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):

@@ -2,12 +2,12 @@
 
 import io
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from headprobe.callbacks import progress
 from headprobe.callbacks.progress import ImageProgress, LogProgress, progress_for
 
 
@@ -20,7 +20,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, seconds_a_batch: float, images: int 
     """Return the lines of a run whose batches of 10 images take so long."""
     clock = SimpleNamespace(now=0.0)
     out = io.StringIO()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(sys, "stderr", out)
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(expected_images=images), world_size=1)
     lines, nothing = LogProgress(), SimpleNamespace()
@@ -52,7 +52,7 @@ def test_a_very_long_run_writes_a_line_every_ten_minutes(monkeypatch: pytest.Mon
 
 
 def test_an_unknown_number_of_images_shows_those_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert scored(monkeypatch, 60.0, None, 10) == ["headprobe: scored 100 images, 0 a second"]
+    assert scored(monkeypatch, 60.0, None, 10) == ["headprobe: scored 100 images, 0.167 a second"]
 
 
 def test_other_processes_write_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
