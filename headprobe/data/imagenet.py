@@ -85,6 +85,7 @@ class ImageNetDataModule(LightningDataModule):
         self._source: Source | None = None
         self._data: FittedData | None = None
         self._training: TrainingSet | None = None
+        self._checked = False
         self.max_images = max_images
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -97,6 +98,8 @@ class ImageNetDataModule(LightningDataModule):
             UsageError: The dataset is not there, not accessible, or not usable as asked.
             RunError: It cannot be reached or read.
         """
+        if self._checked:  # our command line asks before Lightning does
+            return
         source = self._open()
         labels = first_labels(source)
         if labels and all(label == -1 for label in labels):
@@ -108,6 +111,7 @@ class ImageNetDataModule(LightningDataModule):
             warnings.warn(
                 "the labels come sorted: the first rows of each unit (max_images) may leave classes out", stacklevel=2
             )
+        self._checked = True
 
     def setup(self, stage: str) -> None:
         """Fit the dataset to the trainer's model; for `fit`, read the training split into memory.
