@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from headprobe.errors import RunError
+
 
 class FitSteps(lightning.LightningModule):
     """The training half of `HeadProbe`; `test` needs none of it."""
@@ -28,6 +30,10 @@ class FitSteps(lightning.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Top-1 of one batch of the test split."""
+        if batch.failure is not None:
+            raise RunError(batch.failure)
+        if not len(batch.labels):
+            return
         right = self.backbone(self.normalised(batch.images)).argmax(dim=-1) == batch.labels
         self.log("val_top1", right.float().mean(), prog_bar=True, batch_size=len(right), sync_dist=True)
 

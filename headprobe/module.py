@@ -1,6 +1,7 @@
 """`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headprobe.backbone.check import prove_masks
-from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.growing import GrowingPass, Join
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.joins import find_joins
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
@@ -45,6 +46,9 @@ class StepResult:
 class HeadProbe(FitSteps):
     """Scores a timm model with and without chosen attention heads, on the same images, in one pass.
 
+    `ablate` chooses the masks, then `Trainer.test` does the rest: `begin_units` makes room for sums, `plan_passes`
+    proves the masks and plans the forward passes, `masked_logits` runs them.
+
     Args:
         name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
         weights: Local safetensors file; without it timm's pretrained weights are used.
@@ -60,8 +64,6 @@ class HeadProbe(FitSteps):
         label_smoothing: Label smoothing of `fit`.
     """
 
-    mean: Tensor
-    std: Tensor
     head_mask: Tensor  #: `[masks, layers, max heads]` bool, True = keep
 
     def __init__(
@@ -96,12 +98,10 @@ class HeadProbe(FitSteps):
         self._growing: GrowingPass | None = None
         self._units: UnitSums | None = None
         self._batch_size = 1
-        shape = (-1, 1, 1)
-        self.register_buffer("mean", torch.tensor(self.data_config["mean"]).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(self.data_config["std"]).view(shape), persistent=False)
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
         if self.num_classes < 1:
             raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
+        _check_channels(self.data_config, self.source.options.get("in_chans", 3))
 
     # -- masks -----------------------------------------------------------------------------------------------------
 
@@ -125,6 +125,7 @@ class HeadProbe(FitSteps):
         self.masks = expand_all(specs, self.layout.heads_per_layer, self.source.name)
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack([named.mask.keep() for named in self.masks]) if self.masks else empty
+        self._growing = self.plan = self._units = self.scores = None  # all of them were made for other masks
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data for a run's record and key."""
@@ -160,14 +161,37 @@ class HeadProbe(FitSteps):
 
         Raises:
             UsageError: A proof fails; the model must not be run under masks.
+            RunError: Not even the proofs' few rows fit into memory.
         """
-        prove_masks(self.backbone, self.layout)
-        joins = find_joins(self.backbone, self.layout)
+        joins = self._proven_joins()
         self._growing = GrowingPass(self.backbone, self.layout, joins, self.head_mask)
         self._batch_size = batch_size
         default = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
         self.plan = self._growing.plan(batch_size, self.row_budget or default)
         return self.plan
+
+    def _proven_joins(self) -> tuple[Join, ...]:
+        """Prove the masks and find their joins, in float32 at least: rounding in half precision would hide errors."""
+        half = next(self.backbone.parameters()).dtype.itemsize < 4
+        backbone = deepcopy(self.backbone).float() if half else self.backbone
+        try:
+            prove_masks(backbone, self.layout)
+            return find_joins(backbone, self.layout)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                "the model does not fit into memory; choose a smaller model or image size, or another device"
+            ) from error
+
+    @property
+    def work(self) -> float:
+        """Work of one image under all masks in plain forward passes, counted in layers.
+
+        Raises:
+            RunError: Nothing is planned.
+        """
+        if self._growing is None or self.plan is None:
+            raise RunError("plan_passes must be called before the work is known")
+        return len(self.plan.chunks) + sum(self._growing.layers_run) / len(self.layout.layers)
 
     def begin_units(self, units: int, valid_classes: Sequence[int] | None = None) -> None:
         """Make room for the sums of `units` pieces of data.
@@ -203,9 +227,11 @@ class HeadProbe(FitSteps):
         """
         if self._growing is None or self.plan is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
+        if not len(images):
+            return images.new_empty(1 + len(self.masks), 0, self.num_classes, dtype=torch.float32)
         parts: list[Tensor] = []
         done = 0
-        while done < len(images) or not parts:
+        while done < len(images):
             try:
                 with self._growing:
                     part = self._growing.logits(self.normalised(images[done : done + self.plan.images]), self.plan)
@@ -219,7 +245,10 @@ class HeadProbe(FitSteps):
     def normalised(self, images: Tensor) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations."""
         dtype = next(self.backbone.parameters()).dtype
-        return images.float().div(255).sub(self.mean.float()).div(self.std.float()).to(dtype)
+        mean, std = (
+            torch.tensor(self.data_config[name], device=images.device).view(-1, 1, 1) for name in ("mean", "std")
+        )
+        return images.float().div(255).sub(mean).div(std).to(dtype)
 
     def on_test_epoch_end(self) -> None:
         """Add up all processes' sums, each unit exactly once."""
@@ -255,6 +284,17 @@ class HeadProbe(FitSteps):
         lightning.pytorch.utilities.rank_zero_warn(
             f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
             f"(--model.row_budget {rows // 2} starts there)"
+        )
+
+
+def _check_channels(config: dict[str, Any], channels: int) -> None:
+    """Refuse a model whose images, mean and standard deviation do not have as many channels as its first layer."""
+    found = {"in_chans": channels, "input_size": config["input_size"][0]}
+    found |= {name: len(config[name]) for name in ("mean", "std")}
+    if len(set(found.values())) > 1:
+        raise UsageError(
+            "the model's options give different numbers of channels; set input_size, mean and std in "
+            f"model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
         )
 
 

@@ -42,6 +42,8 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         (["--mask-spec", "head:3"], "write head:3.1 for head 1 of layer 3"),
         (["--mask-spec", ""], "the mask spec is empty"),
         (["--mask-spec", "layer:1", "--mask-spec", "layer:2"], "--mask-spec stands more than once"),
+        (["--mask-spec", "layer:1", "--config", "c.yaml"], "put --mask-spec last"),
+        (["--mask-spec", "[]"], "the list of mask specs is empty"),
         (["--bogus", "3"], "unrecognized arguments: --bogus 3"),
         (["--data.batchsize", "3"], "did you mean --data.batch_size"),
         (["--model.name", "deit_tiny_patch16_22"], "did you mean deit_tiny_patch16_224"),

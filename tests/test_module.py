@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
+from headprobe.backbone.check import prove_masks
 from headprobe.backbone.growing import GrowingPass
 from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
@@ -144,3 +145,54 @@ def test_bf16_weights_run_and_keep_exact_counts(tmp_path: Path) -> None:
     scores = score(probe, tmp_path, "layer:0")
     assert scores.images.tolist() == [60, 60]
     assert scores.top1[0] > 0.9
+
+
+def test_new_masks_make_the_old_plan_void() -> None:
+    probe = HeadProbe()
+    probe.ablate([MaskSpec("each:layer")])
+    probe.plan_passes(4)
+    probe.ablate([MaskSpec("layer:5")])
+    with pytest.raises(RunError, match="plan_passes must be called"):
+        probe.masked_logits(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_batch_without_a_good_image_counts_nothing() -> None:
+    probe = HeadProbe()
+    probe.ablate([MaskSpec("each:layer")])
+    probe.plan_passes(4)
+    with torch.inference_mode():
+        assert probe.masked_logits(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (7, 0, 10)
+
+
+def test_half_precision_is_proven_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    prove = prove_masks
+
+    def noting(backbone: Any, layout: Any) -> None:
+        seen.append(next(backbone.parameters()).dtype)
+        prove(backbone, layout)
+
+    monkeypatch.setattr("headprobe.module.prove_masks", noting)
+    probe = HeadProbe().to(torch.bfloat16)
+    probe.ablate([MaskSpec("layer:0")])
+    probe.plan_passes(4)
+    assert seen == [torch.float32]
+    assert next(probe.backbone.parameters()).dtype == torch.bfloat16
+
+
+def test_channels_that_do_not_match_are_refused_with_the_remedy() -> None:
+    with pytest.raises(UsageError, match=r"different numbers of channels.*'in_chans': 1, 'input_size': 3"):
+        HeadProbe(pretrained=False, options={"in_chans": 1})
+
+
+def test_the_batch_size_is_part_of_the_plan() -> None:
+    probe = HeadProbe()
+    probe.ablate([MaskSpec("each:head")])
+    assert probe.plan_passes(4).to_json() != probe.plan_passes(32).to_json()
+
+
+def test_the_work_of_a_sweep_counts_the_layers_that_are_run() -> None:
+    probe = HeadProbe()
+    probe.ablate([MaskSpec("each:layer")])
+    probe.plan_passes(4)
+    assert probe.work == pytest.approx(1 + (6 + 5 + 4 + 3 + 2 + 1) / 6)

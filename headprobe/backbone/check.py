@@ -6,6 +6,7 @@ between, zeroing their slice of the attention operator's own output. (c) Every h
 pass. Join points are proven in `growing`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -34,6 +35,11 @@ def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
         if not torch.equal(masked_logits(backbone, layout, images, torch.ones_like(keep)), plain):
             raise UsageError(f"model {layout.model!r}: a mask that keeps every head changes the logits")
         masked = masked_logits(backbone, layout, images, keep)
+        if agree(masked, plain):
+            warnings.warn(
+                f"masking half of the heads of {layout.model!r} changes no logit; are its weights trained?",
+                stacklevel=2,
+            )
         with _weights_zeroed(backbone, layout, keep), _operators_zeroed(backbone, layout, keep):
             expected: Tensor = backbone(images)
         if not agree(masked, expected):

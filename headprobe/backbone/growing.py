@@ -65,6 +65,12 @@ class GrowingPass:
         """For every mask the place of its join point in execution order, None for a mask without heads."""
         return [None if layer is None else self.joins[layer].place for layer in self.first_layers]
 
+    @property
+    def layers_run(self) -> list[int]:
+        """For every mask how many layers its rows run through: those from its join point on."""
+        places = [join.place for join in self.joins]
+        return [0 if place is None else sum(other >= place for other in places) for place in self.join_places]
+
     def plan(self, batch_size: int, budget: int) -> RowPlan:
         """Plan the forward passes of batches of `batch_size` images within `budget` rows."""
         return RowPlan.build(self.join_places, batch_size, budget)

@@ -94,9 +94,7 @@ def _growing_logits(
     try:
         with GrowingPass(backbone, layout, joins, keep) as growing:
             return growing.logits(images, growing.plan(len(images), len(images) * (1 + len(keep))))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError):  # what torch and timm raise for rows that do not fit
+    except (RuntimeError, ValueError):  # what torch and timm raise for rows that do not fit, together or into memory
         return None
 
 

@@ -22,12 +22,14 @@ class RowPlan:
     """How the rows of every forward pass are laid out.
 
     Attributes:
+        batch_size: Images of a batch.
         images: Images per forward pass (the last pass of a batch may have fewer).
         chunks: For every chunk the numbers of its masks (from 0) in the order in which they join.
         idle: Masks that mask no head: their logits are the baseline's.
         budget: Rows that the end of a forward pass may have.
     """
 
+    batch_size: int
     images: int
     chunks: tuple[tuple[int, ...], ...]
     idle: tuple[int, ...]
@@ -56,6 +58,7 @@ class RowPlan:
         )
         widest = 1 + max((len(chunk) for chunk in chunks), default=0)
         return cls(
+            batch_size=batch_size,
             images=max(1, min(batch_size, budget // widest)),
             chunks=chunks or ((),),
             idle=tuple(mask for mask, join in enumerate(joins) if join is None),
@@ -70,6 +73,7 @@ class RowPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data, for a run's key and record."""
         return {
+            "batch_size": self.batch_size,
             "images": self.images,
             "chunks": [list(chunk) for chunk in self.chunks],
             "idle": list(self.idle),

@@ -48,8 +48,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
         UsageError: The name, the weights or the options do not fit together; the message names the remedy.
         RunError: Pretrained weights cannot be fetched.
     """
-    if source.name in BUNDLED:
-        return _bundled(source)
+    source = _resolved(source)
     if not timm.is_model(source.name):
         near = difflib.get_close_matches(source.name, [*BUNDLED, *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
@@ -59,7 +58,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
     if source.weights is not None:
         state = read_safetensors(source.weights)
-        options = _recipe_options(source) | options
+        options = _merged(_recipe_options(source), options)
         options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name))
         backbone = _create(source.name, pretrained=False, options=options)
         _load(backbone, state, source.name, source.weights)
@@ -93,6 +92,7 @@ def weights_digest(module: nn.Module) -> str:
 
 def save_backbone(backbone: nn.Module, path: Path, source: ModelSource) -> None:
     """Write weights as safetensors with what is needed to build the model again in the file's metadata."""
+    source = _resolved(source)
     recipe = {"name": source.name, "num_classes": source.num_classes, "options": dict(source.options)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     save_file(tensors, path, metadata={"headprobe": json.dumps(recipe, sort_keys=True)})
@@ -131,16 +131,26 @@ def _recipe_options(source: ModelSource) -> dict[str, Any]:
     return options
 
 
-def _bundled(source: ModelSource) -> nn.Module:
-    """Build one of the models that ship with headprobe."""
+def _resolved(source: ModelSource) -> ModelSource:
+    """Return the source of one of the models that ship with headprobe with timm's name, options and weights."""
+    if source.name not in BUNDLED:
+        return source
     file = resources.files("headprobe").joinpath("data", "digits", f"{source.name}.safetensors")
     with resources.as_file(file) as path:
         with safe_open(path, framework="pt") as opened:
             recipe = json.loads(opened.metadata()["headprobe"])
         weights = source.weights or (str(path) if source.pretrained else None)
         classes = source.num_classes or (None if weights else recipe["num_classes"])
-        options = recipe["options"] | dict(source.options)
-        return create_backbone(ModelSource(recipe["name"], weights, False, classes, options))
+        return ModelSource(recipe["name"], weights, False, classes, _merged(recipe["options"], source.options))
+
+
+def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with a user's own over them, the entries of `pretrained_cfg_overlay` one by one."""
+    overlay = "pretrained_cfg_overlay"
+    both = {**options, **own}
+    if overlay in options and overlay in own:
+        both[overlay] = {**options[overlay], **own[overlay]}
+    return both
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headprobe.callbacks.directory import run_directory
 from headprobe.errors import RunError
+from headprobe.metrics.accuracy import top_five
 from headprobe.module import HeadProbe, StepResult
 from headprobe.run.results import BASELINE
 
@@ -85,7 +86,7 @@ def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
         step.rows.cpu().expand(rows, -1),
         numbers[labels.cpu()],
         pa.DictionaryArray.from_arrays(_flat(torch.arange(rows)[:, None].expand(-1, images), pa.int32()), names),
-        numbers[step.logits.argmax(dim=-1).cpu()],
+        numbers[top_five(step.logits)[..., 0].cpu()],
         own - others,
         nll,
     ]

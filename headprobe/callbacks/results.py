@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -101,6 +102,8 @@ class ResultsWriter(lightning.Callback):
             write_rows(directory / "bad_images.csv", self._bad)
         if self.table:
             _print(rows, directory, probe)
+            if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+                console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
         write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
         self._finish("failed" if self._bad else "done")
         self._record["row_plan"] = probe.plan.to_json() if probe.plan else None
@@ -195,4 +198,3 @@ def _print(rows: list[Row], directory: Path, probe: HeadProbe) -> None:
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")
     console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
-    console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)

@@ -40,6 +40,8 @@ class MaskSpecs(tuple[MaskSpec, ...]):
     def __new__(cls, specs: Any = ()) -> "MaskSpecs":
         """Check every text."""
         texts = specs if isinstance(specs, (list, tuple)) else [specs]
+        if not texts:
+            raise UsageError("the list of mask specs is empty; write none for the baseline alone, got []")
         return super().__new__(cls, (MaskSpec(text) for text in texts))
 
 
@@ -207,6 +209,13 @@ def _refuse_repeats(words: Sequence[str]) -> None:
         raise UsageError(
             "--mask-spec stands more than once: join heads into one mask with +, or score several masks together with "
             f"a YAML list under mask_spec: in a --config file, got it {len(specs)} times"
+        )
+    options = [word.split("=", 1)[0] for word in words]
+    last_config = max((place for place, word in enumerate(options) if word in ("--config", "-c")), default=-1)
+    if specs and options.index("--mask-spec") < last_config:
+        raise UsageError(
+            "--mask-spec stands before --config, whose own mask_spec would replace it without a word: "
+            "put --mask-spec last"
         )
 
 

@@ -58,19 +58,12 @@ def _plan_line(probe: HeadProbe) -> str:
     passes = "one such pass holds" if len(plan.chunks) == 1 else f"{len(plan.chunks):,} such passes hold"
     return (
         f"plan: {_count(plan.images, 'image')} a forward pass, growing to {_count(rows, 'row')} each; {passes} all "
-        f"masks; an image costs about {_work(probe):.2f} plain forward passes instead of {1 + len(probe.masks)}"
+        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.masks)}"
     )
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("s" if number != 1 else "")
-
-
-def _work(probe: HeadProbe) -> float:
-    """Return the work of one image in plain forward passes: a mask costs the layers from its first masked one on."""
-    layers = len(probe.layout.layers)
-    firsts = [named.mask.first_layer for named in probe.masks]
-    return len(_plan(probe).chunks) + sum((layers - first) / layers for first in firsts if first is not None)
 
 
 def _seconds_per_image(probe: HeadProbe, batch_size: int) -> float:

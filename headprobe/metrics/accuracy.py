@@ -152,7 +152,7 @@ def paired_sums(logits: Tensor, labels: Tensor, per_class: bool = False) -> dict
     is all of them). An image with a NaN or infinite logit has no prediction: it is wrong and agrees with nothing.
     """
     finite = logits.isfinite().all(dim=-1)
-    predictions = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+    predictions = top_five(logits)
     hits = (predictions == labels[:, None]) & finite[..., None]
     right = hits[..., 0]
     agree = (predictions[..., 0] == predictions[0, :, 0]) & finite & finite[0]
@@ -169,6 +169,11 @@ def paired_sums(logits: Tensor, labels: Tensor, per_class: bool = False) -> dict
         sums["class_images"] = labels.new_zeros(logits.shape[-1]).index_add(0, labels, torch.ones_like(labels))
         sums["class_top1"] = labels.new_zeros(len(logits), logits.shape[-1]).index_add(1, labels, right.long())
     return sums | _likelihood_sums(logits, labels)
+
+
+def top_five(logits: Tensor) -> Tensor:
+    """Classes of the five largest logits (of all, if they are fewer), the largest first; one order for all ties."""
+    return logits.topk(min(5, logits.shape[-1]), dim=-1).indices
 
 
 def _likelihood_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ class UnitSums:
         self.units = units
         self._make = make
         self._open: dict[int, PairedAccuracy] = {}
-        self._closed: dict[int, Arrays] = {}
+        self._integers: Arrays = {}
+        self._floats: dict[int, Arrays] = {}
 
     def open(self, unit: int) -> PairedAccuracy:
         """Return the metric that collects `unit`'s images.
@@ -35,15 +36,20 @@ class UnitSums:
         Raises:
             RunError: The unit is finished already, or there is no such unit.
         """
-        if unit in self._closed or not 0 <= unit < self.units:
+        if unit in self._floats or not 0 <= unit < self.units:
             raise RunError(f"unit {unit} of {self.units} was sent twice; its images would be counted double")
-        return self._open.setdefault(unit, self._make())
+        if unit not in self._open:
+            self._open[unit] = self._make()
+        return self._open[unit]
 
     def close(self, unit: int) -> Arrays:
-        """Finish `unit` and return its sums."""
-        self._closed[unit] = self.open(unit).to_arrays()
+        """Finish `unit` and return its sums; of all finished units only their floats are kept apart."""
+        sums = self.open(unit).to_arrays()
         del self._open[unit]
-        return self._closed[unit]
+        integers, self._floats[unit] = _by_type(sums)
+        for name, array in integers.items():
+            self._integers[name] = np.add(self._integers.get(name, 0), array)
+        return sums
 
     def stacked(self) -> Arrays:
         """Return what all processes must add up: integer sums, float sums `[units, ...]`, and `finished` `[units]`.
@@ -56,20 +62,14 @@ class UnitSums:
         """
         if self._open:
             raise RunError(f"units {sorted(self._open)} ended before their last batch; the data stream broke off")
-        empty = self._make().to_arrays()
-        arrays: Arrays = {"finished": np.zeros(self.units, dtype=np.int64)}
-        for name, zero in empty.items():
-            if name == "classes":
-                continue
-            floating = np.issubdtype(zero.dtype, np.floating)
-            arrays[name] = np.zeros((self.units, *zero.shape) if floating else zero.shape, dtype=zero.dtype)
-        for unit, sums in self._closed.items():
+        integers, floats = _by_type(self._make().to_arrays())
+        arrays: Arrays = {name: np.asarray(self._integers.get(name, zero)) for name, zero in integers.items()}
+        arrays["finished"] = np.zeros(self.units, dtype=np.int64)
+        arrays |= {name: np.zeros((self.units, *zero.shape)) for name, zero in floats.items()}
+        for unit, sums in self._floats.items():
             arrays["finished"][unit] = 1
-            for name in arrays.keys() - {"finished"}:
-                if np.issubdtype(sums[name].dtype, np.floating):
-                    arrays[name][unit] = sums[name]
-                else:
-                    arrays[name] = np.asarray(arrays[name] + sums[name])  # type: ignore[operator]  # integers
+            for name, array in sums.items():
+                arrays[name][unit] = array
         return arrays
 
     def merged(self, stacked: Mapping[str, NDArray[np.generic]]) -> PairedAccuracy:
@@ -86,6 +86,13 @@ class UnitSums:
             if name != "finished"
         }
         return type(self._make()).from_arrays({"classes": empty["classes"], **sums})
+
+
+def _by_type(sums: Arrays) -> tuple[Arrays, Arrays]:
+    """Split a metric's sums into integers, which add up in any order, and floats, which do not."""
+    floats = {name: array for name, array in sums.items() if np.issubdtype(array.dtype, np.floating)}
+    integers = {name: array for name, array in sums.items() if name not in floats and name != "classes"}
+    return integers, floats
 
 
 def tree_sum(values: NDArray[np.generic]) -> NDArray[np.generic]:

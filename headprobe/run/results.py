@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,21 +68,36 @@ def mask_rows(masks: Sequence[NamedMask], scores: PairedScores, ablation: str) -
     without masks of no head and without `one-per-layer:` draws, which are what others are compared with.
     """
     families = ["", *(_tested_family(named) for named in masks)]
-    q_values = bh_q(scores.mcnemar_p, families)
+    q_values = _q_values(masks, scores, families)
     names = [BASELINE, *(named.name for named in masks)]
     heads = [0, *(named.mask.count for named in masks)]
     rows: list[Row] = []
     for number, name in enumerate(names):
         row: Row = {"mask": name, "family": families[number], "ablation": ablation, "heads_masked": heads[number]}
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
-        rows.append(row | {"bh_q": float(q_values[number])})
+        rows.append(row | {"bh_q": q_values[number]})
     return rows
 
 
 def _tested_family(named: NamedMask) -> str:
     """Return the family that a mask's p-value is corrected in, empty for none."""
-    null = "one-per-layer:" in named.family
+    null = _NULL_DRAWS.search(named.family)
     return "" if null or not named.mask.count else named.family
+
+
+_NULL_DRAWS = re.compile(r"(^|[+:])one-per-layer:\d+[-,/]")
+"""A form of many `one-per-layer:` draws; a single draw joined to a sweep is no null."""
+
+
+def _q_values(masks: Sequence[NamedMask], scores: PairedScores, families: Sequence[str]) -> list[float]:
+    """Return a q per row; masks of the same heads in one family are one test, and share its q."""
+    firsts: dict[tuple[str, str], int] = {}
+    same = [0]
+    for number, (named, family) in enumerate(zip(masks, families[1:], strict=True), start=1):
+        same.append(firsts.setdefault((family, named.mask.digest), number) if family else number)
+    once = [family if same[number] == number else "" for number, family in enumerate(families)]
+    q_values = bh_q(scores.mcnemar_p, once)
+    return [float(q_values[first]) for first in same]
 
 
 def class_rows(masks: Sequence[NamedMask], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:

@@ -111,3 +111,18 @@ def test_the_recipe_is_plain_json(tmp_path: Path) -> None:
     save_backbone(create_backbone(source), tmp_path / "model.safetensors", source)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["headprobe"]) == {"name": "test_vit", "num_classes": 4, "options": {}}
+
+
+def test_a_users_overlay_changes_only_what_it_names() -> None:
+    model = create_backbone(ModelSource("digits_swin", options={"pretrained_cfg_overlay": {"crop_pct": 0.9}}))
+    config = data_config(model)
+    assert (config["crop_pct"], list(config["mean"])) == (0.9, [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", ["digits_vit", "vit_tiny_patch16_224"])
+def test_a_bundled_model_trained_again_can_be_loaded_by_either_name(tmp_path: Path, name: str) -> None:
+    source = ModelSource("digits_vit", pretrained=False)
+    model = create_backbone(source)
+    save_backbone(model, tmp_path / "model.safetensors", source)
+    again = create_backbone(ModelSource(name, str(tmp_path / "model.safetensors")))
+    assert weights_digest(again) == weights_digest(model)

@@ -67,6 +67,23 @@ def test_a_mask_without_heads_is_no_member_of_its_family() -> None:
     assert all((row["family"] != "") == (row["heads_masked"] == 2) for row in rows)
 
 
+def test_repeats_of_the_same_heads_are_one_test_and_share_its_q() -> None:
+    masks, scores = example(["random:2-6/4:0-3"])
+    rows = mask_rows(masks, scores, "zero")[1:]
+    everything = [float(row["bh_q"]) for row in rows if row["heads_masked"] == 6]
+    assert len(everything) == 4
+    assert len(set(everything)) == 1
+    tests = {named.mask.digest: float(row["mcnemar_p"]) for named, row in zip(masks, rows, strict=True)}
+    largest = max(tests.values())  # Benjamini & Hochberg 1995: the largest p is its own q
+    assert max(float(row["bh_q"]) for row in rows) == pytest.approx(largest)
+
+
+@pytest.mark.parametrize(("spec", "tested"), [("one-per-layer:0-3", False), ("one-per-layer:5+each:layer", True)])
+def test_null_draws_have_no_q_and_sweeps_beside_one_do(spec: str, tested: bool) -> None:
+    masks, scores = example([spec])
+    assert [not math.isnan(float(row["bh_q"])) for row in mask_rows(masks, scores, "zero")[1:]] == [tested] * len(masks)
+
+
 def test_class_drops_add_up_to_the_whole_drop() -> None:
     masks, scores = example(["layer:0", "layer:1"])
     rows = class_rows(masks, scores, list(enumerate("abcdef")))
