@@ -1,0 +1,110 @@
+"""Offset maps: where a head looks relative to the query, averaged over queries and images."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headprobe.errors import UsageError
+from headprobe.metrics.sums import SumMetric
+from headprobe.metrics.token_grid import TokenGrid, tables_of
+
+WITHOUT_MAP = "the layer has no patches as queries, or their places on the image are unknown"
+
+
+class OffsetMaps(SumMetric):
+    """Query-aligned mean attention between patches of every head, streamed over batches and layers.
+
+    The map of a layer is `[2 h - 1, 2 w - 1]`, the query in its middle, h and w being the window's (or image's) rows
+    and columns of patches. Each cell is the weight (renormalised over patches) that a query gives to the patch at
+    that offset, 0 where that is outside, so a map sums to 1. A peak in the middle is a local head, beside it a head
+    of fixed offset, a broad hump a global one.
+
+    Args:
+        grids: Where the tokens of each layer lie.
+        heads_per_layer: Heads of each layer.
+    """
+
+    images: Tensor  #: int64 `[layers]`
+
+    def __init__(self, grids: Sequence[TokenGrid], heads_per_layer: Sequence[int]) -> None:
+        self.grids, self.heads_per_layer = tuple(grids), tuple(heads_per_layer)
+        states: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"images": ((len(self.grids),), torch.int64)}
+        for layer, heads in enumerate(self.heads_per_layer):
+            if (shape := self.shape(layer)) is not None:
+                states[_state(layer)] = ((heads, *shape), torch.float64)
+        super().__init__(states)
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """The layers' grids and heads."""
+        return (type(self), self.grids, self.heads_per_layer)
+
+    def empty(self) -> Self:
+        """Return the metric of the same model without images."""
+        return type(self)(self.grids, self.heads_per_layer)
+
+    def shape(self, layer: int) -> tuple[int, int] | None:
+        """Return rows and columns of a layer's map, None for a layer without one (`WITHOUT_MAP`)."""
+        grid = self.grids[layer]
+        reach = None if grid.pooled else tables_of(grid, torch.device("cpu")).reach
+        return None if reach is None else (2 * reach[0] - 1, 2 * reach[1] - 1)
+
+    def update(self, layer: int, images: int, aligned: Tensor | None) -> None:
+        """Add a batch of one layer.
+
+        Args:
+            layer: Its number.
+            images: Images of the batch.
+            aligned: `Reduction.aligned`, None for a layer without a map.
+
+        Raises:
+            UsageError: The weights are missing.
+        """
+        shape = self.shape(layer)
+        self.add({"images": torch.tensor(images)}, layer)
+        if shape is None:
+            return
+        if aligned is None:
+            raise UsageError(f"the offset map of layer {layer} needs weights summed over images, got {aligned}")
+        bins = tables_of(self.grids[layer], aligned.device).offset
+        folded = fold_offsets(aligned, bins, math.prod(shape))  # type: ignore[arg-type]  # the shape says so
+        self.add({_state(layer): torch.unflatten(folded, 1, shape)})
+
+    def compute(self) -> list[NDArray[np.float64] | None]:
+        """Return for each layer its maps `[heads, 2h - 1, 2w - 1]`, None for a layer without one."""
+        return self.maps(self.to_arrays())
+
+    def maps(self, arrays: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.float64] | None]:
+        """Return each layer's maps from the sums of `to_arrays`; NaN without images."""
+        maps: list[NDArray[np.float64] | None] = []
+        for layer, grid in enumerate(self.grids):
+            queries = float(arrays["images"][layer]) * grid.patches
+            total = arrays.get(_state(layer))
+            maps.append(None if total is None else np.asarray(total, dtype=np.float64) / (queries or math.nan))
+        return maps
+
+
+def fold_offsets(aligned: Tensor, bins: Tensor, size: int) -> Tensor:
+    """Add weights up by the offset of key from query.
+
+    Args:
+        aligned: `[windows, heads, queries, keys]`.
+        bins: int64 `[windows, queries, keys]`, number of each pair's offset; `size` itself is thrown away.
+        size: Number of offsets.
+
+    Returns:
+        `[heads, size]`
+    """
+    by_head = aligned.transpose(0, 1).flatten(1)
+    total = by_head.new_zeros(len(by_head), size + 1)
+    places = bins.expand(len(aligned), -1, -1).flatten()
+    return total.index_add_(1, places, by_head)[:, :size]
+
+
+def _state(layer: int) -> str:
+    return f"layer_{layer:03d}"
