@@ -42,7 +42,6 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         (["--mask-spec", "head:3"], "write head:3.1 for head 1 of layer 3"),
         (["--mask-spec", ""], "the mask spec is empty"),
         (["--mask-spec", "layer:1", "--mask-spec", "layer:2"], "--mask-spec stands more than once"),
-        (["--mask-spec", "layer:1", "--config", "c.yaml"], "put --mask-spec last"),
         (["--mask-spec", "[]"], "the list of mask specs is empty"),
         (["--bogus", "3"], "unrecognized arguments: --bogus 3"),
         (["--data.batchsize", "3"], "did you mean --data.batch_size"),
@@ -283,3 +282,18 @@ def test_a_good_run_writes_nothing_but_its_own_lines_to_stderr(tmp_path: Path) -
     )
     assert all(line.startswith("headprobe: scored ") for line in done.stderr.splitlines())
     assert "layer:3" in done.stdout
+
+
+@pytest.mark.parametrize("content", ["mask_spec: layer:1", "test: {mask_spec: layer:1}"])
+def test_a_config_that_would_replace_the_masks_asked_for_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "own.yaml").write_text(content + "\n")
+    ended = command(tmp_path, "test", "--mask-spec", "layer:3", "--config", "own.yaml", *QUICK)
+    assert ended.code == 2
+    assert "put --mask-spec last" in only_message(ended)
+
+
+def test_a_config_without_masks_may_stand_behind_them(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("data: {batch_size: 16}\n")
+    ended = command(tmp_path, "test", "--mask-spec", "layer:3", "--config=own.yaml", *QUICK)
+    assert ended.code == 0
+    assert [row["mask"] for row in ended.rows()] == ["none", "layer:3"]

@@ -3,9 +3,11 @@
 import errno
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
+import yaml
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -210,13 +212,31 @@ def _refuse_repeats(words: Sequence[str]) -> None:
             "--mask-spec stands more than once: join heads into one mask with +, or score several masks together with "
             f"a YAML list under mask_spec: in a --config file, got it {len(specs)} times"
         )
-    options = [word.split("=", 1)[0] for word in words]
-    last_config = max((place for place, word in enumerate(options) if word in ("--config", "-c")), default=-1)
-    if specs and options.index("--mask-spec") < last_config:
+    if specs and any(_names_masks(config) for config in _configs(words[words.index(specs[0]) + 1 :])):
         raise UsageError(
-            "--mask-spec stands before --config, whose own mask_spec would replace it without a word: "
-            "put --mask-spec last"
+            "--mask-spec stands before a --config with a mask_spec of its own, which would replace it without a word: "
+            f"put --mask-spec last, got {specs[0]} first"
         )
+
+
+def _configs(words: Sequence[str]) -> list[str]:
+    """Return the config files that these words name."""
+    names = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option in ("--config", "-c"):
+            names.append(value or following)
+    return names
+
+
+def _names_masks(config: str) -> bool:
+    """Say whether a config file chooses masks; what is wrong with the file itself is said where it is read."""
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    parts = [content, content.get("test")] if isinstance(content, dict) else []
+    return any(isinstance(part, dict) and "mask_spec" in part for part in parts)
 
 
 def _refuse_limits(trainer: lightning.Trainer) -> None:
