@@ -101,7 +101,7 @@ class HeadProbe(FitSteps):
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
         if self.num_classes < 1:
             raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
-        _check_channels(self.data_config, self.source.options.get("in_chans", 3))
+        _check_channels(self.data_config, self.source.options.get("in_chans"))
 
     # -- masks -----------------------------------------------------------------------------------------------------
 
@@ -287,10 +287,10 @@ class HeadProbe(FitSteps):
         )
 
 
-def _check_channels(config: dict[str, Any], channels: int) -> None:
-    """Refuse a model whose images, mean and standard deviation do not have as many channels as its first layer."""
-    found = {"in_chans": channels, "input_size": config["input_size"][0]}
-    found |= {name: len(config[name]) for name in ("mean", "std")}
+def _check_channels(config: dict[str, Any], channels: int | None) -> None:
+    """Refuse a model whose images, mean, standard deviation and `in_chans`, if given, differ in their channels."""
+    found = {} if channels is None else {"in_chans": channels}
+    found |= {"input_size": config["input_size"][0], "mean": len(config["mean"]), "std": len(config["std"])}
     if len(set(found.values())) > 1:
         raise UsageError(
             "the model's options give different numbers of channels; set input_size, mean and std in "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headprobe.backbone.check import prove_masks
 from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.weights import save_backbone
 from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
@@ -183,6 +184,15 @@ def test_half_precision_is_proven_in_full_precision(monkeypatch: pytest.MonkeyPa
 def test_channels_that_do_not_match_are_refused_with_the_remedy() -> None:
     with pytest.raises(UsageError, match=r"different numbers of channels.*'in_chans': 1, 'input_size': 3"):
         HeadProbe(pretrained=False, options={"in_chans": 1})
+
+
+def test_a_grey_model_saved_with_its_recipe_is_loaded_without_naming_its_channels_again(tmp_path: Path) -> None:
+    overlay = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.5]}
+    grey = HeadProbe(pretrained=False, options={"in_chans": 1, "pretrained_cfg_overlay": overlay})
+    save_backbone(grey.backbone, tmp_path / "grey.safetensors", grey.source)
+    again = HeadProbe("vit_tiny_patch16_224", str(tmp_path / "grey.safetensors"))
+    assert again.data_config["input_size"] == (1, 32, 32)
+    assert again.layout.heads_per_layer == (4,) * 6
 
 
 def test_the_batch_size_is_part_of_the_plan() -> None:
