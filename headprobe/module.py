@@ -1,6 +1,6 @@
 """`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from headprobe.backbone.check import prove_masks
+from headprobe.backbone.facts import layer_facts
 from headprobe.backbone.growing import GrowingPass, Join
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.joins import find_joins
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
+from headprobe.backbone.taps import Tap
 from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
 from headprobe.errors import RunError, UsageError
 from headprobe.fitting import FitSteps
@@ -22,6 +24,8 @@ from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
 from headprobe.metrics.accuracy import PairedAccuracy
 from headprobe.metrics.scores import PairedScores, paired_scores
 from headprobe.metrics.units import UnitSums
+from headprobe.statistics.base import HeadStatistic, Subject
+from headprobe.statistics.listening import Listening
 
 
 @dataclass
@@ -47,7 +51,8 @@ class HeadProbe(FitSteps):
     """Scores a timm model with and without chosen attention heads, on the same images, in one pass.
 
     `ablate` chooses the masks, then `Trainer.test` does the rest: `begin_units` makes room for sums, `plan_passes`
-    proves the masks and plans the forward passes, `masked_logits` runs them.
+    proves the masks and plans the forward passes, `masked_logits` runs them. `statistics` describe the heads meanwhile:
+    the baseline's and, with a single mask, the masked model's too.
 
     Args:
         name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
@@ -94,9 +99,11 @@ class HeadProbe(FitSteps):
         self.valid_classes: Tensor | None = None
         self.plan: RowPlan | None = None
         self.scores: PairedScores | None = None
+        self.statistics: list[HeadStatistic] = []
         self._layout: HeadLayout | None = None
         self._growing: GrowingPass | None = None
         self._units: UnitSums | None = None
+        self._listening: Listening | None = None
         self._batch_size = 1
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
         if self.num_classes < 1:
@@ -125,7 +132,9 @@ class HeadProbe(FitSteps):
         self.masks = expand_all(specs, self.layout.heads_per_layer, self.source.name)
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack([named.mask.keep() for named in self.masks]) if self.masks else empty
-        self._growing = self.plan = self._units = self.scores = None  # all of them were made for other masks
+        self._growing = self.plan = self._units = self.scores = self._listening = (
+            None  # all of them were made for other masks
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data for a run's record and key."""
@@ -155,6 +164,7 @@ class HeadProbe(FitSteps):
         """Prove the masks on this model and device, then plan the forward passes."""
         self.plan_passes(int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32)))
         self.scores = None
+        self.listen()
 
     def plan_passes(self, batch_size: int) -> RowPlan:
         """Prove the masks on this model and device, then plan the forward passes for batches of `batch_size` images.
@@ -193,6 +203,33 @@ class HeadProbe(FitSteps):
             raise RunError("plan_passes must be called before the work is known")
         return len(self.plan.chunks) + sum(self._growing.layers_run) / len(self.layout.layers)
 
+    @property
+    def described_mask(self) -> int | None:
+        """Number of the mask whose model is described beside the baseline: that of a run with one mask of any heads."""
+        return 0 if len(self.masks) == 1 and self.masks[0].mask.count else None
+
+    def listen(self) -> None:
+        """Connect the statistics, if there are any, to the forward passes.
+
+        Raises:
+            UsageError: A statistic's options do not suit the model.
+            RunError: `begin_units` and `plan_passes` were not called.
+        """
+        self._listening = None
+        if not self.statistics:
+            return
+        if self._units is None or self._growing is None:
+            raise RunError("begin_units and plan_passes must be called before statistics can listen")
+        mask = self.described_mask
+        subject = Subject(
+            layout=self.layout,
+            facts=layer_facts(self.backbone, self.layout),
+            units=self._units.units,
+            mask=None if mask is None else self.masks[mask].name,
+            device=_double_device(self.device),
+        )
+        self._listening = Listening(self.statistics, subject, self._growing, mask)
+
     def begin_units(self, units: int, valid_classes: Sequence[int] | None = None) -> None:
         """Make room for the sums of `units` pieces of data.
 
@@ -210,7 +247,10 @@ class HeadProbe(FitSteps):
             raise RunError("begin_units must be called before the first batch")
         if batch.failure is not None:
             raise RunError(batch.failure)
-        logits = self.masked_logits(batch.images)
+        listening = self._listening
+        logits = self._logits(
+            batch.images, lambda part: listening.taps(batch.unit, batch.rows[part]) if listening else ()
+        )
         labels = batch.labels
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
@@ -218,13 +258,19 @@ class HeadProbe(FitSteps):
         metric.update(logits.to(metric.images.device), labels.to(metric.images.device))
         if batch.last:
             self._units.close(batch.unit)
+            if listening is not None:
+                listening.close(batch.unit)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
     def masked_logits(self, images: Tensor) -> Tensor:
         """Return logits `[1 + masks, images, classes]` of uint8 images `[images, channels, height, width]`.
 
-        An out-of-memory halves the row budget and goes on.
+        An out-of-memory halves the row budget and goes on. Statistics do not listen.
         """
+        return self._logits(images, lambda _: ())
+
+    def _logits(self, images: Tensor, taps_of: Callable[[slice], Sequence[Tap]]) -> Tensor:
+        """Return the logits of `masked_logits`; `taps_of` gives who listens to the pass over a part of the images."""
         if self._growing is None or self.plan is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
@@ -232,9 +278,10 @@ class HeadProbe(FitSteps):
         parts: list[Tensor] = []
         done = 0
         while done < len(images):
+            now = slice(done, done + self.plan.images)
             try:
                 with self._growing:
-                    part = self._growing.logits(self.normalised(images[done : done + self.plan.images]), self.plan)
+                    part = self._growing.logits(self.normalised(images[now]), self.plan, taps_of(now))
             except RuntimeError as error:
                 self._halve_rows(error)
                 continue
@@ -260,7 +307,7 @@ class HeadProbe(FitSteps):
 
     def teardown(self, stage: str) -> None:
         """Let go of the growing pass; its hooks are gone already."""
-        self._growing = None
+        self._growing = self._listening = None
 
     def _sum_over_processes(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if self.trainer.world_size == 1:
@@ -274,6 +321,12 @@ class HeadProbe(FitSteps):
         if not _out_of_memory(error) or self._growing is None or self.plan is None:
             raise error
         rows = self.plan.most_rows
+        if self._listening is not None and self._listening.heard:
+            # statistics hold some layers of this pass already: running it again would count its images twice
+            raise RunError(
+                f"out of memory with {rows} rows in a forward pass while heads were described; run the same command "
+                f"again with --model.row_budget {max(1, rows // 2)}"
+            ) from error
         if rows <= 1 + (len(self.masks) > 0):
             raise RunError(
                 "not even one image fits into memory; choose a smaller model or image size, or another device"

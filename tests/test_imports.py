@@ -22,7 +22,8 @@ DIRECTLY: dict[str, set[str]] = {
     "metrics": set(),
     "backbone": {"masks", "metrics"},
     "fitting": set(),  # a part of module, in a file of its own
-    "module": {"backbone", "fitting"},
+    "statistics": {"backbone"},
+    "module": {"statistics", "fitting"},
     "run": {"masks", "metrics"},
     "report": {"run"},
     "data": {"module", "run"},

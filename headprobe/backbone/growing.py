@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headprobe.backbone.ablation import HookCount, ablating
 from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.taps import RowsOfLayer, Tap, tapping
 from headprobe.errors import RunError
 
 Key = int | str
@@ -88,17 +89,37 @@ class GrowingPass:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def logits(self, images: Tensor, plan: RowPlan) -> Tensor:
+    def joined(self, mask: int) -> bool:
+        """Say whether rows of a mask exist in the forward pass under way; before they do, the trunk's stand for it."""
+        return mask in self._rows.chunk[: self._rows.joined]
+
+    def rows_of(self, mask: int | None = None) -> RowsOfLayer:
+        """Return where a tap finds the rows of a mask, or without one those of the trunk: the baseline."""
+
+        def rows(_layer: int, _images: int) -> slice:
+            now = self._rows
+            copy = 1 + now.chunk.index(mask) if mask is not None and self.joined(mask) else 0
+            return slice(copy * now.images, (copy + 1) * now.images)
+
+        return rows
+
+    def logits(self, images: Tensor, plan: RowPlan, taps: Sequence[Tap] = ()) -> Tensor:
         """Return logits `[1 + masks, images, classes]`, the baseline first, of at most `plan.images` images.
 
         The baseline is the trunk of the first chunk, one and the same for every mask.
 
+        Args:
+            images: `[images, channels, height, width]`, normalised.
+            plan: Which masks share a forward pass.
+            taps: Listen to the first chunk, heads being seen after their ablation.
+
         Raises:
-            RunError: A mask did not join, or a hook did not fire exactly once.
+            RunError: A mask did not join, a hook did not fire exactly once, or a tap missed a layer.
         """
         out: Tensor | None = None
         for chunk in plan.chunks:
-            by_mask = self._forward(images, chunk)
+            with tapping(self.backbone, self.layout, taps if out is None else ()):
+                by_mask = self._forward(images, chunk)
             if out is None:
                 out = by_mask.new_empty(1 + len(self.first_layers), *by_mask.shape[1:])
                 out[0] = by_mask[0]

@@ -13,8 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.directory import run_directory
 from headprobe.callbacks.gather import gather_lists
+from headprobe.callbacks.heads import head_callbacks
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
 from headprobe.module import HeadProbe
@@ -100,11 +102,17 @@ class ResultsWriter(lightning.Callback):
             write_rows(directory / "classes.csv", class_rows(probe.masks, probe.scores, classes))
         if self._bad:
             write_rows(directory / "bad_images.csv", self._bad)
+        describing = head_callbacks(trainer)
         if self.table:
-            _print(rows, directory, probe)
+            _print(rows, probe)
+            print_summary(describing, probe)
+            console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
         write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
+        if describing:
+            write_descriptions(describing, trainer.loggers, directory, probe, int(rows[0]["images"]))
+            self._record["undefined"] = undefined(describing)
         self._finish("failed" if self._bad else "done")
         self._record["row_plan"] = probe.plan.to_json() if probe.plan else None
         write_record(directory, self._record)
@@ -131,7 +139,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any
         "data": trainer.datamodule.describe(),  # type: ignore[attr-defined]
         "masks": {named.name: named.mask.digest for named in probe.masks},
         "ablation": probe.ablation,
-        "statistics": ["paired_accuracy"] + ["per_class"] * probe.per_class,
+        "statistics": ["paired_accuracy"] + ["per_class"] * probe.per_class + [s.describe() for s in probe.statistics],
         "precision": str(trainer.precision),
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "versions": versions(),
@@ -190,11 +198,10 @@ def _bad_images_message(bad: list[dict[str, Any]], directory: Path) -> str:
     )
 
 
-def _print(rows: list[Row], directory: Path, probe: HeadProbe) -> None:
-    """Print the table, where everything is, and what could not be trusted."""
+def _print(rows: list[Row], probe: HeadProbe) -> None:
+    """Print the table, and what could not be trusted."""
     console.print()
     console.print(masks_table(rows, probe.source.name))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")
-    console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)

@@ -1,6 +1,6 @@
 """Shows a run's masks in TensorBoard: curves over layers, indices or numbers of heads, a heat map, hyperparameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,20 @@ def write_tensorboard(
     drawn as a constant over the steps of all curves.
     """
     scalars = _points(rows, probe)
-    figures = _figures(rows, probe)
     for logger in loggers:
         for step, values in sorted(scalars.items()):
             logger.log_metrics(values, step=step)
         if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(_hyperparameters(probe, data), {"baseline/top1": float(rows[0]["top1"])})
+    save_figures(loggers, directory, _figures(rows, probe))
+
+
+def save_figures(loggers: Sequence[Logger], directory: Path, figures: Mapping[str, Figure]) -> None:
+    """Write figures to TensorBoard and to `figures/`."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
             for name, figure in figures.items():
                 logger.experiment.add_figure(name, figure, global_step=0, close=False)
-            logger.log_hyperparams(_hyperparameters(probe, data), {"baseline/top1": float(rows[0]["top1"])})
         logger.save()
     for name, figure in figures.items():
         path = directory / "figures" / f"{name.replace('/', '_')}.png"

@@ -17,6 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe import __version__
 from headprobe.callbacks.export import WeightsExport
+from headprobe.callbacks.head_attention import HeadAttention
+from headprobe.callbacks.head_similarity import HeadSimilarity
+from headprobe.callbacks.head_spectrum import HeadSpectrum
 from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
@@ -28,6 +31,9 @@ from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
+
+DESCRIBING = (HeadAttention, HeadSimilarity, HeadSpectrum)
+"""Callbacks that a config file names by their class alone: jsonargparse knows those that are imported."""
 
 
 class MaskSpecs(tuple[MaskSpec, ...]):

@@ -16,8 +16,9 @@ from headprobe.errors import RunError
 class UnitStream(IterableDataset[ImageBatch]):
     """Batches of the units that fall to one process, each image once over all processes and workers.
 
-    Process r takes units `todo[r::processes]`, its worker k every workers-th of these from the k-th on. It has no
-    length: with workers, Lightning would stop after that many batches, partial ones included, and lose images.
+    Each process takes an equal run of neighbouring units, whose statistics can be merged as soon as they are there; its
+    worker k takes every workers-th of these from the k-th on. It has no length: with workers, Lightning would stop
+    after that many batches, partial ones included, and lose images.
 
     Args:
         source: The dataset.
@@ -47,7 +48,8 @@ class UnitStream(IterableDataset[ImageBatch]):
         self.numbering = numbering
         self.batch_size = batch_size
         self.shares = shares
-        self.units = list(todo)[process::processes]
+        first, stop = (len(todo) * end // processes for end in (process, process + 1))
+        self.units = list(todo)[first:stop]
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """Yield the batches of this process, or of this worker of it."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from headprobe.metrics.head_moments import FloatArray, HeadMoments
 from headprobe.metrics.jackknife import Spread, jackknife
 from headprobe.metrics.moments import Moments
@@ -16,7 +18,13 @@ class Comparison(NamedTuple):
     found: Similarities  #: values by measure, ranks and kept dims
     floor: dict[Measure, FloatArray]  #: what unrelated images score; empty where no noise floor was summed
     spread: dict[Measure, Spread]  #: standard error and 95% interval; empty below two groups of images
-    groups: int  #: groups of images behind the spread
+    left_out: list[dict[Measure, FloatArray]]  #: values without one group of images, one entry per group
+    sizes: tuple[int, ...]  #: images of each group
+
+    @property
+    def groups(self) -> int:
+        """Groups of images behind the spread."""
+        return len(self.left_out)
 
 
 def compare(
@@ -28,13 +36,33 @@ def compare(
         UsageError: `variance` outside its range or an unknown measure.
         RunError: A unit is open.
     """
+    filled = tuple(int(images) for images in moments.images.tolist() if images)
     for number, block in enumerate(moments.compute()):
         found = similarities(block, variance, measures)
         floor = similarities(block, variance, measures, noise_floor=True).values if block.shifted else {}
         others = [similarities(other, variance, measures).values for other in moments.left_out(number)]
         spread = {
-            measure: jackknife(found.values[measure], [other[measure] for other in others])
+            measure: jackknife(found.values[measure], [other[measure] for other in others], filled)
             for measure in measures
             if others
         }
-        yield Comparison(block, found, floor, spread, len(others))
+        yield Comparison(block, found, floor, spread, others, filled if others else ())
+
+
+class Change(NamedTuple):
+    """How much one model's heads are more alike than another's on the same images, ``[heads, heads]``."""
+
+    value: FloatArray
+    spread: Spread | None  #: None without groups of images
+
+
+def changes(baseline: Comparison, masked: Comparison) -> dict[Measure, Change]:
+    """Return masked minus baseline, its spread from leaving out the same images in both (paired)."""
+    found: dict[Measure, Change] = {}
+    for measure, value in masked.found.values.items():
+        pairs = zip(masked.left_out, baseline.left_out, strict=True)
+        others = [np.asarray(one[measure] - other[measure]) for one, other in pairs]
+        difference = value - baseline.found.values[measure]
+        spread = jackknife(difference, others, masked.sizes, largest=np.inf) if others else None
+        found[measure] = Change(difference, spread)
+    return found

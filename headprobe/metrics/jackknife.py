@@ -18,32 +18,47 @@ class Spread(NamedTuple):
     high: FloatArray  #: upper limit
 
 
-def jackknife(estimate: ArrayLike, left_out: Sequence[ArrayLike], confidence: float = 0.95) -> Spread:
+def jackknife(
+    estimate: ArrayLike,
+    left_out: Sequence[ArrayLike],
+    sizes: Sequence[int] | None = None,
+    confidence: float = 0.95,
+    largest: float = 1.0,
+) -> Spread:
     """Delete-a-group jackknife: the spread of an estimate among those with one group of images left out.
 
-    The variance is ``(G - 1) / G`` times the sum of squares of the G left-out estimates about their mean. The interval
-    is Student's t with G - 1 degrees about the estimate of all images, which it therefore always holds, and is cut off
-    at 1, the largest similarity. Few samples per dim inflate all measures but unbiased CKA; towards the value that
-    infinitely many samples would have the interval therefore reaches farther, by twice the jackknife's bias
-    ``(G - 1) (mean of the left-out - estimate)``. Twice, because the bias of canonical correlations of unrelated
+    With ``h_j`` = images over the images of group j, pseudo-values ``h_j estimate - (h_j - 1) left_out_j`` and their
+    centre ``c = G estimate - sum_j (1 - 1 / h_j) left_out_j``, the variance is the mean over groups of
+    ``(pseudo-value_j - c)^2 / (h_j - 1)``; for equal groups that is ``(G - 1) / G`` times the sum of squares of the
+    left-out estimates about their mean. The interval is Student's t with G - 1 degrees about the estimate of all
+    images, which it therefore always holds, and is cut off at `largest`. Few samples per dim inflate all measures but
+    unbiased CKA; towards the value that infinitely many samples would have the interval therefore reaches farther, by
+    twice the jackknife's bias ``estimate - c``. Twice, because the bias of canonical correlations of unrelated
     directions falls with the square root of the samples, and the jackknife sees half of such a bias.
 
     Args:
         estimate: Of all images, any shape.
         left_out: One per group, each in the shape of the estimate.
+        sizes: Images of each group; equal if not given.
         confidence: Coverage of the interval.
+        largest: The largest value that there is: 1 for similarities, infinity for differences.
 
-    Source: Kott, 2001, Journal of Official Statistics 17, 521-526; the bias is Quenouille's, 1956, Biometrika 43.
+    Source: Busing, Meijer & van der Leeden, 1999, Statistics and Computing 9, 3-8 (unequal groups); Kott, 2001, Journal
+    of Official Statistics 17, 521-526; the bias is Quenouille's, 1956, Biometrika 43.
     """
     value, groups = np.asarray(estimate, dtype=np.float64), len(left_out)
     if groups < 2:
         return Spread(*(np.full_like(value, np.nan) for _ in range(3)))
     others = np.asarray(left_out, dtype=np.float64)
-    error = np.sqrt((groups - 1) / groups * np.square(others - others.mean(axis=0)).sum(axis=0))
+    images = np.ones(groups) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    times = (images.sum() / images).reshape(-1, *[1] * value.ndim)
+    centre = groups * value - ((1 - 1 / times) * others).sum(axis=0)
+    pseudo = times * value - (times - 1) * others
+    error = np.sqrt((np.square(pseudo - centre) / (times - 1)).mean(axis=0))
     reach = float(stats.t.isf((1 - confidence) / 2, groups - 1)) * error
-    bias = 2 * (groups - 1) * (others.mean(axis=0) - value)
+    bias = 2 * (value - centre)
     low, high = value - reach - np.maximum(bias, 0), value + reach - np.minimum(bias, 0)
-    return Spread(error, low, np.maximum(np.minimum(high, 1.0), value))
+    return Spread(error, low, np.maximum(np.minimum(high, largest), value))
 
 
 def above_floor(

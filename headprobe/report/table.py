@@ -1,8 +1,10 @@
-"""The table that `test` prints: what each mask costs, with its interval and p-value."""
+"""The tables that `test` prints: what each mask costs, and what the heads of each layer are like."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -40,6 +42,29 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
     if console.measure(table).maximum > (width or console.width):
         table = _table(title, shown, families, narrow=True)
     return table
+
+
+def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike]) -> Table:
+    """Return one line per layer, each number a mean over its heads.
+
+    Args:
+        heads_per_layer: Heads of each layer.
+        columns: By heading one number per layer, NaN where it is not defined.
+    """
+    title = "heads of the unmasked model, means by layer"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    values = {heading: np.asarray(numbers, dtype=np.float64) for heading, numbers in columns.items()}
+    for heading in ("layer", "heads", *values):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layer, heads in enumerate(heads_per_layer):
+        table.add_row(str(layer), str(heads), *(_short(float(numbers[layer])) for numbers in values.values()))
+    return table
+
+
+def _short(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def _table(title: str, rows: Sequence[Row], families: bool, narrow: bool) -> Table:

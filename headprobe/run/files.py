@@ -7,7 +7,16 @@ from headprobe.errors import RunError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: a crash leaves the old file or the new one, never a part.
+    """Write `text` to `path` in one step, as UTF-8.
+
+    Raises:
+        RunError: As `write_bytes` does.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` in one step: a crash leaves the old file or the new one, never a part.
 
     Raises:
         RunError: The file cannot be written (disk full, directory read-only); the old one is untouched.
@@ -15,8 +24,8 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

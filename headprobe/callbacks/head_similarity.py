@@ -1,0 +1,129 @@
+"""`HeadSimilarity`: which heads resemble each other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from headprobe.callbacks.head_attention import by_layer_mean
+from headprobe.callbacks.heads import Columns, HeadCallback
+from headprobe.metrics.head_blocks import Scope
+from headprobe.metrics.layer_samples import Sampling
+from headprobe.metrics.moment_options import Precision
+from headprobe.metrics.similarity import MEASURES, VARIANCE, Measure, title
+from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
+from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays
+from headprobe.statistics.similarity import SimilaritySums
+
+DRAWN: tuple[Measure, ...] = ("svcca", "cka_unbiased")
+"""Measures that get figures, if they are computed; all are in `similarity.npz`."""
+
+
+class HeadSimilarity(HeadCallback):
+    """Writes `similarity.npz`: how similar heads are, with noise floors and intervals; see docs/results.md.
+
+    Args:
+        scope: Heads that are compared: `within` each layer, `all` of the model, or those of `pairs` of layers.
+        sampling: What a sample is: any of the `tokens`, `patches` (tokens with a place on the image), the `class`
+            token, or the `mean` over an image's tokens.
+        pairs: Pairs of layers, for the scope `pairs`.
+        variance: Share of the sum of squares that SVCCA keeps.
+        measures: Which to compute; all of them if not given.
+        groups: Groups of images for the intervals, 2 to 16, or 0 for none; 16 within layers if not given.
+        noise_floor: Also compare heads on different images: what unrelated images score.
+        precision: Number format of the products behind the float64 sums, where samples are tokens or patches.
+    """
+
+    statistic: SimilaritySums
+
+    def __init__(
+        self,
+        scope: Scope = "within",
+        sampling: Sampling = "tokens",
+        pairs: list[tuple[int, int]] | None = None,
+        variance: float = VARIANCE,
+        measures: list[Measure] | None = None,
+        groups: int | None = None,
+        noise_floor: bool = True,
+        precision: Precision = "float64",
+    ) -> None:
+        chosen: Sequence[Measure] = MEASURES if measures is None else measures
+        super().__init__(SimilaritySums(scope, sampling, pairs or (), variance, chosen, groups, noise_floor, precision))
+
+    def columns(self) -> dict[str, Columns]:
+        """Return ranks, kept dims, and each head's mean similarity with the heads that it was compared with."""
+        arrays = self.statistic.matrices()
+        columns: dict[str, Columns] = {}
+        for model, prefix in ((BASELINE, ""), (MASKED, f"{MASKED}_"), (CHANGE, f"{CHANGE}_")):
+            if f"{prefix}{self.statistic.measures[0]}" not in arrays:
+                continue
+            ranks = {} if model == CHANGE else {"rank": arrays[f"{prefix}rank"], "kept_dims": arrays[f"{prefix}kept"]}
+            means = {f"{measure}_mean": others_mean(arrays[prefix + measure]) for measure in self.statistic.measures}
+            columns[model] = {**ranks, **means}
+        return columns
+
+    def arrays(self) -> dict[str, Arrays]:
+        """Return `similarity.npz`."""
+        return {"similarity.npz": self.statistic.matrices()}
+
+    def figures(self, about: str) -> dict[str, Figure]:
+        """Return matrices ordered by layer and clustered, for each model, and of the differences."""
+        found: dict[str, Figure] = {}
+        mask = self.statistic.subject.mask or ""
+        for measure in [name for name in DRAWN if name in self.statistic.measures] or self.statistic.measures[:1]:
+            found |= self._of_model(measure, BASELINE, "baseline", about)
+            if mask:
+                found |= self._of_model(measure, MASKED, mask, about)
+                title = self._title(measure, f"{mask} minus baseline", about)
+                values = self._matrix(f"{CHANGE}_{measure}")
+                found[f"{measure}/change"] = similarity_by_layer(
+                    values, self._axis("layer"), self._axis("head"), title, "change", diverging=True
+                )
+        return found
+
+    def _of_model(self, measure: Measure, model: str, whose: str, about: str) -> dict[str, Figure]:
+        """Return a model's two figures of one measure."""
+        prefix = "" if model == BASELINE else f"{model}_"
+        values, floor = self._matrix(prefix + measure), f"{prefix}{measure}_floor"
+        floors = self._matrix(floor) if floor in self.statistic.matrices() else None
+        label, heading = title(measure, self.statistic.options.sampling), self._title(measure, whose, about)
+        axes = (self._axis("layer"), self._axis("head"))
+        return {
+            f"{measure}/by_layer_{model}": similarity_by_layer(values, *axes, heading, label, floor=floors),
+            f"{measure}/clustered_{model}": similarity_clustered(values, *axes, heading, label, floor=floors),
+        }
+
+    def _title(self, measure: Measure, whose: str, about: str) -> str:
+        return f"{title(measure, self.statistic.options.sampling)} of heads: {whose}\n{about}, {self.note()}"
+
+    def _matrix(self, name: str) -> NDArray[np.float64]:
+        return np.asarray(self.statistic.matrices()[name], dtype=np.float64)
+
+    def _axis(self, name: str) -> NDArray[np.int64]:
+        return np.asarray(self.statistic.matrices()[name], dtype=np.int64)
+
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return each layer's mean similarity of different heads, and that of unrelated images."""
+        arrays, measure = self.statistic.matrices(), self.statistic.measures[0]
+        name = title(measure, self.statistic.options.sampling)
+        found: dict[str, ArrayLike] = {name: by_layer_mean(self._axis("layer"), others_mean(arrays[measure]))}
+        if f"{measure}_floor" in arrays:
+            found["its floor"] = by_layer_mean(self._axis("layer"), others_mean(arrays[f"{measure}_floor"]))
+        return found
+
+    def note(self) -> str:
+        """Return what a sample is, and how many there are."""
+        arrays, options = self.statistic.matrices(), self.statistic.options
+        what = {"tokens": "all tokens", "patches": "patch tokens", "class": "class tokens", "mean": "token means"}
+        return f"{int(arrays['samples']):,} samples ({what[options.sampling]} of {int(arrays['images']):,} images)"
+
+
+def others_mean(matrix: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return each head's mean over all other heads that it was compared with, NaN where there is none."""
+    others = matrix.astype(np.float64)
+    np.fill_diagonal(others, np.nan)
+    finite = np.isfinite(others)
+    total = np.where(finite, others, 0).sum(axis=1)
+    count = finite.sum(axis=1)
+    return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), dtype=np.float64)

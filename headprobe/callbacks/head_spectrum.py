@@ -1,0 +1,89 @@
+"""`HeadSpectrum`: which image frequencies every head carries."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from headprobe.callbacks.head_attention import by_layer_mean
+from headprobe.callbacks.heads import Columns, HeadCallback
+from headprobe.metrics.spectrum import WITHOUT_SPECTRUM, SpectrumTable
+from headprobe.report.spectrum_figures import spectra_by_layer, stream_spectra
+from headprobe.run.results import Row
+from headprobe.statistics.base import BASELINE, CHANGE, MASKED
+from headprobe.statistics.spectrum import SpectrumSums
+
+
+class HeadSpectrum(HeadCallback):
+    """Writes `spectrum.csv`: log amplitudes of every head's output and of the residual stream, by frequency."""
+
+    statistic: SpectrumSums
+
+    def __init__(self) -> None:
+        super().__init__(SpectrumSums())
+
+    def columns(self) -> dict[str, Columns]:
+        """Return the delta log amplitude at the highest frequency of the diagonal, of output and contribution."""
+        return {model: self._highest(table) for model, table in self.statistic.tables().items()}
+
+    def tables(self) -> dict[str, list[Row]]:
+        """Return `spectrum.csv` and, with a mask, `spectrum_change.csv`."""
+        found = self.statistic.tables()
+        mask = self.statistic.subject.mask or ""
+        models = {"baseline": found[BASELINE]} | ({mask: found[MASKED]} if MASKED in found else {})
+        tables = {"spectrum.csv": [row for name, table in models.items() for row in _rows(name, table)]}
+        if CHANGE in found:
+            tables["spectrum_change.csv"] = list(_rows(mask, found[CHANGE]))
+        return tables
+
+    def figures(self, about: str) -> dict[str, Figure]:
+        """Return the spectra of heads, of their contributions and of the stream, for each model."""
+        figures: dict[str, Figure] = {}
+        mask = self.statistic.subject.mask or ""
+        for model, table in self.statistic.tables().items():
+            whose = {BASELINE: "baseline", MASKED: mask, CHANGE: f"{mask} minus baseline"}[model]
+            if not len(table.layer):
+                continue
+            ylabel = {"ylabel": "change of delta log amplitude"} if model == CHANGE else {}
+            for series, what in (("head", "head outputs"), ("contribution", "contributions of heads after W_O")):
+                title = f"Spectra of {what}: {whose}\n{about}"
+                figures[f"spectrum/{series}_{model}"] = spectra_by_layer(table._asdict(), title, series, **ylabel)
+            if model != CHANGE:
+                title = f"Spectra of the residual stream: {whose}\n{about}"
+                figures[f"spectrum/stream_{model}"] = stream_spectra(table._asdict(), title)
+        return figures
+
+    def undefined(self) -> dict[str, dict[str, list[int]]]:
+        """Return the layers without a spectrum."""
+        metric = self.statistic.make_part()[BASELINE]
+        layers = range(len(self.statistic.subject.layout.layers))
+        without = [layer for layer in layers if (layer, "head") not in metric.blocks]
+        return {"spectrum": {WITHOUT_SPECTRUM: without}} if without else {}
+
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return each layer's mean of the highest frequency's delta."""
+        heads = self.statistic.subject.layout.heads_per_layer
+        highest = self._highest(self.statistic.tables()[BASELINE])["high_frequency"]
+        return {"high freq.": by_layer_mean(np.repeat(np.arange(len(heads)), heads), highest.astype(np.float64))}
+
+    def _highest(self, table: SpectrumTable) -> Columns:
+        """Return one entry per head, NaN where a layer has no spectrum."""
+        heads = self.statistic.subject.layout.heads_per_layer
+        first = np.cumsum([0, *heads])
+        columns: Columns = {}
+        for series, name in (("head", "high_frequency"), ("contribution", "contribution_high_frequency")):
+            chosen = (table.series == series) & (table.profile == "diagonal")
+            last = chosen & np.append(table.frequency[1:] <= table.frequency[:-1], True)  # bins ascend within a head
+            places = first[table.layer[last]] + table.head[last]
+            for column, values in ((name, table.delta_log_amplitude), (f"{name}_se", table.error)):
+                columns[column] = np.full(first[-1], np.nan)
+                columns[column][places] = values[last]
+        return columns
+
+
+def _rows(model: str, table: SpectrumTable) -> Iterator[Row]:
+    columns = [column.tolist() for column in table]
+    names = [*table._fields[:-1], "delta_se"]
+    for cells in zip(*columns, strict=True):
+        yield {"model": model, **dict(zip(names, cells, strict=True))}

@@ -1,0 +1,90 @@
+"""What the callbacks that describe every head have in common; `ResultsWriter` writes what they found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from headprobe.callbacks.gather import gather_nodes
+from headprobe.errors import UsageError
+from headprobe.module import HeadProbe
+from headprobe.run.results import Row
+from headprobe.statistics.base import Arrays, HeadStatistic
+
+Columns = dict[str, NDArray[np.generic]]
+"""Columns of `heads.csv`, one entry per head in the order of (layer, head)."""
+
+
+class HeadCallback(lightning.Callback):
+    """Collects one kind of statistic while a test runs; without such a callback nothing is captured.
+
+    Args:
+        statistic: What is collected.
+    """
+
+    def __init__(self, statistic: HeadStatistic) -> None:
+        self.statistic = statistic
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Let the model know who listens.
+
+        Raises:
+            UsageError: The same callback is there twice.
+        """
+        if stage != "test" or not isinstance(pl_module, HeadProbe):
+            return
+        others = [other for other in pl_module.statistics if other is not self.statistic]
+        if any(type(other) is type(self.statistic) for other in others):
+            raise UsageError(f"trainer.callbacks may hold one {type(self).__name__}, got two")
+        pl_module.statistics[:] = [*others, self.statistic]
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Bring the sums of all processes to the first."""
+        gather_nodes(trainer, self.statistic)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Stop listening."""
+        if isinstance(pl_module, HeadProbe) and self.statistic in pl_module.statistics:
+            pl_module.statistics.remove(self.statistic)
+
+    # What was found, asked for on process 0 after the test -------------------------------------------------------
+
+    def columns(self) -> dict[str, Columns]:
+        """Return columns of `heads.csv` for `baseline` and `masked`, of `heads_change.csv` for `change`."""
+        return {}
+
+    def tables(self) -> dict[str, list[Row]]:
+        """Return further tables by file name."""
+        return {}
+
+    def arrays(self) -> dict[str, Arrays]:
+        """Return further arrays by file name."""
+        return {}
+
+    def figures(self, about: str) -> dict[str, Figure]:
+        """Return figures by name.
+
+        Args:
+            about: Model and images, for titles.
+        """
+        return {}
+
+    def undefined(self) -> Mapping[str, Mapping[str, Sequence[int]]]:
+        """Return for every statistic that some layers do not have the reasons, and the layers."""
+        return {}
+
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return one number per layer for the table on the terminal, by heading."""
+        return {}
+
+    def note(self) -> str:
+        """Return in a few words what the numbers were taken over; empty for nothing worth a line."""
+        return ""
+
+
+def head_callbacks(trainer: Any) -> list[HeadCallback]:
+    """Return those callbacks of a trainer that describe heads."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, HeadCallback)]

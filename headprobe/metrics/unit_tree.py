@@ -1,0 +1,89 @@
+"""Metrics of finished units, merged in one fixed order: a binary tree over the units' numbers.
+
+Whoever computed which unit, and in which order they were finished, the same metrics are merged in the same pairs: first
+neighbours, then pairs of neighbours, and so on. So floats are equal to the last bit, and as neighbours merge as soon as
+both are there, only a few metrics are kept, whatever the number of units.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
+
+from headprobe.errors import RunError
+
+M = TypeVar("M")
+
+Node = tuple[int, int]
+"""Level and index: the metric of units `index * 2**level` up to, but without, `(index + 1) * 2**level`."""
+
+
+class UnitTree(Generic[M]):
+    """The metrics of the units finished so far.
+
+    Args:
+        units: Number of units of the whole data set.
+        merge: Adds its second metric to its first.
+    """
+
+    def __init__(self, units: int, merge: Callable[[M, M], None]) -> None:
+        self.units = units
+        self._merge = merge
+        self._nodes: dict[Node, M] = {}
+
+    @property
+    def nodes(self) -> Mapping[Node, M]:
+        """The metrics that wait for a neighbour; a whole tree has one."""
+        return self._nodes
+
+    def add(self, unit: int, metric: M) -> None:
+        """Add the metric of a finished unit.
+
+        Raises:
+            RunError: There is no such unit, or it was added before.
+        """
+        self.add_node((0, unit), metric)
+
+    def add_node(self, node: Node, metric: M) -> None:
+        """Add the metric of a finished unit, or of neighbours that another process has merged.
+
+        Raises:
+            RunError: There is no such unit, or one of them was added before.
+        """
+        level, index = node
+        first, stop = index << level, min((index + 1) << level, self.units)
+        if not 0 <= first < stop:
+            raise RunError(f"unit {first} of {self.units} is none of the data set's; its images must not be counted")
+        twice = [other for other in self._nodes if _overlap(node, other)]
+        if twice:
+            raise RunError(f"units {first} to {stop - 1} of {self.units} were sent twice; images would count double")
+        while (level, index ^ 1) in self._nodes or self._alone(level, index):
+            neighbour = self._nodes.pop((level, index ^ 1), None)
+            if neighbour is not None:
+                left, right = (neighbour, metric) if index & 1 else (metric, neighbour)
+                self._merge(left, right)
+                metric = left
+            level, index = level + 1, index >> 1
+        self._nodes[level, index] = metric
+
+    def whole(self) -> M | None:
+        """Return the metric of all units, None where the data set has no unit.
+
+        Raises:
+            RunError: Units are missing.
+        """
+        if not self.units:
+            return None
+        found = sum(min((index + 1) << level, self.units) - (index << level) for level, index in self._nodes)
+        if found < self.units:
+            raise RunError(f"{self.units - found} of {self.units} units of the data were not counted")
+        (metric,) = self._nodes.values()
+        return metric
+
+    def _alone(self, level: int, index: int) -> bool:
+        """Say whether a node's neighbour lies behind the last unit, so that it moves up as it is."""
+        return index > 0 and not index & 1 and (index + 1) << level >= self.units
+
+
+def _overlap(one: Node, other: Node) -> bool:
+    """Say whether two nodes hold a common unit."""
+    low, high = sorted((one, other))
+    return high[1] == low[1] >> (high[0] - low[0])

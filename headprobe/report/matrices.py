@@ -1,0 +1,139 @@
+"""How one matrix of similarities is drawn: its cells, the lines and numbers beside it, and the tree above it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from headprobe.report.clusters import Tree, cluster
+from headprobe.report.style import CHANGES, MISSING, VALUES, FloatArray, IntArray, some
+
+NUMBERED_CELL = 0.29
+"""Inches: smallest cell that carries its number."""
+
+PALE = 0.35
+"""What is left of the colour of a cell at or below its noise floor."""
+
+
+class Matrix(NamedTuple):
+    """One matrix, its heads in the order in which they are drawn."""
+
+    values: FloatArray  #: `[heads, heads]`, NaN where there is no value
+    floor: FloatArray | None  #: what unrelated images score
+    layer: IntArray  #: `[heads]`
+    head: IntArray  #: `[heads]`, numbers in the layer
+    tree: Tree | None = None  #: of a clustered matrix
+
+    def of(self, places: IntArray, tree: Tree | None = None) -> "Matrix":
+        """Return the matrix of some heads, in the order of `places`."""
+        grid = np.ix_(places, places)
+        floor = None if self.floor is None else self.floor[grid]
+        return Matrix(self.values[grid], floor, self.layer[places], self.head[places], tree)
+
+    def by_layer(self) -> list["Matrix"]:
+        """Return the matrix of each layer alone."""
+        return [self.of(np.flatnonzero(self.layer == number)) for number in np.unique(self.layer)]
+
+    def clustered(self) -> "Matrix":
+        """Return the matrix in the order of its tree."""
+        tree = cluster(self.values)
+        return self.of(tree.order, tree)
+
+
+def colour_scale(values: FloatArray, diverging: bool) -> ScalarMappable:
+    """Return colours from 0 to 1, or symmetric about 0 as far as the values go."""
+    if not diverging:
+        return ScalarMappable(Normalize(0, 1), VALUES)
+    finite = np.abs(values[np.isfinite(values)])
+    limit = float(finite.max(initial=0)) or 1.0
+    return ScalarMappable(Normalize(-limit, limit), CHANGES)
+
+
+def paint(axes: Axes, matrix: Matrix, scale: ScalarMappable, side: float) -> None:
+    """Draw the cells, pale where at or below the floor, hatched where there is no value; numbers where they fit.
+
+    Args:
+        axes: Where.
+        matrix: What.
+        scale: In which colours.
+        side: Inches of the matrix's side, about.
+    """
+    values = matrix.values
+    colours = scale.to_rgba(np.ma.masked_invalid(values))
+    colours[~np.isfinite(values)] = 0  # transparent: the hatch behind shows
+    if matrix.floor is not None:
+        low = values <= matrix.floor
+        colours[low, :3] = 1 - PALE * (1 - colours[low, :3])
+    axes.patch.set(**MISSING)
+    axes.imshow(colours, interpolation="nearest")
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    if side / len(values) >= NUMBERED_CELL:
+        _write_numbers(axes, values, colours)
+
+
+def _write_numbers(axes: Axes, values: FloatArray, colours: FloatArray) -> None:
+    dark = colours[..., :3] @ (0.299, 0.587, 0.114) < 0.55
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: a rounded -0.0 loses its sign
+            colour = "white" if dark[row, column] else "0.1"
+            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+
+
+def mark_layers(axes: Axes, layer: IntArray, colour: str) -> None:
+    """Draw thin lines between layers and their numbers beside them."""
+    numbers, first, heads = np.unique(layer, return_index=True, return_counts=True)
+    width = 0.9 if len(layer) < 200 else 0.4
+    for draw in (axes.axvline, axes.axhline):
+        for start in first[1:]:
+            draw(start - 0.5, color=colour, linewidth=width)
+    shown = list(some(len(numbers), 40))
+    ticks, labels = (first + (heads - 1) / 2)[shown], [str(number) for number in numbers[shown]]
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+
+
+def mark_heads(axes: Axes, names: Sequence[str], side: float) -> None:
+    """Name heads beside the matrix, as many as there is room for."""
+    shown = list(some(len(names), int(side / 0.15)))
+    labels = [names[place] for place in shown]
+    axes.set_xticks(shown, labels, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(shown, labels)
+    axes.tick_params(labelsize=7)
+
+
+def tallest(*matrices: Matrix) -> float:
+    """Return the height of the highest of their trees, 1 where there is none."""
+    return max((float(part.tree.lines[..., 1].max(initial=0)) for part in matrices if part.tree), default=0) or 1.0
+
+
+def draw_tree(axes: Axes, matrix: Matrix, top: float, ticks: bool) -> None:
+    """Draw the tree that stands on a matrix; heights from 0, identical, to `top`."""
+    lines = np.empty((0, 4, 2)) if matrix.tree is None else matrix.tree.lines
+    axes.add_collection(LineCollection(list(lines), colors="0.25", linewidths=1.0 if len(lines) < 200 else 0.5))
+    axes.set(xlim=(-0.5, len(matrix.head) - 0.5), ylim=(0, 1.03 * top))
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.spines["left"].set_visible(ticks)
+    axes.set_xticks([])
+    if ticks:
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+    else:
+        axes.set_yticks([])
+    axes.tick_params(labelsize=7)
+    axes.set_ylabel("1 - similarity" if ticks else "", fontsize=8)
+
+
+def caption(*matrices: Matrix) -> str:
+    """Say what hatched and pale cells mean, where there are any."""
+    notes = []
+    if any(not np.isfinite(part.values).all() for part in matrices):
+        notes.append("Hatched: no similarity (a head that does not vary, or a pair that was not compared).")
+    if any(part.floor is not None and (part.values <= part.floor).any() for part in matrices):
+        notes.append("Pale: at or below the noise floor, which is what unrelated images score.")
+    return " ".join(notes)

@@ -1,0 +1,178 @@
+"""Matrices of head similarity: by layer, or clustered; of the whole model, or within each layer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from headprobe.report.matrices import Matrix, caption, colour_scale, draw_tree, mark_heads, mark_layers, paint, tallest
+from headprobe.report.style import FloatArray, IntArray, new_figure, panel_grid, say_nothing_there, write_title, zoom
+
+DEPTHS = "Greys"
+
+
+def similarity_by_layer(
+    values: FloatArray,
+    layer: IntArray,
+    head: IntArray,
+    title: str,
+    label: str,
+    floor: FloatArray | None = None,
+    diverging: bool = False,
+) -> Figure:
+    """Draw the similarity of every pair of heads, heads in order of (layer, head).
+
+    Where no pair of two layers has a value, one small matrix per layer is drawn instead (`similarity_within`).
+
+    Args:
+        values: `[heads, heads]`, NaN where a pair has no similarity or was not compared.
+        layer: `[heads]`, number of each head's layer.
+        head: `[heads]`, its number in the layer.
+        title: What is shown, of which model, on how many images.
+        label: The measure, beside the colour bar.
+        floor: `[heads, heads]`, what unrelated images score; entries at or below it are drawn pale.
+        diverging: The values are differences: colours symmetric about 0 instead of from 0 to 1.
+    """
+    if not _between_layers(values, layer):
+        return similarity_within(values, layer, head, title, label, floor, diverging)
+    matrix = _in_order(values, layer, head, floor)
+    scale = colour_scale(values, diverging)
+    side = _side(len(layer))
+    figure = new_figure(side + 1.7, side + 1.35)
+    axes = figure.add_subplot()
+    paint(axes, matrix, scale, side)
+    mark_layers(axes, matrix.layer, "0.6" if diverging else "white")
+    axes.set_xlabel("layer (its heads in order)", fontsize=10 * zoom(figure))
+    axes.set_ylabel("layer (its heads in order)", fontsize=10 * zoom(figure))
+    bar = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, values))
+    bar.set_label(label, size=10 * zoom(figure))
+    write_title(figure, title, caption(matrix))
+    return figure
+
+
+def similarity_within(
+    values: FloatArray,
+    layer: IntArray,
+    head: IntArray,
+    title: str,
+    label: str,
+    floor: FloatArray | None = None,
+    diverging: bool = False,
+) -> Figure:
+    """Draw the similarity of heads of the same layer: a small matrix per layer, all with the same colours.
+
+    Takes what `similarity_by_layer` takes; values between layers are not shown.
+    """
+    return _small_matrices(_in_order(values, layer, head, floor).by_layer(), title, label, diverging)
+
+
+def similarity_clustered(
+    values: FloatArray,
+    layer: IntArray,
+    head: IntArray,
+    title: str,
+    label: str,
+    floor: FloatArray | None = None,
+) -> Figure:
+    """Draw the similarity of every pair of heads, similar heads side by side under the tree that joins them.
+
+    Average linkage of 1 - similarity; of an asymmetric measure such as PWCCA the mean of both entries. Heads without
+    similarity come last. Where no pair of two layers has a value, each layer is clustered in a matrix of its own.
+
+    Takes what `similarity_by_layer` takes.
+    """
+    whole = _in_order(values, layer, head, floor)
+    if _between_layers(values, layer):
+        return _clustered_whole(whole.clustered(), title, label)
+    return _small_matrices([part.clustered() for part in whole.by_layer()], title, label, diverging=False)
+
+
+def _clustered_whole(matrix: Matrix, title: str, label: str) -> Figure:
+    """Draw the tree, a strip of the heads' layers, and the matrix below each other."""
+    side = _side(len(matrix.head))
+    figure = new_figure(side + 2.3, 1.2 * side + 1.3)
+    tree, strip, axes = figure.subplots(3, 1, height_ratios=(0.17, 0.025, 1))
+    scale = colour_scale(matrix.values, diverging=False)
+    paint(axes, matrix, scale, side)
+    axes.set_aspect("auto")  # the three share their columns; the figure's shape makes the cells almost square
+    mark_heads(axes, [f"{a}.{b}" for a, b in zip(matrix.layer, matrix.head, strict=True)], side)
+    axes.set_xlabel("layer.head", fontsize=10 * zoom(figure))
+    axes.set_ylabel("layer.head", fontsize=10 * zoom(figure))
+    first, last = int(matrix.layer.min()), int(matrix.layer.max())
+    shades = Normalize(first - 0.2 * (last - first), last)  # the first layer is not quite white
+    depths = strip.imshow(matrix.layer[None], cmap=DEPTHS, norm=shades, aspect="auto", interpolation="nearest")
+    strip.set_axis_off()
+    draw_tree(tree, matrix, tallest(matrix), ticks=True)
+    values = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, matrix.values))
+    values.set_label(label, size=10 * zoom(figure))
+    layers = figure.colorbar(depths, ax=axes, fraction=0.045, pad=0.02)
+    layers.set_label("layer (grey strip)", size=10 * zoom(figure))
+    layers.ax.set_ylim(first, last)
+    layers.set_ticks([float(number) for number in range(first, last + 1, max(1, (last - first) // 12))])
+    write_title(figure, title, f"Order and tree: average linkage of 1 - similarity. {caption(matrix)}")
+    return figure
+
+
+def _small_matrices(parts: Sequence[Matrix], title: str, label: str, diverging: bool) -> Figure:
+    """Draw a matrix per layer."""
+    most = max(len(part.head) for part in parts)
+    if most < 2:
+        return _nothing(title, "Every layer has a single head: within layers there is nothing to compare.")
+    rows, columns = panel_grid(len(parts))
+    clustered = any(part.tree is not None for part in parts)
+    side = float(np.clip(0.32 * most, 1.5, 2.2))
+    figure = new_figure(columns * (side + 0.35) + 1.3, rows * (1.22 * side + 0.6 if clustered else side + 0.55) + 1.1)
+    values = np.concatenate([part.values.ravel() for part in parts])
+    scale = colour_scale(values, diverging)
+    # trees have rows of their own: constrained layout misjudges what is inset
+    heights = [0.22, 1] if clustered else [1]
+    grid = figure.subplots(rows * len(heights), columns, squeeze=False, height_ratios=heights * rows)
+    places = grid.reshape(rows, len(heights), columns).transpose(0, 2, 1).reshape(-1, len(heights))
+    for (*above, axes), part in zip(places, parts, strict=False):
+        paint(axes, part, scale, side)
+        mark_heads(axes, [str(number) for number in part.head], side)
+        for tree in above:
+            axes.set_aspect("auto")
+            draw_tree(tree, part, tallest(*parts), ticks=False)
+        (above or [axes])[0].set_title(f"layer {part.layer[0]}", fontsize=9 * zoom(figure), pad=4)
+    for axes in places[len(parts) :].flat:
+        axes.set_axis_off()
+    bar = figure.colorbar(scale, ax=grid, fraction=0.03, pad=0.02, aspect=30, extend=_extend(scale, values))
+    bar.set_label(label, size=10 * zoom(figure))
+    about = "Rows and columns: heads of the layer"
+    if clustered:
+        about += f", in order of average linkage of 1 - similarity (trees: 0 to {tallest(*parts):.2f})"
+    write_title(figure, title, f"{about}. {caption(*parts)}")
+    return figure
+
+
+def _nothing(title: str, why: str) -> Figure:
+    """Return a figure that says why it is empty."""
+    figure = new_figure(6, 2)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    say_nothing_there(axes, why)
+    write_title(figure, title, "")
+    return figure
+
+
+def _in_order(values: FloatArray, layer: IntArray, head: IntArray, floor: FloatArray | None) -> Matrix:
+    """Return the matrix of all heads in order of (layer, head)."""
+    return Matrix(values, floor, layer, head).of(np.lexsort((head, layer)))
+
+
+def _side(heads: int) -> float:
+    """Return the inches of a whole model's matrix."""
+    return float(np.clip(0.31 * heads, 3.6, 10.5))
+
+
+def _extend(scale: ScalarMappable, values: FloatArray) -> str:
+    """Say whether the colour bar is to show that some values lie below its end."""
+    return "min" if (values[np.isfinite(values)] < (scale.norm.vmin or 0)).any() else "neither"
+
+
+def _between_layers(values: FloatArray, layer: IntArray) -> bool:
+    """Say whether any pair of heads of two layers has a value."""
+    return bool(np.isfinite(values[layer[:, None] != layer]).any())

@@ -1,0 +1,86 @@
+"""What the figures of heads have in common: colours, sizes, titles and how a grid of panels is laid out."""
+
+import math
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+VALUES = "viridis"
+CHANGES = "RdBu_r"
+BASELINE = "#0f5fa6"
+MASKED = "#d95f02"
+
+HEADS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+"""Ten colours that the colour-blind tell apart (Petroff, 2021, https://arxiv.org/abs/2107.02270)."""
+
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+"""Line styles of heads 0-9, 10-19, 20-29, 30-39; then colours and styles begin anew."""
+
+MISSING: dict[str, Any] = {"facecolor": "0.9", "edgecolor": "0.7", "hatch": "//////"}
+
+MOST_INCHES = 38.0
+"""Longest side of a figure: 5,700 pixels at the 150 dots per inch that runs save."""
+
+TITLE_SIZE, CAPTION_SIZE = 11.0, 8.5
+LETTER = 0.57
+"""Width of a letter as a part of its font's size, a little more than the mean of matplotlib's default font."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; `width` and `height` in inches, cut at `MOST_INCHES`."""
+    return Figure(figsize=(min(max(width, 4.5), MOST_INCHES), min(height, MOST_INCHES)), layout="constrained")
+
+
+def write_title(figure: Figure, title: str, caption: str) -> None:
+    """Write the title above and the caption below, both from the left edge and broken into lines that fit."""
+    size = TITLE_SIZE * zoom(figure)
+    figure.suptitle(_wrapped(title, figure, size), x=0.01, ha="left", fontsize=size)
+    if caption:
+        size = CAPTION_SIZE * zoom(figure)
+        text = _wrapped(caption, figure, size)
+        figure.supxlabel(text, x=0.01, ha="left", multialignment="left", fontsize=size, color="0.3")
+
+
+def zoom(figure: Figure) -> float:
+    """Return how much larger fonts are to be in a wide figure, which will be shown smaller."""
+    return float(np.clip(figure.get_size_inches()[0] / 10, 1, 1.8))
+
+
+def panel_grid(count: int) -> tuple[int, int]:
+    """Return rows and columns for `count` panels: somewhat wider than high, with few places left empty."""
+    least = max(math.ceil(math.sqrt(count)), 1)
+    columns = min(range(least, math.ceil(1.7 * least) + 1), key=lambda wide: (-count % wide, wide))
+    return math.ceil(count / columns), columns
+
+
+def some(count: int, most: int) -> range:
+    """Return at most `most` evenly spaced numbers below `count`, from 0 on."""
+    return range(0, count, max(math.ceil(count / most), 1))
+
+
+def say_nothing_there(axes: Axes, text: str) -> None:
+    """Write in the middle of empty axes why they are empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color="0.4", wrap=True)
+
+
+def _wrapped(text: str, figure: Figure, size: float) -> str:
+    letters = int(figure.get_size_inches()[0] * 0.97 * 72 / (size * LETTER))
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
