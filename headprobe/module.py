@@ -1,22 +1,16 @@
 """`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
 
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
 
-from headprobe.backbone.check import prove_masks
 from headprobe.backbone.facts import layer_facts
-from headprobe.backbone.growing import GrowingPass, Join
 from headprobe.backbone.heads import HeadLayout, find_heads
-from headprobe.backbone.joins import find_joins
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
-from headprobe.backbone.taps import Tap
 from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
 from headprobe.errors import RunError, UsageError
 from headprobe.fitting import FitSteps
@@ -24,8 +18,8 @@ from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
 from headprobe.metrics.accuracy import PairedAccuracy
 from headprobe.metrics.scores import PairedScores, paired_scores
 from headprobe.metrics.units import UnitSums
+from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.statistics.base import HeadStatistic, Subject
-from headprobe.statistics.listening import Listening
 
 
 @dataclass
@@ -97,14 +91,11 @@ class HeadProbe(FitSteps):
         self.ablation, self.per_class, self.row_budget = ablation, per_class, row_budget
         self.masks: list[NamedMask] = []
         self.valid_classes: Tensor | None = None
-        self.plan: RowPlan | None = None
+        self.passes: ForwardPasses | None = None
         self.scores: PairedScores | None = None
         self.statistics: list[HeadStatistic] = []
         self._layout: HeadLayout | None = None
-        self._growing: GrowingPass | None = None
         self._units: UnitSums | None = None
-        self._listening: Listening | None = None
-        self._batch_size = 1
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
         if self.num_classes < 1:
             raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
@@ -132,9 +123,7 @@ class HeadProbe(FitSteps):
         self.masks = expand_all(specs, self.layout.heads_per_layer, self.source.name)
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack([named.mask.keep() for named in self.masks]) if self.masks else empty
-        self._growing = self.plan = self._units = self.scores = self._listening = (
-            None  # all of them were made for other masks
-        )
+        self.passes = self._units = self.scores = None  # all of them were made for other masks
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data for a run's record and key."""
@@ -173,24 +162,14 @@ class HeadProbe(FitSteps):
             UsageError: A proof fails; the model must not be run under masks.
             RunError: Not even the proofs' few rows fit into memory.
         """
-        joins = self._proven_joins()
-        self._growing = GrowingPass(self.backbone, self.layout, joins, self.head_mask)
-        self._batch_size = batch_size
-        default = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
-        self.plan = self._growing.plan(batch_size, self.row_budget or default)
-        return self.plan
+        budget = self.row_budget or (ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU)
+        self.passes = ForwardPasses(self.backbone, self.layout, self.head_mask, self.normalised, batch_size, budget)
+        return self.passes.plan
 
-    def _proven_joins(self) -> tuple[Join, ...]:
-        """Prove the masks and find their joins, in float32 at least: rounding in half precision would hide errors."""
-        half = next(self.backbone.parameters()).dtype.itemsize < 4
-        backbone = deepcopy(self.backbone).float() if half else self.backbone
-        try:
-            prove_masks(backbone, self.layout)
-            return find_joins(backbone, self.layout)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                "the model does not fit into memory; choose a smaller model or image size, or another device"
-            ) from error
+    @property
+    def plan(self) -> RowPlan | None:
+        """The plan of the forward passes, if there is one; an out-of-memory may change it."""
+        return self.passes.plan if self.passes else None
 
     @property
     def work(self) -> float:
@@ -199,9 +178,9 @@ class HeadProbe(FitSteps):
         Raises:
             RunError: Nothing is planned.
         """
-        if self._growing is None or self.plan is None:
+        if self.passes is None:
             raise RunError("plan_passes must be called before the work is known")
-        return len(self.plan.chunks) + sum(self._growing.layers_run) / len(self.layout.layers)
+        return self.passes.work
 
     @property
     def described_mask(self) -> int | None:
@@ -215,10 +194,9 @@ class HeadProbe(FitSteps):
             UsageError: A statistic's options do not suit the model.
             RunError: `begin_units` and `plan_passes` were not called.
         """
-        self._listening = None
         if not self.statistics:
             return
-        if self._units is None or self._growing is None:
+        if self._units is None or self.passes is None:
             raise RunError("begin_units and plan_passes must be called before statistics can listen")
         mask = self.described_mask
         subject = Subject(
@@ -228,7 +206,9 @@ class HeadProbe(FitSteps):
             mask=None if mask is None else self.masks[mask].name,
             device=_double_device(self.device),
         )
-        self._listening = Listening(self.statistics, subject, self._growing, mask)
+        self.passes.listen(self.statistics, subject, mask)
+        if self.device.type == "cuda":
+            self.passes.rehearse(self.device)
 
     def begin_units(self, units: int, valid_classes: Sequence[int] | None = None) -> None:
         """Make room for the sums of `units` pieces of data.
@@ -243,11 +223,11 @@ class HeadProbe(FitSteps):
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
         """Score one batch under every mask; no collective, no logging."""
-        if self._units is None or self._growing is None:
+        if self._units is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         if batch.failure is not None:
             raise RunError(batch.failure)
-        listening = self._listening
+        listening = self.passes.listening
         logits = self._logits(
             batch.images, lambda part: listening.taps(batch.unit, batch.rows[part]) if listening else ()
         )
@@ -269,25 +249,12 @@ class HeadProbe(FitSteps):
         """
         return self._logits(images, lambda _: ())
 
-    def _logits(self, images: Tensor, taps_of: Callable[[slice], Sequence[Tap]]) -> Tensor:
-        """Return the logits of `masked_logits`; `taps_of` gives who listens to the pass over a part of the images."""
-        if self._growing is None or self.plan is None:
+    def _logits(self, images: Tensor, taps_of: TapsOf) -> Tensor:
+        if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
             return images.new_empty(1 + len(self.masks), 0, self.num_classes, dtype=torch.float32)
-        parts: list[Tensor] = []
-        done = 0
-        while done < len(images):
-            now = slice(done, done + self.plan.images)
-            try:
-                with self._growing:
-                    part = self._growing.logits(self.normalised(images[now]), self.plan, taps_of(now))
-            except RuntimeError as error:
-                self._halve_rows(error)
-                continue
-            parts.append(part)
-            done += self.plan.images
-        return torch.cat(parts, dim=1)
+        return self.passes.logits(images, taps_of)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations."""
@@ -306,8 +273,9 @@ class HeadProbe(FitSteps):
         self.scores = paired_scores(self._units.merged(reduced).to_arrays())
 
     def teardown(self, stage: str) -> None:
-        """Let go of the growing pass; its hooks are gone already."""
-        self._growing = self._listening = None
+        """Let statistics go; the hooks are gone already."""
+        if self.passes is not None:
+            self.passes.listening = None
 
     def _sum_over_processes(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if self.trainer.world_size == 1:
@@ -315,29 +283,6 @@ class HeadProbe(FitSteps):
         tensor = torch.tensor(array, device=self.device)  # a copy of the same shape: from_numpy would share memory
         reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")
         return reduced.cpu().numpy()
-
-    def _halve_rows(self, error: RuntimeError) -> None:
-        """Go on with half the rows after an out-of-memory; any other error is raised again."""
-        if not _out_of_memory(error) or self._growing is None or self.plan is None:
-            raise error
-        rows = self.plan.most_rows
-        if self._listening is not None and self._listening.heard:
-            # statistics hold some layers of this pass already: running it again would count its images twice
-            raise RunError(
-                f"out of memory with {rows} rows in a forward pass while heads were described; run the same command "
-                f"again with --model.row_budget {max(1, rows // 2)}"
-            ) from error
-        if rows <= 1 + (len(self.masks) > 0):
-            raise RunError(
-                "not even one image fits into memory; choose a smaller model or image size, or another device"
-            ) from error
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.plan = self._growing.plan(self._batch_size, rows // 2)
-        lightning.pytorch.utilities.rank_zero_warn(
-            f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
-            f"(--model.row_budget {rows // 2} starts there)"
-        )
 
 
 def _check_channels(config: dict[str, Any], channels: int | None) -> None:
@@ -372,8 +317,3 @@ def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Ten
 def _double_device(device: torch.device) -> torch.device:
     """Return where float64 sums can be kept: Apple's GPUs have none."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text

@@ -23,7 +23,8 @@ DIRECTLY: dict[str, set[str]] = {
     "backbone": {"masks", "metrics"},
     "fitting": set(),  # a part of module, in a file of its own
     "statistics": {"backbone"},
-    "module": {"statistics", "fitting"},
+    "passes": {"statistics"},
+    "module": {"passes", "fitting"},
     "run": {"masks", "metrics"},
     "report": {"run"},
     "data": {"module", "run"},

@@ -59,7 +59,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
         return forward(self, images, chunk)
 
     probe = HeadProbe(row_budget=40)
-    monkeypatch.setattr("headprobe.module.find_joins", _joins_of(probe))
+    monkeypatch.setattr("headprobe.passes.find_joins", _joins_of(probe))
     monkeypatch.setattr(GrowingPass, "_forward", small_memory)
     found = score(probe, tmp_path)
     assert probe.plan is not None
@@ -79,7 +79,7 @@ def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, mon
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     probe = HeadProbe()
-    monkeypatch.setattr("headprobe.module.find_joins", _joins_of(probe))
+    monkeypatch.setattr("headprobe.passes.find_joins", _joins_of(probe))
     monkeypatch.setattr(GrowingPass, "_forward", no_memory)
     with pytest.raises(RunError, match="not even one image fits into memory"):
         score(probe, tmp_path)
@@ -90,7 +90,7 @@ def test_an_error_that_is_not_out_of_memory_is_not_swallowed(tmp_path: Path, mon
         raise RuntimeError("a kernel failed")
 
     probe = HeadProbe()
-    monkeypatch.setattr("headprobe.module.find_joins", _joins_of(probe))
+    monkeypatch.setattr("headprobe.passes.find_joins", _joins_of(probe))
     monkeypatch.setattr(GrowingPass, "_forward", broken)
     with pytest.raises(RuntimeError, match="a kernel failed"):
         score(probe, tmp_path)
@@ -173,7 +173,7 @@ def test_half_precision_is_proven_in_full_precision(monkeypatch: pytest.MonkeyPa
         seen.append(next(backbone.parameters()).dtype)
         prove(backbone, layout)
 
-    monkeypatch.setattr("headprobe.module.prove_masks", noting)
+    monkeypatch.setattr("headprobe.passes.prove_masks", noting)
     probe = HeadProbe().to(torch.bfloat16)
     probe.ablate([MaskSpec("layer:0")])
     probe.plan_passes(4)

@@ -1,5 +1,6 @@
 """Shows a run's masks in TensorBoard: curves over layers, indices or numbers of heads, a heat map, hyperparameters."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from headprobe.module import HeadProbe
 from headprobe.report.figures import drop_curve, head_heat_map
+from headprobe.run.files import write_bytes
 from headprobe.run.results import Row
 
 SIGNIFICANT_Q = 0.05
@@ -37,16 +40,21 @@ def write_tensorboard(
 
 
 def save_figures(loggers: Sequence[Logger], directory: Path, figures: Mapping[str, Figure]) -> None:
-    """Write figures to TensorBoard and to `figures/`."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            for name, figure in figures.items():
-                logger.experiment.add_figure(name, figure, global_step=0, close=False)
-        logger.save()
+    """Write figures to `figures/` and the same pixels to TensorBoard.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     for name, figure in figures.items():
-        path = directory / "figures" / f"{name.replace('/', '_')}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=150)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=150)  # drawn once for both: drawing takes longer than all the rest
+        write_bytes(directory / "figures" / f"{name.replace('/', '_')}.png", content.getvalue())
+        pixels = np.asarray(Image.open(content).convert("RGB"))
+        for board in boards:
+            board.experiment.add_image(name, pixels, global_step=0, dataformats="HWC")
+    for logger in loggers:
+        logger.save()
 
 
 def _points(rows: Sequence[Row], probe: HeadProbe) -> dict[int, dict[str, float]]:

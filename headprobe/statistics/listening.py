@@ -24,13 +24,18 @@ class Listening:
     def __init__(
         self, statistics: Sequence[HeadStatistic], subject: Subject, growing: GrowingPass, mask: int | None
     ) -> None:
-        self.statistics, self.growing, self.mask = tuple(statistics), growing, mask
+        self.statistics, self.subject, self.growing, self.mask = tuple(statistics), subject, growing, mask
         self.heard = False  #: whether the statistics were given layers of the pass under way
         self._unit = 0
         self._rows = torch.empty(0, dtype=torch.int64)
         self._baseline: LayerRecord | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Let all statistics forget what they have heard."""
+        self.heard = False
         for statistic in self.statistics:
-            statistic.begin(subject)
+            statistic.begin(self.subject)
 
     def taps(self, unit: int, rows: Tensor) -> tuple[Tap, ...]:
         """Return the taps of the next forward pass, over images in these rows of a unit."""

@@ -41,7 +41,10 @@ class SpectrumSums(HeadStatistic):
         """
         whole = self.whole()
         tables: dict[str, SpectrumTable] = {
-            name: whole[name].compute() for name in (BASELINE, MASKED, CHANGE) if name in whole
+            # not compute(), which would ask the other processes again
+            name: whole[name].table(whole[name].to_arrays())
+            for name in (BASELINE, MASKED, CHANGE)
+            if name in whole
         }
         if CHANGE in tables:
             silent = np.isnan(tables[BASELINE].log_amplitude) | np.isnan(tables[MASKED].log_amplitude)

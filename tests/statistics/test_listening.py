@@ -110,7 +110,8 @@ def test_describing_changes_no_bit_of_the_logits() -> None:
     prepare(probe, [AttentionSums()], ["layer:1"], units=1, batch=4)
     with torch.inference_mode():
         plain = probe.masked_logits(images)
-        listening = probe._listening
+        assert probe.passes is not None
+        listening = probe.passes.listening
         assert listening is not None
         tapped = probe._logits(images, lambda part: listening.taps(0, torch.arange(4)[part]))
     assert listening.heard
@@ -154,6 +155,25 @@ def test_memory_that_ends_before_any_layer_was_described_halves_the_rows(monkeyp
         feed(probe, images, [8], batch=8)
     layers = len(probe.layout.layers)
     assert sorted(row for seen in keep.seen for row in seen.rows.tolist()) == sorted([*range(8)] * layers)
+
+
+def test_a_rehearsal_finds_the_rows_that_fit_and_leaves_no_trace() -> None:
+    probe, statistic = tiny_probe("vit"), AttentionSums()
+    prepare(probe, [statistic], ["layer:1"], batch=8)
+    fits = 4
+
+    def only_a_few(_: object, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert probe.passes is not None
+    hook = probe.backbone.get_submodule(probe.layout.layers[2].name).register_forward_pre_hook(only_a_few)
+    with torch.inference_mode(), pytest.warns(UserWarning, match="out of memory"):
+        probe.passes.rehearse(torch.device("cpu"))
+    hook.remove()
+    assert probe.passes.plan.most_rows <= fits
+    feed(probe, noise(probe, 8), [8], batch=8)
+    assert statistic.tables()["baseline"].images.tolist() == [8] * sum(probe.layout.heads_per_layer)
 
 
 def test_a_statistic_needs_room_and_a_plan_first() -> None:

@@ -1,0 +1,147 @@
+"""The forward passes of a test: planned, proven, listened to, and run again with fewer rows where memory ends."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.check import prove_masks
+from headprobe.backbone.growing import GrowingPass, Join
+from headprobe.backbone.heads import HeadLayout
+from headprobe.backbone.joins import find_joins
+from headprobe.backbone.taps import Tap
+from headprobe.errors import RunError
+from headprobe.statistics.base import HeadStatistic, Subject
+from headprobe.statistics.listening import Listening
+
+TapsOf = Callable[[slice], Sequence[Tap]]
+"""Gives who listens to the pass over a part of the images."""
+
+
+class ForwardPasses:
+    """Runs a backbone on images under all masks, as many rows at a time as fit.
+
+    Args:
+        backbone: The model.
+        layout: Its attention layers.
+        keep: `[masks, layers, max heads]` bool, True = keep.
+        normalised: Takes uint8 images to what the backbone takes.
+        batch_size: Images of a batch.
+        budget: Rows that may share a forward pass.
+
+    Raises:
+        UsageError: A proof fails; the model must not be run under masks.
+        RunError: Not even the proofs' few rows fit into memory.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        layout: HeadLayout,
+        keep: Tensor,
+        normalised: Callable[[Tensor], Tensor],
+        batch_size: int,
+        budget: int,
+    ) -> None:
+        self.growing = GrowingPass(backbone, layout, _proven_joins(backbone, layout), keep)
+        self.plan = self.growing.plan(batch_size, budget)
+        self.listening: Listening | None = None
+        self._normalised, self._batch_size = normalised, batch_size
+
+    @property
+    def work(self) -> float:
+        """Work of one image under all masks in plain forward passes, counted in layers."""
+        return len(self.plan.chunks) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
+
+    def logits(self, images: Tensor, taps_of: TapsOf = lambda _: ()) -> Tensor:
+        """Return logits `[1 + masks, images, classes]` of one or more uint8 images.
+
+        An out-of-memory halves the row budget and goes on.
+
+        Raises:
+            RunError: Not even one image fits, or memory ended while statistics were listening.
+        """
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(images):
+            now = slice(done, done + self.plan.images)
+            try:
+                with self.growing:
+                    parts.append(self.growing.logits(self._normalised(images[now]), self.plan, taps_of(now)))
+            except RuntimeError as error:
+                self._halve_rows(error, images.device)
+                continue
+            done = now.stop
+        return torch.cat(parts, dim=1)
+
+    def listen(self, statistics: Sequence[HeadStatistic], subject: Subject, mask: int | None) -> None:
+        """Let statistics listen from now on.
+
+        Args:
+            statistics: Who listens.
+            subject: The model.
+            mask: Number of the mask whose model is described beside the baseline; None for the baseline alone.
+        """
+        self.listening = Listening(statistics, subject, self.growing, mask)
+
+    def rehearse(self, device: torch.device) -> None:
+        """Find the rows that fit while statistics listen, on images that do not count.
+
+        An out-of-memory in the middle of a described pass could not be mended: some layers have been summed by then.
+        """
+        listening = self.listening
+        while listening is not None:
+            images = torch.zeros(self.plan.images, *self.growing.layout.input_size, dtype=torch.uint8, device=device)
+            try:
+                with self.growing:
+                    taps = listening.taps(0, torch.arange(len(images)))
+                    self.growing.logits(self._normalised(images), self.plan, taps)
+            except RuntimeError as error:
+                listening.begin()
+                self._halve_rows(error, device)
+                continue
+            listening.begin()
+            return
+
+    def _halve_rows(self, error: RuntimeError, device: torch.device) -> None:
+        """Go on with half the rows after an out-of-memory; any other error is raised again."""
+        if not _out_of_memory(error):
+            raise error
+        rows = self.plan.most_rows
+        if self.listening is not None and self.listening.heard:
+            # statistics hold some layers of this pass already: running it again would count its images twice
+            raise RunError(
+                f"out of memory with {rows} rows in a forward pass while heads were described; run the same command "
+                f"again with --model.row_budget {max(1, rows // 2)}"
+            ) from error
+        if rows <= 1 + bool(self.growing.first_layers):
+            raise RunError(
+                "not even one image fits into memory; choose a smaller model or image size, or another device"
+            ) from error
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.plan = self.growing.plan(self._batch_size, rows // 2)
+        lightning.pytorch.utilities.rank_zero_warn(
+            f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
+            f"(--model.row_budget {rows // 2} starts there)"
+        )
+
+
+def _proven_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
+    """Prove the masks and find their joins, in float32 at least: rounding in half precision would hide errors."""
+    half = next(backbone.parameters()).dtype.itemsize < 4
+    proven = deepcopy(backbone).float() if half else backbone
+    try:
+        prove_masks(proven, layout)
+        return find_joins(proven, layout)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the model does not fit into memory; choose a smaller model or image size, or another device"
+        ) from error
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
