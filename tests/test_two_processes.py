@@ -101,7 +101,9 @@ def described(folder: Path, *words: str) -> tuple[dict[str, bytes], dict[str, ND
 
 
 @pytest.fixture(scope="module")
-def described_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], dict[str, NDArray[np.generic]]]:
+def described_alone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, bytes], dict[str, NDArray[np.generic]]]:
     return described(tmp_path_factory.mktemp("described"), "--data.num_workers", "0")
 
 

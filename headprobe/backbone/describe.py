@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from headprobe.backbone.facts import LayerFacts
+from headprobe.backbone.facts import CONTRIBUTION, LayerFacts
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.metrics.projection import output_norm_ratio
 from headprobe.metrics.reduction import Reduction, reduce_attention
@@ -33,7 +33,9 @@ def describe_spectrum(record: LayerRecord, facts: LayerFacts) -> dict[str, Tenso
     if grid.grid is None or grid.pooled:
         return {}
     profiles: dict[str, Tensor] = {}
-    weight = None if facts.projection is None else facts.projection.weight.to(record.projected.device)
+    weight = None
+    if facts.projection is not None and CONTRIBUTION not in facts.undefined:
+        weight = facts.projection.weight.to(record.projected.device)
     if weight is not None and record.projected is record.heads_out:  # transformed once for both
         profiles["head"], profiles["contribution"] = head_profiles(record.heads_out, grid, (None, weight))
     else:

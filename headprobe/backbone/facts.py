@@ -15,6 +15,10 @@ from headprobe.metrics.projection import HeadProjection
 from headprobe.metrics.token_grid import TokenGrid
 
 
+CONTRIBUTION = "contribution_spectrum"
+"""What a head adds to the residual stream, by frequency."""
+
+
 @dataclass(frozen=True)
 class LayerFacts:
     """What the metrics must know of one layer.
@@ -52,13 +56,19 @@ def _token_grid(backbone: nn.Module, layout: HeadLayout, layer: AttentionLayer, 
     """Describe the tokens that a layer's queries can attend to."""
     keys = record.attention.shape[3]
     prefix = 0 if layer.window is not None else layout.prefix_tokens
-    class_token = prefix > 0 and getattr(backbone, "cls_token", None) is not None
+    class_token = prefix > 0 and _has_class_token(backbone)
     if layer.kind == "pool":
         return TokenGrid(keys, prefix, class_token, pooled=True)
     if layer.grid is None or (layer.window is None and prefix + math.prod(layer.grid) != keys):
         return TokenGrid(keys, prefix, class_token)
     patch = _patch_size(backbone, layout, layer.grid)
     return TokenGrid(keys, prefix, class_token, layer.grid, patch, layer.window, layer.shift)
+
+
+def _has_class_token(backbone: nn.Module) -> bool:
+    """Say whether the first prefix token is a class token; NaFlex models keep theirs in a module of its own."""
+    homes = (backbone, getattr(backbone, "embeds", None))
+    return any(getattr(home, "cls_token", None) is not None for home in homes)
 
 
 def _patch_size(backbone: nn.Module, layout: HeadLayout, grid: tuple[int, int]) -> tuple[float, float]:
@@ -85,7 +95,8 @@ def _projection(backbone: nn.Module, layer: AttentionLayer) -> HeadProjection | 
         return None
     weight = linear.weight.detach()
     block: Any = backbone.get_submodule(parent_of(layer))
-    for scale in (getattr(getattr(block, "ls1", None), "gamma", None), getattr(block, "gamma_1", None)):
+    scales = [getattr(getattr(block, name, None), "gamma", None) for name in ("ls1", "ls")]  # ls: parallel branches
+    for scale in (*scales, getattr(block, "gamma_1", None)):
         if isinstance(scale, Tensor) and layer.kind != "pool":
             weight = weight * scale.detach()[:, None]
     return HeadProjection.split(weight, layer.heads)
@@ -94,13 +105,14 @@ def _projection(backbone: nn.Module, layer: AttentionLayer) -> HeadProjection | 
 def _undefined(
     backbone: nn.Module, layer: AttentionLayer, record: LayerRecord, projection: HeadProjection | None
 ) -> dict[str, str]:
-    """Return which norms a layer does not have, with the reasons."""
+    """Return which norms and spectra a layer does not have, with the reasons."""
     if projection is None:
         reason = "the layer has no linear output projection"
-        return {"value_weighted_attention": reason, "output_norm_ratio": reason}
+        return dict.fromkeys(("value_weighted_attention", "output_norm_ratio", CONTRIBUTION), reason)
     reasons: dict[str, str] = {}
     if record.norm_follows:
-        reasons["output_norm_ratio"] = "a norm stands between the output projection and the residual stream"
+        reason = "a norm stands between the output projection and the residual stream"
+        reasons |= dict.fromkeys(("output_norm_ratio", CONTRIBUTION), reason)
     elif record.stream_before is None:
         reasons["output_norm_ratio"] = "the layer adds to no residual stream that can be seen"
     if layer.inner_norm or getattr(backbone.get_submodule(layer.name), "gate", None) is not None:

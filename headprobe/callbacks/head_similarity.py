@@ -116,7 +116,10 @@ class HeadSimilarity(HeadCallback):
         """Return what a sample is, and how many there are."""
         arrays, options = self.statistic.matrices(), self.statistic.options
         what = {"tokens": "all tokens", "patches": "patch tokens", "class": "class tokens", "mean": "token means"}
-        return f"{int(arrays['samples']):,} samples ({what[options.sampling]} of {int(arrays['images']):,} images)"
+        counts = np.asarray(arrays["samples"], dtype=np.int64)
+        least, most = int(counts[counts > 0].min(initial=counts.max())), int(counts.max())
+        number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+        return f"{number} samples ({what[options.sampling]} of {int(arrays['images']):,} images)"
 
 
 def others_mean(matrix: NDArray[np.generic]) -> NDArray[np.float64]:

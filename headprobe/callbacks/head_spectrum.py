@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from headprobe.backbone.facts import CONTRIBUTION
 from headprobe.callbacks.head_attention import by_layer_mean
 from headprobe.callbacks.heads import Columns, HeadCallback
 from headprobe.metrics.spectrum import WITHOUT_SPECTRUM, SpectrumTable
@@ -47,6 +48,8 @@ class HeadSpectrum(HeadCallback):
                 continue
             ylabel = {"ylabel": "change of delta log amplitude"} if model == CHANGE else {}
             for series, what in (("head", "head outputs"), ("contribution", "contributions of heads after W_O")):
+                if not np.isfinite(table.delta_log_amplitude[table.series == series]).any():
+                    continue
                 title = f"Spectra of {what}: {whose}\n{about}"
                 figures[f"spectrum/{series}_{model}"] = spectra_by_layer(table._asdict(), title, series, **ylabel)
             if model != CHANGE:
@@ -55,11 +58,15 @@ class HeadSpectrum(HeadCallback):
         return figures
 
     def undefined(self) -> dict[str, dict[str, list[int]]]:
-        """Return the layers without a spectrum."""
+        """Return the layers without a spectrum, or without that of contributions."""
         metric = self.statistic.make_part()[BASELINE]
         layers = range(len(self.statistic.subject.layout.layers))
         without = [layer for layer in layers if (layer, "head") not in metric.blocks]
-        return {"spectrum": {WITHOUT_SPECTRUM: without}} if without else {}
+        found: dict[str, dict[str, list[int]]] = {"spectrum": {WITHOUT_SPECTRUM: without}} if without else {}
+        for layer, fact in enumerate(self.statistic.subject.facts):
+            if CONTRIBUTION in fact.undefined:
+                found.setdefault(CONTRIBUTION, {}).setdefault(fact.undefined[CONTRIBUTION], []).append(layer)
+        return found
 
     def summary(self) -> dict[str, ArrayLike]:
         """Return each layer's mean of the highest frequency's delta."""

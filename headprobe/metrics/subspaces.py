@@ -46,12 +46,27 @@ def rank_cut(moments: HeadMoments, columns: slice, squares: FloatArray) -> float
     return RANK_FACTOR * max(relative * largest, samples * moments.resolution**2 * mean_square)
 
 
+def constant_cut(moments: HeadMoments, columns: slice) -> float:
+    """Return the largest eigenvalue up to which a head counts as constant.
+
+    A query's attention weights sum to 1 but for about an eps of the outputs, and what is missing scales all channels of
+    constant values alike: ``c * samples * eps^2 * mean square length`` in one direction, larger than a channel's own
+    rounding.
+    """
+    samples = moments.own.samples
+    variances = moments.own.products.diagonal()[columns] / samples
+    length = float(np.sum(np.square(moments.mean[columns]) + variances))
+    return RANK_FACTOR * samples * moments.resolution**2 * length
+
+
 def _subspace(moments: HeadMoments, columns: slice, variance: float) -> Subspace:
     products = moments.own.products[columns, columns]
     if not np.isfinite(products).all() or moments.own.samples < 2:
         return Subspace(np.zeros((len(products), 0)), np.zeros(0), 0)
     squares, axes = np.linalg.eigh(products)
     squares, axes = squares[::-1], axes[:, ::-1]
+    if squares[0] <= constant_cut(moments, columns):
+        return Subspace(np.zeros((len(products), 0)), np.zeros(0), 0)
     rank = int((squares > rank_cut(moments, columns, squares)).sum())
     return Subspace(axes[:, :rank], squares[:rank], kept_dims(squares[:rank], variance))
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprobe.backbone.describe import describe_attention
-from headprobe.metrics.attention import AttentionStatistics, HeadTable
+from headprobe.metrics.attention import RATIOS, STATISTICS, AttentionStatistics, HeadTable
 from headprobe.metrics.offsets import OffsetMaps
 from headprobe.statistics.base import BASELINE, CHANGE, MASKED, HeadStatistic, Part, Seen, differences
 
@@ -70,5 +70,5 @@ class AttentionSums(HeadStatistic):
 
     def reasons(self) -> list[dict[str, str]]:
         """Return for every layer the statistics that it does not have, with the reasons."""
-        metric = self.make_part()[BASELINE]
-        return [dict(layer) for layer in metric.reasons]
+        metric, ours = self.make_part()[BASELINE], {*STATISTICS, *RATIOS}
+        return [{name: why for name, why in layer.items() if name in ours} for layer in metric.reasons]

@@ -171,13 +171,15 @@ class SimilaritySums(HeadStatistic):
                 for field in ("error", "low", "high") if all(entry.spread for entry in entries) else ():
                     values = [getattr(entry.spread, field) for entry in entries]
                     arrays[f"{CHANGE}_{measure}_{SPREAD[field]}"] = axes.spread_out(found[BASELINE], values)
-        return arrays | self._facts(found[BASELINE][0])
+        return arrays | self._facts(found[BASELINE], axes)
 
-    def _facts(self, one: Comparison) -> Arrays:
-        """Return what the numbers were made of."""
+    def _facts(self, blocks: Sequence[Comparison], axes: HeadAxes) -> Arrays:
+        """Return what the numbers were made of; later stages of a model may have fewer samples."""
+        one = blocks[0]
+        samples = [np.full(len(block.moments.dims), int(block.moments.own.samples)) for block in blocks]
         return {
             "images": np.asarray(one.moments.images),
-            "samples": np.asarray(int(one.moments.own.samples)),
+            "samples": axes.spread_out(blocks, samples),
             "groups": np.asarray(one.groups),
             "variance": np.asarray(self.variance),
             "scope": np.asarray(self.options.scope),

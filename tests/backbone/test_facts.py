@@ -9,7 +9,7 @@ import torch
 
 from headprobe.backbone.ablation import ablating, masks_of_rows
 from headprobe.backbone.describe import describe_attention, describe_spectrum
-from headprobe.backbone.facts import LayerFacts, layer_facts
+from headprobe.backbone.facts import CONTRIBUTION, LayerFacts, layer_facts
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.taps import Tap, tapping
@@ -62,7 +62,13 @@ def test_every_kind_of_model_has_every_statistic_or_a_reason(tiny_kind: str) -> 
         for name, values in table.mean.items():
             assert (name in reasons) == bool(np.isnan(values[table.layer == layer]).all()), (layer, name)
             assert (name in reasons) or bool(np.isfinite(values[table.layer == layer]).all())
-    assert np.isfinite(described.spectra.compute().delta_log_amplitude).all()
+    spectrum = described.spectra.compute()
+    for layer, fact in enumerate(described.facts):
+        own = spectrum.layer == layer
+        contributions = own & (spectrum.series == "contribution")
+        undefined = contributions if CONTRIBUTION in fact.undefined else np.zeros_like(own)
+        assert np.isnan(spectrum.delta_log_amplitude[undefined]).all()
+        assert np.isfinite(spectrum.delta_log_amplitude[own & ~undefined]).all()
     for fact, found in zip(described.facts, described.offsets.compute(), strict=True):
         assert (found is None) == fact.grid.pooled
         if found is not None:

@@ -82,7 +82,7 @@ def test_similarity_npz_says_what_it_was_made_of_and_is_1_on_its_diagonal(both: 
         np.testing.assert_allclose(found["svcca"].diagonal(), 1)
         same_layer = found["layer"][:, None] == found["layer"][None]
         assert np.array_equal(np.isfinite(found["svcca"]), same_layer)
-        assert (int(found["images"]), int(found["samples"])) == (40, 40 * 65)
+        assert (int(found["images"]), set(found["samples"].tolist())) == (40, {40 * 65})
         assert (str(found["sampling"]), str(found["scope"]), str(found["mask"])) == ("tokens", "within", "layer:3")
         assert np.isnan(found["masked_svcca"][found["layer"] == 3]).all()
         inside = found["svcca"][same_layer]
@@ -216,3 +216,31 @@ def test_heads_can_be_masked_in_the_order_of_a_column_of_heads_csv(both: Ended, 
     ended = command(tmp_path, "test", "--mask-spec", spec, *QUICK)
     assert ended.code == 0, ended.err
     assert [row["heads_masked"] for row in ended.rows()] == ["0", "1", "2"]
+
+
+def documented(heading: str) -> list[str]:
+    """The names in the first cells of the tables below a heading of docs/describe_heads.md."""
+    text = (Path(__file__).resolve().parents[2] / "docs/describe_heads.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    return [name for cell in cells for name in re.findall(r"`([\w<>]+)`", cell)]
+
+
+def test_every_column_of_heads_csv_is_documented_in_its_order(both: Ended) -> None:
+    written = [name for name in rows(both, "heads.csv")[0] if not name.endswith("_se")]
+    first, last = written.index("svcca_mean"), written.index("procrustes_mean")
+    assert documented("heads.csv") == [*written[: first + 1], *written[last:]]
+
+
+def test_every_column_of_spectrum_csv_is_documented_in_its_order(both: Ended) -> None:
+    assert documented("spectrum.csv") == list(rows(both, "spectrum.csv")[0])
+
+
+def test_every_array_of_similarity_npz_is_documented(both: Ended) -> None:
+    with np.load(both.directory() / "similarity.npz", allow_pickle=False) as found:
+        plain = {name for name in found.files if not name.startswith(("masked_", "change_"))}
+    named = set(documented("similarity.npz"))
+    measures = [name for name in plain if f"{name}_floor" in plain]
+    expected = {name.replace("<measure>", measure) for name in named for measure in measures}
+    about_heads = {"layer", "head"}  # in the text
+    assert expected - {"precision", "noise_floor", "pairs", "measures"} == plain - about_heads
