@@ -43,21 +43,29 @@ class FusedAttention:
             mask = mask[rows]
         return FusedAttention(self.query[rows], self.key[rows], self.scale, mask, self.causal)
 
-    def weights(self, rows: slice, queries: slice) -> Tensor:
-        """Recompute weights in float32 (float64 where the model is)."""
+    def weights(self, rows: slice, queries: slice) -> tuple[Tensor, Tensor]:
+        """Recompute weights in float32 (float64 where the model is), and the logits less each query's largest.
+
+        Logits of keys that a query does not see are the lowest number there is, so that they can be multiplied by 0.
+        """
         dtype = torch.promote_types(self.query.dtype, torch.float32)
-        logits = (self.query[rows, :, queries].to(dtype) * self.scale) @ self.key[rows].to(dtype).mT
+        query, key = self.query[rows, :, queries].to(dtype), self.key[rows].to(dtype)
+        logits = torch.mul(query, self.scale, out=query.new_empty(query.shape)) @ key.contiguous().mT
         if self.mask is not None:
             mask = self.mask[None] if self.mask.dim() == 3 else self.mask
             if mask.dim() == 4 and mask.shape[0] > 1:
                 mask = mask[rows]
             if mask.shape[-2] > 1:
                 mask = mask[..., queries, :]
-            logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits.add_(mask)
+            logits = logits.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else logits.add_(mask)
         if self.causal:
             seen = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device).tril()
-            logits = logits.masked_fill(~seen[queries], float("-inf"))
-        return logits.softmax(dim=-1)
+            logits.masked_fill_(~seen[queries], float("-inf"))
+        logits.sub_(logits.amax(dim=-1, keepdim=True))
+        weights = logits.softmax(dim=-1)
+        if self.mask is not None or self.causal:
+            logits.clamp_min_(torch.finfo(dtype).min)
+        return weights, logits
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,11 @@ class PlainAttention:
         """Return some of the rows."""
         return PlainAttention(self.logits[rows], self.result[rows])
 
-    def weights(self, rows: slice, queries: slice) -> Tensor:
+    def weights(self, rows: slice, queries: slice) -> tuple[Tensor, None]:
         """Return weights in float32: the model's own, or a softmax in float32 where the model's is coarser."""
         if self.result.dtype in (torch.float32, torch.float64):
-            return self.result[rows, :, queries]
-        return self.logits[rows, :, queries].float().softmax(dim=-1)
+            return self.result[rows, :, queries], None
+        return self.logits[rows, :, queries].float().softmax(dim=-1), None
 
 
 @dataclass(frozen=True)
@@ -138,4 +146,4 @@ class LayerRecord:
             part = slice(image * self.windows, min(image + images, self.images) * self.windows)
             for query in range(0, queries, step):
                 wanted = slice(query, min(query + step, queries))
-                yield WeightsChunk(part, wanted, self.attention.weights(part, wanted))
+                yield WeightsChunk(part, wanted, *self.attention.weights(part, wanted))

@@ -136,7 +136,7 @@ class Moments(MomentStates):
             for start in range(0, images, at_once):
                 chunk = [part[start : start + at_once] for part in parts]
                 rows = extend(chunk, block, shift, self.options.products)
-                sums += gram(rows)
+                sums += gram(rows, block.width)
                 if self.options.noise_floor:
                     rows = rows.to(self.options.shifted_products)
                     self._block("shifted", number)[0].add_(self._next.add((unit, number), rows, tokens))

@@ -27,7 +27,8 @@ class Profile:
     Attributes:
         name: `diagonal` or `radial`.
         frequency: `[bins]`, the bins' mean frequencies in pi rad/sample; the first is 0.
-        share: `[bins, rows * (columns // 2 + 1)]`, each bin's shares of the half plane that a real transform gives.
+        share: `[bins, (rows // 2 + 1) * columns]`, each bin's shares of half a plane: of f and -f, where a real map has
+            equal amplitudes, one is enough.
     """
 
     name: str
@@ -61,9 +62,12 @@ def _profile(name: str, bins: NDArray[np.int_], frequency: FloatArray) -> Profil
     rows, columns = bins.shape
     members = (bins == np.arange(bins.max() + 1)[:, None, None]).astype(float)
     members /= members.sum(axis=(1, 2), keepdims=True)
-    half = members[..., : columns // 2 + 1].copy()
-    for column in range(columns // 2 + 1, columns):  # the half that a real transform leaves out
-        half[:, -np.arange(rows) % rows, columns - column] += members[:, :, column]
+    share = np.zeros_like(members)
+    for row, column in np.ndindex(rows, columns):
+        opposite = (-row % rows, -column % columns)
+        kept = min((row, column), opposite)
+        share[:, kept[0], kept[1]] += members[:, row, column]
+    half = share[:, : rows // 2 + 1]
     return Profile(name, (members * frequency).sum(axis=(1, 2)), half.reshape(len(half), -1))
 
 
@@ -71,18 +75,19 @@ def _profile(name: str, bins: NDArray[np.int_], frequency: FloatArray) -> Profil
 class Transform:
     """The Fourier transform of a grid as matrix products, and what is kept of it.
 
-    Two small products, first along columns, then along rows, leave channels innermost, where the output projection
-    needs them; a library's transform wants them outermost, and copying took longer than transforming.
+    Two small products, first down the rows, then along the columns, leave channels innermost, where the output
+    projection needs them; a library's transform wants them outermost, and copying took longer than transforming.
 
     Attributes:
-        along_columns: `[2 (columns // 2 + 1), columns]`, real parts before imaginary ones.
-        along_rows: `[2 rows, 2 rows]`, from (row, part) to (part, row).
-        kept: int64 `[frequencies]`, places in the flattened half plane that some profile needs.
+        down_rows: `[2 (rows // 2 + 1), rows]`, to (frequency, part): real parts before imaginary ones.
+        along_columns: `[2 columns, 2 columns]`, from (part, column) to (part, frequency).
+        kept: int64 `[2 frequencies]`, places of real, then of imaginary parts that some profile needs, in
+            (frequency down the rows, part, frequency along the columns).
         share: float32 `[frequencies, bins]`, their shares in the profiles' bins, one profile after the other.
     """
 
+    down_rows: Tensor
     along_columns: Tensor
-    along_rows: Tensor
     kept: Tensor
     share: Tensor
 
@@ -91,16 +96,17 @@ class Transform:
 def transform_of(grid: Size, device: torch.device) -> Transform:
     """Return a grid's transform on a device."""
     rows, columns = grid
-    across = 2 * np.pi * np.outer(np.arange(columns // 2 + 1), np.arange(columns)) / columns
-    down = 2 * np.pi * np.outer(np.arange(rows), np.arange(rows)) / rows
-    cosine, sine = np.cos(down), np.sin(down)
-    # (cos - i sin)(re + i im), for each row the real and the imaginary part side by side
-    real, imaginary = np.stack([cosine, sine], axis=-1), np.stack([-sine, cosine], axis=-1)
+    down = 2 * np.pi * np.outer(np.arange(rows // 2 + 1), np.arange(rows)) / rows
+    across = 2 * np.pi * np.outer(np.arange(columns), np.arange(columns)) / columns
+    first = np.stack([np.cos(down), -np.sin(down)], axis=1).reshape(-1, rows)
+    cosine, sine = np.cos(across), np.sin(across)
+    second = np.block([[cosine, sine], [-sine, cosine]])  # (cos - i sin)(re + i im)
     share = np.concatenate([profile.share for profile in profiles_of(grid)])
     kept = np.flatnonzero(share.any(axis=0))
-    first, second = np.concatenate([np.cos(across), -np.sin(across)]), np.concatenate([real, imaginary])
-    tensors = [torch.from_numpy(a).float().to(device) for a in (first, second.reshape(2 * rows, -1), share[:, kept].T)]
-    return Transform(tensors[0], tensors[1], torch.from_numpy(kept).to(device), tensors[2])
+    tensors = [torch.from_numpy(a).float().to(device) for a in (first, second, share[:, kept].T)]
+    frequency, along = np.divmod(kept, columns)  # in what the second product gives: [frequency, part, along]
+    places = np.stack([(2 * frequency + part) * columns + along for part in range(2)])
+    return Transform(tensors[0], tensors[1], torch.from_numpy(places.ravel()).to(device), tensors[2])
 
 
 @torch.no_grad()
@@ -128,21 +134,28 @@ def log_amplitudes(maps: Tensor, grid: Size, weights: Sequence[Tensor | None] = 
 
 
 def _waves(maps: Tensor, grid: Size, transform: Transform) -> Tensor:
-    """Return the kept frequencies' real and imaginary parts `[2, images, frequencies, groups, channels]`."""
+    """Return the kept frequencies' real and imaginary parts `[images, 2, frequencies, groups, channels]`."""
     images, (rows, columns) = len(maps), grid
-    across = transform.along_columns @ maps.float().reshape(images, rows, columns, -1)
-    waves = transform.along_rows @ across.view(images, 2 * rows, -1)
-    kept = waves.view(images, 2, -1, across.shape[-1]).index_select(2, transform.kept)
-    return torch.unflatten(kept, -1, tuple(maps.shape[2:])).transpose(0, 1)
+    down = transform.down_rows @ maps.float().reshape(images, rows, -1)
+    waves = transform.along_columns @ down.view(-1, 2 * columns, maps.shape[2] * maps.shape[3])
+    kept = waves.view(images, -1, waves.shape[-1]).index_select(1, transform.kept)
+    return kept.view(images, 2, -1, *maps.shape[2:])
 
 
 def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:
     """Return log amplitudes of a few images `[images, groups, frequencies]`, means over channels."""
-    if weight is not None:  # one large product per group
-        _, images, frequencies, groups, channels = waves.shape
-        mixed = waves.permute(3, 0, 1, 2, 4).reshape(groups, -1, channels) @ weight.mT
-        waves = mixed.view(groups, 2, images, frequencies, -1).permute(1, 2, 3, 0, 4)
-    real, imaginary = waves
+    if weight is None:
+        return _mean_logs(waves).transpose(1, 2)
+    by_head = []
+    for head, mixing in enumerate(weight):  # one large product per head, none of a copy
+        mixed = waves[:, :, :, head].flatten(0, 2) @ mixing.mT
+        by_head.append(_mean_logs(mixed.view(*waves.shape[:3], -1)))
+    return torch.stack(by_head, dim=1)
+
+
+def _mean_logs(waves: Tensor) -> Tensor:
+    """Return log amplitudes `[images, ...]` of `[images, 2, ..., channels]`, means over channels."""
+    real, imaginary = waves.unbind(dim=1)
     amplitudes = real.square().addcmul_(imaginary, imaginary).sqrt_().add_(FLOOR)
     channels = amplitudes.shape[-1]
     for _ in range(2):  # a product of 4 amplitudes fits float32 (1e-6 to 4e9 each) and costs 1 logarithm instead of 4
@@ -150,4 +163,4 @@ def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:
             half = amplitudes.shape[-1] // 2
             amplitudes = amplitudes[..., :half] * amplitudes[..., half:]
     means: Tensor = amplitudes.log_().sum(dim=-1).div_(channels)
-    return means.transpose(1, 2)
+    return means

@@ -35,9 +35,11 @@ class HeadProjection:
 
         Source: Kobayashi et al., 2020, section 2.2, https://arxiv.org/abs/2004.10102.
         """
-        by_head = vectors.float().transpose(0, 1).flatten(1, 2)  # one large product per head
-        norms: Tensor = torch.linalg.vector_norm(by_head @ self.factor.to(vectors.device).mT, dim=-1)
-        return norms.view(len(by_head), len(vectors), -1).transpose(0, 1)
+        norms = torch.empty(vectors.shape[:3], dtype=torch.float32, device=vectors.device)
+        for head, factor in enumerate(self.factor.to(vectors.device)):  # one large product per head, none of a copy
+            added = vectors[:, head].float().flatten(0, 1) @ factor.mT
+            norms[:, head] = torch.linalg.vector_norm(added, dim=-1).view(len(vectors), -1)
+        return norms
 
 
 @torch.no_grad()

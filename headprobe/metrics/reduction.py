@@ -23,6 +23,7 @@ class WeightsChunk(NamedTuple):
     rows: slice  #: whole images
     queries: slice
     weights: Tensor  #: float32 `[rows, heads, queries, keys]`, over all keys
+    logits: Tensor | None = None  #: alike, less each query's largest, finite; overwritten. They spare the logarithms
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,11 @@ def reduce_attention(
 
 
 class _Reducer:
-    """Accumulates the chunks of one layer and batch."""
+    """Accumulates the chunks of one layer and batch.
+
+    A chunk is passed over as few times as can be: what follows from sums over keys is kept by query, or by key, and
+    made of them once for the whole batch.
+    """
 
     def __init__(self, grid: TokenGrid, images: int, like: Tensor, aligned: bool) -> None:
         heads, keys = like.shape[1], like.shape[3]
@@ -92,11 +97,10 @@ class _Reducer:
         self.renormalised = grid.prefix > 0 or grid.padded
         self.tables = None if grid.pooled else tables_of(grid, like.device)
         self.queries = 0
-        self.sums: dict[str, Tensor] = {}
+        self.by_query: dict[str, Tensor] = {}  # `[images, windows, heads, queries]`, patches only
+        self.entropy = like.new_zeros(images, heads)  # of a pooling layer, summed over queries
         # per key: weights summed over prefix queries, over patches, and over patches renormalised
         self.columns = like.new_zeros(images, grid.windows, heads, 3, keys)
-        groups = 1 if self.tables is None else self.tables.members.shape[1]
-        self.entropy = like.new_zeros(images, grid.windows, heads, groups)  # summed over the patches of each group
         self.aligned: Tensor | None = None
         if aligned and self.tables is not None and self.tables.distance is not None:
             inside = grid.tokens - grid.prefix
@@ -108,82 +112,83 @@ class _Reducer:
         windows = self.grid.windows
         images = slice(chunk.rows.start // windows, chunk.rows.stop // windows)
         weights = torch.unflatten(chunk.weights, 0, (-1, windows))
+        self.queries = max(self.queries, chunk.queries.stop)
         if self.tables is None:
-            self.queries = max(self.queries, chunk.queries.stop)
             self.columns[images, ..., 0, :] += weights.sum(dim=-2)
-            self._sum("entropy_all_keys_nats", images, -_a_ln_a(weights).sum(dim=-1))
+            terms, log_top = _a_ln_a_of(chunk.logits, weights, weights.amax(dim=-1))
+            self.entropy[images] -= (terms.sum(dim=-1) + log_top).sum(dim=(1, 3))
             return
         before = max(self.grid.prefix - chunk.queries.start, 0)
         first, stop = chunk.queries.start + before - self.grid.prefix, chunk.queries.stop - self.grid.prefix
-        inside = slice(first, max(first, stop))
-        patches = _Patches(self.grid, self.tables, inside, weights[..., before:, :])
+        patches = _Patches(self.grid, self.tables, slice(first, max(first, stop)), weights[..., before:, :])
+        logits = None if chunk.logits is None else chunk.logits[..., before:, :]
+        terms, log_top = _a_ln_a_of(logits, patches.all_keys, patches.top)
+        scratch = self._add_entropy(images, patches, terms, log_top)
         self._add_columns(images, weights, before, patches)
-        self._add_entropy(images, patches)
-        self._add_patches(images, patches)
+        self._add_patches(images, patches, scratch)
 
-    def _add_columns(self, images: slice, weights: Tensor, before: int, patches: "_Patches") -> None:
-        """Sum over queries, and over images the weights between patches."""
-        columns = self.columns[images]
-        columns[..., 0, :] += weights[..., :before, :].sum(dim=-2)
-        shares = patches.keys
-        if self.renormalised:
-            shares = shares * (patches.real / patches.mass)[..., None]
-            every = patches.all_keys * patches.real[..., None] if self.grid.padded else patches.all_keys
-            columns[..., 1, :] += every.sum(dim=-2)
-        columns[..., 2, self.grid.prefix :] += shares.sum(dim=-2)
-        if self.aligned is not None:
-            total = self.aligned[:, :, patches.inside]
-            for image in shares.flatten(0, 1).unsqueeze(1) if len(self.aligned) == 1 else shares:
-                total += image  # one by one: the sum does not depend on how images are batched
-
-    def _add_entropy(self, images: slice, patches: "_Patches") -> None:
-        a_ln_a, prefix = _a_ln_a(patches.all_keys), self.grid.prefix
-        of_patches = a_ln_a[..., prefix:]
+    def _add_entropy(self, images: slice, patches: "_Patches", terms: Tensor, log_top: Tensor) -> Tensor:
+        """Keep sums of a ln a; return what the terms between patches took, to be used again."""
+        prefix = self.grid.prefix
+        of_patches = terms[..., prefix:]
         if self.grid.padded:
             inside = (of_patches * patches.real_keys).sum(dim=-1)
             everything = of_patches.sum(dim=-1)
         else:
             inside = of_patches.sum(dim=-1)
-            everything = inside + a_ln_a[..., :prefix].sum(dim=-1)
-        entropy = (patches.mass.log() - inside / patches.mass) if self.renormalised else -inside
-        self._sum("entropy_nats", images, entropy * patches.real)
-        self._sum("entropy_all_keys_nats", images, -everything * patches.real)
-        self.entropy[images] += torch.einsum("bwhq,wgq->bwhg", entropy * patches.real, patches.members)
+            everything = inside + terms[..., :prefix].sum(dim=-1)
+        self._keep("inside", images, patches.inside, inside + patches.mass * log_top)
+        self._keep("everything", images, patches.inside, everything + log_top)
+        return of_patches
 
-    def _add_patches(self, images: slice, patches: "_Patches") -> None:
-        """Sum what concerns weights between patches, and the masses."""
-        keys, mass, real, grid = patches.keys, patches.mass, patches.real, self.grid
-        self._sum("confidence", images, keys.amax(dim=-1) / mass * real)
-        itself = keys.diagonal(offset=patches.inside.start, dim1=-2, dim2=-1)
-        self._sum("self_mass", images, itself * real)
+    def _add_columns(self, images: slice, weights: Tensor, before: int, patches: "_Patches") -> None:
+        """Sum over queries in three ways, with one product."""
+        factors = weights.new_zeros(*weights.shape[:3], 3, weights.shape[3])
+        factors[..., 0, :before] = 1
+        factors[..., 1, before:] = patches.real
+        factors[..., 2, before:] = patches.real / patches.mass
+        self.columns[images] += factors @ weights
+
+    def _add_patches(self, images: slice, patches: "_Patches", scratch: Tensor) -> None:
+        """Keep by query what concerns weights between patches, and the masses; sum them over images."""
+        keys, grid, inside = patches.keys, self.grid, patches.inside
+        self._keep("mass", images, inside, patches.mass)
+        self._keep("confidence", images, inside, patches.largest)
+        self._keep("self_mass", images, inside, keys.diagonal(offset=inside.start, dim1=-2, dim2=-1))
         if grid.class_token:
-            self._sum("class_mass", images, patches.all_keys[..., 0])
+            self._keep("class_mass", images, inside, patches.all_keys[..., 0])
         if grid.registers:
             registers = patches.all_keys[..., int(grid.class_token) : grid.prefix]
-            self._sum("register_mass", images, registers.sum(dim=-1))
-        if patches.distance is None:
-            return
-        pixels = (keys * patches.distance).sum(dim=-1) * real
-        self._sum("attention_distance_px", images, pixels / mass)
-        self._sum("attention_distance_raw_px", images, pixels)
+            self._keep("register_mass", images, inside, registers.sum(dim=-1))
+        if patches.distance is not None:
+            pixels = torch.mul(keys, patches.distance, out=scratch).sum(dim=-1)
+            self._keep("pixels", images, inside, pixels)
+        if self.aligned is not None:
+            shares = torch.mul(keys, (patches.real / patches.mass)[..., None], out=scratch)
+            total = self.aligned[:, :, inside]
+            for image in shares.flatten(0, 1).unsqueeze(1) if len(self.aligned) == 1 else shares:
+                total += image  # one by one: the sum does not depend on how images are batched
 
-    def _sum(self, name: str, images: slice, by_query: Tensor) -> None:
-        """Add `[images, windows, heads, queries]` up per image and head."""
-        if name not in self.sums:
-            self.sums[name] = by_query.new_zeros(self.images, self.heads)
-        self.sums[name][images] += by_query.sum(dim=(1, 3))
+    def _keep(self, name: str, images: slice, queries: slice, values: Tensor) -> None:
+        """Note `[images, windows, heads, queries]`."""
+        if name not in self.by_query:
+            patches = self.grid.tokens - self.grid.prefix
+            self.by_query[name] = self.columns.new_zeros(*self.columns.shape[:3], patches)
+        self.by_query[name][images, ..., queries] = values
 
     def finish(self, value_norms: Tensor | None) -> Reduction:
-        """Turn the sums into means over queries, and the sums per key into what they stand for."""
-        if not self.renormalised:
-            self.columns[..., 1, :] = self.columns[..., 2, :]
+        """Turn what was kept by query into means over queries, and the sums per key into what they stand for."""
         if self.tables is None:
-            values = {name: total / self.queries for name, total in self.sums.items()}
-            values["sink_mass"] = self.columns[..., 0, :].amax(dim=(1, 3)) / self.queries
-            return Reduction(values, None)
-        values = {name: total / self.grid.patches for name, total in self.sums.items()}
-        patch_members = (self.tables.members * self.tables.real[:, None])[..., self.grid.prefix :]
-        shared = _mutual_information(self.columns[..., 2, self.grid.prefix :], self.entropy, patch_members)
+            sink = self.columns[..., 0, :].amax(dim=(1, 3))
+            sums = {"entropy_all_keys_nats": self.entropy, "sink_mass": sink}
+            return Reduction({name: total / self.queries for name, total in sums.items()}, None)
+        prefix, real = self.grid.prefix, self.tables.real[:, None, self.grid.prefix :]
+        of_query = self._statistics()
+        values = {name: (value * real).sum(dim=(1, 3)) / self.grid.patches for name, value in of_query.items()}
+        members = self.tables.members * self.tables.real[:, None]
+        patch_members = members[..., prefix:]
+        entropy = torch.einsum("bwhq,wgq->bwhg", of_query["entropy_nats"] * real, self._by_window(patch_members))
+        shared = _mutual_information(self.columns[..., 2, prefix:] * real, entropy, patch_members)
         if shared is not None:
             values["mutual_information"] = shared
         values["sink_mass"] = _sink(self.columns[..., :2, :].sum(dim=-2), self.tables)
@@ -192,6 +197,23 @@ class _Reducer:
             sizes = patch_members.sum(dim=-1)
             values["value_weighted_attention"] = _value_weighted(self.columns[..., 1, :], norms, sizes, self.tables)
         return Reduction(values, self.aligned)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Return the statistics that are means over queries, by query."""
+        kept = self.by_query
+        mass = kept.pop("mass")
+        masses = ("self_mass", "class_mass", "register_mass")
+        found: dict[str, Tensor] = {name: kept[name] for name in masses if name in kept}
+        found["confidence"] = kept["confidence"] / mass
+        found["entropy_nats"] = mass.log() - kept["inside"] / mass
+        found["entropy_all_keys_nats"] = -kept["everything"]
+        if "pixels" in kept:
+            found["attention_distance_px"] = kept["pixels"] / mass
+            found["attention_distance_raw_px"] = kept["pixels"]
+        return found
+
+    def _by_window(self, table: Tensor) -> Tensor:
+        return table.expand(self.grid.windows, *table.shape[1:])
 
 
 class _Patches:
@@ -206,7 +228,6 @@ class _Patches:
         self.all_keys = weights
         self.real = tables.real[:, None, tokens]
         self.real_keys = tables.real[:, None, None, grid.prefix :]
-        self.members = tables.members[..., tokens].expand(grid.windows, -1, -1)
         self.distance = None if tables.distance is None else tables.distance[:, None, inside]
         self.keys = weights[..., grid.prefix :]
         self.mass = weights.new_ones(())
@@ -215,6 +236,26 @@ class _Patches:
             self.mass = self.keys.sum(dim=-1) + (1 - self.real)  # padding may see padding only: 0 / 0 would spread
         elif grid.prefix:
             self.mass = self.keys.sum(dim=-1)
+        self.largest = self.top = self.keys.amax(dim=-1)  # between patches, and of all keys, padding too
+        if grid.padded or grid.prefix:
+            others = weights if grid.padded else weights[..., : grid.prefix]
+            self.top = torch.maximum(self.largest, others.amax(dim=-1))
+
+
+def _a_ln_a_of(logits: Tensor | None, weights: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Return terms of sum a ln a `[images, windows, heads, queries, keys]`, and what to add per weight summed over.
+
+    With the logits l less their largest, ln a = l + ln(largest a): sum a ln a = sum a l + ln(largest a) sum a. Both
+    are negative, so nothing cancels, and it takes a logarithm per query instead of one per weight.
+
+    Args:
+        logits: `[rows, heads, queries, keys]`, overwritten; None where they are not known.
+        weights: Their softmax, with windows apart.
+        top: Largest weight of each query.
+    """
+    if logits is None:
+        return _a_ln_a(weights), torch.zeros_like(top)
+    return torch.unflatten(logits, 0, weights.shape[:2]).mul_(weights), top.log()
 
 
 def _a_ln_a(weights: Tensor) -> Tensor:

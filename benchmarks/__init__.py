@@ -1,0 +1,1 @@
+"""What headprobe costs, measured."""

@@ -1,0 +1,187 @@
+"""What describing heads costs beside a plain forward pass: ``python -m benchmarks.describe --batch 64 --threads 2``.
+
+All cases take turns in one run, so that what else the machine does meets all of them alike.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.describe import describe_attention, describe_spectrum
+from headprobe.backbone.facts import LayerFacts, layer_facts
+from headprobe.backbone.heads import HeadLayout, find_heads
+from headprobe.backbone.layer_record import LayerRecord
+from headprobe.backbone.taps import Listener, Tap, tapping
+from headprobe.metrics.attention import AttentionStatistics
+from headprobe.metrics.moments import LayerHeads, MomentOptions, Moments
+from headprobe.metrics.offsets import OffsetMaps
+from headprobe.metrics.spectrum import Spectra
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "deit_tiny" / "model.safetensors"
+PLAIN, EVERYTHING = "plain forward", "all together"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table and write the numbers."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    model, weights = load(options.model, options.weights)
+    size = tuple(int(length) for length in model.pretrained_cfg["input_size"])
+    images = torch.randn(options.images, *size, generator=torch.Generator().manual_seed(0))
+    batches = list(torch.split(images, options.batch))
+    layout = find_heads(model, (size[0], size[1], size[2]), options.model)
+    cases = {PLAIN: forward(model, layout, batches, None)}
+    for name, listener in listeners(layout, layer_facts(model, layout)).items():
+        cases[name] = forward(model, layout, batches, listener)
+    rows = compare(take_turns(cases, options.repeats))
+    setting = {
+        "model": options.model,
+        "weights": weights,
+        "images": options.images,
+        "batch": options.batch,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "torch": torch.__version__,
+    }
+    print(table(setting, rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps({**setting, "cases": rows}, indent=2) + "\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.describe", description=__doc__)
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="name of a timm model")
+    parser.add_argument("--weights", type=Path, help="its weights (safetensors); by default DeiT-Ti's in ../shared")
+    parser.add_argument("--images", type=int, help="images of noise per pass; by default one batch")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=9, help="rounds, each of them one pass of every case")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    for name in ("batch", "threads", "repeats"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    options.images = options.batch if options.images is None else options.images
+    if options.images < 1:
+        parser.error(f"--images must be at least 1, got {options.images}")
+    return options
+
+
+def load(name: str, weights: Path | None) -> tuple[Any, str]:
+    """Return the model and which weights it has; how sharply heads attend does not change what it costs."""
+    if weights is None and name.startswith("deit_tiny_patch16_224") and SHARED.exists():
+        weights = SHARED
+    if weights is None:
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False).eval(), "random"
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)})
+    return model.eval(), f"{weights.parent.name}/{weights.name}"
+
+
+def listeners(layout: HeadLayout, facts: Sequence[LayerFacts]) -> dict[str, Listener]:
+    """Return what is measured, by name: the statistics that the callbacks fill, each alone and all together."""
+    grids, heads = [fact.grid for fact in facts], layout.heads_per_layer
+    undefined = [fact.undefined for fact in facts]
+    shapes = [LayerHeads(layer.heads, layer.head_dim, layout.prefix_tokens) for layer in layout.layers]
+
+    def attention(maps: bool) -> Listener:
+        statistics, offsets = AttentionStatistics(grids, heads, undefined), OffsetMaps(grids, heads)
+
+        def listen(record: LayerRecord) -> None:
+            reduction = describe_attention(record, facts[record.layer], aligned=maps)
+            statistics.update(record.layer, record.images, reduction.values)
+            if maps:
+                offsets.update(record.layer, record.images, reduction.aligned)
+
+        return listen
+
+    def spectra() -> Listener:
+        metric = Spectra(grids, heads)
+        return lambda record: metric.update(record.layer, describe_spectrum(record, facts[record.layer]))
+
+    def moments(precision: Any) -> Listener:
+        metric = Moments(shapes, MomentOptions(precision=precision))
+        return lambda record: metric.update(record.layer, record.heads_out)
+
+    together = (attention(maps=True), spectra(), moments("float64"))
+
+    def everything(record: LayerRecord) -> None:
+        for listen in together:
+            listen(record)
+
+    return {
+        "taps alone": ignore,
+        "attention statistics": attention(maps=False),
+        "... and offset maps": attention(maps=True),
+        "spectra": spectra(),
+        "moments, noise floor": moments("float64"),
+        "... in float32": moments("float32"),
+        EVERYTHING: everything,
+    }
+
+
+def ignore(_: LayerRecord) -> None:
+    """Take a record and do nothing."""
+
+
+def forward(
+    model: nn.Module, layout: HeadLayout, batches: Sequence[Tensor], listener: Listener | None
+) -> Callable[[], None]:
+    """Return a forward pass of all batches, with or without a listener."""
+    taps = [] if listener is None else [Tap(listener)]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                with tapping(model, layout, taps):
+                    model(batch)
+
+    return run
+
+
+def take_turns(cases: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Return seconds of each case and round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for round_ in range(-1, repeats):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            run()
+            if round_ >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Return for each case its cost relative to the plain forward pass: of the minima, and median over rounds."""
+    plain = seconds[PLAIN]
+    return [
+        {
+            "case": name,
+            "seconds": min(times),
+            "ratio_of_minima": min(times) / min(plain),
+            "median_ratio": median(one / other for one, other in zip(times, plain, strict=True)),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Return the numbers as a table in Markdown."""
+    lines = [", ".join(f"{name} {value}" for name, value in setting.items()), ""]
+    lines += ["| case | seconds | ratio of minima | median ratio |", "| --- | ---: | ---: | ---: |"]
+    for row in rows:
+        ratios = f"{row['ratio_of_minima']:.2f} | {row['median_ratio']:.2f}"
+        lines.append(f"| {row['case']} | {row['seconds']:.3f} | {ratios} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
