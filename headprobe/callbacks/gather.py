@@ -55,7 +55,7 @@ def pack(part: Part) -> bytes:
     """Return the arrays of metrics as one npz file."""
     out = io.BytesIO()
     arrays = {f"{name}/{key}": array for name, metric in part.items() for key, array in metric.to_arrays().items()}
-    np.savez(out, allow_pickle=False, **arrays)
+    np.savez(out, **arrays)
     return out.getvalue()
 
 

@@ -42,7 +42,7 @@ def profiles_of(grid: Size) -> tuple[Profile, Profile]:
 
     `diagonal` (Park & Kim 2022, https://arxiv.org/abs/2202.06709): the half diagonal of the shifted transform from the
     middle to its corner, labelled by the root mean square of the two axes' frequencies, on a square grid their common
-    value. `radial`: all frequencies up to 1, in rings as wide as the coarser axis' step.
+    value. `radial`: all frequencies up to 1, in rings as wide as the coarser axis' step; the first is frequency 0 alone.
     """
     rows, columns = grid
     along = [np.fft.fftfreq(length) * 2 for length in grid]
@@ -52,7 +52,7 @@ def profiles_of(grid: Size) -> tuple[Profile, Profile]:
     diagonal[np.arange(steps), np.arange(steps)] = np.arange(steps)
     radius = np.hypot(down, across)
     width = 2 / min(grid)
-    ring = np.floor(radius / width + 0.5).astype(int)
+    ring = np.maximum(np.floor(radius / width + 0.5).astype(int), radius > 0)  # frequency 0 has a ring of its own
     ring[radius > 1 + 1e-9] = -1
     return _profile("diagonal", diagonal, radius / np.sqrt(2)), _profile("radial", ring, radius)
 
@@ -134,12 +134,19 @@ def log_amplitudes(maps: Tensor, grid: Size, weights: Sequence[Tensor | None] = 
 
 
 def _waves(maps: Tensor, grid: Size, transform: Transform) -> Tensor:
-    """Return the kept frequencies' real and imaginary parts `[images, 2, frequencies, groups, channels]`."""
+    """Return the kept frequencies' real and imaginary parts `[images, 2, frequencies, groups, channels]`.
+
+    The mean is taken out before and put back at frequency 0, the first: rounding would else hide what varies little.
+    """
     images, (rows, columns) = len(maps), grid
-    down = transform.down_rows @ maps.float().reshape(images, rows, -1)
+    maps = maps.float()
+    mean = maps.mean(dim=1)
+    down = transform.down_rows @ (maps - mean[:, None]).reshape(images, rows, -1)
     waves = transform.along_columns @ down.view(-1, 2 * columns, maps.shape[2] * maps.shape[3])
     kept = waves.view(images, -1, waves.shape[-1]).index_select(1, transform.kept)
-    return kept.view(images, 2, -1, *maps.shape[2:])
+    kept = kept.view(images, 2, -1, *maps.shape[2:])
+    kept[:, 0, 0] += rows * columns * mean
+    return kept
 
 
 def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:

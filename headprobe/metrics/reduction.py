@@ -5,6 +5,7 @@ what a patch sends to prefix tokens is a number of its own. In shifted windows t
 groups (`TokenGrid.groups`); what is defined over a set of queries or keys is taken per group and averaged over queries.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from headprobe.metrics.token_grid import GridTables, TokenGrid, tables_of
 
 TINY = torch.finfo(torch.float32).tiny
+FAINT = 1e-20  # of what a query gives to all patches together
 
 
 class WeightsChunk(NamedTuple):
@@ -77,7 +79,7 @@ def reduce_attention(
     reducer: _Reducer | None = None
     for chunk in chunks:
         if reducer is None:
-            reducer = _Reducer(grid, images, chunk.weights, aligned)
+            reducer = _Reducer(grid, images, chunk.weights.float(), aligned)
         reducer.add(chunk)
     if reducer is None:
         return Reduction({}, None)
@@ -110,6 +112,7 @@ class _Reducer:
     def add(self, chunk: WeightsChunk) -> None:
         """Reduce one chunk."""
         windows = self.grid.windows
+        chunk = _lifted(_single(chunk), self.grid.prefix)
         images = slice(chunk.rows.start // windows, chunk.rows.stop // windows)
         weights = torch.unflatten(chunk.weights, 0, (-1, windows))
         self.queries = max(self.queries, chunk.queries.stop)
@@ -242,6 +245,30 @@ class _Patches:
             self.top = torch.maximum(self.largest, others.amax(dim=-1))
 
 
+def _single(chunk: WeightsChunk) -> WeightsChunk:
+    """Return a chunk in float32, which all tables and sums are in; models in float64 recompute theirs in float64."""
+    if chunk.weights.dtype == torch.float32:
+        return chunk
+    return chunk._replace(weights=chunk.weights.float(), logits=None if chunk.logits is None else chunk.logits.float())
+
+
+def _lifted(chunk: WeightsChunk, prefix: int) -> WeightsChunk:
+    """Make the shape of attention between patches known where prefix tokens leave it next to nothing.
+
+    Weights below 1e-38 are 0 in float32, and their shape is lost; it is still in the logits. Where a query gives all
+    patches less than `FAINT` together, they are given `FAINT`, in that shape: no sum can tell the difference.
+    """
+    if not prefix or chunk.logits is None:
+        return chunk
+    faint = chunk.weights[..., prefix:].sum(dim=-1) < FAINT
+    if not bool(faint.any()):
+        return chunk
+    shape = chunk.logits[..., prefix:][faint].log_softmax(dim=-1).add_(math.log(FAINT))
+    chunk.weights[..., prefix:][faint] = shape.exp()
+    chunk.logits[..., prefix:][faint] = shape - chunk.weights[faint].amax(dim=-1, keepdim=True).log()
+    return chunk
+
+
 def _a_ln_a_of(logits: Tensor | None, weights: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     """Return terms of sum a ln a `[images, windows, heads, queries, keys]`, and what to add per weight summed over.
 
@@ -280,7 +307,7 @@ def _mutual_information(shares: Tensor, entropy: Tensor, members: Tensor) -> Ten
     of_key = -torch.einsum("bwhk,wgk->bwhg", marginal, members.expand(shares.shape[1], -1, -1))
     information = (of_key - entropy / sizes.clamp_min(1)[:, None]).clamp_min(0)
     scale = (of_key.clamp_min(0) * sizes.clamp_min(1).log()[:, None]).sqrt()
-    normalised = torch.where(scale > 0, information / scale, 0.0)
+    normalised = torch.where(scale <= 0, 0.0, information / scale)  # NaN stays NaN
     return (normalised * counted[:, None]).sum(dim=(1, 3)) / counted.sum()
 
 

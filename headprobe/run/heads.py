@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,6 @@ def head_rows(heads_per_layer: Sequence[int], models: Mapping[str, Mapping[str, 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
     """Write arrays as a compressed npz file, in one step."""
-    out = io.BytesIO()
-    np.savez_compressed(out, allow_pickle=False, **arrays)
+    out, content = io.BytesIO(), dict[str, Any](arrays)
+    np.savez_compressed(out, **content)
     write_bytes(path, out.getvalue())

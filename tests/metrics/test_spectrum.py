@@ -29,7 +29,8 @@ def paper(maps: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         for j in range(columns):
             radius = math.hypot(2 * (i - middle[0]) / rows, 2 * (j - middle[1]) / columns)
             if radius <= 1 + 1e-9:
-                rings.setdefault(math.floor(radius * min(rows, columns) / 2 + 0.5), []).append(shifted[i, j])
+                ring = math.floor(radius * min(rows, columns) / 2 + 0.5)
+                rings.setdefault(max(ring, 1) if radius else 0, []).append(shifted[i, j])
     return {"diagonal": diagonal, "radial": np.array([np.mean(rings[ring]) for ring in sorted(rings)])}
 
 

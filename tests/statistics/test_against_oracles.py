@@ -304,6 +304,9 @@ def test_spectra_are_those_of_the_papers_procedure(name: str) -> None:
     for layer, by_series in enumerate(spectra(name)):
         for (series, head), values in by_series.items():
             here = diagonal(table, layer, series, head)
+            if name == "swin v2" and series == "contribution":  # a norm over all heads follows: no head adds its own
+                assert np.isnan(table.delta_log_amplitude[here]).all()
+                continue
             np.testing.assert_allclose(table.delta_log_amplitude[here], values.mean(0), atol=1e-4)
             spread = values.std(axis=0, ddof=1) / np.sqrt(len(values))
             np.testing.assert_allclose(table.error[here], spread, atol=1e-5, rtol=1e-3)
