@@ -14,7 +14,6 @@ from headprobe.backbone.trace import evaluating, example_images
 from headprobe.metrics.projection import HeadProjection
 from headprobe.metrics.token_grid import TokenGrid
 
-
 CONTRIBUTION = "contribution_spectrum"
 """What a head adds to the residual stream, by frequency."""
 

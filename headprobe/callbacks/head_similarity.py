@@ -1,6 +1,6 @@
 """`HeadSimilarity`: which heads resemble each other."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,9 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from headprobe.callbacks.head_attention import by_layer_mean
 from headprobe.callbacks.heads import Columns, HeadCallback
-from headprobe.metrics.head_blocks import Scope
-from headprobe.metrics.layer_samples import Sampling
-from headprobe.metrics.moment_options import Precision
 from headprobe.metrics.similarity import MEASURES, VARIANCE, Measure, title
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays
@@ -39,17 +36,19 @@ class HeadSimilarity(HeadCallback):
 
     def __init__(
         self,
-        scope: Scope = "within",
-        sampling: Sampling = "tokens",
+        scope: str = "within",
+        sampling: str = "tokens",
         pairs: list[tuple[int, int]] | None = None,
         variance: float = VARIANCE,
-        measures: list[Measure] | None = None,
+        measures: list[str] | None = None,
         groups: int | None = None,
         noise_floor: bool = True,
-        precision: Precision = "float64",
+        precision: str = "float64",
     ) -> None:
-        chosen: Sequence[Measure] = MEASURES if measures is None else measures
-        super().__init__(SimilaritySums(scope, sampling, pairs or (), variance, chosen, groups, noise_floor, precision))
+        # plain texts, checked by the statistic: jsonargparse would bury the choices under those of all callbacks
+        chosen = tuple(MEASURES if measures is None else measures)
+        what: Any = (scope, sampling, pairs or (), variance, chosen, groups, noise_floor, precision)
+        super().__init__(SimilaritySums(*what))
 
     def columns(self) -> dict[str, Columns]:
         """Return ranks, kept dims, and each head's mean similarity with the heads that it was compared with."""

@@ -65,6 +65,7 @@ class SimilaritySums(HeadStatistic):
         Raises:
             UsageError: An option is outside its range, or does not go with another.
         """
+        self.options.check()
         if not 0 < self.variance <= 1:
             raise UsageError(f"variance must be above 0 and at most 1, got {self.variance}")
         if self._wanted != 0 and not 2 <= self._wanted <= MAX_GROUPS:
@@ -74,7 +75,6 @@ class SimilaritySums(HeadStatistic):
             raise UsageError(f"{rule}, got groups {self._wanted} with scope {self.options.scope!r}")
         if not self.measures or not set(self.measures) <= set(MEASURES):
             raise UsageError(f"measures must be some of {', '.join(MEASURES)}, got {list(self.measures)}")
-        self.options.check()
 
     def describe(self) -> dict[str, Any]:
         """Return name and options."""

@@ -178,7 +178,8 @@ def test_options_of_a_callback_reach_it_from_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": "every"}, "within"),
+        ({"scope": "every"}, "scope must be one of within, all, pairs, got 'every'"),
+        ({"measures": ["svca"]}, "measures must be some of svcca, cca"),
         ({"variance": 2}, "variance must be above 0"),
         ({"scope": "all", "groups": 4}, "only for the scope 'within'"),
         ({"sampling": "class"}, "no class token"),
