@@ -15,16 +15,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.describe import describe_attention, describe_spectrum
 from headprobe.backbone.facts import LayerFacts, layer_facts
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.taps import Listener, Tap, tapping
-from headprobe.metrics.attention import AttentionStatistics
-from headprobe.metrics.moments import LayerHeads, MomentOptions, Moments
-from headprobe.metrics.offsets import OffsetMaps
-from headprobe.metrics.spectrum import Spectra
+from headprobe.statistics.attention import AttentionSums
+from headprobe.statistics.base import HeadStatistic, Seen, Subject
+from headprobe.statistics.similarity import SimilaritySums
+from headprobe.statistics.spectrum import SpectrumSums
 
+UNITS = 100  # of the data set; a batch belongs to one, which is never finished here
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "deit_tiny" / "model.safetensors"
 PLAIN, EVERYTHING = "plain forward", "all together"
 
@@ -86,45 +86,28 @@ def load(name: str, weights: Path | None) -> tuple[Any, str]:
     return model.eval(), f"{weights.parent.name}/{weights.name}"
 
 
-def listeners(layout: HeadLayout, facts: Sequence[LayerFacts]) -> dict[str, Listener]:
-    """Return what is measured, by name: the statistics that the callbacks fill, each alone and all together."""
-    grids, heads = [fact.grid for fact in facts], layout.heads_per_layer
-    undefined = [fact.undefined for fact in facts]
-    shapes = [LayerHeads(layer.heads, layer.head_dim, layout.prefix_tokens) for layer in layout.layers]
+def listeners(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Listener]:
+    """Return what is measured, by name: what each callback collects, alone and all together."""
 
-    def attention(maps: bool) -> Listener:
-        statistics, offsets = AttentionStatistics(grids, heads, undefined), OffsetMaps(grids, heads)
+    def collecting(*statistics: HeadStatistic) -> Listener:
+        for statistic in statistics:
+            statistic.begin(Subject(layout, facts, units=UNITS))
 
         def listen(record: LayerRecord) -> None:
-            reduction = describe_attention(record, facts[record.layer], aligned=maps)
-            statistics.update(record.layer, record.images, reduction.values)
-            if maps:
-                offsets.update(record.layer, record.images, reduction.aligned)
+            seen = Seen(0, torch.arange(record.images), (record,))
+            for statistic in statistics:
+                statistic.observe(seen)
 
         return listen
 
-    def spectra() -> Listener:
-        metric = Spectra(grids, heads)
-        return lambda record: metric.update(record.layer, describe_spectrum(record, facts[record.layer]))
-
-    def moments(precision: Any) -> Listener:
-        metric = Moments(shapes, MomentOptions(precision=precision))
-        return lambda record: metric.update(record.layer, record.heads_out)
-
-    together = (attention(maps=True), spectra(), moments("float64"))
-
-    def everything(record: LayerRecord) -> None:
-        for listen in together:
-            listen(record)
-
     return {
         "taps alone": ignore,
-        "attention statistics": attention(maps=False),
-        "... and offset maps": attention(maps=True),
-        "spectra": spectra(),
-        "moments, noise floor": moments("float64"),
-        "... in float32": moments("float32"),
-        EVERYTHING: everything,
+        "HeadAttention, no offset maps": collecting(AttentionSums(offset_maps=False)),
+        "HeadAttention": collecting(AttentionSums()),
+        "HeadSpectrum": collecting(SpectrumSums()),
+        "HeadSimilarity": collecting(SimilaritySums()),
+        "HeadSimilarity, precision float32": collecting(SimilaritySums(precision="float32")),
+        EVERYTHING: collecting(AttentionSums(), SpectrumSums(), SimilaritySums()),
     }
 
 

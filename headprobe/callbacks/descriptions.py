@@ -20,7 +20,8 @@ def write_descriptions(
     callbacks: Sequence[HeadCallback], loggers: Sequence[Logger], directory: Path, probe: HeadProbe, images: int
 ) -> None:
     """Write `heads.csv` and all other files of these callbacks, and show them in TensorBoard."""
-    columns = merged_columns(callbacks)
+    seen = np.full(sum(probe.layout.heads_per_layer), images)
+    columns = {model: {"images": seen, **of_model} for model, of_model in merged_columns(callbacks).items()}
     mask = probe.masks[0].name if probe.described_mask is not None else ""
     heads = probe.layout.heads_per_layer
     names = {BASELINE: BASELINE, MASKED: mask}

@@ -47,7 +47,7 @@ def gather_nodes(trainer: lightning.Trainer, statistic: HeadStatistic) -> None:
         tree, level, index = key
         own = nodes.get((tree, level, index)) if rank == trainer.global_rank else None
         packed = _broadcast(trainer, b"" if own is None else pack(own), rank)
-        if trainer.is_global_zero:
+        if packed is not None:
             statistic.add_node((tree, level, index), unpack(packed))
 
 
@@ -69,8 +69,8 @@ def unpack(packed: bytes) -> dict[str, Arrays]:
     return parts
 
 
-def _broadcast(trainer: lightning.Trainer, content: bytes, rank: int) -> bytes:
-    """Return what process `rank` has."""
+def _broadcast(trainer: lightning.Trainer, content: bytes, rank: int) -> bytes | None:
+    """Return what process `rank` has to the first process, None to the others; all must call this."""
     device = trainer.strategy.root_device
     length = torch.tensor([len(content)], device=device)
     broadcast(length, rank)
@@ -78,4 +78,4 @@ def _broadcast(trainer: lightning.Trainer, content: bytes, rank: int) -> bytes:
     if rank == trainer.global_rank:
         tensor.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     broadcast(tensor, rank)
-    return tensor.cpu().numpy().tobytes()
+    return tensor.cpu().numpy().tobytes() if trainer.is_global_zero else None

@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headprobe.callbacks.heads import Columns, HeadCallback
 from headprobe.metrics.attention import HeadTable
+from headprobe.metrics.offsets import WITHOUT_MAP
 from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.offset_figures import offset_grid
 from headprobe.statistics.attention import AttentionSums
@@ -30,7 +31,7 @@ DRAWN = {
 
 
 class HeadAttention(HeadCallback):
-    """Describes what every head attends to: distance, entropy, sinks and more; see docs/results.md.
+    """Describes what every head attends to: distance, entropy, sinks and more; see docs/describe_heads.md.
 
     Args:
         offset_maps: Also write each head's mean attention by offset of key from query, as `offset_maps.npz`.
@@ -91,6 +92,9 @@ class HeadAttention(HeadCallback):
         for layer, reasons in enumerate(self.statistic.reasons()):
             for name, reason in reasons.items():
                 found.setdefault(name, {}).setdefault(reason, []).append(layer)
+        for maps in self.statistic.maps().values():
+            if without := [layer for layer, values in enumerate(maps) if values is None]:
+                found["offset_maps"] = {WITHOUT_MAP: without}
         return found
 
     def summary(self) -> dict[str, ArrayLike]:

@@ -18,7 +18,7 @@ DRAWN: tuple[Measure, ...] = ("svcca", "cka_unbiased")
 
 
 class HeadSimilarity(HeadCallback):
-    """Writes `similarity.npz`: how similar heads are, with noise floors and intervals; see docs/results.md.
+    """Writes `similarity.npz`: how similar heads are, with floors and intervals; see docs/describe_heads.md.
 
     Args:
         scope: Heads that are compared: `within` each layer, `all` of the model, or those of `pairs` of layers.
@@ -57,9 +57,9 @@ class HeadSimilarity(HeadCallback):
         for model, prefix in ((BASELINE, ""), (MASKED, f"{MASKED}_"), (CHANGE, f"{CHANGE}_")):
             if f"{prefix}{self.statistic.measures[0]}" not in arrays:
                 continue
-            ranks = {} if model == CHANGE else {"rank": arrays[f"{prefix}rank"], "kept_dims": arrays[f"{prefix}kept"]}
+            ranks = {} if model == CHANGE else {"rank": f"{prefix}rank", "kept_dims": f"{prefix}kept"}
             means = {f"{measure}_mean": others_mean(arrays[prefix + measure]) for measure in self.statistic.measures}
-            columns[model] = {**ranks, **means}
+            columns[model] = {**{name: known(arrays[key]) for name, key in ranks.items()}, **means}
         return columns
 
     def arrays(self) -> dict[str, Arrays]:
@@ -102,6 +102,16 @@ class HeadSimilarity(HeadCallback):
     def _axis(self, name: str) -> NDArray[np.int64]:
         return np.asarray(self.statistic.matrices()[name], dtype=np.int64)
 
+    def undefined(self) -> dict[str, dict[str, list[int]]]:
+        """Return the layers whose heads were compared with no other."""
+        options, heads = self.statistic.options, self.statistic.subject.layout.heads_per_layer
+        compared = {layer for one in self.statistic.comparisons()[BASELINE] for layer in one.moments.layer.tolist()}
+        outside = [layer for layer in range(len(heads)) if layer not in compared]
+        alone = [layer for layer in sorted(compared) if heads[layer] == 1 and options.scope == "within"]
+        reasons = {"the layer is in none of the pairs": outside, "the layer has a single head": alone}
+        given = {reason: layers for reason, layers in reasons.items() if layers}
+        return {f"{measure}_mean": dict(given) for measure in self.statistic.measures} if given else {}
+
     def summary(self) -> dict[str, ArrayLike]:
         """Return each layer's mean similarity of different heads, and that of unrelated images."""
         arrays, measure = self.statistic.matrices(), self.statistic.measures[0]
@@ -129,3 +139,8 @@ def others_mean(matrix: NDArray[np.generic]) -> NDArray[np.float64]:
     total = np.where(finite, others, 0).sum(axis=1)
     count = finite.sum(axis=1)
     return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), dtype=np.float64)
+
+
+def known(numbers: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return whole numbers as they are, or with NaN for those of heads that were not looked at (-1)."""
+    return np.where(numbers < 0, np.nan, numbers) if (numbers < 0).any() else numbers  # type: ignore[operator]

@@ -15,6 +15,8 @@ from headprobe.run.results import Row
 from headprobe.statistics.base import BASELINE, CHANGE, MASKED
 from headprobe.statistics.spectrum import SpectrumSums
 
+TOO_SMALL = "the grid has no more than two rows or columns, whose diagonal carries frequency 0 alone"
+
 
 class HeadSpectrum(HeadCallback):
     """Writes `spectrum.csv`: log amplitudes of every head's output and of the residual stream, by frequency."""
@@ -62,10 +64,16 @@ class HeadSpectrum(HeadCallback):
         metric = self.statistic.make_part()[BASELINE]
         layers = range(len(self.statistic.subject.layout.layers))
         without = [layer for layer in layers if (layer, "head") not in metric.blocks]
-        found: dict[str, dict[str, list[int]]] = {"spectrum": {WITHOUT_SPECTRUM: without}} if without else {}
+        found: dict[str, dict[str, list[int]]] = {}
         for layer, fact in enumerate(self.statistic.subject.facts):
-            if CONTRIBUTION in fact.undefined:
-                found.setdefault(CONTRIBUTION, {}).setdefault(fact.undefined[CONTRIBUTION], []).append(layer)
+            reasons = {"contribution_high_frequency": fact.undefined.get(CONTRIBUTION, "")}
+            if layer in without:
+                reasons = dict.fromkeys(("high_frequency", "contribution_high_frequency"), WITHOUT_SPECTRUM)
+            elif min(fact.grid.grid or (0, 0)) <= 2:
+                reasons = dict.fromkeys(("high_frequency", "contribution_high_frequency"), TOO_SMALL)
+            for name, reason in reasons.items():
+                if reason:
+                    found.setdefault(name, {}).setdefault(reason, []).append(layer)
         return found
 
     def summary(self) -> dict[str, ArrayLike]:
@@ -82,6 +90,7 @@ class HeadSpectrum(HeadCallback):
         for series, name in (("head", "high_frequency"), ("contribution", "contribution_high_frequency")):
             chosen = (table.series == series) & (table.profile == "diagonal")
             last = chosen & np.append(table.frequency[1:] <= table.frequency[:-1], True)  # bins ascend within a head
+            last &= table.frequency > 0  # a grid of one or two rows carries no other frequency on its diagonal
             places = first[table.layer[last]] + table.head[last]
             for column, values in ((name, table.delta_log_amplitude), (f"{name}_se", table.error)):
                 columns[column] = np.full(first[-1], np.nan)

@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
 import yaml
@@ -63,6 +63,13 @@ register_type(MaskSpecs, serializer=_plain, deserializer=MaskSpecs)
 
 class LightningParser(Parser, LightningArgumentParser):
     """Lightning's parser, with our errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Name our callbacks where one is not understood: jsonargparse says what a callback is, not which there are."""
+        if "trainer.callbacks" in message:
+            ours = ", ".join(callback.__name__ for callback in DESCRIBING)
+            message += f"\ncallbacks that describe heads are {ours}; others are named by their import path"
+        super().error(message, ex)
 
 
 class ProbeTrainer(lightning.Trainer):

@@ -132,6 +132,9 @@ class Spectra(SumMetric):
         A series whose every amplitude is 0, that of a masked head, has no spectrum: NaN.
         """
         parts = [self._part(layer, name, arrays) for layer, name in self.blocks]
+        if not parts:
+            kinds = (int, str, int, str, float, int, float, float, float)
+            return SpectrumTable(*(np.empty(0, dtype=kind) for kind in kinds))
         return SpectrumTable(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _part(self, layer: int, name: str, arrays: Mapping[str, NDArray[np.generic]]) -> SpectrumTable:

@@ -57,7 +57,8 @@ def offset_grid(maps: Sequence[FloatArray | None], title: str) -> Figure:
     note = "Attention by offset of key from query (red ring: the query itself), mean over queries and images."
     if tile >= NUMBERED_TILE:
         note += " Number: the map's largest weight."
-    write_title(figure, title, f"{note} Colours go with the square root, up to each map's largest weight.")
+    note += " Colours go with the square root, up to each map's largest weight. Uniform attention gives a tent: small"
+    write_title(figure, title, f"{note} offsets are the most frequent.")
     return figure
 
 

@@ -52,7 +52,15 @@ def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike
         columns: By heading one number per layer, NaN where it is not defined.
     """
     title = "heads of the unmasked model, means by layer"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+        min_width=len(title),  # a narrow table would fold its title
+    )
     values = {heading: np.asarray(numbers, dtype=np.float64) for heading, numbers in columns.items()}
     for heading in ("layer", "heads", *values):
         table.add_column(heading, justify="right", no_wrap=True)

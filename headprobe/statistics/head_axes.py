@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headprobe.metrics.comparison import Comparison
 from headprobe.metrics.head_moments import IntArray
+from headprobe.metrics.jackknife import above_floor
 from headprobe.statistics.base import Arrays
 
 SPREAD = {"error": "se", "low": "low", "high": "high"}
@@ -37,10 +38,11 @@ class HeadAxes:
         return first[one.moments.layer] + one.moments.head
 
     def spread_out(self, blocks: Sequence[Comparison], values: Sequence[ArrayLike]) -> NDArray[np.generic]:
-        """Put blocks' matrices, or one entry per head, into those of the whole model, NaN (or -1) elsewhere."""
+        """Put blocks' matrices, or one entry per head, into those of the whole model; NaN, -1 or False elsewhere."""
         shape = (len(self.layer),) * np.ndim(values[0])
         dtype = np.result_type(values[0])
-        out = np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else -1, dtype=dtype)
+        nothing = {"f": np.nan, "b": False}.get(np.dtype(dtype).kind, -1)
+        out = np.full(shape, nothing, dtype=dtype)
         for one, value in zip(blocks, values, strict=True):
             places = self.places(one)
             out[np.ix_(*[places] * np.ndim(value))] = value
@@ -60,4 +62,10 @@ class HeadAxes:
                 for field, suffix in SPREAD.items():
                     spread = [getattr(one.spread[measure], field) for one in blocks]
                     arrays[f"{measure}_{suffix}"] = self.spread_out(blocks, spread)
+            if all(one.floor and one.spread for one in blocks):
+                above = [
+                    above_floor(one.found.values[measure], one.floor[measure], one.spread[measure].error, one.groups)
+                    for one in blocks
+                ]
+                arrays[f"{measure}_above_floor"] = self.spread_out(blocks, above)
         return arrays

@@ -4,13 +4,19 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from headprobe.callbacks.head_attention import HeadAttention
+from headprobe.callbacks.head_spectrum import HeadSpectrum
+from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.metrics.attention import RATIOS, STATISTICS
+from headprobe.module import HeadProbe
 from tests.cli_runs import QUICK, Ended, command, only_message
 
 CALLBACKS = ("HeadAttention", "HeadSimilarity", "HeadSpectrum")
@@ -217,6 +223,52 @@ def test_heads_can_be_masked_in_the_order_of_a_column_of_heads_csv(both: Ended, 
     ended = command(tmp_path, "test", "--mask-spec", spec, *QUICK)
     assert ended.code == 0, ended.err
     assert [row["heads_masked"] for row in ended.rows()] == ["0", "1", "2"]
+
+
+def test_a_misspelt_callback_is_answered_with_the_right_names(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", "--trainer.callbacks", "HeadAttentio", *QUICK)
+    assert ended.code == 2
+    assert "HeadAttention, HeadSimilarity, HeadSpectrum" in ended.err
+
+
+def test_heads_of_layers_that_were_not_compared_have_empty_cells_and_a_reason(tmp_path: Path) -> None:
+    file = config(tmp_path, {"class_path": "HeadSimilarity", "init_args": {"scope": "pairs", "pairs": [[0, 1]]}})
+    ended = command(tmp_path, "test", "--config", str(file), *QUICK)
+    assert ended.code == 0, ended.err
+    found = rows(ended, "heads.csv")
+    assert list(found[0])[:4] == ["model", "layer", "head", "images"]
+    assert {(row["rank"] != "", row["svcca_mean"] != "") for row in found[:8]} == {(True, True)}
+    assert {(row["rank"], row["svcca_mean"]) for row in found[8:]} == {("", "")}
+    undefined = json.loads((ended.directory() / "run.json").read_text())["undefined"]
+    assert undefined["svcca_mean"] == {"the layer is in none of the pairs": [2, 3, 4, 5]}
+
+
+def test_a_grid_without_other_frequencies_has_no_highest_one(tmp_path: Path) -> None:
+    words = ("--model.name", "swin_tiny_patch4_window7_224", "--model.pretrained", "false", "--model.num_classes", "10")
+    size = "{img_size: 32, window_size: 2, embed_dim: 24, depths: [1, 1, 1], num_heads: [2, 2, 2]}"
+    ended = command(tmp_path, "test", *words, "--model.options", size, "--trainer.callbacks", "HeadSpectrum", *QUICK)
+    assert ended.code == 0, ended.err
+    empty = {row["layer"] for row in rows(ended, "heads.csv") if not row["high_frequency"]}
+    undefined = json.loads((ended.directory() / "run.json").read_text())["undefined"]
+    ((_, layers),) = undefined["high_frequency"].items()
+    assert empty == {str(layer) for layer in layers} == {"2"}
+
+
+def test_a_run_that_broke_leaves_no_statistic_behind(tmp_path: Path) -> None:
+    class Broken(lightning.Callback):
+        def on_test_batch_start(self, *args: object, **kwargs: object) -> None:
+            raise RuntimeError("the culprit")
+
+    def test(probe: HeadProbe, *callbacks: lightning.Callback) -> None:
+        options: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = lightning.Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=[*callbacks], **options)
+        trainer.test(probe, ImageNetDataModule(max_images=8, num_workers=0), verbose=False)
+
+    probe, attention = HeadProbe(), HeadAttention(offset_maps=False)
+    with pytest.raises(RuntimeError, match="the culprit"):
+        test(probe, HeadSpectrum(), HeadAttention(), Broken())
+    test(probe, attention)
+    assert attention.columns()["baseline"]["images"].tolist() == [8] * HEADS
 
 
 def documented(heading: str) -> list[str]:
