@@ -249,7 +249,7 @@ def distributions(modules: set[str]) -> dict[str, set[str]]:
 
 
 def undeclared(files: list[Path], packages: set[str]) -> list[str]:
-    modules = set().union(*(outside(tree_of(file)) for file in files)) - {"tests"}
+    modules = set().union(*(outside(tree_of(file)) for file in files)) - {"tests", "benchmarks"}
     return sorted(module for module, names in distributions(modules).items() if not names & packages)
 
 
