@@ -30,7 +30,7 @@ def describe_attention(record: LayerRecord, facts: LayerFacts, aligned: bool = F
 def describe_spectrum(record: LayerRecord, facts: LayerFacts) -> dict[str, Tensor]:
     """Return a layer's frequency profiles by series, for `Spectra.update`; empty where its patches have no grid."""
     grid = facts.grid
-    if grid.grid is None or grid.pooled:
+    if not grid.on_map:
         return {}
     profiles: dict[str, Tensor] = {}
     weight = None

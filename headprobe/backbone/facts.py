@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.heads import AttentionLayer, HeadLayout
+from headprobe.backbone.heads import AttentionLayer, HeadLayout, parent_of
 from headprobe.backbone.layer_record import LayerRecord
-from headprobe.backbone.taps import Tap, parent_of, tapping
+from headprobe.backbone.taps import Tap, tapping
 from headprobe.backbone.trace import evaluating, example_images
 from headprobe.metrics.projection import HeadProjection
 from headprobe.metrics.token_grid import TokenGrid
@@ -93,7 +93,7 @@ def _projection(backbone: nn.Module, layer: AttentionLayer) -> HeadProjection | 
     if not isinstance(linear, nn.Linear):
         return None
     weight = linear.weight.detach()
-    block: Any = backbone.get_submodule(parent_of(layer))
+    block: Any = backbone.get_submodule(parent_of(layer.name))
     scales = [getattr(getattr(block, name, None), "gamma", None) for name in ("ls1", "ls")]  # ls: parallel branches
     for scale in (*scales, getattr(block, "gamma_1", None)):
         if isinstance(scale, Tensor) and layer.kind != "pool":

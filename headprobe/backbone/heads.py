@@ -149,14 +149,15 @@ def _prefix_tokens(backbone: nn.Module) -> int:
     return int(getattr(backbone, "num_prefix_tokens", 0))
 
 
-def _parent(name: str) -> str:
+def parent_of(name: str) -> str:
+    """Return the qualified name of the module around another."""
     return name.rpartition(".")[0]
 
 
 def _grid(backbone: nn.Module, name: str, site: Site, trace: Trace) -> Size | None:
     """Return the patch grid at a layer: the block's map for windows, the patch embedding's for global attention."""
     if site.kind == "window":
-        shape = trace.block_shapes.get(_parent(name))
+        shape = trace.block_shapes.get(parent_of(name))
         # Swin v1, v2: [rows, height, width, channels]; v2-CR: [rows, channels, height, width] outside its stages
         return (shape[1], shape[2]) if shape is not None and len(shape) == 4 else None
     grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
@@ -189,7 +190,7 @@ def _describe(
         stage=stage,
         grid=grid,
         window=_pair(module.window_size) if windowed else None,
-        shift=_pair(getattr(backbone.get_submodule(_parent(name)), "shift_size", 0)) if windowed else (0, 0),
+        shift=_pair(getattr(backbone.get_submodule(parent_of(name)), "shift_size", 0)) if windowed else (0, 0),
         inner_norm=point.endswith(".norm") and not isinstance(backbone.get_submodule(point), nn.Identity),
         joins_itself=site.joins_itself,
     )

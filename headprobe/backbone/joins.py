@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headprobe.backbone.ablation import masked_logits
 from headprobe.backbone.growing import GrowingPass, Join, Key
-from headprobe.backbone.heads import HeadLayout
+from headprobe.backbone.heads import HeadLayout, parent_of
 from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
 
@@ -143,7 +143,7 @@ def _candidates(
     name = attention.name
     names = [name] if attention.joins_itself else []
     while name:
-        name = name.rpartition(".")[0]
+        name = parent_of(name)
         names.append(name)
     return [
         Join(name, two[name][0], _batched(two[name][1], three[name][1]))

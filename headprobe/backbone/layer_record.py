@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headprobe.errors import RunError
-from headprobe.metrics.reduction import WeightsChunk
+from headprobe.metrics.weights_chunk import WeightsChunk
 
 CHUNK = 1 << 20  # weights at a time: larger chunks fall out of a CPU's cache, smaller ones keep its threads waiting
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from headprobe.backbone.heads import AttentionLayer, HeadLayout
+from headprobe.backbone.heads import AttentionLayer, HeadLayout, parent_of
 from headprobe.backbone.layer_record import FusedAttention, LayerRecord, PlainAttention
 from headprobe.errors import RunError
 
@@ -29,11 +29,6 @@ In a growing pass the batch is several copies of the images, and those of a mask
 SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 MATMUL = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__})
 SECOND_HALF = ("norm2", "mlp")  # of timm's blocks: the first of them to be called is given the stream after attention
-
-
-def parent_of(layer: AttentionLayer) -> str:
-    """Return the qualified name of the module around a layer."""
-    return layer.name.rpartition(".")[0]
 
 
 def windows_of(layer: AttentionLayer) -> int:
@@ -185,7 +180,7 @@ def _install(
     """Hook one layer; its record is complete when its block's second half is entered."""
     module = backbone.get_submodule(layer.name)
     point, projection = backbone.get_submodule(layer.point), backbone.get_submodule(f"{layer.name}.proj")
-    parent = parent_of(layer)
+    parent = parent_of(layer.name)
     block = backbone.get_submodule(parent) if parent and layer.kind != "pool" else None
     halves = _second_half(block)
 

@@ -20,18 +20,14 @@ def write_descriptions(
     callbacks: Sequence[HeadCallback], loggers: Sequence[Logger], directory: Path, probe: HeadProbe, images: int
 ) -> None:
     """Write `heads.csv` and all other files of these callbacks, and show them in TensorBoard."""
-    seen = np.full(sum(probe.layout.heads_per_layer), images)
+    heads, subject = probe.layout.heads_per_layer, callbacks[0].statistic.subject
+    seen = np.full(sum(heads), images)
     columns = {model: {"images": seen, **of_model} for model, of_model in merged_columns(callbacks).items()}
-    mask = probe.masks[0].name if probe.described_mask is not None else ""
-    heads = probe.layout.heads_per_layer
-    names = {BASELINE: BASELINE, MASKED: mask}
-    if columns:
-        write_rows(
-            directory / "heads.csv",
-            head_rows(heads, {names[model]: columns[model] for model in names if model in columns}),
-        )
+    models = {subject.title(model): columns[model] for model in subject.models if model in columns}
+    if models:
+        write_rows(directory / "heads.csv", head_rows(heads, models))
     if CHANGE in columns:
-        write_rows(directory / "heads_change.csv", head_rows(heads, {mask: columns[CHANGE]}))
+        write_rows(directory / "heads_change.csv", head_rows(heads, {subject.title(MASKED): columns[CHANGE]}))
     for callback in callbacks:
         for name, rows in callback.tables().items():
             write_rows(directory / name, rows)

@@ -4,13 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.callbacks.heads import Columns, HeadCallback
+from headprobe.callbacks.heads import Columns, HeadCallback, by_layer_mean
 from headprobe.metrics.attention import HeadTable
 from headprobe.metrics.offsets import WITHOUT_MAP
 from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.offset_figures import offset_grid
 from headprobe.statistics.attention import AttentionSums
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays
+from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
 
 UNIFORM = {"attention_distance_px": "attention_distance_ratio", "entropy_nats": "entropy_ratio"}
 """Statistics with a value under uniform attention, and what divides by it."""
@@ -50,29 +50,28 @@ class HeadAttention(HeadCallback):
         """Return the offset maps."""
         arrays: Arrays = {}
         for model, maps in self.statistic.maps().items():
-            prefix = "" if model == BASELINE else f"{model}_"
-            arrays |= {f"{prefix}layer_{n:03d}": values for n, values in enumerate(maps) if values is not None}
+            of_layers = {f"layer_{n:03d}": values for n, values in enumerate(maps) if values is not None}
+            arrays |= {prefixed(model, name): values for name, values in of_layers.items()}
         return {"offset_maps.npz": arrays} if arrays else {}
 
     def figures(self, about: str) -> dict[str, Figure]:
         """Return dots by layer for every statistic, and the grid of offset maps."""
-        tables, figures = self.statistic.tables(), {}
-        mask = self.statistic.subject.mask or ""
+        tables, figures, subject = self.statistic.tables(), {}, self.statistic.subject
         for name, (title, axis) in DRAWN.items():
             if not np.isfinite(tables[BASELINE].mean[name]).any():
                 continue
-            figures[f"{name}/by_layer"] = self._by_layer(tables, name, f"{title}\n{about}", axis, mask)
+            figures[f"{name}/by_layer"] = self._by_layer(tables, name, f"{title}\n{about}", axis)
             if CHANGE in tables:
-                table, heading = tables[CHANGE], f"{title}: {mask} minus baseline\n{about}"
+                table, heading = tables[CHANGE], f"{title}: {subject.title(CHANGE)}\n{about}"
                 figures[f"{name}/change"] = change_by_layer(
                     table.layer, table.head, table.mean[name], table.error[name], heading, f"change of {axis}"
                 )
         for model, maps in self.statistic.maps().items():
-            whose = "baseline" if model == BASELINE else mask
-            figures[f"offset_maps/{model}"] = offset_grid(maps, f"Where each head looks, by offset: {whose}\n{about}")
+            title = f"Where each head looks, by offset: {subject.title(model)}\n{about}"
+            figures[f"offset_maps/{model}"] = offset_grid(maps, title)
         return figures
 
-    def _by_layer(self, tables: dict[str, HeadTable], name: str, title: str, axis: str, mask: str) -> Figure:
+    def _by_layer(self, tables: dict[str, HeadTable], name: str, title: str, axis: str) -> Figure:
         table, masked = tables[BASELINE], tables.get(MASKED)
         return by_layer(
             table.layer,
@@ -83,7 +82,7 @@ class HeadAttention(HeadCallback):
             axis,
             uniform=_uniform(table, name),
             masked=None if masked is None else masked.mean[name],
-            masked_name=mask,
+            masked_name=self.statistic.subject.mask or "",
         )
 
     def undefined(self) -> dict[str, dict[str, list[int]]]:
@@ -98,20 +97,12 @@ class HeadAttention(HeadCallback):
         return found
 
     def summary(self) -> dict[str, ArrayLike]:
-        """Return each layer's mean distance and entropy relative to uniform attention."""
+        """Return each layer's mean distance and entropy."""
         table = self.statistic.tables()[BASELINE]
         return {
             "distance px": by_layer_mean(table.layer, table.mean["attention_distance_px"]),
             "entropy nats": by_layer_mean(table.layer, table.mean["entropy_nats"]),
         }
-
-
-def by_layer_mean(layer: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over each layer's heads of values `[heads of the model]`, leaving out NaN."""
-    finite = np.isfinite(values)
-    count = np.bincount(layer, finite, minlength=int(layer.max()) + 1)
-    total = np.bincount(layer, np.where(finite, values, 0), minlength=int(layer.max()) + 1)
-    return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), dtype=np.float64)
 
 
 def _columns(table: HeadTable) -> Columns:

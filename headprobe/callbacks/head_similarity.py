@@ -6,11 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.callbacks.head_attention import by_layer_mean
-from headprobe.callbacks.heads import Columns, HeadCallback
+from headprobe.callbacks.heads import Columns, HeadCallback, by_layer_mean
 from headprobe.metrics.similarity import MEASURES, VARIANCE, Measure, title
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays
+from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
 from headprobe.statistics.similarity import SimilaritySums
 
 DRAWN: tuple[Measure, ...] = ("svcca", "cka_unbiased")
@@ -54,12 +53,15 @@ class HeadSimilarity(HeadCallback):
         """Return ranks, kept dims, and each head's mean similarity with the heads that it was compared with."""
         arrays = self.statistic.matrices()
         columns: dict[str, Columns] = {}
-        for model, prefix in ((BASELINE, ""), (MASKED, f"{MASKED}_"), (CHANGE, f"{CHANGE}_")):
-            if f"{prefix}{self.statistic.measures[0]}" not in arrays:
-                continue
-            ranks = {} if model == CHANGE else {"rank": f"{prefix}rank", "kept_dims": f"{prefix}kept"}
-            means = {f"{measure}_mean": others_mean(arrays[prefix + measure]) for measure in self.statistic.measures}
-            columns[model] = {**{name: known(arrays[key]) for name, key in ranks.items()}, **means}
+        means: Columns
+        for model in (BASELINE, MASKED, CHANGE):
+            matrices = {measure: arrays.get(prefixed(model, measure)) for measure in self.statistic.measures}
+            means = {f"{name}_mean": others_mean(matrix) for name, matrix in matrices.items() if matrix is not None}
+            if model in self.statistic.subject.models:
+                ranks = {"rank": arrays[prefixed(model, "rank")], "kept_dims": arrays[prefixed(model, "kept")]}
+                means = {**{name: known(numbers) for name, numbers in ranks.items()}, **means}
+            if means:
+                columns[model] = means
         return columns
 
     def arrays(self) -> dict[str, Arrays]:
@@ -69,32 +71,30 @@ class HeadSimilarity(HeadCallback):
     def figures(self, about: str) -> dict[str, Figure]:
         """Return matrices ordered by layer and clustered, for each model, and of the differences."""
         found: dict[str, Figure] = {}
-        mask = self.statistic.subject.mask or ""
         for measure in [name for name in DRAWN if name in self.statistic.measures] or self.statistic.measures[:1]:
-            found |= self._of_model(measure, BASELINE, "baseline", about)
-            if mask:
-                found |= self._of_model(measure, MASKED, mask, about)
-                title = self._title(measure, f"{mask} minus baseline", about)
-                values = self._matrix(f"{CHANGE}_{measure}")
+            for model in self.statistic.subject.models:
+                found |= self._of_model(measure, model, about)
+            if self.statistic.subject.mask is not None:
+                values, heading = self._matrix(prefixed(CHANGE, measure)), self._title(measure, CHANGE, about)
                 found[f"{measure}/change"] = similarity_by_layer(
-                    values, self._axis("layer"), self._axis("head"), title, "change", diverging=True
+                    values, self._axis("layer"), self._axis("head"), heading, "change", diverging=True
                 )
         return found
 
-    def _of_model(self, measure: Measure, model: str, whose: str, about: str) -> dict[str, Figure]:
+    def _of_model(self, measure: Measure, model: str, about: str) -> dict[str, Figure]:
         """Return a model's two figures of one measure."""
-        prefix = "" if model == BASELINE else f"{model}_"
-        values, floor = self._matrix(prefix + measure), f"{prefix}{measure}_floor"
+        values, floor = self._matrix(prefixed(model, measure)), prefixed(model, f"{measure}_floor")
         floors = self._matrix(floor) if floor in self.statistic.matrices() else None
-        label, heading = title(measure, self.statistic.options.sampling), self._title(measure, whose, about)
+        label, heading = title(measure, self.statistic.options.sampling), self._title(measure, model, about)
         axes = (self._axis("layer"), self._axis("head"))
         return {
             f"{measure}/by_layer_{model}": similarity_by_layer(values, *axes, heading, label, floor=floors),
             f"{measure}/clustered_{model}": similarity_clustered(values, *axes, heading, label, floor=floors),
         }
 
-    def _title(self, measure: Measure, whose: str, about: str) -> str:
-        return f"{title(measure, self.statistic.options.sampling)} of heads: {whose}\n{about}, {self.note()}"
+    def _title(self, measure: Measure, model: str, about: str) -> str:
+        name, whose = title(measure, self.statistic.options.sampling), self.statistic.subject.title(model)
+        return f"{name} of heads: {whose}\n{about}, {self.note()}"
 
     def _matrix(self, name: str) -> NDArray[np.float64]:
         return np.asarray(self.statistic.matrices()[name], dtype=np.float64)

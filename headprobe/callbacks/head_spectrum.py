@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from headprobe.backbone.facts import CONTRIBUTION
-from headprobe.callbacks.head_attention import by_layer_mean
-from headprobe.callbacks.heads import Columns, HeadCallback
+from headprobe.callbacks.heads import Columns, HeadCallback, by_layer_mean
 from headprobe.metrics.spectrum import WITHOUT_SPECTRUM, SpectrumTable
 from headprobe.report.spectrum_figures import spectra_by_layer, stream_spectra
 from headprobe.run.results import Row
@@ -32,20 +31,17 @@ class HeadSpectrum(HeadCallback):
 
     def tables(self) -> dict[str, list[Row]]:
         """Return `spectrum.csv` and, with a mask, `spectrum_change.csv`."""
-        found = self.statistic.tables()
-        mask = self.statistic.subject.mask or ""
-        models = {"baseline": found[BASELINE]} | ({mask: found[MASKED]} if MASKED in found else {})
-        tables = {"spectrum.csv": [row for name, table in models.items() for row in _rows(name, table)]}
-        if CHANGE in found:
-            tables["spectrum_change.csv"] = list(_rows(mask, found[CHANGE]))
-        return tables
+        found, subject = self.statistic.tables(), self.statistic.subject
+        rows = [row for model in subject.models for row in _rows(subject.title(model), found[model])]
+        if CHANGE not in found:
+            return {"spectrum.csv": rows}
+        return {"spectrum.csv": rows, "spectrum_change.csv": list(_rows(subject.title(MASKED), found[CHANGE]))}
 
     def figures(self, about: str) -> dict[str, Figure]:
         """Return the spectra of heads, of their contributions and of the stream, for each model."""
         figures: dict[str, Figure] = {}
-        mask = self.statistic.subject.mask or ""
         for model, table in self.statistic.tables().items():
-            whose = {BASELINE: "baseline", MASKED: mask, CHANGE: f"{mask} minus baseline"}[model]
+            whose = self.statistic.subject.title(model)
             if not len(table.layer):
                 continue
             ylabel = {"ylabel": "change of delta log amplitude"} if model == CHANGE else {}
@@ -61,13 +57,10 @@ class HeadSpectrum(HeadCallback):
 
     def undefined(self) -> dict[str, dict[str, list[int]]]:
         """Return the layers without a spectrum, or without that of contributions."""
-        metric = self.statistic.make_part()[BASELINE]
-        layers = range(len(self.statistic.subject.layout.layers))
-        without = [layer for layer in layers if (layer, "head") not in metric.blocks]
         found: dict[str, dict[str, list[int]]] = {}
         for layer, fact in enumerate(self.statistic.subject.facts):
             reasons = {"contribution_high_frequency": fact.undefined.get(CONTRIBUTION, "")}
-            if layer in without:
+            if not fact.grid.on_map:
                 reasons = dict.fromkeys(("high_frequency", "contribution_high_frequency"), WITHOUT_SPECTRUM)
             elif min(fact.grid.grid or (0, 0)) <= 2:
                 reasons = dict.fromkeys(("high_frequency", "contribution_high_frequency"), TOO_SMALL)

@@ -89,3 +89,11 @@ class HeadCallback(lightning.Callback):
 def head_callbacks(trainer: Any) -> list[HeadCallback]:
     """Return those callbacks of a trainer that describe heads."""
     return [callback for callback in trainer.callbacks if isinstance(callback, HeadCallback)]
+
+
+def by_layer_mean(layer: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over each layer's heads of values `[heads of the model]`, leaving out NaN."""
+    finite = np.isfinite(values)
+    count = np.bincount(layer, finite, minlength=int(layer.max()) + 1)
+    total = np.bincount(layer, np.where(finite, values, 0), minlength=int(layer.max()) + 1)
+    return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), dtype=np.float64)

@@ -5,27 +5,15 @@ what a patch sends to prefix tokens is a number of its own. In shifted windows t
 groups (`TokenGrid.groups`); what is defined over a set of queries or keys is taken per group and averaged over queries.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from headprobe.metrics.key_sums import mutual_information, sink, value_weighted
 from headprobe.metrics.token_grid import GridTables, TokenGrid, tables_of
-
-TINY = torch.finfo(torch.float32).tiny
-FAINT = 1e-20  # of what a query gives to all patches together
-
-
-class WeightsChunk(NamedTuple):
-    """Attention weights of some rows and queries of a layer; a row is an image, or one window of one."""
-
-    rows: slice  #: whole images
-    queries: slice
-    weights: Tensor  #: float32 `[rows, heads, queries, keys]`, over all keys
-    logits: Tensor | None = None  #: alike, less each query's largest, finite; overwritten. They spare the logarithms
+from headprobe.metrics.weights_chunk import WeightsChunk, a_ln_a_of
 
 
 @dataclass(frozen=True)
@@ -95,8 +83,7 @@ class _Reducer:
 
     def __init__(self, grid: TokenGrid, images: int, like: Tensor, aligned: bool) -> None:
         heads, keys = like.shape[1], like.shape[3]
-        self.grid, self.images, self.heads = grid, images, heads
-        self.renormalised = grid.prefix > 0 or grid.padded
+        self.grid = grid
         self.tables = None if grid.pooled else tables_of(grid, like.device)
         self.queries = 0
         self.by_query: dict[str, Tensor] = {}  # `[images, windows, heads, queries]`, patches only
@@ -112,20 +99,20 @@ class _Reducer:
     def add(self, chunk: WeightsChunk) -> None:
         """Reduce one chunk."""
         windows = self.grid.windows
-        chunk = _lifted(_single(chunk), self.grid.prefix)
+        chunk = chunk.prepared(self.grid.prefix)
         images = slice(chunk.rows.start // windows, chunk.rows.stop // windows)
         weights = torch.unflatten(chunk.weights, 0, (-1, windows))
         self.queries = max(self.queries, chunk.queries.stop)
         if self.tables is None:
             self.columns[images, ..., 0, :] += weights.sum(dim=-2)
-            terms, log_top = _a_ln_a_of(chunk.logits, weights, weights.amax(dim=-1))
+            terms, log_top = a_ln_a_of(chunk.logits, weights, weights.amax(dim=-1))
             self.entropy[images] -= (terms.sum(dim=-1) + log_top).sum(dim=(1, 3))
             return
         before = max(self.grid.prefix - chunk.queries.start, 0)
         first, stop = chunk.queries.start + before - self.grid.prefix, chunk.queries.stop - self.grid.prefix
         patches = _Patches(self.grid, self.tables, slice(first, max(first, stop)), weights[..., before:, :])
         logits = None if chunk.logits is None else chunk.logits[..., before:, :]
-        terms, log_top = _a_ln_a_of(logits, patches.all_keys, patches.top)
+        terms, log_top = a_ln_a_of(logits, patches.all_keys, patches.top)
         scratch = self._add_entropy(images, patches, terms, log_top)
         self._add_columns(images, weights, before, patches)
         self._add_patches(images, patches, scratch)
@@ -182,8 +169,7 @@ class _Reducer:
     def finish(self, value_norms: Tensor | None) -> Reduction:
         """Turn what was kept by query into means over queries, and the sums per key into what they stand for."""
         if self.tables is None:
-            sink = self.columns[..., 0, :].amax(dim=(1, 3))
-            sums = {"entropy_all_keys_nats": self.entropy, "sink_mass": sink}
+            sums = {"entropy_all_keys_nats": self.entropy, "sink_mass": self.columns[..., 0, :].amax(dim=(1, 3))}
             return Reduction({name: total / self.queries for name, total in sums.items()}, None)
         prefix, real = self.grid.prefix, self.tables.real[:, None, self.grid.prefix :]
         of_query = self._statistics()
@@ -191,14 +177,14 @@ class _Reducer:
         members = self.tables.members * self.tables.real[:, None]
         patch_members = members[..., prefix:]
         entropy = torch.einsum("bwhq,wgq->bwhg", of_query["entropy_nats"] * real, self._by_window(patch_members))
-        shared = _mutual_information(self.columns[..., 2, prefix:] * real, entropy, patch_members)
+        shared = mutual_information(self.columns[..., 2, prefix:] * real, entropy, patch_members)
         if shared is not None:
             values["mutual_information"] = shared
-        values["sink_mass"] = _sink(self.columns[..., :2, :].sum(dim=-2), self.tables)
+        values["sink_mass"] = sink(self.columns[..., :2, :].sum(dim=-2), self.tables)
         if value_norms is not None:
             norms = torch.unflatten(value_norms, 0, (-1, self.grid.windows))
             sizes = patch_members.sum(dim=-1)
-            values["value_weighted_attention"] = _value_weighted(self.columns[..., 1, :], norms, sizes, self.tables)
+            values["value_weighted_attention"] = value_weighted(self.columns[..., 1, :], norms, sizes, self.tables)
         return Reduction(values, self.aligned)
 
     def _statistics(self) -> dict[str, Tensor]:
@@ -243,92 +229,3 @@ class _Patches:
         if grid.padded or grid.prefix:
             others = weights if grid.padded else weights[..., : grid.prefix]
             self.top = torch.maximum(self.largest, others.amax(dim=-1))
-
-
-def _single(chunk: WeightsChunk) -> WeightsChunk:
-    """Return a chunk in float32, which all tables and sums are in; models in float64 recompute theirs in float64."""
-    if chunk.weights.dtype == torch.float32:
-        return chunk
-    return chunk._replace(weights=chunk.weights.float(), logits=None if chunk.logits is None else chunk.logits.float())
-
-
-def _lifted(chunk: WeightsChunk, prefix: int) -> WeightsChunk:
-    """Make the shape of attention between patches known where prefix tokens leave it next to nothing.
-
-    Weights below 1e-38 are 0 in float32, and their shape is lost; it is still in the logits. Where a query gives all
-    patches less than `FAINT` together, they are given `FAINT`, in that shape: no sum can tell the difference.
-    """
-    if not prefix or chunk.logits is None:
-        return chunk
-    faint = chunk.weights[..., prefix:].sum(dim=-1) < FAINT
-    if not bool(faint.any()):
-        return chunk
-    shape = chunk.logits[..., prefix:][faint].log_softmax(dim=-1).add_(math.log(FAINT))
-    chunk.weights[..., prefix:][faint] = shape.exp()
-    chunk.logits[..., prefix:][faint] = shape - chunk.weights[faint].amax(dim=-1, keepdim=True).log()
-    return chunk
-
-
-def _a_ln_a_of(logits: Tensor | None, weights: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-    """Return terms of sum a ln a `[images, windows, heads, queries, keys]`, and what to add per weight summed over.
-
-    With the logits l less their largest, ln a = l + ln(largest a): sum a ln a = sum a l + ln(largest a) sum a. Both
-    are negative, so nothing cancels, and it takes a logarithm per query instead of one per weight.
-
-    Args:
-        logits: `[rows, heads, queries, keys]`, overwritten; None where they are not known.
-        weights: Their softmax, with windows apart.
-        top: Largest weight of each query.
-    """
-    if logits is None:
-        return _a_ln_a(weights), torch.zeros_like(top)
-    return torch.unflatten(logits, 0, weights.shape[:2]).mul_(weights), top.log()
-
-
-def _a_ln_a(weights: Tensor) -> Tensor:
-    """Return a ln a, 0 where a is 0."""
-    return weights.clamp_min(TINY).log_().mul_(weights)
-
-
-def _mutual_information(shares: Tensor, entropy: Tensor, members: Tensor) -> Tensor | None:
-    """Return the normalised mutual information of query and key `[images, heads]`, None where no two patches meet.
-
-    Args:
-        shares: Renormalised weights summed over queries `[images, windows, heads, keys]`.
-        entropy: Entropies of the queries' weights, summed over each group `[images, windows, heads, groups]`.
-        members: `[windows, groups, keys]`, 1 where a patch is in the group.
-    """
-    sizes = members.sum(dim=-1)  # [windows, groups]
-    counted = torch.where(sizes > 1, sizes, 0.0).expand(shares.shape[1], -1)
-    if not float(counted.sum()):
-        return None
-    size_of_key = torch.einsum("wg,wgk->wk", sizes, members).clamp_min(1)
-    marginal = _a_ln_a(shares / size_of_key[:, None])
-    of_key = -torch.einsum("bwhk,wgk->bwhg", marginal, members.expand(shares.shape[1], -1, -1))
-    information = (of_key - entropy / sizes.clamp_min(1)[:, None]).clamp_min(0)
-    scale = (of_key.clamp_min(0) * sizes.clamp_min(1).log()[:, None]).sqrt()
-    normalised = torch.where(scale <= 0, 0.0, information / scale)  # NaN stays NaN
-    return (normalised * counted[:, None]).sum(dim=(1, 3)) / counted.sum()
-
-
-def _sink(columns: Tensor, tables: GridTables) -> Tensor:
-    """Return the sink mass `[images, heads]` from weights summed over all queries `[images, windows, heads, keys]`."""
-    queries = (tables.members * tables.real[:, None]).sum(dim=-1)  # [windows, groups]
-    mean = columns / torch.einsum("wg,wgk->wk", queries, tables.members).clamp_min(1)[:, None]
-    largest = torch.stack([(mean * group[:, None]).amax(dim=-1) for group in tables.members.unbind(dim=1)], dim=-1)
-    share = (queries / queries.expand(columns.shape[1], -1).sum()).expand(columns.shape[1], -1)
-    return (largest * share[:, None]).sum(dim=(1, 3))
-
-
-def _value_weighted(columns: Tensor, norms: Tensor, sizes: Tensor, tables: GridTables) -> Tensor:
-    """Return value-weighted attention `[images, heads]`.
-
-    Args:
-        columns: Weights summed over patches `[images, windows, heads, keys]`.
-        norms: Norms of the values, alike.
-        sizes: Patches of each group `[windows, groups]`.
-        tables: The layer's tables.
-    """
-    members = tables.members.expand(columns.shape[1], -1, -1)
-    plain = torch.einsum("bwhk,wgk->bwhg", norms, members) / members.sum(dim=-1).clamp_min(1)[:, None]
-    return (columns * norms).sum(dim=(1, 3)) / (plain * sizes[:, None]).sum(dim=(1, 3))

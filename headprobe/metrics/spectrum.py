@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -67,7 +68,7 @@ class Spectra(SumMetric):
         self.blocks: dict[tuple[int, str], _Block] = {}
         end = 0
         for layer, (grid, heads) in enumerate(zip(self.grids, self.heads_per_layer, strict=True)):
-            if grid.grid is None or grid.pooled:
+            if grid.grid is None or not grid.on_map:
                 continue
             bins = sum(len(profile.frequency) for profile in profiles_of(grid.grid))
             for name in SERIES:
@@ -198,8 +199,13 @@ def on_image(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """
     if grid.window is None:
         return tokens[:, grid.prefix :]
+    by_image = torch.unflatten(tokens, 0, (-1, grid.windows)).flatten(1, 2)
+    return by_image[:, _image_order(grid, tokens.device)]
+
+
+@lru_cache(maxsize=256)
+def _image_order(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Return where the patches of the image are among the tokens of its windows, int64 `[patches]`."""
     places = grid.places.ravel()
     order = np.flatnonzero(places >= 0)
-    order = order[np.argsort(places[order])]
-    by_image = torch.unflatten(tokens, 0, (-1, grid.windows)).flatten(1, 2)
-    return by_image[:, torch.from_numpy(order).to(tokens.device)]
+    return torch.from_numpy(order[np.argsort(places[order])]).to(device)

@@ -52,6 +52,11 @@ class TokenGrid:
             )
 
     @property
+    def on_map(self) -> bool:
+        """Whether the queries are patches with known places, so that what they say forms a map of the image."""
+        return self.grid is not None and not self.pooled
+
+    @property
     def window_grid(self) -> Size:
         """Rows and columns of windows in an image; windows at its lower and right edge may be padded."""
         if self.window is None or self.grid is None:

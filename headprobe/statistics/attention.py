@@ -42,10 +42,7 @@ class AttentionSums(HeadStatistic):
     def observe(self, seen: Seen) -> None:
         """Recompute the layer's attention weights and reduce them."""
         part, fact = self.part(seen.unit), self.subject.facts[seen.layer]
-        found = [describe_attention(seen.records[0], fact, self.offset_maps)]
-        for record in seen.records[1:]:
-            same = record is seen.records[0]
-            found.append(found[0] if same else describe_attention(record, fact, self.offset_maps))
+        found = seen.each(lambda record: describe_attention(record, fact, self.offset_maps))
         images = seen.records[0].images
         for name, reduction in zip(self.subject.models, found, strict=True):
             part[name].update(seen.layer, images, reduction.values)

@@ -1,9 +1,9 @@
 """What every kind of per-head statistic has in common: it observes layers, and adds its units up in a fixed order."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from headprobe.backbone.facts import LayerFacts
 from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.errors import RunError
-from headprobe.metrics.unit_tree import Node, UnitTree
+from headprobe.metrics.unit_tree import UnitTree
 from headprobe.statistics.threads import one_thread
+
+T = TypeVar("T")
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -46,6 +48,15 @@ class Subject:
         """`baseline`, and `masked` if there is a mask."""
         return (BASELINE,) if self.mask is None else (BASELINE, MASKED)
 
+    def title(self, model: str) -> str:
+        """Return what `baseline`, `masked` or `change` is called in files' rows and titles."""
+        return {BASELINE: BASELINE, MASKED: f"{self.mask}", CHANGE: f"{self.mask} minus baseline"}[model]
+
+
+def prefixed(model: str, name: str) -> str:
+    """Return the name of a model's array: the baseline's have plain names."""
+    return name if model == BASELINE else f"{model}_{name}"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -66,6 +77,12 @@ class Seen:
     def layer(self) -> int:
         """The layer's number."""
         return self.records[0].layer
+
+    def each(self, describe: Callable[[LayerRecord], T]) -> list[T]:
+        """Return what `describe` makes of each model's record; of one that is both models' it is asked once."""
+        first, *others = self.records
+        found = [describe(first)]
+        return found + [found[0] if record is first else describe(record) for record in others]
 
 
 Part = dict[str, Any]
@@ -145,11 +162,9 @@ class HeadStatistic(ABC):
 
     def add_node(self, key: NodeKey, arrays: Mapping[str, Arrays]) -> None:
         """Add what another process has summed, as the arrays of its metrics by name."""
-        tree, *node = key
+        tree, level, index = key
         part = {name: metric.from_arrays(arrays[name]) for name, metric in self.make_part().items()}
-        level, index = node
-        place: Node = (level, index)
-        self._trees[tree].add_node(place, part)
+        self._trees[tree].add_node((level, index), part)
 
     def whole(self, tree: int = 0) -> Part:
         """Return the metrics of all of a tree's pieces.

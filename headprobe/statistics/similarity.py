@@ -16,7 +16,7 @@ from headprobe.metrics.moment_options import MAX_GROUPS, Precision
 from headprobe.metrics.moments import LayerHeads, MomentOptions, Moments
 from headprobe.metrics.similarity import MEASURES, VARIANCE, Measure
 from headprobe.metrics.spectrum import on_image
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, HeadStatistic, Part, Seen, Subject
+from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, HeadStatistic, Part, Seen, Subject, prefixed
 from headprobe.statistics.head_axes import SPREAD, HeadAxes
 from headprobe.statistics.threads import one_thread
 
@@ -118,7 +118,7 @@ class SimilaritySums(HeadStatistic):
 
     def observe(self, seen: Seen) -> None:
         """Add the outer products of the layer's head outputs."""
-        outputs = [head_outputs(record, self.subject.facts[seen.layer]) for record in seen.records]
+        outputs = seen.each(lambda record: head_outputs(record, self.subject.facts[seen.layer]))
         pieces = (seen.rows // RUN) % self._pieces
         for piece in sorted(set(pieces.tolist())):
             leaf = seen.unit * self._pieces + piece
@@ -161,16 +161,15 @@ class SimilaritySums(HeadStatistic):
         found, axes = self.comparisons(), HeadAxes(self.subject.layout.heads_per_layer)
         arrays: Arrays = {"layer": axes.layer, "head": axes.head}
         for name, comparisons in found.items():
-            prefix = "" if name == BASELINE else f"{name}_"
-            arrays |= {prefix + key: value for key, value in axes.matrices(comparisons).items()}
+            arrays |= {prefixed(name, key): value for key, value in axes.matrices(comparisons).items()}
         if MASKED in found:
             blocks = [changes(*pair) for pair in zip(found[BASELINE], found[MASKED], strict=True)]
             for measure in self.measures:
                 entries = [block[measure] for block in blocks]
-                arrays[f"{CHANGE}_{measure}"] = axes.spread_out(found[BASELINE], [entry.value for entry in entries])
+                arrays[prefixed(CHANGE, measure)] = axes.spread_out(found[BASELINE], [entry.value for entry in entries])
                 for field in ("error", "low", "high") if all(entry.spread for entry in entries) else ():
                     values = [getattr(entry.spread, field) for entry in entries]
-                    arrays[f"{CHANGE}_{measure}_{SPREAD[field]}"] = axes.spread_out(found[BASELINE], values)
+                    arrays[prefixed(CHANGE, f"{measure}_{SPREAD[field]}")] = axes.spread_out(found[BASELINE], values)
         return arrays | self._facts(found[BASELINE], axes)
 
     def _facts(self, blocks: Sequence[Comparison], axes: HeadAxes) -> Arrays:

@@ -25,9 +25,7 @@ class SpectrumSums(HeadStatistic):
     def observe(self, seen: Seen) -> None:
         """Transform the layer's maps."""
         part, fact = self.part(seen.unit), self.subject.facts[seen.layer]
-        found = [describe_spectrum(seen.records[0], fact)]
-        for record in seen.records[1:]:
-            found.append(found[0] if record is seen.records[0] else describe_spectrum(record, fact))
+        found = seen.each(lambda record: describe_spectrum(record, fact))
         for name, profiles in zip(self.subject.models, found, strict=True):
             part[name].update(seen.layer, profiles)
         if len(found) > 1:

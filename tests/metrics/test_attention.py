@@ -10,8 +10,9 @@ from torch import Tensor
 
 from headprobe.errors import UsageError
 from headprobe.metrics.attention import STATISTICS, AttentionStatistics
-from headprobe.metrics.reduction import WeightsChunk, reduce_attention
+from headprobe.metrics.reduction import reduce_attention
 from headprobe.metrics.token_grid import TokenGrid
+from headprobe.metrics.weights_chunk import WeightsChunk
 from tests.metrics import attention_oracle as oracle
 
 GLOBAL = {
