@@ -1,11 +1,14 @@
 """Zeroes masked heads where a layer concatenates them, while a context is open; afterwards the model is as before."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from headprobe.backbone.calls import CallKind, WatchCalls, inside
+from headprobe.backbone.form import HeadChannels, Operator, by_row
 from headprobe.backbone.heads import AttentionLayer, HeadLayout
 from headprobe.errors import RunError
 
@@ -16,27 +19,28 @@ The rows of the batch fall into equally long runs, one per group: groups are sin
 of it."""
 
 
-def ablate_heads(heads_out: Tensor, keep: Tensor) -> Tensor:
+def ablate_heads(heads_out: Tensor, keep: Tensor, channels: HeadChannels) -> Tensor:
     """Return `heads_out` with the heads that are not kept set to zero.
 
     Args:
-        heads_out: Concatenated heads `[rows, ..., heads * head_dim]`; rows are sample-major, windows of an image
-            adjoin.
+        heads_out: What enters the head-concat point, `[rows, ..., channels]` or `[rows, channels, ...]`; rows are
+            sample-major, windows of an image adjoin.
         keep: `[groups, heads]` bool; group g owns the g-th equal share of the rows.
+        channels: Which of them belong to which head.
 
     Raises:
         RunError: The rows do not divide into the groups.
 
     Source: Michel, Levy & Neubig, 2019, section 2, https://arxiv.org/abs/1905.10650 (xi_h in {0, 1}).
     """
-    rows, (groups, heads) = heads_out.shape[0], keep.shape
-    if rows % groups:
-        raise RunError(f"{rows} rows of a layer do not divide into {groups} groups: the model mixes images")
-    by_row = keep.repeat_interleave(rows // groups, dim=0)
-    by_channel = by_row.reshape(rows, *[1] * (heads_out.dim() - 2), heads, 1)
+    kept = channels.of_heads(by_row(keep, len(heads_out)))
+    others = heads_out.shape[channels.axis] - channels.channels
+    if others:
+        kept = torch.cat([kept, kept.new_ones(len(kept), others)], dim=1)
+    shape = [len(kept), *[1] * (heads_out.dim() - 1)]
+    shape[channels.axis] = kept.shape[1]
     # a fill and not a product: 0 * inf would be NaN, and a kept head must not change by one bit
-    by_head = heads_out.reshape(*heads_out.shape[:-1], heads, -1)
-    return by_head.masked_fill(~by_channel, 0).flatten(-2)
+    return heads_out.masked_fill(~kept.view(shape), 0)
 
 
 class HookCount:
@@ -60,7 +64,8 @@ class HookCount:
 def ablating(backbone: nn.Module, layout: HeadLayout, keep: KeepOfLayer) -> Iterator[HookCount]:
     """Ablate heads in every forward pass of `backbone` while the context is open, then remove all hooks.
 
-    Fused attention stays on: the heads are zeroed where they are concatenated, after the attention operator.
+    Fused attention stays on: the heads are zeroed where they are concatenated, after the attention operator, or in what
+    the operator gives where the layout's semantics ask for it.
 
     Args:
         backbone: The model that `layout` describes.
@@ -68,11 +73,13 @@ def ablating(backbone: nn.Module, layout: HeadLayout, keep: KeepOfLayer) -> Iter
         keep: Asked once per layer and forward pass.
     """
     count = HookCount(len(layout.layers))
+    at_operator = [number for number, layer in enumerate(layout.layers) if layer.masked_at_operator]
     with ExitStack() as stack:
         for number, layer in enumerate(layout.layers):
-            point = backbone.get_submodule(layer.point)
-            handle = point.register_forward_pre_hook(_site_hook(number, layer, keep, count))
-            stack.callback(handle.remove)
+            if number not in at_operator:
+                point = backbone.get_submodule(layer.point)
+                stack.callback(point.register_forward_pre_hook(_site_hook(number, layer, keep, count)).remove)
+        stack.enter_context(_at_operators(backbone, layout, at_operator, keep, count))
         yield count
 
 
@@ -84,9 +91,46 @@ def _site_hook(number: int, layer: AttentionLayer, keep: KeepOfLayer, count: Hoo
         kept = keep(number)
         if kept is None:
             return None
-        return (ablate_heads(args[0], kept[:, : layer.heads]), *args[1:])
+        return (ablate_heads(args[0], kept[:, : layer.heads], layer.channels), *args[1:])
 
     return hook
+
+
+def _at_operators(
+    backbone: nn.Module, layout: HeadLayout, numbers: Sequence[int], keep: KeepOfLayer, count: HookCount
+) -> AbstractContextManager[None]:
+    """Zero heads in the results of these layers' attention operators while the context is open."""
+
+    def watch(place: int) -> ZeroHeads:
+        layer = layout.layers[numbers[place]]
+        if layer.operator is None:
+            raise RunError(f"the attention operator of layer {layer.name!r} was not seen; mask its slots instead")
+        count.fired[numbers[place]] += 1
+        kept = keep(numbers[place])
+        return ZeroHeads(layer.operator, None if kept is None else kept[:, : layer.heads])
+
+    return inside([backbone.get_submodule(layout.layers[number].name) for number in numbers], watch)
+
+
+class ZeroHeads(WatchCalls):
+    """Zeroes heads in what one layer's attention operator gives, while entered around one call of the layer.
+
+    Args:
+        operator: The calls.
+        keep: `[groups, heads]` bool; None keeps all.
+    """
+
+    def __init__(self, operator: Operator, keep: Tensor | None) -> None:
+        super().__init__(self._zero)
+        self.operator, self.keep, self.seen = operator, keep, 0
+
+    def _zero(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
+        if kind != self.operator.kind:
+            return result
+        call, self.seen = self.seen, self.seen + 1
+        if self.keep is None or call not in self.operator.calls:
+            return result
+        return self.operator.zeroed(call, result, self.keep)
 
 
 def masks_of_rows(keep: Tensor) -> KeepOfLayer:

@@ -3,16 +3,20 @@
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from headprobe.backbone.sites import Kind, Site, class_path, looks_like_attention, site_of
-from headprobe.backbone.trace import Trace, evaluating, example_images, point_of, recording
+from headprobe.backbone.form import HeadChannels, Operator
+from headprobe.backbone.sites import Kind, Site, class_path, is_known, one_head_by_design, site_of
+from headprobe.backbone.trace import Call, Trace, evaluating, example_images, point_of, recording
 from headprobe.errors import UsageError
 
 Size = tuple[int, int]
+
+Semantics = Literal["slot", "attention"]
+"""What masking a head takes away: all that its slot at the head-concat point holds, or what it attended to alone."""
 
 
 @dataclass(frozen=True)
@@ -21,32 +25,68 @@ class AttentionLayer:
 
     Attributes:
         name: Qualified module name, as in `blocks.3.attn`.
+        attention_class: Its class, as in `timm.layers.attention.Attention`.
+        site: How the heads of that class are reached, and what they are.
+        known: The class is in headprobe's table; else the table's default rule is tried, and proven.
         point: Qualified name of the sub-module whose input is the concatenated heads.
-        kind: `global`, `window` or `pool`.
-        heads: Number of heads.
-        head_dim: Channels of one head.
-        tokens: Tokens of one row of the module's batch (of one window, where it has windows).
+        channels: Which channels there belong to which head.
+        operator: Where the attention operator computes the heads' outputs, None if that was not seen.
+        kind: What a query attends to.
+        rows: Rows of the module's batch per image, as at the point.
+        tokens: Tokens of one row there (of one window, where it has windows).
+        prefix: Leading tokens of them without a place on the image.
         stage: Number of the resolution stage, from 0.
-        grid: Patch rows and columns of the whole image at this layer, None where there is no grid.
-        window: Rows and columns of a window, None for global attention.
+        grid: Patch rows and columns of the whole image at the point, None where tokens have no known places.
+        window: Rows and columns of a window of known place, None for all other attention.
         shift: Rows and columns that the windows are shifted by.
         inner_norm: A norm over all heads stands between the heads and the projection: masking a head rescales the
             others too.
-        joins_itself: A mask may join the growing pass at this module's own input.
+        semantics: What masking takes away; differs only where a slot holds more than what its head attended to.
     """
 
     name: str
+    attention_class: str
+    site: Site
+    known: bool
     point: str
+    channels: HeadChannels
+    operator: Operator | None
     kind: Kind
-    heads: int
-    head_dim: int
+    rows: int
     tokens: int
+    prefix: int
     stage: int
     grid: Size | None
     window: Size | None
     shift: Size
     inner_norm: bool
-    joins_itself: bool
+    semantics: Semantics = "slot"
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.channels.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head at the head-concat point."""
+        return self.channels.head_dim
+
+    @property
+    def projection(self) -> str:
+        """Qualified name of the module that takes the heads on: the point itself, or what follows a norm or dropout."""
+        behind = self.point.rpartition(".")[2] in ("norm", "drop")
+        return f"{self.name}.proj" if behind and self.name else "proj" if behind else self.point
+
+    @property
+    def joins_itself(self) -> bool:
+        """Whether a mask may join the growing pass at this module's own input."""
+        return self.site.joins_itself
+
+    @property
+    def masked_at_operator(self) -> bool:
+        """Whether heads are masked in the attention operator's output, not where they are concatenated."""
+        return self.semantics == "attention" and bool(self.site.also)
 
 
 @dataclass(frozen=True)
@@ -58,12 +98,14 @@ class HeadLayout:
         layers: The layers; a layer's number is its place here.
         prefix_tokens: Class, distillation and register tokens: those with no place on the patch grid.
         input_size: `(channels, height, width)` of an image.
+        headless: Modules that compute attention without heads, which no mask reaches.
     """
 
     model: str
     layers: tuple[AttentionLayer, ...]
     prefix_tokens: int
     input_size: tuple[int, int, int]
+    headless: tuple[str, ...] = ()
 
     @property
     def heads_per_layer(self) -> tuple[int, ...]:
@@ -71,70 +113,80 @@ class HeadLayout:
         return tuple(layer.heads for layer in self.layers)
 
 
-def find_heads(backbone: nn.Module, input_size: tuple[int, int, int], model: str) -> HeadLayout:
+def find_heads(
+    backbone: nn.Module, input_size: tuple[int, int, int], model: str, semantics: Semantics = "slot"
+) -> HeadLayout:
     """Find every attention layer of `backbone` by running one image through it.
 
     Args:
         backbone: A timm model.
         input_size: `(channels, height, width)` of the images it takes.
         model: Its name, for messages.
+        semantics: What masking a head takes away where its slot holds more than what it attended to.
 
     Raises:
-        UsageError: The model has no heads, or has attention that headprobe does not know: it is never run unmasked.
+        UsageError: The model has no heads, or has attention that cannot be masked: it is never run unmasked.
     """
-    sites = _known_sites(backbone, model)
+    sites = _sites(backbone, model)
     trace = Trace()
     with ExitStack() as stack:
         stack.enter_context(evaluating(backbone))
         stack.enter_context(recording(backbone, sites, trace))
         stack.enter_context(torch.inference_mode())
         backbone(example_images(backbone, input_size, 1))
-    _refuse_surprises(sites, trace, model)
-    grids = {name: _grid(backbone, name, sites[name], trace) for name in trace.order}
-    stages = sorted({grid or (0, 0) for grid in grids.values()}, reverse=True)
-    layers = tuple(
-        _describe(backbone, name, sites[name], trace, grids[name], stages.index(grids[name] or (0, 0)))
-        for name in trace.order
-    )
-    return HeadLayout(model, layers, _prefix_tokens(backbone), input_size)
+    _refuse_surprises(backbone, sites, trace, model)
+    prefix = _prefix_tokens(backbone)
+    layers: list[AttentionLayer] = []
+    for name in trace.order:
+        before = layers[-1] if layers else None
+        layers.append(_describe(backbone, name, sites[name], trace, input_size, prefix, semantics, before))
+    return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_plain))
 
 
-def _known_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
-    """Map the names of all known attention modules to their sites; refuse unknown ones."""
-    if isinstance(backbone, torch.jit.ScriptModule):
+def _sites(backbone: nn.Module, model: str) -> dict[str, Site]:
+    """Map the names of all attention modules to their sites; refuse models without any."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in backbone.modules()):
         raise UsageError(
-            f"model {model!r} is a TorchScript module, whose heads cannot be reached; pass the Python model"
+            f"model {model!r} is a TorchScript module or holds one, whose heads cannot be reached; "
+            "pass the Python model"
         )
+    named = dict(backbone.named_modules())
+    known = [name for name, module in named.items() if is_known(module)]
     sites: dict[str, Site] = {}
-    unknown: dict[str, str] = {}
-    for name, module in backbone.named_modules():
+    for name, module in named.items():
         site = site_of(module)
-        if site is not None:
+        around = not is_known(module) and any(inner.startswith(f"{name}." if name else "") for inner in known)
+        if site is not None and not around:
             sites[name] = site
-        elif looks_like_attention(module):
-            unknown[name] = class_path(module)
-    if unknown:
-        name, path = next(iter(unknown.items()))
-        raise UsageError(
-            f"model {model!r} has {len(unknown)} attention modules of a class that headprobe cannot mask yet, "
-            f"the first is {name!r} ({path}); supported are ViT, DeiT, BEiT, EVA, DINOv2, CLIP, SigLIP and Swin v1/v2"
-        )
     if not sites:
-        raise UsageError(
-            f"model {model!r} has no attention heads that headprobe knows; "
-            "choose a transformer such as vit_base_patch16_224 or swin_tiny_patch4_window7_224"
-        )
+        raise UsageError(_why_no_heads(named, model))
     return sites
 
 
-def _refuse_surprises(sites: dict[str, Site], trace: Trace, model: str) -> None:
-    """Refuse models whose forward pass does not use each known layer once, or attends somewhere else."""
-    if trace.stray:
-        raise UsageError(
-            f"model {model!r} computes attention in {trace.stray[0]!r}, "
-            "which is of no class that headprobe can mask yet"
+def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:
+    single = [(name, module, what) for name, module in named.items() if (what := one_head_by_design(module))]
+    if single:
+        name, module, what = single[0]
+        return (
+            f"model {model!r} has attention with a single head by design ({what}: {name!r}, {class_path(module)}): "
+            "there are no heads to tell apart"
         )
-    repeated = [name for name, calls in trace.calls.items() if calls > 1]
+    return (
+        f"model {model!r} has no attention heads; "
+        "choose a transformer such as vit_base_patch16_224 or swin_tiny_patch4_window7_224"
+    )
+
+
+def _refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, model: str) -> None:
+    """Refuse models whose forward pass does not use each layer once, or attends somewhere else."""
+    for name in trace.stray_fused:
+        module = backbone.get_submodule(name)
+        if one_head_by_design(module) is None:
+            raise UsageError(
+                f"model {model!r} computes attention in {name or 'its own forward'!r} ({class_path(module)}), "
+                "which is of no class that headprobe can mask"
+            )
+    repeated = [name for name, times in trace.entered.items() if times > 1]
     if repeated:
         raise UsageError(
             f"model {model!r} runs {repeated[0]!r} more than once per image: its heads cannot be told apart"
@@ -142,6 +194,15 @@ def _refuse_surprises(sites: dict[str, Site], trace: Trace, model: str) -> None:
     unused = [name for name in sites if name not in trace.shapes]
     if unused:
         raise UsageError(f"model {model!r} never reaches the heads of {unused[0]!r}: they cannot be masked")
+    points: dict[int, str] = {}
+    for name, site in sites.items():
+        point = backbone.get_submodule(point_of(backbone.get_submodule(name), name, site))
+        other = points.setdefault(id(point), name)
+        if other != name:
+            raise UsageError(
+                f"model {model!r}: {other!r} and {name!r} share one output projection: their heads cannot be told "
+                "apart there"
+            )
 
 
 def _prefix_tokens(backbone: nn.Module) -> int:
@@ -154,43 +215,149 @@ def parent_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _grid(backbone: nn.Module, name: str, site: Site, trace: Trace) -> Size | None:
-    """Return the patch grid at a layer: the block's map for windows, the patch embedding's for global attention."""
-    if site.kind == "window":
-        shape = trace.block_shapes.get(parent_of(name))
-        # Swin v1, v2: [rows, height, width, channels]; v2-CR: [rows, channels, height, width] outside its stages
-        return (shape[1], shape[2]) if shape is not None and len(shape) == 4 else None
-    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
-    patches = trace.block_shapes[name][1] - _prefix_tokens(backbone) if len(trace.block_shapes[name]) == 3 else 0
-    if grid is not None and math.prod(grid) == patches:
-        return (int(grid[0]), int(grid[1]))
-    side = math.isqrt(max(patches, 0))
-    return (side, side) if side and side * side == patches else None
+def _describe(
+    backbone: nn.Module,
+    name: str,
+    site: Site,
+    trace: Trace,
+    input_size: tuple[int, int, int],
+    prefix: int,
+    semantics: Semantics,
+    before: AttentionLayer | None,
+) -> AttentionLayer:
+    """Put together what is known of one attention layer."""
+    module = backbone.get_submodule(name)
+    point = point_of(module, name, site)
+    point_module = backbone.get_submodule(point)
+    shape, heads = trace.shapes[name], int(site.heads(module))
+    operator = _operator(trace.calls[name], site, heads)
+    channels = _channels(name, site, point_module, shape, heads, trace.calls[name], operator)
+    rows, tokens = shape[0], math.prod(shape[1:]) // shape[channels.axis]
+    windowed = site.kind == "window" and site.residual  # Swin: windows of known places
+    kind = _kind(site, rows, operator, trace.calls[name])
+    grid, own_prefix = None, 0
+    if windowed:
+        grid = _window_grid(trace.block_shapes.get(parent_of(name)))
+    elif kind != "window":
+        grid, own_prefix = _grid(site, shape, channels.axis, input_size, prefix)
+    return AttentionLayer(
+        name=name,
+        attention_class=class_path(module),
+        site=site,
+        known=is_known(module),
+        point=point,
+        channels=channels,
+        operator=operator,
+        kind=kind,
+        rows=rows,
+        tokens=tokens,
+        prefix=own_prefix,
+        stage=_stage(rows * tokens, kind, before),
+        grid=grid,
+        window=_pair(module.window_size) if windowed else None,
+        shift=_pair(getattr(backbone.get_submodule(parent_of(name)), "shift_size", 0)) if windowed else (0, 0),
+        inner_norm=point.endswith(".norm") and not isinstance(point_module, nn.Identity),
+        semantics=semantics,
+    )
+
+
+def _operator(calls: list[Call], site: Site, heads: int) -> Operator | None:
+    """Find the calls in which attention is applied to the values: all fused ones, else the last matrix product."""
+    if any(call.kind == "fused" for call in calls):
+        fused = range(sum(call.kind == "fused" for call in calls))
+        return Operator(True, tuple(fused), site.form, heads)
+    products = [(number, call) for number, call in enumerate(calls) if call.kind == "product"]
+    chosen = [place for place, _ in enumerate(products)][-1:]
+    if site.form == "by call":  # those that follow a softmax, one for each head
+        chosen = [place for place, (at, _) in enumerate(products) if at and calls[at - 1].kind == "softmax"]
+    elif site.form == "every":
+        of_heads = [len(call.shape) >= 4 and call.shape[1] == heads for _, call in products]
+        chosen = [place for place, whether in enumerate(of_heads) if whether]
+    if not chosen or (site.form == "by call" and len(chosen) != heads):
+        return None
+    return Operator(False, tuple(chosen), site.form, heads)
+
+
+def _output_shape(operator: Operator | None, calls: list[Call]) -> torch.Size:
+    """Return the shape of what the operator's first call gives."""
+    if operator is None:
+        return torch.Size()
+    kind = "fused" if operator.fused else "product"
+    return [call.shape for call in calls if call.kind == kind][operator.calls[0]]
+
+
+def _channels(
+    name: str,
+    site: Site,
+    point: nn.Module,
+    shape: torch.Size,
+    heads: int,
+    calls: list[Call],
+    operator: Operator | None,
+) -> HeadChannels:
+    """Say which channels belong to which head."""
+    convolves = any(isinstance(part, nn.Conv2d) for part in point.modules())
+    axis = site.axis if site.axis is not None else 1 if convolves else -1
+    width = shape[axis]
+    if site.leading and operator is not None:  # channels of an mlp follow those of the heads
+        width = heads * _output_shape(operator, calls)[-1]
+    if heads < 1 or width % heads or width > shape[axis]:
+        raise UsageError(
+            f"attention module {name!r} concatenates {shape[axis]} channels, which are not those of {heads} heads"
+        )
+    return HeadChannels(heads, width // heads, axis, site.interleaved)
+
+
+def _kind(site: Site, rows: int, operator: Operator | None, calls: list[Call]) -> Kind:
+    """Return the site's kind, or `window` where the rows turn out to be parts of an image."""
+    apart = rows > 1 or (len(_output_shape(operator, calls)) == 5 and site.form == "axis")
+    return "window" if site.kind == "global" and apart else site.kind
+
+
+def _stage(tokens: int, kind: Kind, before: AttentionLayer | None) -> int:
+    """Count the times that the tokens of an image became fewer."""
+    if before is None:
+        return 0
+    return before.stage + (kind not in ("pool", "class") and tokens < before.rows * before.tokens)
+
+
+def _window_grid(block: torch.Size | None) -> Size | None:
+    """Return the patch grid of a Swin block by the shape of its input.
+
+    Swin v1 and v2 take `[rows, height, width, channels]`; v2-CR takes `[rows, channels, height, width]` outside its
+    stages.
+    """
+    return (block[1], block[2]) if block is not None and len(block) == 4 else None
+
+
+def _grid(
+    site: Site, shape: torch.Size, axis: int, input_size: tuple[int, int, int], prefix: int
+) -> tuple[Size | None, int]:
+    """Return the patch grid at a layer whose rows are images, and how many tokens without a place come before it."""
+    if len(shape) == 4 and axis == 1:
+        return (shape[2], shape[3]), 0
+    if not site.ordered:
+        return None, 0
+    if len(shape) == 4:
+        return (shape[1], shape[2]), 0
+    if len(shape) != 3:
+        return None, 0
+    for leading in dict.fromkeys((prefix, 0)):  # class tokens may join later than the first layers
+        grid = _grid_of(shape[1] - leading, input_size[1:])
+        if grid is not None:
+            return grid, leading
+    return None, prefix
+
+
+def _grid_of(patches: int, image: Size) -> Size | None:
+    """Return rows and columns of so many patches that cover an image at one stride, with or without its last bit."""
+    for stride in range(1, max(image) + 1):
+        for rounded in (math.floor, math.ceil):
+            grid = (rounded(image[0] / stride), rounded(image[1] / stride))
+            if math.prod(grid) == patches:
+                return grid
+    return None
 
 
 def _pair(size: Any) -> Size:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _describe(
-    backbone: nn.Module, name: str, site: Site, trace: Trace, grid: Size | None, stage: int
-) -> AttentionLayer:
-    """Put together what is known of one attention layer."""
-    module = backbone.get_submodule(name)
-    shape, heads = trace.shapes[name], int(module.num_heads)  # type: ignore[arg-type]  # checked by the table
-    point = point_of(module, name, site)
-    windowed = site.kind == "window"
-    return AttentionLayer(
-        name=name,
-        point=point,
-        kind=site.kind,
-        heads=heads,
-        head_dim=shape[-1] // heads,
-        tokens=shape[1],
-        stage=stage,
-        grid=grid,
-        window=_pair(module.window_size) if windowed else None,
-        shift=_pair(getattr(backbone.get_submodule(parent_of(name)), "shift_size", 0)) if windowed else (0, 0),
-        inner_norm=point.endswith(".norm") and not isinstance(backbone.get_submodule(point), nn.Identity),
-        joins_itself=site.joins_itself,
-    )

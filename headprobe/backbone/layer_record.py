@@ -70,14 +70,14 @@ class FusedAttention:
 
 @dataclass(frozen=True)
 class PlainAttention:
-    """The softmax of a layer that does not use fused attention (Swin).
+    """The weights of a layer that does not use fused attention (Swin), as it applied them.
 
     Attributes:
-        logits: What entered it: biases, scales and masks included.
-        result: What left it.
+        logits: What entered the softmax, biases, scales and masks included; None where the weights are not what left it.
+        result: The weights.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     result: Tensor
 
     @property
@@ -88,12 +88,12 @@ class PlainAttention:
 
     def rows(self, rows: slice) -> "PlainAttention":
         """Return some of the rows."""
-        return PlainAttention(self.logits[rows], self.result[rows])
+        return PlainAttention(None if self.logits is None else self.logits[rows], self.result[rows])
 
     def weights(self, rows: slice, queries: slice) -> tuple[Tensor, None]:
         """Return weights in float32: the model's own, or a softmax in float32 where the model's is coarser."""
-        if self.result.dtype in (torch.float32, torch.float64):
-            return self.result[rows, :, queries], None
+        if self.logits is None or self.result.dtype in (torch.float32, torch.float64):
+            return self.result[rows, :, queries].to(torch.promote_types(self.result.dtype, torch.float32)), None
         return self.logits[rows, :, queries].float().softmax(dim=-1), None
 
 
@@ -106,16 +106,16 @@ class LayerRecord:
     Attributes:
         layer: The layer's number.
         images: Images.
-        windows: Rows per image.
+        windows: Rows per image, of `heads_out` and `projected`.
         heads_out: Head outputs where they are concatenated, after ablation `[rows, tokens, heads, head_dim]`.
         projected: What enters the output projection, alike: the very same tensor, but after an inner norm or gate where
             there is one. Head h adds W_O[:, h] @ projected[..., h, :] to the layer's output.
-        values: `[rows, heads, keys, head_dim]`, None where the model hides them.
-        attention: What the weights follow from.
+        values: `[rows, heads, keys, head_dim]`, rows being those of the attention; None where the model hides them.
+        attention: What the weights follow from; None where the layer has none between tokens.
         stream_before: Residual stream that enters the layer's block `[images, tokens, dim]`, in the order of the image;
-            None where there is none (pooling heads).
+            None where it is not known.
         stream_after: The stream once attention is added, after LayerScale and, in models that have it, post-norm: what
-            enters the block's second half. None where there is none.
+            enters the block's second half. None where it is not known.
         norm_follows: A norm stands between the output projection and the stream, so that the heads' shares of the
             stream are not W_O's (Swin v2).
     """
@@ -126,7 +126,7 @@ class LayerRecord:
     heads_out: Tensor
     projected: Tensor
     values: Tensor | None
-    attention: FusedAttention | PlainAttention
+    attention: FusedAttention | PlainAttention | None
     stream_before: Tensor | None
     stream_after: Tensor | None
     norm_follows: bool
@@ -135,15 +135,21 @@ class LayerRecord:
         """Recompute the attention weights, about `chunk` numbers at a time; reduce each before asking for the next.
 
         Chunks hold whole images, or some queries of one image where that is too much.
+
+        Raises:
+            RunError: The layer has no weights, or its rows are no parts of the images.
         """
+        if self.attention is None:
+            raise RunError(f"layer {self.layer} has no attention weights between tokens")
         rows, heads, queries, keys = self.attention.shape
-        if rows != self.images * self.windows:
-            raise RunError(f"layer {self.layer} attends in {rows} rows, got {self.images} images of {self.windows}")
-        per_query = self.windows * heads * keys
+        if rows % self.images:
+            raise RunError(f"layer {self.layer} attends in {rows} rows, which are no parts of {self.images} images")
+        windows = rows // self.images
+        per_query = windows * heads * keys
         images = max(1, chunk // (per_query * queries))
         step = queries if per_query * queries <= chunk or images > 1 else max(1, chunk // per_query)
         for image in range(0, self.images, images):
-            part = slice(image * self.windows, min(image + images, self.images) * self.windows)
+            part = slice(image * windows, min(image + images, self.images) * windows)
             for query in range(0, queries, step):
                 wanted = slice(query, min(query + step, queries))
                 yield WeightsChunk(part, wanted, *self.attention.weights(part, wanted))

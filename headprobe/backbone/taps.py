@@ -4,19 +4,17 @@ Fused attention stays on: a `TorchFunctionMode` sees the arguments of the operat
 that a model applies, and of `softmax` where a model does without the operator. Hooks say which layer is running.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from headprobe.backbone.heads import AttentionLayer, HeadLayout, parent_of
 from headprobe.backbone.layer_record import FusedAttention, LayerRecord, PlainAttention
+from headprobe.backbone.seen_attention import AppliedWeights, SeeAttention
 from headprobe.errors import RunError
 
 Listener = Callable[[LayerRecord], None]
@@ -26,18 +24,7 @@ RowsOfLayer = Callable[[int, int], slice | None]
 
 In a growing pass the batch is several copies of the images, and those of a mask begin to exist at its join."""
 
-SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax})
-MATMUL = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__})
 SECOND_HALF = ("norm2", "mlp")  # of timm's blocks: the first of them to be called is given the stream after attention
-
-
-def windows_of(layer: AttentionLayer) -> int:
-    """Return the rows per image of a layer's batch; windows at the lower and right edge may be padded."""
-    if layer.window is None:
-        return 1
-    if layer.grid is None:
-        raise RunError(f"the grid of windowed layer {layer.name!r} is unknown; its windows cannot be told apart")
-    return math.prod(math.ceil(patches / size) for patches, size in zip(layer.grid, layer.window, strict=True))
 
 
 def all_rows(_: int, images: int) -> slice:
@@ -89,8 +76,7 @@ class _Seen:
     stream_before: Tensor | None
     heads_out: Tensor | None = None
     projected: Tensor | None = None
-    values: Tensor | None = None
-    attention: FusedAttention | PlainAttention | None = None
+    see: SeeAttention | None = None
 
 
 @dataclass
@@ -110,7 +96,9 @@ class _Pass:
         if self.seen is not None or layer != self.next_layer % len(self.layout.layers):
             raise RunError(f"layer {name!r} of {self.layout.model!r} ran out of turn; its heads cannot be tapped")
         self.seen = _Seen(layer, self.streams.pop(layer, None))
-        self.watch.enter_context(_SeeAttention(self.seen, name))
+        operator = self.layout.layers[layer].operator
+        if operator is not None and self.layout.layers[layer].site.maps == "weights":
+            self.seen.see = self.watch.enter_context(SeeAttention(operator))
 
     def end(self, stream_after: Tensor | None, norm_follows: bool) -> None:
         """Hand the layer over to the taps."""
@@ -119,21 +107,36 @@ class _Pass:
             return
         self.next_layer = (seen.layer + 1) % len(self.layout.layers)
         layer = self.layout.layers[seen.layer]
-        if seen.heads_out is None or seen.projected is None or seen.attention is None:
-            raise RunError(f"the attention of layer {layer.name!r} of {self.layout.model!r} could not be seen")
-        windows = windows_of(layer)
-        images, rest = divmod(len(seen.heads_out), windows)
-        if rest or seen.attention.shape[:2] != (len(seen.heads_out), layer.heads):
+        if seen.heads_out is None or seen.projected is None:
+            raise RunError(f"the heads of layer {layer.name!r} of {self.layout.model!r} could not be seen")
+        images, rest = divmod(len(seen.heads_out), layer.rows)
+        if rest:
             raise RunError(
-                f"the attention of layer {layer.name!r} of {self.layout.model!r} must be that of {layer.heads} heads "
-                f"in {windows} windows per image, got {seen.attention.shape[:2]} rows and heads"
+                f"the batch of layer {layer.name!r} of {self.layout.model!r} must have {layer.rows} rows per image, "
+                f"got {len(seen.heads_out)}"
             )
+        applied = self._applied(seen, layer, images)
         device = seen.heads_out.device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             for tap in self.taps:
                 wanted = tap.rows(seen.layer, images)
                 if wanted is not None:
-                    tap.listen(_record(seen, layer, images, wanted, stream_after, norm_follows))
+                    tap.listen(_record(seen, layer, applied, images, wanted, stream_after, norm_follows))
+
+    def _applied(self, seen: _Seen, layer: AttentionLayer, images: int) -> AppliedWeights | None:
+        """Return the weights that a layer applied, None where it has none between tokens."""
+        if seen.see is None:
+            return None
+        applied = seen.see.applied()
+        if len(applied) != 1:
+            raise RunError(f"the attention of layer {layer.name!r} of {self.layout.model!r} could not be seen")
+        rows, heads = applied[0].attention.shape[:2]
+        if rows % images or heads != layer.heads:
+            raise RunError(
+                f"the attention of layer {layer.name!r} of {self.layout.model!r} must be that of {layer.heads} heads "
+                f"of {images} images, got {heads} heads in {rows} rows"
+            )
+        return applied[0]
 
     def check_ended(self) -> None:
         """Raise unless the last forward pass came to its end."""
@@ -143,24 +146,35 @@ class _Pass:
 
 
 def _record(
-    seen: _Seen, layer: AttentionLayer, images: int, wanted: slice, stream_after: Tensor | None, norm_follows: bool
+    seen: _Seen,
+    layer: AttentionLayer,
+    applied: AppliedWeights | None,
+    images: int,
+    wanted: slice,
+    stream_after: Tensor | None,
+    norm_follows: bool,
 ) -> LayerRecord:
     """Cut the wanted images out of what was seen."""
-    if seen.heads_out is None or seen.projected is None or seen.attention is None:
-        raise RunError(f"the attention of layer {layer.name!r} could not be seen")
+    if seen.heads_out is None or seen.projected is None:
+        raise RunError(f"the heads of layer {layer.name!r} could not be seen")
     start, stop, _ = wanted.indices(images)
-    windows = windows_of(layer)
-    rows = slice(start * windows, stop * windows)
-    heads_out = torch.unflatten(seen.heads_out[rows], -1, (layer.heads, -1))
+    rows = slice(start * layer.rows, stop * layer.rows)
+    heads_out = layer.channels.split(seen.heads_out[rows])
     same = seen.projected is seen.heads_out
+    attention: FusedAttention | PlainAttention | None = None
+    values: Tensor | None = None
+    if applied is not None:
+        windows = applied.attention.shape[0] // images
+        of_images = slice(start * windows, stop * windows)
+        attention, values = applied.attention.rows(of_images), applied.values[of_images]
     return LayerRecord(
         layer=seen.layer,
         images=stop - start,
-        windows=windows,
+        windows=layer.rows,
         heads_out=heads_out,
-        projected=heads_out if same else torch.unflatten(seen.projected[rows], -1, (layer.heads, -1)),
-        values=None if seen.values is None else seen.values[rows],
-        attention=seen.attention.rows(rows),
+        projected=heads_out if same else layer.channels.split(seen.projected[rows]),
+        values=values,
+        attention=attention,
         stream_before=_stream(seen.stream_before, images, start, stop),
         stream_after=_stream(stream_after, images, start, stop),
         norm_follows=norm_follows,
@@ -179,9 +193,9 @@ def _install(
 ) -> list[torch.utils.hooks.RemovableHandle]:
     """Hook one layer; its record is complete when its block's second half is entered."""
     module = backbone.get_submodule(layer.name)
-    point, projection = backbone.get_submodule(layer.point), backbone.get_submodule(f"{layer.name}.proj")
+    point, projection = backbone.get_submodule(layer.point), backbone.get_submodule(layer.projection)
     parent = parent_of(layer.name)
-    block = backbone.get_submodule(parent) if parent and layer.kind != "pool" else None
+    block = backbone.get_submodule(parent) if parent and layer.site.residual else None
     halves = _second_half(block)
 
     def enter_block(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -224,49 +238,3 @@ def _second_half(block: nn.Module | None) -> list[nn.Module]:
     """Return the modules whose first call is given the stream after attention; none if one is missing."""
     halves = [half for name in SECOND_HALF if isinstance(half := getattr(block, name, None), nn.Module)]
     return halves if len(halves) == len(SECOND_HALF) else []
-
-
-class _SeeAttention(TorchFunctionMode):
-    """Notes the attention calls of one layer."""
-
-    def __init__(self, seen: _Seen, name: str) -> None:
-        super().__init__()
-        self.seen, self.name = seen, name
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        seen = self.seen
-        if func is F.scaled_dot_product_attention:
-            self._note(_fused(args, kwargs or {}))
-            seen.values = _argument(args, kwargs, 2, "value")
-        elif func in SOFTMAX:
-            self._note(PlainAttention(_argument(args, kwargs, 0, "input"), result))
-        elif func in MATMUL and seen.values is None and _applies(seen.attention, args[0]):
-            seen.values = args[1]
-        return result
-
-    def _note(self, attention: FusedAttention | PlainAttention) -> None:
-        if self.seen.attention is not None:
-            raise RunError(f"layer {self.name!r} attends more than once; its heads' attention cannot be told apart")
-        self.seen.attention = attention
-
-
-def _fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FusedAttention:
-    """Read the operator's arguments as it does."""
-    given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
-    query, key, scale = given["query"], given["key"], given.get("scale")
-    if given.get("enable_gqa"):
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return FusedAttention(query, key, scale, given.get("attn_mask"), bool(given.get("is_causal")))
-
-
-def _applies(attention: FusedAttention | PlainAttention | None, left: Tensor) -> bool:
-    """Say whether a matrix product's left factor is what softmax has returned, so that the right one is the values."""
-    return isinstance(attention, PlainAttention) and left.shape == attention.shape
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any] | None, place: int, name: str) -> Any:
-    return args[place] if len(args) > place else (kwargs or {})[name]

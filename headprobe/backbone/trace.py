@@ -1,14 +1,14 @@
 """Watches one forward pass: which modules run, in what order, on what shapes, and where attention is computed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from headprobe.backbone.calls import CallKind, WatchCalls
 from headprobe.backbone.sites import Site, class_path
 from headprobe.errors import UsageError
 
@@ -33,42 +33,65 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call that attention is made of.
+
+    Attributes:
+        kind: What was called.
+        shape: Shape of its result.
+    """
+
+    kind: CallKind
+    shape: torch.Size
+
+
 @dataclass
 class Trace:
     """What one forward pass showed.
 
     Attributes:
         order: Names of the attention layers in the order of their calls.
-        calls: How often each of them was called.
+        entered: How often each of them was called.
         shapes: For each of them the shape of its concatenated heads.
+        calls: For each of them its calls before the heads were concatenated.
         block_shapes: For every module the shape of its first argument.
         open_layers: Attention layers that are running.
         open_modules: Modules that are running.
-        stray: Modules that compute fused attention outside every known layer.
+        stray: Modules that compute attention outside every layer, with the kinds of calls they made.
     """
 
     order: list[str] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
+    entered: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, torch.Size] = field(default_factory=dict)
+    calls: dict[str, list[Call]] = field(default_factory=dict)
     block_shapes: dict[str, torch.Size] = field(default_factory=dict)
     open_layers: list[str] = field(default_factory=list)
     open_modules: list[str] = field(default_factory=list)
-    stray: list[str] = field(default_factory=list)
+    stray: dict[str, list[CallKind]] = field(default_factory=dict)
 
+    def saw(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
+        """Note one call."""
+        if not self.open_layers:
+            module = self.open_modules[-1] if self.open_modules else ""
+            self.stray.setdefault(module, []).append(kind)
+        elif self.open_layers[-1] not in self.shapes:
+            self.calls[self.open_layers[-1]].append(Call(kind, result.shape))
+        return result
 
-class _WatchAttention(TorchFunctionMode):
-    """Notes every fused attention call made outside the known layers."""
+    @property
+    def stray_fused(self) -> list[str]:
+        """Modules that call fused attention outside every layer."""
+        return [module for module, kinds in self.stray.items() if "fused" in kinds]
 
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self.trace = trace
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and not self.trace.open_layers:
-            self.trace.stray.append(self.trace.open_modules[-1] if self.trace.open_modules else "the model")
-        return func(*args, **(kwargs or {}))
+    @property
+    def stray_plain(self) -> list[str]:
+        """Modules that apply a softmax by a matrix product outside every layer."""
+        found = []
+        for module, kinds in self.stray.items():
+            if "fused" not in kinds and "softmax" in kinds and "product" in kinds[kinds.index("softmax") :]:
+                found.append(module)
+        return found
 
 
 @contextmanager
@@ -77,14 +100,14 @@ def recording(backbone: nn.Module, sites: Mapping[str, Site], trace: Trace) -> I
 
     Args:
         backbone: The model.
-        sites: Its known attention modules by name.
+        sites: Its attention modules by name.
         trace: Is filled.
     """
     with ExitStack() as stack:
         for name, module in backbone.named_modules():
             for handle in _watch(backbone, name, module, sites.get(name), trace):
                 stack.callback(handle.remove)
-        stack.enter_context(_WatchAttention(trace))
+        stack.enter_context(WatchCalls(trace.saw))
         yield
 
 
@@ -96,8 +119,9 @@ def _watch(
     def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
         trace.open_modules.append(name)
         if site is not None:
-            trace.order.extend([] if name in trace.calls else [name])
-            trace.calls[name] = trace.calls.get(name, 0) + 1
+            trace.order.extend([] if name in trace.entered else [name])
+            trace.entered[name] = trace.entered.get(name, 0) + 1
+            trace.calls.setdefault(name, [])
             trace.open_layers.append(name)
         if args and isinstance(args[0], Tensor):
             trace.block_shapes.setdefault(name, args[0].shape)
