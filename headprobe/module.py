@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headprobe.backbone.facts import layer_facts
-from headprobe.backbone.heads import HeadLayout, find_heads
+from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
 from headprobe.errors import RunError, UsageError
@@ -55,6 +55,8 @@ class HeadProbe(FitSteps):
         num_classes: Classes of the classifier; without it the weights' own number.
         options: Further arguments of timm.create_model, such as {img_size: 384} or pretrained_cfg_overlay.
         ablation: What a masked head's output is replaced by; zero is the only choice so far.
+        semantics: What masking takes away where a head's slot holds more than what it attended to: the whole slot, or
+            the attention alone (docs/heads.md). The same thing in most models.
         row_budget: Rows (images x masks) that share a forward pass; without it 80 on CPUs and 1024 on GPUs.
         per_class: Also count each class, for classes.csv.
         learning_rate: Peak learning rate of `fit`.
@@ -73,6 +75,7 @@ class HeadProbe(FitSteps):
         num_classes: int | None = None,
         options: dict[str, Any] | None = None,
         ablation: Literal["zero"] = "zero",
+        semantics: Semantics = "slot",
         row_budget: int | None = None,
         per_class: bool = False,
         learning_rate: float = 2e-3,
@@ -88,7 +91,7 @@ class HeadProbe(FitSteps):
         self.backbone = create_backbone(self.source)
         self.data_config = data_config(self.backbone)
         self.num_classes = int(self.backbone.num_classes)  # type: ignore[arg-type]  # timm: int
-        self.ablation, self.per_class, self.row_budget = ablation, per_class, row_budget
+        self.ablation, self.semantics, self.per_class, self.row_budget = ablation, semantics, per_class, row_budget
         self.masks: list[NamedMask] = []
         self.valid_classes: Tensor | None = None
         self.passes: ForwardPasses | None = None
@@ -111,7 +114,7 @@ class HeadProbe(FitSteps):
             UsageError: The model's heads cannot be found.
         """
         if self._layout is None:
-            self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name)
+            self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
         return self._layout
 
     def ablate(self, specs: Sequence[MaskSpec]) -> None:
@@ -136,6 +139,7 @@ class HeadProbe(FitSteps):
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
             "layers": [layer.name for layer in self.layout.layers],
+            "semantics": self.semantics,
             "inner_norm": any(layer.inner_norm for layer in self.layout.layers),
         }
 

@@ -105,9 +105,8 @@ def _at_operators(
         layer = layout.layers[numbers[place]]
         if layer.operator is None:
             raise RunError(f"the attention operator of layer {layer.name!r} was not seen; mask its slots instead")
-        count.fired[numbers[place]] += 1
         kept = keep(numbers[place])
-        return ZeroHeads(layer.operator, None if kept is None else kept[:, : layer.heads])
+        return ZeroHeads(layer.operator, None if kept is None else kept[:, : layer.heads], count, numbers[place])
 
     return inside([backbone.get_submodule(layout.layers[number].name) for number in numbers], watch)
 
@@ -118,16 +117,20 @@ class ZeroHeads(WatchCalls):
     Args:
         operator: The calls.
         keep: `[groups, heads]` bool; None keeps all.
+        count: Is told when the operator's last call was seen.
+        layer: Number of the layer, for the count.
     """
 
-    def __init__(self, operator: Operator, keep: Tensor | None) -> None:
+    def __init__(self, operator: Operator, keep: Tensor | None, count: HookCount | None = None, layer: int = 0) -> None:
         super().__init__(self._zero)
-        self.operator, self.keep, self.seen = operator, keep, 0
+        self.operator, self.keep, self.count, self.layer, self.seen = operator, keep, count, layer, 0
 
     def _zero(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
         if kind != self.operator.kind:
             return result
         call, self.seen = self.seen, self.seen + 1
+        if self.count is not None and call == self.operator.calls[-1]:
+            self.count.fired[self.layer] += 1
         if self.keep is None or call not in self.operator.calls:
             return result
         return self.operator.zeroed(call, result, self.keep)

@@ -18,18 +18,20 @@ def describe_attention(record: LayerRecord, facts: LayerFacts, aligned: bool = F
         aligned: Also sum the weights over images, for `OffsetMaps.update`.
     """
     norms = None
-    if facts.projection is not None and record.values is not None:
+    if facts.projection is not None and record.values is not None and "value_weighted_attention" not in facts.undefined:
         norms = facts.projection.norms(record.values)
-    reduction = reduce_attention(facts.grid, record.images, record.weights(), norms, aligned)
-    if facts.projection is not None and record.stream_before is not None and not facts.grid.pooled:
+    reduction = Reduction({}, None)
+    if record.attention is not None:
+        reduction = reduce_attention(facts.attention, record.images, record.weights(), norms, aligned)
+    if facts.projection is not None and "output_norm_ratio" not in facts.undefined and record.stream_before is not None:
         added = facts.projection.norms(record.projected.transpose(1, 2))
-        reduction.values["output_norm_ratio"] = output_norm_ratio(added, record.stream_before, facts.grid)
+        reduction.values["output_norm_ratio"] = output_norm_ratio(added, record.stream_before, facts.outputs)
     return reduction
 
 
 def describe_spectrum(record: LayerRecord, facts: LayerFacts) -> dict[str, Tensor]:
     """Return a layer's frequency profiles by series, for `Spectra.update`; empty where its patches have no grid."""
-    grid = facts.grid
+    grid = facts.outputs
     if not grid.on_map:
         return {}
     profiles: dict[str, Tensor] = {}

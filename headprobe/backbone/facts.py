@@ -11,6 +11,7 @@ from headprobe.backbone.heads import AttentionLayer, HeadLayout, parent_of
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.taps import Tap, tapping
 from headprobe.backbone.trace import evaluating, example_images
+from headprobe.metrics.attention import RATIOS, STATISTICS
 from headprobe.metrics.projection import HeadProjection
 from headprobe.metrics.token_grid import TokenGrid
 
@@ -23,12 +24,14 @@ class LayerFacts:
     """What the metrics must know of one layer.
 
     Attributes:
-        grid: Where its tokens lie.
+        outputs: Where the tokens lie that leave the attention operator, one row of heads' outputs each.
+        attention: Where the tokens lie that attend to each other.
         projection: Its output projection by head, LayerScale included; None without a linear one.
         undefined: Statistics that it does not have for reasons beyond its tokens, with the reasons.
     """
 
-    grid: TokenGrid
+    outputs: TokenGrid
+    attention: TokenGrid
     projection: HeadProjection | None
     undefined: dict[str, str]
 
@@ -44,24 +47,44 @@ def layer_facts(backbone: nn.Module, layout: HeadLayout) -> tuple[LayerFacts, ..
         layer = layout.layers[record.layer]
         projection = _projection(backbone, layer)
         undefined = _undefined(backbone, layer, record, projection)
-        facts.append(LayerFacts(_token_grid(backbone, layout, layer, record), projection, undefined))
+        outputs = _outputs(backbone, layout, layer)
+        facts.append(LayerFacts(outputs, _attention(backbone, layout, layer, record, outputs), projection, undefined))
 
     with evaluating(backbone), torch.no_grad(), tapping(backbone, layout, [Tap(gather)]):
         backbone(example_images(backbone, layout.input_size, 1))
     return tuple(facts)
 
 
-def _token_grid(backbone: nn.Module, layout: HeadLayout, layer: AttentionLayer, record: LayerRecord) -> TokenGrid:
+def _outputs(backbone: nn.Module, layout: HeadLayout, layer: AttentionLayer) -> TokenGrid:
+    """Describe the tokens that leave a layer's operator."""
+    if layer.kind in ("pool", "class"):
+        return TokenGrid(layer.tokens, pooled=True)
+    class_token = layer.prefix > 0 and _has_class_token(backbone)
+    if layer.grid is not None and (layer.window is not None or layer.rows == 1):
+        patch = _patch_size(backbone, layout, layer.grid)
+        return TokenGrid(layer.tokens, layer.prefix, class_token, layer.grid, patch, layer.window, layer.shift)
+    return TokenGrid(layer.tokens, layer.prefix, class_token, rows=layer.rows, unplaced=not _in_image_order(layer))
+
+
+def _in_image_order(layer: AttentionLayer) -> bool:
+    """Say whether a row is an image, its tokens in order, even if their grid is unknown."""
+    return layer.site.ordered and layer.rows == 1
+
+
+def _attention(
+    backbone: nn.Module, layout: HeadLayout, layer: AttentionLayer, record: LayerRecord, outputs: TokenGrid
+) -> TokenGrid:
     """Describe the tokens that a layer's queries can attend to."""
-    keys = record.attention.shape[3]
-    prefix = 0 if layer.window is not None else layout.prefix_tokens
-    class_token = prefix > 0 and _has_class_token(backbone)
-    if layer.kind == "pool":
-        return TokenGrid(keys, prefix, class_token, pooled=True)
-    if layer.grid is None or (layer.window is None and prefix + math.prod(layer.grid) != keys):
-        return TokenGrid(keys, prefix, class_token)
-    patch = _patch_size(backbone, layout, layer.grid)
-    return TokenGrid(keys, prefix, class_token, layer.grid, patch, layer.window, layer.shift)
+    if record.attention is None:
+        return outputs
+    rows, _, queries, keys = record.attention.shape
+    if layer.kind in ("pool", "class"):
+        prefix = layout.prefix_tokens
+        return TokenGrid(keys, prefix, prefix > 0 and _has_class_token(backbone), pooled=True)
+    all_to_all = queries == keys == outputs.tokens and rows == outputs.windows
+    if all_to_all and layer.kind in ("global", "window"):
+        return outputs
+    return TokenGrid(keys, rows=rows, unplaced=True)
 
 
 def _has_class_token(backbone: nn.Module) -> bool:
@@ -77,26 +100,36 @@ def _patch_size(backbone: nn.Module, layout: HeadLayout, grid: tuple[int, int]) 
     """
     first = next((layer.grid for layer in layout.layers if layer.grid is not None), grid)
     merged = [2.0 ** round(math.log2(a / b)) for a, b in zip(first, grid, strict=True)]
-    embed: Any = getattr(backbone, "patch_embed", None)
+    sizes = list(zip(layout.input_size[1:], first, strict=True))
+    height, width = (size / places for size, places in sizes)
+    embedded = _strides(getattr(backbone, "patch_embed", None))
+    if embedded is not None:  # unless the first attention layer is not the one after the patch embedding
+        fits = [abs(size / stride - places) < 1 for stride, (size, places) in zip(embedded, sizes, strict=True)]
+        height, width = embedded if all(fits) else (height, width)
+    return (float(height) * merged[0], float(width) * merged[1])
+
+
+def _strides(embed: Any) -> tuple[float, float] | None:
+    """Return a patch embedding's stride on the image; None where it says nothing of it."""
     if hasattr(embed, "feat_ratio"):  # hybrids embed the map of a convolutional network, whose stride counts too
         height, width = embed.feat_ratio(as_scalar=False)
-    elif hasattr(embed, "patch_size"):
-        height, width = embed.patch_size
-    else:
-        height, width = (size / places for size, places in zip(layout.input_size[1:], first, strict=True))
-    return (float(height) * merged[0], float(width) * merged[1])
+        return float(height), float(width)
+    size = getattr(embed, "patch_size", None)
+    if size is None:
+        return None
+    return (float(size), float(size)) if isinstance(size, int) else (float(size[0]), float(size[1]))
 
 
 def _projection(backbone: nn.Module, layer: AttentionLayer) -> HeadProjection | None:
     """Return a layer's output projection, its rows scaled by LayerScale where the block has it."""
-    linear = backbone.get_submodule(f"{layer.name}.proj")
-    if not isinstance(linear, nn.Linear):
+    linear = backbone.get_submodule(layer.projection)
+    if not isinstance(linear, nn.Linear) or linear.in_features != layer.channels.channels:
         return None
-    weight = linear.weight.detach()
+    weight = layer.channels.split(linear.weight.detach()[:, None]).flatten(1)
     block: Any = backbone.get_submodule(parent_of(layer.name))
     scales = [getattr(getattr(block, name, None), "gamma", None) for name in ("ls1", "ls")]  # ls: parallel branches
     for scale in (*scales, getattr(block, "gamma_1", None)):
-        if isinstance(scale, Tensor) and layer.kind != "pool":
+        if isinstance(scale, Tensor) and layer.site.residual:
             weight = weight * scale.detach()[:, None]
     return HeadProjection.split(weight, layer.heads)
 
@@ -104,18 +137,25 @@ def _projection(backbone: nn.Module, layer: AttentionLayer) -> HeadProjection | 
 def _undefined(
     backbone: nn.Module, layer: AttentionLayer, record: LayerRecord, projection: HeadProjection | None
 ) -> dict[str, str]:
-    """Return which norms and spectra a layer does not have, with the reasons."""
-    if projection is None:
-        reason = "the layer has no linear output projection"
-        return dict.fromkeys(("value_weighted_attention", "output_norm_ratio", CONTRIBUTION), reason)
+    """Return which statistics a layer does not have for reasons beyond its tokens, with the reasons."""
     reasons: dict[str, str] = {}
+    if record.attention is None:
+        without = [name for name in (*STATISTICS, *RATIOS) if name != "output_norm_ratio"]
+        reasons |= dict.fromkeys(without, layer.site.why or "its attention operator could not be seen")
+    if projection is None:
+        reason = "the layer has no linear output projection of its own"
+        return dict.fromkeys(("value_weighted_attention", "output_norm_ratio", CONTRIBUTION), reason) | reasons
     if record.norm_follows:
         reason = "a norm stands between the output projection and the residual stream"
         reasons |= dict.fromkeys(("output_norm_ratio", CONTRIBUTION), reason)
     elif record.stream_before is None:
         reasons["output_norm_ratio"] = "the layer adds to no residual stream that can be seen"
+    if not layer.site.residual:
+        reasons[CONTRIBUTION] = "the layer adds to no residual stream that can be seen"
+    if record.attention is None:
+        return reasons
     if layer.inner_norm or getattr(backbone.get_submodule(layer.name), "gate", None) is not None:
         reasons["value_weighted_attention"] = "a norm or gate stands between the values and the output projection"
-    elif record.values is None:
+    elif record.values is None or record.values.shape[-1] != projection.weight.shape[-1]:
         reasons["value_weighted_attention"] = "the layer's values cannot be seen"
     return reasons

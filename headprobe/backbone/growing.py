@@ -20,8 +20,8 @@ from headprobe.backbone.rows import RowPlan
 from headprobe.backbone.taps import RowsOfLayer, Tap, tapping
 from headprobe.errors import RunError
 
-Key = int | str
-"""A positional or keyword argument of a module."""
+Path = tuple[int | str, ...]
+"""Where a tensor is among a module's arguments: a position or keyword, then places in the lists that it may be in."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Join:
 
     module: str
     place: int
-    batched: tuple[tuple[Key, int], ...]
+    batched: tuple[tuple[Path, int], ...]
 
 
 class GrowingPass:
@@ -185,10 +185,27 @@ def _grown(
     args: tuple[Any, ...], kwargs: dict[str, Any], join: Join, images: int, joining: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a module with the trunk's rows appended `joining` times wherever they carry the batch."""
-    positional, named = list(args), dict(kwargs)
-    for key, rows_per_image in join.batched:
-        store: Any = positional if isinstance(key, int) else named
-        tensor = store[key]
-        trunk = tensor[: images * rows_per_image]
-        store[key] = torch.cat([tensor, trunk.repeat(joining, *[1] * (tensor.dim() - 1))])
-    return tuple(positional), named
+    positional: Any = args
+    named: Any = kwargs
+    for path, rows_per_image in join.batched:
+
+        def grow(tensor: Tensor, rows: int = images * rows_per_image) -> Tensor:
+            return torch.cat([tensor, tensor[:rows].repeat(joining, *[1] * (tensor.dim() - 1))])
+
+        if isinstance(path[0], int):
+            positional = _replaced(positional, path, grow)
+        else:
+            named = _replaced(named, path, grow)
+    return positional, named
+
+
+def _replaced(holder: Any, path: Path, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of nested tuples, lists and dictionaries with the tensor at `path` changed."""
+    if not path:
+        return change(holder)
+    key, *rest = path
+    if isinstance(holder, dict):
+        return {**holder, key: _replaced(holder[key], tuple(rest), change)}
+    items = list(holder)
+    items[int(key)] = _replaced(items[int(key)], tuple(rest), change)
+    return type(holder)(items)

@@ -84,9 +84,14 @@ class AttentionLayer:
         return self.site.joins_itself
 
     @property
+    def ambiguous(self) -> bool:
+        """Whether masking a head's slot takes away something else than what the head attended to."""
+        return bool(self.site.also) or self.site.cascades
+
+    @property
     def masked_at_operator(self) -> bool:
         """Whether heads are masked in the attention operator's output, not where they are concatenated."""
-        return self.semantics == "attention" and bool(self.site.also)
+        return self.semantics == "attention" and self.ambiguous
 
 
 @dataclass(frozen=True)

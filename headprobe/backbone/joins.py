@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.ablation import masked_logits
-from headprobe.backbone.growing import GrowingPass, Join, Key
+from headprobe.backbone.growing import GrowingPass, Join, Path
 from headprobe.backbone.heads import HeadLayout, parent_of
 from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
 
-Calls = dict[str, tuple[int, dict[Key, torch.Size]]]
+Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module the place of its only call in a forward pass (-1 if it has several) and its arguments' shapes."""
 
 
@@ -110,8 +110,7 @@ def _record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> Calls
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments: dict[Key, Any] = dict([*enumerate(args), *kwargs.items()])
-            shapes = {key: value.shape for key, value in arguments.items() if isinstance(value, Tensor)}
+            shapes = dict(_shapes((), args)) | dict(_shapes((), kwargs))
             # a module called twice is no join point: masks would join twice
             calls[name] = (-1, {}) if name in calls else (len(calls), shapes)
 
@@ -152,10 +151,22 @@ def _candidates(
     ]
 
 
-def _batched(two: dict[Key, torch.Size], three: dict[Key, torch.Size]) -> tuple[tuple[Key, int], ...]:
+def _batched(two: dict[Path, torch.Size], three: dict[Path, torch.Size]) -> tuple[tuple[Path, int], ...]:
     """Return the tensor arguments that grow from 2 to 3 images as the batch does, with their rows per image."""
     batched = []
-    for key, shape in two.items():
-        if shape and 2 * three[key][0] == 3 * shape[0] and shape[0] % 2 == 0:
-            batched.append((key, shape[0] // 2))
+    for path, shape in two.items():
+        if shape and path in three and 2 * three[path][0] == 3 * shape[0] and shape[0] % 2 == 0:
+            batched.append((path, shape[0] // 2))
     return tuple(batched)
+
+
+def _shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
+    """Yield the places and shapes of all tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield path, value.shape
+    elif type(value) in (tuple, list):
+        for key, item in enumerate(value):
+            yield from _shapes((*path, key), item)
+    elif type(value) is dict:
+        for key, item in value.items():
+            yield from _shapes((*path, key), item)

@@ -73,7 +73,7 @@ class PlainAttention:
     """The weights of a layer that does not use fused attention (Swin), as it applied them.
 
     Attributes:
-        logits: What entered the softmax, biases, scales and masks included; None where the weights are not what left it.
+        logits: What entered the softmax, biases, scales and masks included; None where its result is not the weights.
         result: The weights.
     """
 

@@ -46,7 +46,7 @@ class Site:
         why: Why there is no map, or what it is, where it is not weights over tokens.
         head_is: What counts as one head, where that is not plain.
         also: What else a head's slot at the point holds, beside what it attended to.
-        cascades: A head's output is also an input of the next head of its layer.
+        cascades: A head's output is also an input of the next head of its layer, which masking its slot leaves alone.
         columns: Nothing but linear code stands between the point and the output projection inside the module.
         ordered: What leaves the operator is prefix tokens and then the image's patches, row by row.
         residual: The block around is timm's usual one, whose residual stream can be seen.
@@ -136,9 +136,7 @@ SITES: dict[str, Site] = {
     "timm.models.nest.Attention": Site(interleaved=True),
     "timm.models.tiny_vit.Attention": _WINDOW,
     "timm.models.twins.LocallyGroupedAttn": Site(kind="window", form="inner"),
-    "timm.models.efficientvit_msra.CascadedGroupAttention": Site(
-        kind="window", form="by call", cascades=True, also="nothing, but the next head of the layer reads it too"
-    ),
+    "timm.models.efficientvit_msra.CascadedGroupAttention": Site(kind="window", form="by call", cascades=True),
     # all tokens, among the feature maps of a hierarchical model
     "timm.models.convit.GPSA": _TOKENS,
     "timm.models.convit.MHSA": _TOKENS,

@@ -60,9 +60,9 @@ class HeadSpectrum(HeadCallback):
         found: dict[str, dict[str, list[int]]] = {}
         for layer, fact in enumerate(self.statistic.subject.facts):
             reasons = {"contribution_high_frequency": fact.undefined.get(CONTRIBUTION, "")}
-            if not fact.grid.on_map:
+            if not fact.outputs.on_map:
                 reasons = dict.fromkeys(("high_frequency", "contribution_high_frequency"), WITHOUT_SPECTRUM)
-            elif min(fact.grid.grid or (0, 0)) <= 2:
+            elif min(fact.outputs.grid or (0, 0)) <= 2:
                 reasons = dict.fromkeys(("high_frequency", "contribution_high_frequency"), TOO_SMALL)
             for name, reason in reasons.items():
                 if reason:

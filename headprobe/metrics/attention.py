@@ -33,6 +33,10 @@ RATIOS = {"attention_distance_ratio": "attention_distance_px", "entropy_ratio": 
 """What follows by dividing by the value that uniform attention to all reachable patches would have."""
 
 
+NOT_PATCHES = "its queries are learned, or a class token, and no patches of the image"
+NOT_PLACED = "which patches its queries and keys are is unknown"
+
+
 class HeadTable(NamedTuple):
     """One entry per head of the model, layer by layer; NaN where a statistic is not defined.
 
@@ -148,7 +152,7 @@ class AttentionStatistics(SumMetric):
 
 def _uniform(grid: TokenGrid, name: str) -> float:
     """Return a statistic's value under uniform attention to all reachable patches, NaN where it is 0 or unknown."""
-    if grid.pooled:
+    if grid.anonymous:
         return math.nan
     tables = tables_of(grid, torch.device("cpu"))
     value = tables.baseline_px if name == "attention_distance_ratio" else tables.log_keys
@@ -159,10 +163,10 @@ def _undefined(grid: TokenGrid) -> dict[str, str]:
     """Return the statistics that a layer does not have by the kind of its tokens, with the reasons."""
     reasons: dict[str, str] = {}
     distances = ("attention_distance_px", "attention_distance_raw_px", "attention_distance_ratio")
-    if grid.pooled:
+    if grid.anonymous:
         defined = {"entropy_all_keys_nats", "sink_mass"}
         named = [name for name in (*STATISTICS, *RATIOS) if name not in defined]
-        return dict.fromkeys(named, "its queries are learned and no patches of the image")
+        return dict.fromkeys(named, NOT_PATCHES if grid.pooled else NOT_PLACED)
     if grid.grid is None:
         reasons |= dict.fromkeys(distances, "the patches' places on the image are unknown")
     if not grid.class_token:

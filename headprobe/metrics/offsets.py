@@ -51,7 +51,7 @@ class OffsetMaps(SumMetric):
     def shape(self, layer: int) -> tuple[int, int] | None:
         """Return rows and columns of a layer's map, None for a layer without one (`WITHOUT_MAP`)."""
         grid = self.grids[layer]
-        reach = None if grid.pooled else tables_of(grid, torch.device("cpu")).reach
+        reach = None if grid.anonymous else tables_of(grid, torch.device("cpu")).reach
         return None if reach is None else (2 * reach[0] - 1, 2 * reach[1] - 1)
 
     def update(self, layer: int, images: int, aligned: Tensor | None) -> None:

@@ -53,7 +53,7 @@ def reduce_attention(
             (Dosovitskiy 2021, appendix D.7, https://arxiv.org/abs/2010.11929); `attention_distance_raw_px` the same
             without renormalising, as the code of probing-vits does.
         `entropy_nats`: - sum a ln a, mean over queries; `entropy_all_keys_nats` over all keys, prefix tokens included
-            (in a pooling layer the queries are its learned ones).
+            (in a pooling layer the queries are its learned ones, and anonymous tokens are all their window has).
         `mutual_information`: MI(query; key) / sqrt(H(query) H(key)) with p(query) = 1 / queries (Park 2023,
             https://arxiv.org/abs/2305.00729); 0 = all queries look alike, or at a single key.
         `confidence`: largest a, mean over queries (Voita 2019, https://arxiv.org/abs/1905.09418).
@@ -84,10 +84,10 @@ class _Reducer:
     def __init__(self, grid: TokenGrid, images: int, like: Tensor, aligned: bool) -> None:
         heads, keys = like.shape[1], like.shape[3]
         self.grid = grid
-        self.tables = None if grid.pooled else tables_of(grid, like.device)
+        self.tables = None if grid.anonymous else tables_of(grid, like.device)
         self.queries = 0
         self.by_query: dict[str, Tensor] = {}  # `[images, windows, heads, queries]`, patches only
-        self.entropy = like.new_zeros(images, heads)  # of a pooling layer, summed over queries
+        self.entropy = like.new_zeros(images, heads)  # of anonymous tokens, summed over queries
         # per key: weights summed over prefix queries, over patches, and over patches renormalised
         self.columns = like.new_zeros(images, grid.windows, heads, 3, keys)
         self.aligned: Tensor | None = None
@@ -169,8 +169,9 @@ class _Reducer:
     def finish(self, value_norms: Tensor | None) -> Reduction:
         """Turn what was kept by query into means over queries, and the sums per key into what they stand for."""
         if self.tables is None:
-            sums = {"entropy_all_keys_nats": self.entropy, "sink_mass": self.columns[..., 0, :].amax(dim=(1, 3))}
-            return Reduction({name: total / self.queries for name, total in sums.items()}, None)
+            sinks = self.columns[..., 0, :].amax(dim=3).mean(dim=1)
+            entropy = self.entropy / self.grid.windows
+            return Reduction({"entropy_all_keys_nats": entropy / self.queries, "sink_mass": sinks / self.queries}, None)
         prefix, real = self.grid.prefix, self.tables.real[:, None, self.grid.prefix :]
         of_query = self._statistics()
         values = {name: (value * real).sum(dim=(1, 3)) / self.grid.patches for name, value in of_query.items()}

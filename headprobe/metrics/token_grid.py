@@ -27,7 +27,9 @@ class TokenGrid:
         patch: Height and width of a patch in input pixels, from one patch to the next.
         window: Rows and columns of a window, None for global attention.
         shift: Rows and columns that the image is rolled by, up and to the left, before it is cut into windows.
-        pooled: The queries are learned and no tokens of the image.
+        pooled: The queries are learned, or a class token: no patches of the image.
+        rows: Rows of the layer's batch per image, where there are several of unknown place.
+        unplaced: Which patches the queries and keys are is unknown, so that nothing is said of them one by one.
 
     Raises:
         UsageError: The grid does not have as many places as there are tokens.
@@ -41,6 +43,8 @@ class TokenGrid:
     window: Size | None = None
     shift: Size = (0, 0)
     pooled: bool = False
+    rows: int = 1
+    unplaced: bool = False
 
     def __post_init__(self) -> None:
         places = self.window or self.grid
@@ -54,7 +58,12 @@ class TokenGrid:
     @property
     def on_map(self) -> bool:
         """Whether the queries are patches with known places, so that what they say forms a map of the image."""
-        return self.grid is not None and not self.pooled
+        return self.grid is not None and not self.anonymous
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether queries and keys are no patches whose attention to each other can be looked at."""
+        return self.pooled or self.unplaced
 
     @property
     def window_grid(self) -> Size:
@@ -66,7 +75,7 @@ class TokenGrid:
     @property
     def windows(self) -> int:
         """Rows of the layer's batch per image."""
-        return math.prod(self.window_grid)
+        return self.rows if self.window is None else math.prod(self.window_grid)
 
     @property
     def patches(self) -> int:

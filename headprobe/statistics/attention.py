@@ -30,7 +30,7 @@ class AttentionSums(HeadStatistic):
     def make_part(self) -> Part:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
         facts, heads = self.subject.facts, self.subject.layout.heads_per_layer
-        grids, undefined = [fact.grid for fact in facts], [fact.undefined for fact in facts]
+        grids, undefined = [fact.attention for fact in facts], [fact.undefined for fact in facts]
         models = self.subject.models
         part: Part = {
             name: AttentionStatistics(grids, heads, undefined) for name in models + ((CHANGE,) * (len(models) > 1))

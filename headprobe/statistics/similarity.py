@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headprobe.backbone.facts import LayerFacts
@@ -201,7 +202,7 @@ class SimilaritySums(HeadStatistic):
             UsageError: With the reason.
         """
         facts, model = self.subject.facts, self.subject.layout.model
-        without = [n for n, fact in enumerate(facts) if fact.grid.pooled or not fact.grid.class_token]
+        without = [n for n, fact in enumerate(facts) if fact.outputs.pooled or not fact.outputs.class_token]
         if self.options.sampling == "class" and without:
             raise UsageError(
                 f"layers {without} of {model!r} have no class token among their queries: sample tokens, patches or "
@@ -219,14 +220,22 @@ class SimilaritySums(HeadStatistic):
 
 def own_prefix(fact: LayerFacts) -> int:
     """Return the leading tokens without a place among the outputs that `head_outputs` gives."""
-    return 0 if fact.grid.pooled or fact.grid.window is not None else fact.grid.prefix
+    return 0 if fact.outputs.pooled or fact.outputs.window is not None else fact.outputs.prefix
 
 
 def head_outputs(record: LayerRecord, fact: LayerFacts) -> Tensor:
-    """Return head outputs `[images, tokens, heads, head_dim]`, windows being put back on the image without padding."""
-    return record.heads_out if fact.grid.window is None else on_image(record.heads_out, fact.grid)
+    """Return head outputs `[images, tokens, heads, head_dim]`.
+
+    Windows of known place are put back on the image without padding; others follow one after the other.
+    """
+    if fact.outputs.window is not None:
+        return on_image(record.heads_out, fact.outputs)
+    if record.windows > 1:
+        return torch.unflatten(record.heads_out, 0, (-1, record.windows)).flatten(1, 2)
+    return record.heads_out
 
 
 def _samples(fact: LayerFacts) -> int:
     """Return the queries of an image."""
-    return 1 if fact.grid.pooled else own_prefix(fact) + fact.grid.patches
+    grid = fact.outputs
+    return own_prefix(fact) + grid.patches if grid.on_map else grid.windows * grid.tokens

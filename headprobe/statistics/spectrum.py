@@ -18,7 +18,7 @@ class SpectrumSums(HeadStatistic):
 
     def make_part(self) -> Part:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
-        grids = [fact.grid for fact in self.subject.facts]
+        grids = [fact.outputs for fact in self.subject.facts]
         names = self.subject.models + ((CHANGE,) if self.subject.mask is not None else ())
         return {name: Spectra(grids, self.subject.layout.heads_per_layer) for name in names}
 

@@ -30,7 +30,7 @@ class Description:
 
     def __init__(self, model: Any, images: int = 3, mask: tuple[int, int] | None = None, bf16: bool = False) -> None:
         self.layout, self.facts = facts_of(model, model.patch_embed.img_size)
-        grids, heads = [fact.grid for fact in self.facts], self.layout.heads_per_layer
+        grids, heads = [fact.outputs for fact in self.facts], self.layout.heads_per_layer
         self.attention = AttentionStatistics(grids, heads, [fact.undefined for fact in self.facts])
         self.offsets, self.spectra = OffsetMaps(grids, heads), Spectra(grids, heads)
         self.records: list[LayerRecord] = []
@@ -70,7 +70,7 @@ def test_every_kind_of_model_has_every_statistic_or_a_reason(tiny_kind: str) -> 
         assert np.isnan(spectrum.delta_log_amplitude[undefined]).all()
         assert np.isfinite(spectrum.delta_log_amplitude[own & ~undefined]).all()
     for fact, found in zip(described.facts, described.offsets.compute(), strict=True):
-        assert (found is None) == fact.grid.pooled
+        assert (found is None) == fact.outputs.pooled
         if found is not None:
             np.testing.assert_allclose(found.sum(axis=(1, 2)), 1, rtol=1e-5)
 
@@ -86,7 +86,7 @@ def test_every_kind_of_model_has_every_statistic_or_a_reason(tiny_kind: str) -> 
     ],
 )
 def test_grids_tell_class_tokens_registers_and_patches(kind: str, class_token: bool, prefix: int, patch: int) -> None:
-    grid = facts_of(tiny(kind), tiny(kind).patch_embed.img_size)[1][0].grid
+    grid = facts_of(tiny(kind), tiny(kind).patch_embed.img_size)[1][0].outputs
     assert (grid.class_token, grid.prefix, grid.patch) == (class_token, prefix, (patch, patch))
 
 
@@ -95,14 +95,14 @@ def test_registers_of_a_model_without_class_token_are_not_taken_for_one() -> Non
         "vit_small_patch16_224", img_size=64, embed_dim=48, num_heads=3, depth=2, class_token=False, reg_tokens=4,
         global_pool="avg",
     )  # fmt: skip
-    grid = facts_of(model, (64, 64))[1][0].grid
+    grid = facts_of(model, (64, 64))[1][0].outputs
     assert (grid.prefix, grid.class_token, grid.registers) == (4, False, 4)
 
 
 def test_patches_of_later_stages_are_larger() -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", depths=(2, 2, 2, 2), embed_dim=24, num_heads=(1, 2, 4, 8))
     facts = facts_of(model, (224, 224))[1]
-    assert [fact.grid.patch[0] for fact in facts] == [4, 4, 8, 8, 16, 16, 32, 32]
+    assert [fact.outputs.patch[0] for fact in facts] == [4, 4, 8, 8, 16, 16, 32, 32]
 
 
 def test_stages_that_merge_an_odd_number_of_patches_keep_their_stride() -> None:
@@ -110,8 +110,8 @@ def test_stages_that_merge_an_odd_number_of_patches_keep_their_stride() -> None:
         "swin_tiny_patch4_window7_224", img_size=(60, 44), window_size=4, depths=(2, 2), embed_dim=24, num_heads=(1, 2)
     )
     facts = facts_of(model, (60, 44))[1]
-    assert [fact.grid.grid for fact in facts] == [(15, 11)] * 2 + [(8, 6)] * 2
-    assert [fact.grid.patch for fact in facts] == [(4, 4)] * 2 + [(8, 8)] * 2
+    assert [fact.outputs.grid for fact in facts] == [(15, 11)] * 2 + [(8, 6)] * 2
+    assert [fact.outputs.patch for fact in facts] == [(4, 4)] * 2 + [(8, 8)] * 2
     described = Description(perturbed(model))
     assert all(
         np.isfinite(value).all() for name, value in described.attention.compute().mean.items() if "mass" not in name
@@ -123,7 +123,7 @@ def test_non_square_images_work(name: str) -> None:
     side = 14 if "14" in name else 16
     model = timm.create_model(name, img_size=(3 * side, 5 * side), embed_dim=48, num_heads=3, depth=2)
     described = Description(perturbed(model))
-    assert described.facts[0].grid.grid == (3, 5)
+    assert described.facts[0].outputs.grid == (3, 5)
     assert np.isfinite(described.attention.compute().mean["attention_distance_px"]).all()
 
 
@@ -145,7 +145,7 @@ def test_the_norm_ratio_is_that_of_contribution_and_stream(tiny_kind: str) -> No
             continue
         assert facts.projection is not None
         assert record.stream_before is not None
-        grid = facts.grid
+        grid = facts.outputs
         added = torch.einsum("hdc,bthc->bthd", facts.projection.weight.double(), record.projected.double())
         norms = added.norm(dim=-1)  # [rows, tokens, heads]
         stream = record.stream_before.double().norm(dim=-1)[:, grid.prefix :]

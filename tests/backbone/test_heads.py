@@ -9,7 +9,8 @@ from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.sites import SITES
 from headprobe.backbone.trace import example_images
 from headprobe.errors import UsageError
-from tests.conftest import TINY, tiny
+from tests.conftest import tiny
+from tests.families import REPRESENTATIVES, build
 
 SIZE = (3, 64, 64)
 
@@ -61,9 +62,18 @@ def test_a_model_without_heads_is_refused_by_name(name: str) -> None:
         find_heads(timm.create_model(name), (3, 224, 224), name)
 
 
-def test_attention_of_an_unknown_class_is_refused_and_named() -> None:
-    with pytest.raises(UsageError, match=r"levit_128s.*11 attention modules.*timm\.models\.levit\.Attention"):
-        find_heads(timm.create_model("levit_128s"), (3, 224, 224), "levit_128s")
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("shvit_s1", "SHSA"),
+        ("swiftformer_xs", "EfficientAdditiveAttention"),
+        ("mobilevitv2_050", "LinearSelfAttention"),
+        ("iformer_t", "SHMA"),
+    ],
+)
+def test_attention_with_one_head_by_design_is_refused_with_that_reason(name: str, what: str) -> None:
+    with torch.device("meta"), pytest.raises(UsageError, match=rf"single head by design .*{what}"):
+        find_heads(timm.create_model(name), (3, 224, 224), name)
 
 
 def test_fused_attention_outside_every_known_layer_is_refused() -> None:
@@ -118,12 +128,17 @@ def test_every_class_of_the_table_exists_in_timm_or_is_a_former_home() -> None:
 
 
 def test_every_class_of_the_table_has_a_tiny_representative() -> None:
-    seen = set()
-    for kind in TINY:
-        for module in tiny(kind).modules():
-            seen.add(f"{type(module).__module__}.{type(module).__qualname__}")
-    unseen = set(SITES) - seen - {"timm.models.vision_transformer.Attention", "timm.layers.attention.AttentionRope"}
-    assert not unseen
+    seen = {path for representative in REPRESENTATIVES.values() for path in representative.classes}
+    assert set(SITES) - seen == {"timm.models.vision_transformer.Attention"}
+
+
+@pytest.mark.parametrize("key", sorted(REPRESENTATIVES))
+def test_the_heads_of_every_representative_are_found(key: str) -> None:
+    representative = REPRESENTATIVES[key]
+    layout = find_heads(build(key), representative.input_size, key)
+    assert layout.heads_per_layer == representative.heads
+    assert {layer.attention_class for layer in layout.layers} == set(representative.classes)
+    assert all(layer.known and layer.operator is not None for layer in layout.layers)
 
 
 def test_example_images_are_the_same_each_time() -> None:

@@ -14,7 +14,7 @@ from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.joins import find_joins
 from headprobe.backbone.layer_record import LayerRecord, PlainAttention
-from headprobe.backbone.taps import Tap, tapping, windows_of
+from headprobe.backbone.taps import Tap, tapping
 from headprobe.backbone.trace import example_images
 from headprobe.errors import RunError
 from tests.conftest import tiny
@@ -38,6 +38,7 @@ def record(model: Any, layout: HeadLayout, images: Tensor, **options: Any) -> li
 
 def whole(one: LayerRecord, chunk: int) -> Tensor:
     """All weights `[rows, heads, queries, keys]`, put together from chunks."""
+    assert one.attention is not None
     rows, heads, queries, keys = one.attention.shape
     out = torch.full((rows, heads, queries, keys), torch.nan)
     for part in one.weights(chunk):
@@ -83,6 +84,7 @@ def test_fused_swin_gives_the_weights_of_the_unfused_one() -> None:
     model, layout, images = fresh("swin")
     for layer in layout.layers:
         model.get_submodule(layer.name).fused_attn = True
+    layout = find_heads(model, layout.input_size, "swin")
     fused = record(model, layout, images)
     assert not any(isinstance(one.attention, PlainAttention) for one in fused)
     for ours, theirs in zip(fused, unfused_weights(model, layout, images), strict=True):
@@ -156,7 +158,7 @@ def test_a_slice_of_rows_is_a_slice_of_the_record(tiny_kind: str) -> None:
     model, layout, images = setup(tiny_kind)
     everything = record(model, layout, images)
     for part, one in zip(record(model, layout, images, rows=lambda *_: slice(1, 3)), everything, strict=True):
-        windows = windows_of(layout.layers[one.layer])
+        windows = layout.layers[one.layer].rows
         assert part.images == 2
         assert torch.equal(part.heads_out, one.heads_out[windows:])
         assert torch.equal(whole(part, 1 << 20), whole(one, 1 << 20)[windows:])
