@@ -7,18 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headprobe.backbone.held import ablate, check
     from headprobe.data.imagenet import ImageNetDataModule
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
     from headprobe.run.results import load_run
 
 __version__ = "0.1.0"
-__all__ = ["HeadProbe", "ImageNetDataModule", "MaskSpec", "load_run"]
+__all__ = ["HeadProbe", "ImageNetDataModule", "MaskSpec", "ablate", "check", "load_run"]
 
 _HOMES = {
     "HeadProbe": "headprobe.module",
     "ImageNetDataModule": "headprobe.data.imagenet",
     "MaskSpec": "headprobe.masks.spec",
+    "ablate": "headprobe.backbone.held",
+    "check": "headprobe.backbone.held",
     "load_run": "headprobe.run.results",
 }
 

@@ -49,9 +49,14 @@ class HookCount:
     def __init__(self, layers: int) -> None:
         self.fired = [0] * layers
 
+    def restart(self) -> None:
+        """Begin to count a forward pass."""
+        self.fired = [0] * len(self.fired)
+
     def check(self, layout: HeadLayout) -> None:
         """Raise a RunError unless every layer fired exactly once since the last check."""
-        fired, self.fired = self.fired, [0] * len(self.fired)
+        fired = self.fired
+        self.restart()
         for layer, times in zip(layout.layers, fired, strict=True):
             if times != 1:
                 raise RunError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headprobe.backbone.form import HeadChannels, Operator
 from headprobe.backbone.sites import Kind, Site, class_path, is_known, one_head_by_design, site_of
@@ -138,7 +138,12 @@ def find_heads(
         stack.enter_context(evaluating(backbone))
         stack.enter_context(recording(backbone, sites, trace))
         stack.enter_context(torch.inference_mode())
-        backbone(example_images(backbone, input_size, 1))
+        given = backbone(example_images(backbone, input_size, 1))
+    if not isinstance(given, Tensor):
+        raise UsageError(
+            f"model {model!r} returns a {type(given).__name__} and not one tensor, so masks have no single output to "
+            "change; build it without features_only"
+        )
     _refuse_surprises(backbone, sites, trace, model)
     prefix = _prefix_tokens(backbone)
     layers: list[AttentionLayer] = []
@@ -150,11 +155,7 @@ def find_heads(
 
 def _sites(backbone: nn.Module, model: str) -> dict[str, Site]:
     """Map the names of all attention modules to their sites; refuse models without any."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in backbone.modules()):
-        raise UsageError(
-            f"model {model!r} is a TorchScript module or holds one, whose heads cannot be reached; "
-            "pass the Python model"
-        )
+    refuse_unreachable(backbone, model)
     named = dict(backbone.named_modules())
     known = [name for name, module in named.items() if is_known(module)]
     sites: dict[str, Site] = {}
@@ -166,6 +167,19 @@ def _sites(backbone: nn.Module, model: str) -> dict[str, Site]:
     if not sites:
         raise UsageError(_why_no_heads(named, model))
     return sites
+
+
+def refuse_unreachable(backbone: nn.Module, model: str) -> None:
+    """Raise a UsageError for a model whose modules ignore hooks: compiled already, or TorchScript."""
+    if hasattr(backbone, "_orig_mod") or getattr(backbone, "_compiled_call_impl", None) is not None:
+        raise UsageError(
+            f"model {model!r} is compiled, so hooks would be ignored; pass the plain model and compile it afterwards"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in backbone.modules()):
+        raise UsageError(
+            f"model {model!r} is a TorchScript module or holds one, whose heads cannot be reached; "
+            "pass the Python model"
+        )
 
 
 def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:

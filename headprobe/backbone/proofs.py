@@ -1,0 +1,136 @@
+"""The proofs that need one attention layer alone; `headprobe.backbone.check` says what each of them proves."""
+
+import torch
+from torch import Tensor
+
+from headprobe.backbone.bench import LayerBench
+from headprobe.backbone.check_report import LayerReport, Verdict
+from headprobe.backbone.joins import agree
+
+MAP_TOLERANCE = 1e-4
+"""Largest difference, relative to the largest output, between recomputed attention and the operator's own output."""
+
+
+def prove_alone(report: LayerReport, bench: LayerBench) -> None:
+    """Run the proofs that need no other layer."""
+    subsets = telling_subsets(bench)
+    for name, proof in {"keep": prove_keep, "operator": prove_operator, "columns": prove_columns}.items():
+        report.proofs[name] = proof(bench, subsets)
+    report.proofs["effect"], _ = prove_effect(bench)
+    report.proofs["map"] = prove_map(bench)
+
+
+def telling_subsets(bench: LayerBench) -> list[Tensor]:
+    """Return sets of heads to keep, `[heads]` bool each, in which no two heads are always masked together.
+
+    Set b masks the heads whose number plus one has bit b: every head is masked in one at least.
+    """
+    heads = bench.layer.heads
+    numbers = torch.arange(1, heads + 1, device=_device(bench))
+    return [(numbers >> bit) % 2 == 0 for bit in range(heads.bit_length())]
+
+
+def _device(bench: LayerBench) -> torch.device:
+    return next(value for value in (*bench.args, *bench.kwargs.values()) if isinstance(value, Tensor)).device
+
+
+def prove_keep(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
+    """(a) Keep every head, with the fill really run."""
+    plain = bench.output()
+    kept = bench.masked(torch.ones_like(subsets[0])[None])
+    same = torch.equal(kept, plain)
+    return Verdict(same, "" if same else f"a mask that keeps every head changes the output by {_worst(kept, plain)}")
+
+
+def prove_operator(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
+    """(b) Zero the heads in the operator's own output, or in what it is given where that is how they are masked."""
+    if bench.layer.operator is None:
+        return Verdict(False, "its attention operator was not seen: no fused call and no matrix product")
+    if bench.layer.ambiguous and not bench.layer.masked_at_operator:
+        return _own_slots(bench)
+    oracle = bench.operands_zeroed if bench.layer.masked_at_operator else bench.operator_zeroed
+    try:
+        return _compared([(bench.masked(keep[None]), oracle(keep[None])) for keep in subsets], "zeroing the operator")
+    except (RuntimeError, IndexError, ValueError) as error:  # what torch raises where no axis is that of the heads
+        return Verdict(False, f"the operator's output is not that of {bench.layer.heads} heads ({_first_line(error)})")
+
+
+def _own_slots(bench: LayerBench) -> Verdict:
+    """(b) Where a slot holds more than the operator's output: what a head attended to is in its own slot alone."""
+    plain = bench.heads_out()
+    for head in range(bench.layer.heads):
+        keep = torch.ones(1, bench.layer.heads, dtype=torch.bool, device=plain.device)
+        keep[0, head] = False
+        changed = [slot for slot in range(bench.layer.heads) if _differs(bench.heads_out(keep), plain, slot)]
+        allowed = range(head, bench.layer.heads) if bench.layer.site.cascades else [head]
+        if head not in changed or not set(changed) <= set(allowed):
+            return Verdict(False, f"what head {head} attended to is in the slots {changed}")
+    return Verdict(True, "in its own slot")
+
+
+def _differs(one: Tensor, other: Tensor, slot: int) -> bool:
+    return not torch.equal(one[:, :, slot], other[:, :, slot])
+
+
+def prove_columns(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
+    """(b) Zero the heads' columns of the output projection."""
+    if bench.layer.inner_norm:
+        return Verdict(None, "a norm over all heads stands before the projection")
+    if not bench.layer.site.columns:
+        return Verdict(None, "the projection is in the block around, behind a norm and an activation")
+    if bench.projection is None:
+        return Verdict(None, "there is no projection")
+    pairs = [(bench.slots_masked(keep[None]), bench.columns_zeroed(keep)) for keep in subsets]
+    return _compared(pairs, "zeroing the columns")
+
+
+def prove_effect(bench: LayerBench) -> tuple[Verdict, list[int]]:
+    """(c) Mask each head alone; return the verdict and the heads without effect whose projection is zero."""
+    plain = bench.output()
+    heads = bench.layer.heads
+    one = torch.eye(heads, dtype=torch.bool, device=plain.device)
+    idle = [head for head in range(heads) if torch.equal(bench.masked(~one[head][None]), plain)]
+    silent = [head for head in idle if head in bench.silent_heads()]
+    if len(idle) > len(silent):
+        return Verdict(False, f"masking head {[head for head in idle if head not in silent]} changes nothing"), silent
+    return Verdict(True, f"the projection of {silent} is zero" if silent else ""), silent
+
+
+def prove_map(bench: LayerBench) -> Verdict:
+    """(g) Apply the captured weights to the values."""
+    if bench.layer.site.maps == "none":
+        return Verdict(None, bench.layer.site.why)
+    applied = bench.applied()
+    if not applied:
+        return Verdict(False, "its attention weights were not seen")
+    worst = 0.0
+    for part in applied:
+        weights, _ = part.attention.weights(slice(None), slice(None))
+        found = weights @ part.values.to(weights.dtype)
+        if found.shape != part.outputs.shape:
+            return Verdict(False, "the captured weights do not fit the values")
+        scale = float(part.outputs.abs().max().clamp(min=1e-12))
+        worst = max(worst, float((found - part.outputs).abs().max()) / scale)
+    if worst <= MAP_TOLERANCE:
+        return Verdict(True, f"{worst:.0e}")
+    return Verdict(False, f"weights @ values differ from the heads' output by {worst:.1g} of it")
+
+
+def _compared(pairs: list[tuple[Tensor, Tensor]], to: str) -> Verdict:
+    """Compare outputs with what they are to be, relative to the largest."""
+    worst = max(relative(found, expected) for found, expected in pairs)
+    passed = all(agree(found, expected) for found, expected in pairs)
+    return Verdict(passed, f"{worst:.0e}" if passed else f"masking differs from {to} by {worst:.1g} of the output")
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, in parts of the largest expected number."""
+    return float((found - expected).abs().max()) / float(expected.abs().max().clamp(min=1e-12))
+
+
+def _worst(found: Tensor, expected: Tensor) -> str:
+    return f"{float((found - expected).abs().max()):.1g}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:120]
