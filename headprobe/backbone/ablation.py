@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.calls import CallKind, WatchCalls, inside
-from headprobe.backbone.form import HeadChannels, Operator, by_row
+from headprobe.backbone.form import HeadChannels, Operator, by_row, filled
 from headprobe.backbone.heads import AttentionLayer, HeadLayout
 from headprobe.errors import RunError
 
@@ -39,8 +39,7 @@ def ablate_heads(heads_out: Tensor, keep: Tensor, channels: HeadChannels) -> Ten
         kept = torch.cat([kept, kept.new_ones(len(kept), others)], dim=1)
     shape = [len(kept), *[1] * (heads_out.dim() - 1)]
     shape[channels.axis] = kept.shape[1]
-    # a fill and not a product: 0 * inf would be NaN, and a kept head must not change by one bit
-    return heads_out.masked_fill(~kept.view(shape), 0)
+    return filled(heads_out, ~kept.view(shape))
 
 
 class HookCount:

@@ -111,7 +111,7 @@ def _refuse_unlike(bench: LayerBench, model: str) -> None:
         if verdict.passed is False:
             layer = bench.layer
             raise UsageError(
-                f"model {model!r}: masking heads of {layer.name!r} ({layer.attention_class}) differs from zeroing them: "
+                f"model {model!r}: masking heads of {layer.name!r} ({layer.attention_class}) is not zeroing them: "
                 f"{name}: {verdict.detail}; its heads are laid out in a way headprobe does not know"
             )
 

@@ -60,6 +60,15 @@ def by_row(values: Tensor, rows: int) -> Tensor:
     return values.repeat_interleave(rows // len(values), dim=0)
 
 
+def filled(tensor: Tensor, masked: Tensor) -> Tensor:
+    """Return a copy with zeros where `masked`.
+
+    A fill and not a product: 0 * inf would be NaN. The copy lies in memory as the original does, for a matrix product
+    may round otherwise for another layout, and a kept head must not change by one bit.
+    """
+    return tensor.clone().masked_fill_(masked, 0)
+
+
 @dataclass(frozen=True)
 class Operator:
     """The calls in which a layer's attention operator computes its output, and where the heads are in it.
@@ -91,15 +100,15 @@ class Operator:
         """
         if self.form == "by call":
             kept = by_row(keep[:, self.calls.index(call)], len(result))
-            return result.masked_fill(~kept.view(-1, *[1] * (result.dim() - 1)), 0)
+            return filled(result, ~kept.view(-1, *[1] * (result.dim() - 1)))
         if self.form == "merged":
             kept = by_row(keep, len(result) // self.heads).flatten()
-            return result.masked_fill(~kept.view(-1, *[1] * (result.dim() - 1)), 0)
+            return filled(result, ~kept.view(-1, *[1] * (result.dim() - 1)))
         axis = 2 if self.form == "inner" else 1
         kept = by_row(keep, len(result))
         shape = [len(result), *[1] * (result.dim() - 1)]
         shape[axis] = self.heads
-        return result.masked_fill(~kept.view(shape), 0)
+        return filled(result, ~kept.view(shape))
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Return an operand or result of the operator as `[rows, heads, ..., ...]`, windows moved into the rows.
