@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from headprobe.backbone.growing import GrowingPass, Join, Path
 from headprobe.backbone.heads import HeadLayout, parent_of
 from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
+
+ROUNDING = 100  # times the dtype's eps: 1.2e-5 in float32
+MOST_ROUNDING = 1e-3
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module the place of its only call in a forward pass (-1 if it has several) and its arguments' shapes."""
@@ -33,7 +37,8 @@ def find_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
         keep = trial_masks(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
         expected = torch.stack([masked_logits(backbone, layout, images, mask) for mask in keep])
-        return tuple(_settle(backbone, layout, candidates, keep, images, expected))
+        trial = _Trial(keep, images, expected, _tolerance(backbone, images, len(keep)))
+        return tuple(_settle(backbone, layout, candidates, trial))
 
 
 def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
@@ -47,19 +52,41 @@ def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tens
     return keep.to(device)
 
 
-def _settle(
-    backbone: nn.Module,
-    layout: HeadLayout,
-    candidates: list[list[Join]],
-    keep: Tensor,
-    images: Tensor,
-    expected: Tensor,
-) -> list[Join]:
+@dataclass(frozen=True)
+class _Trial:
+    """What joins are held to.
+
+    Attributes:
+        keep: `[masks, layers, max heads]`, mask l beginning at layer l.
+        images: Noise.
+        expected: Logits of plain forward passes, `[masks, images, classes]`.
+        tolerance: Largest difference, relative to the largest logit.
+    """
+
+    keep: Tensor
+    images: Tensor
+    expected: Tensor
+    tolerance: float
+
+
+def _tolerance(backbone: nn.Module, images: Tensor, masks: int) -> float:
+    """Return what rounding alone may change where the same images run among others: more in deep convolutional nets.
+
+    It has a bound: where rows influence each other for other reasons than rounding, that is no tolerance but the fault.
+    """
+    alone: Tensor = backbone(images)
+    among: Tensor = backbone(images.repeat(1 + masks, *[1] * (images.dim() - 1)))
+    differs = (torch.unflatten(among, 0, (1 + masks, len(images))) - alone).abs().max()
+    noise = float(differs / alone.abs().max().clamp(min=1e-6))
+    return min(max(ROUNDING * torch.finfo(alone.dtype).eps, 10 * noise), MOST_ROUNDING)
+
+
+def _settle(backbone: nn.Module, layout: HeadLayout, candidates: list[list[Join]], trial: _Trial) -> list[Join]:
     """Move layers outward until every mask's logits agree with its plain forward pass."""
     chosen = [0] * len(candidates)
     while True:
         joins = [options[choice] for options, choice in zip(candidates, chosen, strict=True)]
-        wrong = _disagreeing(backbone, layout, joins, keep, images, expected)
+        wrong = _disagreeing(backbone, layout, joins, trial)
         if not wrong:
             return joins
         for layer in wrong:
@@ -71,18 +98,16 @@ def _settle(
                 )
 
 
-def _disagreeing(
-    backbone: nn.Module, layout: HeadLayout, joins: list[Join], keep: Tensor, images: Tensor, expected: Tensor
-) -> list[int]:
+def _disagreeing(backbone: nn.Module, layout: HeadLayout, joins: list[Join], trial: _Trial) -> list[int]:
     """Return the layers whose mask gives other logits in the growing pass than in its plain forward pass."""
     everyone = list(range(len(joins)))
-    found = _growing_logits(backbone, layout, joins, keep, images)
+    found = _growing_logits(backbone, layout, joins, trial.keep, trial.images)
     if found is not None:
-        return [layer for layer in everyone if not agree(found[1 + layer], expected[layer])]
+        return [layer for layer in everyone if not agree(found[1 + layer], trial.expected[layer], trial.tolerance)]
     wrong = []  # a join with impossible shapes spoils the whole pass: try the layers one by one
     for layer in everyone:
-        alone = _growing_logits(backbone, layout, joins, keep[layer : layer + 1], images)
-        if alone is None or not agree(alone[1], expected[layer]):
+        alone = _growing_logits(backbone, layout, joins, trial.keep[layer : layer + 1], trial.images)
+        if alone is None or not agree(alone[1], trial.expected[layer], trial.tolerance):
             wrong.append(layer)
     return wrong
 
@@ -98,10 +123,17 @@ def _growing_logits(
         return None
 
 
-def agree(found: Tensor, expected: Tensor) -> bool:
-    """Say whether two sets of logits are equal up to the rounding that another batch shape brings in their dtype."""
-    tolerance = 100 * torch.finfo(expected.dtype).eps * float(expected.abs().max().clamp(min=1e-6))
-    return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
+def agree(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
+    """Say whether two outputs are equal up to rounding.
+
+    Args:
+        found: An output.
+        expected: What it is to be.
+        tolerance: Largest difference relative to the largest expected number; without it that of their dtype.
+    """
+    relative = ROUNDING * torch.finfo(expected.dtype).eps if tolerance is None else tolerance
+    allowed = relative * float(expected.abs().max().clamp(min=1e-6))
+    return found.shape == expected.shape and bool(((found - expected).abs() <= allowed).all())
 
 
 def _record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> Calls:

@@ -23,14 +23,34 @@ def example_images(backbone: nn.Module, input_size: tuple[int, int, int], images
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold `module` in evaluation mode and give every part its own mode back afterwards."""
+    """Hold `module` in evaluation mode and float32 at its word, and give every part its own mode back afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with _unrounded(next(module.parameters()).device.type):
+            yield
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def _unrounded(device: str) -> Iterator[None]:
+    """Switch off what computes float32 more coarsely: autocast, and TF32, which convolutions on GPUs use by default.
+
+    It would round by 1e-3, otherwise for another batch shape, and hide errors or look like one.
+    """
+    with ExitStack() as stack:
+        if device != "meta":
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if device == "cuda":
+            cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+            stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+            stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            cudnn.allow_tf32 = cudnn.benchmark = False
+            torch.set_float32_matmul_precision("highest")
+        yield
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("headprobe", "torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
+from headprobe import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every package that can change a number."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    # headprobe may run from a checkout that was never installed, which has no metadata
+    own = {"python": platform.python_version(), "headprobe": __version__}
+    return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def hardware() -> dict[str, Any]:
