@@ -79,12 +79,14 @@ class ModelRecord:
         name: The name.
         family: timm's module of it, `timm.models.<family>`.
         classes: What its layers are, by attention class; empty where it is refused.
+        headless: Further modules that compute attention without heads, which no mask reaches.
         refused: Why headprobe refuses it, empty where it does not.
     """
 
     name: str
     family: str
     classes: dict[str, Tally] = field(default_factory=dict)
+    headless: int = 0
     refused: str = ""
 
     @property
@@ -115,6 +117,7 @@ class Family:
         models: Layers and heads of each name that has heads.
         refused: Names that are refused, by reason.
         mapped: Names that have an attention map of any kind in every layer.
+        headless: Further modules of all names that compute attention without heads, which no mask reaches.
         classes: What their layers are, by attention class.
     """
 
@@ -122,6 +125,7 @@ class Family:
     models: dict[str, tuple[int, int]]
     refused: dict[str, list[str]]
     mapped: int
+    headless: int
     classes: dict[str, ClassTally]
 
     @property
@@ -150,7 +154,7 @@ class Family:
         tallies = {record.name: record.tally for record in supported}
         models = {name: (tally.layers, tally.heads) for name, tally in tallies.items()}
         mapped = sum(tally.with_maps == tally.layers for tally in tallies.values())
-        return cls(name, models, refused, mapped, classes)
+        return cls(name, models, refused, mapped, sum(record.headless for record in several), classes)
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ class FamilyTable:
     def to_json(self) -> str:
         """Return the table as JSON with one line per family."""
         lines = [
-            f'  {json.dumps(name)}: {json.dumps({k: v for k, v in asdict(family).items() if k != "name"})}'
+            f"  {json.dumps(name)}: {json.dumps({k: v for k, v in asdict(family).items() if k != 'name'})}"
             for name, family in self.families.items()
         ]
         return f'{{"timm": {json.dumps(self.timm)}, "families": {{\n' + ",\n".join(lines) + "\n}}\n"
@@ -217,7 +221,7 @@ class FamilyTable:
 def _family(name: str, entry: Mapping[str, Any]) -> Family:
     models = {model: (int(layers), int(heads)) for model, (layers, heads) in entry["models"].items()}
     classes = {kind: ClassTally(one["names"], Tally(**one["tally"])) for kind, one in entry["classes"].items()}
-    return Family(name, models, entry["refused"], entry["mapped"], classes)
+    return Family(name, models, entry["refused"], entry["mapped"], entry["headless"], classes)
 
 
 def shipped_families() -> FamilyTable:

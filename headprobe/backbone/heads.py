@@ -138,7 +138,7 @@ def find_heads(
         stack.enter_context(evaluating(backbone))
         stack.enter_context(recording(backbone, sites, trace))
         stack.enter_context(torch.inference_mode())
-        given = backbone(example_images(backbone, input_size, 1))
+        given = _output(backbone, example_images(backbone, input_size, 1), model)
     if not isinstance(given, Tensor):
         raise UsageError(
             f"model {model!r} returns a {type(given).__name__} and not one tensor, so masks have no single output to "
@@ -151,6 +151,21 @@ def find_heads(
         before = layers[-1] if layers else None
         layers.append(_describe(backbone, name, sites[name], trace, input_size, prefix, semantics, before))
     return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_plain))
+
+
+def _output(backbone: nn.Module, images: Tensor, model: str) -> Any:
+    """Return what the model makes of noise, or say that it does not take such images."""
+    try:
+        return backbone(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # what torch and timm raise for a size
+        size = " x ".join(map(str, images.shape[1:]))
+        raise UsageError(
+            f"model {model!r} does not take images of {size} ({str(error).strip().splitlines()[0]}); give the size it "
+            "was built for: input_size in Python, model.options.img_size or "
+            "model.options.pretrained_cfg_overlay.input_size on the command line"
+        ) from error
 
 
 def _sites(backbone: nn.Module, model: str) -> dict[str, Site]:

@@ -51,7 +51,7 @@ def _walked(names: list[str], workers: int) -> Iterator[ModelRecord]:
         yield from map(walk, names)
         return
     with multiprocessing.get_context("spawn").Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.imap(walk, names, chunksize=4)
+        yield from pool.imap(walk, names, chunksize=2)
 
 
 @cache
@@ -68,18 +68,22 @@ def is_name(name: str) -> bool:
 def walk(name: str) -> ModelRecord:
     """Build one of timm's models on the meta device, run it once and say what its layers are.
 
+    Args:
+        name: timm's name of it, with or without the tag of its weights.
+
     Raises:
         UsageError: timm has no such model.
     """
     with torch.device("meta"):
         backbone = create_backbone(ModelSource(name, pretrained=False))
-        family = family_of_names().get(name, "")
+        own = type(backbone).__module__.rpartition(".")[2]  # of a bundled model, which timm does not list
+        family = family_of_names().get(name.partition(".")[0], own)
         try:
             layout = find_heads(backbone, data_config(backbone)["input_size"], name)
         except UsageError as error:
             return ModelRecord(name, family, refused=_why_refused(backbone) or str(error))
         facts = layer_facts(backbone, layout)
-    return ModelRecord(name, family, _by_class(layout, facts))
+    return ModelRecord(name, family, _by_class(layout, facts), len(layout.headless))
 
 
 def _why_refused(backbone: nn.Module) -> str:

@@ -156,7 +156,7 @@ def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     """Call timm and turn what it raises for wrong options and unreachable weights into one message."""
     try:
-        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **_sized(name, options))
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         what = f"with the options {options}" if options else "with its default options"
         raise UsageError(f"timm cannot build {name!r} {what}: {error}") from error
@@ -166,6 +166,17 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
             "check the connection, or pass a local file: --model.weights FILE.safetensors"
         ) from error
     return backbone
+
+
+def _sized(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options that also say the size of images where one of them chose it: not every model keeps it."""
+    overlay = dict(options.get("pretrained_cfg_overlay") or {})
+    size = options.get("img_size")
+    if size is None or "input_size" in overlay:
+        return options
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = options.get("in_chans") or timm.get_pretrained_cfg(name).input_size[0]
+    return {**options, "pretrained_cfg_overlay": {**overlay, "input_size": (channels, height, width)}}
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,10 +29,13 @@ def write_descriptions(
     if CHANGE in columns:
         write_rows(directory / "heads_change.csv", head_rows(heads, {subject.title(MASKED): columns[CHANGE]}))
     for callback in callbacks:
+        # a model none of whose layers has a statistic leaves no file of it; run.json says why
         for name, rows in callback.tables().items():
-            write_rows(directory / name, rows)
+            if table := list(rows):
+                write_rows(directory / name, table)
         for name, arrays in callback.arrays().items():
-            write_arrays(directory / name, arrays)
+            if arrays:
+                write_arrays(directory / name, arrays)
     about = f"{probe.source.name}, {images:,} images"
     for callback in callbacks:
         save_figures(loggers, directory, callback.figures(about))

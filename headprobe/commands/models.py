@@ -8,8 +8,9 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib import metadata
 
-from headprobe.backbone.families import Family, FamilyTable, ModelRecord, shipped_families
-from headprobe.commands.families_text import family_text, markdown_page, record_text, table_text
+from headprobe.backbone.families import FamilyTable, shipped_families
+from headprobe.commands.families_page import markdown_page
+from headprobe.commands.families_text import family_text, record_text, table_text
 from headprobe.commands.parser import Parser
 from headprobe.errors import UsageError
 
@@ -30,12 +31,13 @@ def run(words: list[str]) -> None:
     if options.workers < 1:
         raise UsageError(f"--workers must be at least 1, got {options.workers}")
     if options.markdown and (options.json or options.pattern):
-        raise UsageError(f"--markdown prints the whole table; leave out {'--json' if options.json else 'the pattern'}")
-    shipped = shipped_families()
-    if options.pattern and not options.survey and _is_model(options.pattern, shipped):
+        other = "--json" if options.json else options.pattern
+        raise UsageError(f"--markdown prints the whole table as a page and goes with no pattern or --json, got {other}")
+    # a survey does not read the table that ships, which may be the very file that its output goes to
+    table = _walk(options.pattern, options.workers) if options.survey else shipped_families()
+    if options.pattern and not options.survey and _is_model(options.pattern, table):
         sys.stdout.write(_model(options.pattern, as_json=options.json))
         return
-    table = _walk(options.pattern, options.workers) if options.survey else shipped
     sys.stdout.write(_table(table, options.pattern, as_json=options.json, as_page=options.markdown))
 
 
@@ -95,16 +97,18 @@ def _table(table: FamilyTable, pattern: str | None, *, as_json: bool, as_page: b
 def _heading(made_with: str) -> str:
     """Say which timm a table was made with, and what to do where another one is installed."""
     installed = metadata.version("timm")
-    line = f"timm {made_with}; installed is timm {installed}"
+    line = f"made with timm {made_with}; installed is timm {installed}"
     if made_with != installed:
-        line += ", which may differ: headprobe models --survey walks it, in some minutes"
+        line += ", which may differ: headprobe models --survey --workers 2 walks it, in some minutes"
     return line + "\n\n"
 
 
 def _chosen(table: FamilyTable, pattern: str) -> FamilyTable:
     """Keep the families that fit, or that have a name that fits."""
     families = {
-        name: family for name, family in table.families.items() if any(_fits(pattern, name, one) for one in family.names)
+        name: family
+        for name, family in table.families.items()
+        if any(_fits(pattern, name, one) for one in family.names)
     }
     if not families:
         everything = [name for family in table.families.values() for name in (family.name, *family.names)]
@@ -117,6 +121,9 @@ def _fits(pattern: str, family: str, name: str) -> bool:
 
 
 def _nothing_fits(pattern: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(pattern, list(dict.fromkeys(known)), n=3)
+    names = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(pattern, names, n=3)
+    if any(pattern in name for name in names):
+        near = [f"'*{pattern}*'"]
     hint = f"did you mean {' or '.join(near)}?" if near else "headprobe models lists the families"
     return f"a pattern must fit a family or a model of timm; {hint}, got {pattern!r}"

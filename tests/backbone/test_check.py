@@ -144,7 +144,7 @@ def test_a_mask_that_touches_kept_heads_in_the_last_bits_fails_keep_at_its_layer
 def masks_by(monkeypatch: pytest.MonkeyPatch, ablate: Callable[[Tensor, Tensor, HeadChannels], Tensor]) -> None:
     """Break what masks heads, wherever it is used."""
     for module in (ablation, bench):
-        monkeypatch.setattr(module, "ablate_heads", ablate)
+        monkeypatch.setattr(module, "ablate_heads", ablate, raising=False)
 
 
 @dataclass(frozen=True)
@@ -263,12 +263,10 @@ def test_a_mask_that_is_ignored_fails_columns_and_effect_where_slots_hold_more(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks_by(monkeypatch, lambda heads_out, keep, channels: heads_out)
-    everywhere = list(range(len(REPRESENTATIVES[key].heads)))
-    assert failed(checked(key)) == {"columns": everywhere, "effect": everywhere}
-    with (
-        pytest.warns(UserWarning, match="changes no logit"),
-        pytest.raises(UsageError, match="is not zeroing them: columns"),
-    ):
+    found, everywhere = failed(checked(key)), list(range(len(REPRESENTATIVES[key].heads)))
+    assert set(found) <= {"operator", "columns", "effect"}
+    assert found["columns"] == found["effect"] == everywhere
+    with pytest.warns(UserWarning, match="changes no logit"), pytest.raises(UsageError, match="is not zeroing them"):
         proven(key)
 
 
@@ -277,6 +275,14 @@ def test_a_mask_that_is_ignored_fails_columns_and_effect_where_slots_hold_more(
 def test_a_mask_that_a_run_ignores_is_caught(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "ablate_heads", lambda heads_out, keep, channels: heads_out)
     assert not checked(key).passed
+
+
+@pytest.mark.xfail(strict=True, reason="the tolerance of bfloat16 is 0.78 of the largest output")
+def test_a_run_in_bfloat16_on_a_wrong_entry_of_the_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_site(monkeypatch, ATTENTION, points=("proj",))
+    model = build("vit_scale_norm").to(torch.bfloat16)
+    with pytest.raises(UsageError, match="is not zeroing them"):
+        prove_masks(model, find_heads(model, (3, 64, 64), "vit"))
 
 
 @pytest.mark.parametrize(
@@ -444,6 +450,12 @@ def test_a_model_that_mixes_images_a_little_is_refused_with_the_reason(share: fl
     assert [one.join for one in report.layers] == [None, None]
     says = "model 'vit': rows of one batch influence each other at 'blocks.0.attn', so several masks cannot share"
     assert report.layers[0].proofs["join"].detail.startswith(says)
+
+
+def test_a_model_in_bfloat16_that_mixes_images_is_refused() -> None:
+    model = mixing(1.0).to(torch.bfloat16)
+    with pytest.raises(UsageError, match="rows of one batch influence each other"):
+        joins.find_joins(model, find_heads(model, (3, 64, 64), "vit"))
 
 
 @pytest.mark.parametrize(

