@@ -15,6 +15,9 @@ from headprobe.metrics.attention import RATIOS, STATISTICS
 from headprobe.metrics.projection import HeadProjection
 from headprobe.metrics.token_grid import TokenGrid
 
+NOT_MERGED = 0.45
+"""How far from whole doublings of the stride two grids may be: 3 patches merged to 2, with padding, are 0.42 off."""
+
 CONTRIBUTION = "contribution_spectrum"
 """What a head adds to the residual stream, by frequency."""
 
@@ -99,7 +102,10 @@ def _patch_size(backbone: nn.Module, layout: HeadLayout, grid: tuple[int, int]) 
     So the ratio of the grids, rounded to a power of two, tells the stride; the ratio of image and grid need not.
     """
     first = next((layer.grid for layer in layout.layers if layer.grid is not None), grid)
-    merged = [2.0 ** round(math.log2(a / b)) for a, b in zip(first, grid, strict=True)]
+    doublings = [math.log2(a / b) for a, b in zip(first, grid, strict=True)]
+    if any(abs(number - round(number)) > NOT_MERGED for number in doublings):  # a branch of its own, not a later stage
+        first, doublings = grid, [0.0, 0.0]
+    merged = [2.0 ** round(number) for number in doublings]
     sizes = list(zip(layout.input_size[1:], first, strict=True))
     height, width = (size / places for size, places in sizes)
     embedded = _strides(getattr(backbone, "patch_embed", None))

@@ -90,7 +90,11 @@ _WINDOW = Site(kind="window")
 _SWIN = Site(kind="window", residual=True)
 _CLASS = Site(kind="class")
 _CHANNEL = Site(
-    kind="channel", maps="channels", why="its attention is between channels, not tokens", head_is="a group of channels"
+    kind="channel",
+    maps="channels",
+    why="its attention is between channels, not tokens",
+    head_is="a group of channels",
+    ordered=True,
 )
 _IN_BLOCK = Site(points=("pool",), axis=1, columns=False, form="merged")
 _CONV_BLOCK = Site(points=("o_proj",), axis=1)
@@ -143,7 +147,7 @@ SITES: dict[str, Site] = {
     "timm.models.efficientformer.Attention": _TOKENS,
     "timm.models.fastvit.Attention": _TOKENS,
     "timm.models.levit.Attention": _TOKENS,
-    "timm.models.levit.AttentionDownsample": DEFAULT,
+    "timm.models.levit.AttentionDownsample": _TOKENS,
     "timm.models.maxxvit.Attention2d": _TOKENS,
     "timm.models.metaformer.Attention": _TOKENS,
     "timm.models.nextvit.EfficientAttention": _TOKENS,
@@ -157,7 +161,7 @@ SITES: dict[str, Site] = {
     "timm.layers.attention2d.MultiQueryAttention2d": Site(
         points=("output",), axis=1, head_is="a query head; keys and values are shared (multi-query)"
     ),
-    "timm.models.mvitv2.MultiScaleAttention": Site(also="the pooled query"),
+    "timm.models.mvitv2.MultiScaleAttention": Site(also="the pooled query", ordered=True),
     "timm.models.cait.TalkingHeadAttn": Site(ordered=True, maps="signed", why=_MIXED, head_is=_VALUE_HEAD),
     "timm.models.efficientformer_v2.Attention2d": Site(
         maps="signed", why=_MIXED, head_is=_VALUE_HEAD, also="a convolution of the head's values"
