@@ -1,6 +1,6 @@
 """The forward passes of a test: planned, proven, listened to, and run again with fewer rows where memory ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 
 import lightning
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.check import prove_masks
-from headprobe.backbone.growing import GrowingPass, Join
+from headprobe.backbone.growing import GrowingPass, Join, first_layers
 from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.joins import find_joins
 from headprobe.backbone.taps import Tap
@@ -45,7 +45,8 @@ class ForwardPasses:
         batch_size: int,
         budget: int,
     ) -> None:
-        self.growing = GrowingPass(backbone, layout, _proven_joins(backbone, layout), keep)
+        used = {layer for layer in first_layers(keep) if layer is not None}
+        self.growing = GrowingPass(backbone, layout, _proven_joins(backbone, layout, used), keep)
         self.plan = self.growing.plan(batch_size, budget)
         self.listening: Listening | None = None
         self._normalised, self._batch_size = normalised, batch_size
@@ -129,17 +130,24 @@ class ForwardPasses:
         )
 
 
-def _proven_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
-    """Prove the masks and find their joins, in float32 at least: rounding in half precision would hide errors."""
+def _proven_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) -> tuple[Join, ...]:
+    """Prove the masks and find the joins of those that begin at these layers.
+
+    In float32 at least: rounding in half precision would hide errors.
+    """
     half = next(backbone.parameters()).dtype.itemsize < 4
     proven = deepcopy(backbone).float() if half else backbone
     try:
         prove_masks(proven, layout)
-        return find_joins(proven, layout)
+        joins = find_joins(proven, layout, layers)
     except torch.OutOfMemoryError as error:
         raise RunError(
             "the model does not fit into memory; choose a smaller model or image size, or another device"
         ) from error
+    unproven = [layout.layers[layer].name for layer in layers if not joins[layer].proven]
+    if unproven:
+        raise RunError(f"masks of {unproven[0]!r} of {layout.model!r} were not tried in the growing pass")
+    return joins
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

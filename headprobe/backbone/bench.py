@@ -5,13 +5,13 @@ Each layer is judged by its own output, so that a fault shows at its layer, what
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.ablation import ZeroHeads, ablate_heads
+from headprobe.backbone.ablation import ZeroHeads, ablating
 from headprobe.backbone.heads import AttentionLayer, HeadLayout
 from headprobe.backbone.seen_attention import AppliedWeights, SeeAttention
 from headprobe.backbone.zeroed_operands import ZeroOperands
@@ -47,19 +47,25 @@ class LayerBench:
         Args:
             keep: `[groups, heads]` bool, True = keep.
         """
-        if self.layer.masked_at_operator and self.layer.operator is not None:
-            with ZeroHeads(self.layer.operator, keep):
-                return self.output()
-        return self.slots_masked(keep)
+        with self._ablating(keep):
+            return self.output()
 
     def slots_masked(self, keep: Tensor) -> Tensor:
         """Return the output with heads masked where they are concatenated."""
+        return replace(self, layer=replace(self.layer, semantics="slot")).masked(keep)
 
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (ablate_heads(args[0], keep, self.layer.channels), *args[1:])
+    def slots(self, keep: Tensor) -> Tensor:
+        """Return what the head-concat point is given, with heads masked there, by head; see `heads_out`."""
+        with replace(self, layer=replace(self.layer, semantics="slot"))._ablating(keep):
+            return self.heads_out()
 
-        with _pre_hook(self.point, hook):
-            return self.output()
+    @contextmanager
+    def _ablating(self, keep: Tensor) -> Iterator[None]:
+        """Mask heads by the very code that a run uses, in a model of this one layer."""
+        point = self.layer.point.removeprefix(f"{self.layer.name}.") if self.layer.name else self.layer.point
+        alone = replace(self.layer, name="", point=point)
+        with ablating(self.module, HeadLayout(self.layer.name, (alone,), 0, (0, 0, 0)), lambda _: keep):
+            yield
 
     def operator_zeroed(self, keep: Tensor) -> Tensor:
         """Return the output with heads zeroed in what the attention operator gives."""

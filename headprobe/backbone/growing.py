@@ -32,11 +32,19 @@ class Join:
         module: Its qualified name, empty for the whole model.
         place: When it is called, counted over all modules of one forward pass.
         batched: Its tensor arguments that carry the batch, with their rows per image.
+        proven: Masks that join here were seen to give the logits of plain forward passes.
     """
 
     module: str
     place: int
     batched: tuple[tuple[Path, int], ...]
+    proven: bool = False
+
+
+def first_layers(keep: Tensor) -> list[int | None]:
+    """Return the first layer that each mask of `[masks, layers, max heads]` masks, None for one without heads."""
+    masked = (~keep).any(dim=2).cpu()
+    return [int(row.int().argmax()) if bool(row.any()) else None for row in masked]
 
 
 class GrowingPass:
@@ -54,9 +62,8 @@ class GrowingPass:
     def __init__(self, backbone: nn.Module, layout: HeadLayout, joins: Sequence[Join], keep: Tensor) -> None:
         self.backbone, self.layout, self.joins = backbone, layout, tuple(joins)
         self.keep = keep
-        masked = (~keep).any(dim=2).cpu()
-        self.first_layers = [int(row.int().argmax()) if bool(row.any()) else None for row in masked]
-        self._masked = masked.tolist()
+        self.first_layers = first_layers(keep)
+        self._masked = (~keep).any(dim=2).tolist()
         self._rows = _Rows(0, (), 0)
         self._stack = ExitStack()
         self._count = HookCount(len(layout.layers))

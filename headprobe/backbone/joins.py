@@ -1,8 +1,8 @@
 """Where masks may join the growing pass: found from how the model calls its modules, and proven by trial."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,30 +15,43 @@ from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
 
 ROUNDING = 100  # times the dtype's eps: 1.2e-5 in float32
+COARSEST = 0.05  # in half precision
 MOST_ROUNDING = 1e-3
+CROWD = 6
+"""Copies of one mask that join at once: with the trunk seven times the rows, by which few shapes divide by chance."""
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module the place of its only call in a forward pass (-1 if it has several) and its arguments' shapes."""
 
 
-def find_joins(backbone: nn.Module, layout: HeadLayout) -> tuple[Join, ...]:
+def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] | None = None) -> tuple[Join, ...]:
     """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
 
     Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
-    passes with one mask each on noise; a layer whose logits differ moves one candidate outward.
+    passes with one mask each on noise: alone, together with all others twice over, and in a crowd, since a module that
+    reads the batch's size in one place and uses it in another may go wrong with some numbers of rows only. A layer
+    whose logits differ moves one candidate outward.
+
+    Args:
+        backbone: The model.
+        layout: Its attention layers.
+        layers: Layers at which masks will join; the joins of others are not tried and cannot be used. None tries all.
 
     Raises:
         UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
             each other.
     """
+    wanted = sorted(range(len(layout.layers)) if layers is None else layers)
     with evaluating(backbone), torch.inference_mode():
         calls = [_record_calls(backbone, layout, images) for images in (2, 3)]
         candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
-        keep = trial_masks(layout, next(backbone.parameters()).device)
+        if not wanted:
+            return tuple(options[0] for options in candidates)
+        keep = _single_heads(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
-        expected = torch.stack([masked_logits(backbone, layout, images, mask) for mask in keep])
-        trial = _Trial(keep, images, expected, _tolerance(backbone, images, len(keep)))
-        return tuple(_settle(backbone, layout, candidates, trial))
+        expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
+        trial = _Trial(backbone, layout, keep, images, expected, _tolerance(backbone, images))
+        return tuple(_settle(trial, candidates))
 
 
 def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
@@ -52,64 +65,103 @@ def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tens
     return keep.to(device)
 
 
+def _single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
+    """Return masks `[layers, layers, max heads]`, mask l of one head of layer l: others could hide an error there."""
+    layers, most = len(layout.layers), max(layout.heads_per_layer)
+    keep = torch.ones(layers, layers, most, dtype=torch.bool)
+    for number, heads in enumerate(layout.heads_per_layer):
+        keep[number, number, number % heads] = False
+    return keep.to(device)
+
+
 @dataclass(frozen=True)
 class _Trial:
     """What joins are held to.
 
     Attributes:
-        keep: `[masks, layers, max heads]`, mask l beginning at layer l.
+        backbone: The model.
+        layout: Its attention layers.
+        keep: `[layers, layers, max heads]`, mask l of one head of layer l.
         images: Noise.
-        expected: Logits of plain forward passes, `[masks, images, classes]`.
+        expected: Logits `[images, classes]` of the plain forward pass with mask l, for the layers that are tried.
         tolerance: Largest difference, relative to the largest logit.
     """
 
+    backbone: nn.Module
+    layout: HeadLayout
     keep: Tensor
     images: Tensor
-    expected: Tensor
+    expected: dict[int, Tensor]
     tolerance: float
 
+    def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
+        """Run the masks of these layers together; return those whose logits differ, None if the pass is impossible.
 
-def _tolerance(backbone: nn.Module, images: Tensor, masks: int) -> float:
+        In company rounding depends on how many rows there are; each mask alone is held to the narrow tolerance.
+        """
+        tolerance = self.tolerance if len(layers) == 1 else MOST_ROUNDING
+        found = _growing_logits(self.backbone, self.layout, joins, self.keep[layers], self.images)
+        if found is None:
+            return None
+        return {
+            layer
+            for logits, layer in zip(found[1:], layers, strict=True)
+            if not agree(logits, self.expected[layer], tolerance)
+        }
+
+
+def _tolerance(backbone: nn.Module, images: Tensor) -> float:
     """Return what rounding alone may change where the same images run among others: more in deep convolutional nets.
 
     It has a bound: where rows influence each other for other reasons than rounding, that is no tolerance but the fault.
     """
     alone: Tensor = backbone(images)
-    among: Tensor = backbone(images.repeat(1 + masks, *[1] * (images.dim() - 1)))
-    differs = (torch.unflatten(among, 0, (1 + masks, len(images))) - alone).abs().max()
+    among: Tensor = backbone(torch.cat([images, images]))
+    differs = (torch.unflatten(among, 0, (2, len(images))) - alone).abs().max()
     noise = float(differs / alone.abs().max().clamp(min=1e-6))
     return min(max(ROUNDING * torch.finfo(alone.dtype).eps, 10 * noise), MOST_ROUNDING)
 
 
-def _settle(backbone: nn.Module, layout: HeadLayout, candidates: list[list[Join]], trial: _Trial) -> list[Join]:
+def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
     """Move layers outward until every mask's logits agree with its plain forward pass."""
     chosen = [0] * len(candidates)
+    agreed: set[tuple[int, int]] = set()  # layers that were right alone, with the candidate
     while True:
         joins = [options[choice] for options, choice in zip(candidates, chosen, strict=True)]
-        wrong = _disagreeing(backbone, layout, joins, trial)
+        untried = [layer for layer in trial.expected if (layer, chosen[layer]) not in agreed]
+        wrong = {layer for layer in untried if trial.wrong(joins, [layer]) != set()}
+        agreed |= {(layer, chosen[layer]) for layer in untried if layer not in wrong}
+        wrong = wrong or _wrong_together(trial, joins)
         if not wrong:
-            return joins
+            return [replace(join, proven=layer in trial.expected) for layer, join in enumerate(joins)]
         for layer in wrong:
             chosen[layer] += 1
             if chosen[layer] >= len(candidates[layer]):
+                name = trial.layout.layers[layer].name
                 raise UsageError(
-                    f"model {layout.model!r}: rows of one batch influence each other at {layout.layers[layer].name!r}, "
+                    f"model {trial.layout.model!r}: rows of one batch influence each other at {name!r}, "
                     "so several masks cannot share a forward pass"
                 )
 
 
-def _disagreeing(backbone: nn.Module, layout: HeadLayout, joins: list[Join], trial: _Trial) -> list[int]:
-    """Return the layers whose mask gives other logits in the growing pass than in its plain forward pass."""
-    everyone = list(range(len(joins)))
-    found = _growing_logits(backbone, layout, joins, trial.keep, trial.images)
-    if found is not None:
-        return [layer for layer in everyone if not agree(found[1 + layer], trial.expected[layer], trial.tolerance)]
-    wrong = []  # a join with impossible shapes spoils the whole pass: try the layers one by one
-    for layer in everyone:
-        alone = _growing_logits(backbone, layout, joins, trial.keep[layer : layer + 1], trial.images)
-        if alone is None or not agree(alone[1], trial.expected[layer], trial.tolerance):
-            wrong.append(layer)
-    return wrong
+def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
+    """Return layers whose masks go wrong in company, each of them being right alone."""
+    order = sorted(trial.expected, key=lambda layer: joins[layer].place)
+    for company in ([layer for layer in order for _ in range(2)], order[:1] * CROWD + order[1:]):
+        wrong = trial.wrong(joins, company)
+        if wrong is None:  # the shapes do not fit: which join's masks spoil the pass?
+            return {_spoiler(trial, joins, list(dict.fromkeys(company)), company)}
+        if wrong:
+            return wrong
+    return set()
+
+
+def _spoiler(trial: _Trial, joins: list[Join], order: list[int], company: list[int]) -> int:
+    """Return the first layer, in the order of their joins, whose masks make the pass impossible or wrong."""
+    for count in range(1, len(order)):
+        if trial.wrong(joins, [layer for layer in company if layer in order[:count]]) != set():
+            return order[count - 1]
+    return order[-1]
 
 
 def _growing_logits(
@@ -131,7 +183,7 @@ def agree(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bo
         expected: What it is to be.
         tolerance: Largest difference relative to the largest expected number; without it that of their dtype.
     """
-    relative = ROUNDING * torch.finfo(expected.dtype).eps if tolerance is None else tolerance
+    relative = min(ROUNDING * torch.finfo(expected.dtype).eps, COARSEST) if tolerance is None else tolerance
     allowed = relative * float(expected.abs().max().clamp(min=1e-6))
     return found.shape == expected.shape and bool(((found - expected).abs() <= allowed).all())
 

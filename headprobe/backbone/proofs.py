@@ -46,10 +46,10 @@ def prove_operator(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
     """(b) Zero the heads in the operator's own output, or in what it is given where that is how they are masked."""
     if bench.layer.operator is None:
         return Verdict(False, "its attention operator was not seen: no fused call and no matrix product")
-    if bench.layer.ambiguous and not bench.layer.masked_at_operator:
-        return _own_slots(bench)
     oracle = bench.operands_zeroed if bench.layer.masked_at_operator else bench.operator_zeroed
     try:
+        if bench.layer.ambiguous and not bench.layer.masked_at_operator:
+            return _own_slots(bench)
         return _compared([(bench.masked(keep[None]), oracle(keep[None])) for keep in subsets], "zeroing the operator")
     except (RuntimeError, IndexError, ValueError) as error:  # what torch raises where no axis is that of the heads
         return Verdict(False, f"the operator's output is not that of {bench.layer.heads} heads ({_first_line(error)})")
@@ -61,7 +61,12 @@ def _own_slots(bench: LayerBench) -> Verdict:
     for head in range(bench.layer.heads):
         keep = torch.ones(1, bench.layer.heads, dtype=torch.bool, device=plain.device)
         keep[0, head] = False
-        changed = [slot for slot in range(bench.layer.heads) if _differs(bench.heads_out(keep), plain, slot)]
+        masked = bench.slots(keep)
+        emptied = [slot for slot in range(bench.layer.heads) if _differs(masked, plain, slot)]
+        if emptied != [head] or bool(masked[:, :, head].any()):
+            return Verdict(False, f"masking head {head} changes the slots {emptied}")
+        zeroed = bench.heads_out(keep)
+        changed = [slot for slot in range(bench.layer.heads) if _differs(zeroed, plain, slot)]
         allowed = range(head, bench.layer.heads) if bench.layer.site.cascades else [head]
         if head not in changed or not set(changed) <= set(allowed):
             return Verdict(False, f"what head {head} attended to is in the slots {changed}")
@@ -106,9 +111,10 @@ def prove_map(bench: LayerBench) -> Verdict:
     worst = 0.0
     for part in applied:
         weights, _ = part.attention.weights(slice(None), slice(None))
-        found = weights @ part.values.to(weights.dtype)
-        if found.shape != part.outputs.shape:
+        rows, heads, queries, keys = weights.shape
+        if part.values.shape[:3] != (rows, heads, keys) or part.outputs.shape[:3] != (rows, heads, queries):
             return Verdict(False, "the captured weights do not fit the values")
+        found = weights @ part.values.to(weights.dtype)
         scale = float(part.outputs.abs().max().clamp(min=1e-12))
         worst = max(worst, float((found - part.outputs).abs().max()) / scale)
     if worst <= MAP_TOLERANCE:

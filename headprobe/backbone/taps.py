@@ -5,7 +5,7 @@ that a model applies, and of `softmax` where a model does without the operator. 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,11 @@ class Tap:
 
     listen: Listener
     rows: RowsOfLayer = all_rows
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Switch autocast off on a kind of device; the meta device has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @contextmanager
@@ -116,8 +121,7 @@ class _Pass:
                 f"got {len(seen.heads_out)}"
             )
         applied = self._applied(seen, layer, images)
-        device = seen.heads_out.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), without_autocast(seen.heads_out.device.type):
             for tap in self.taps:
                 wanted = tap.rows(seen.layer, images)
                 if wanted is not None:

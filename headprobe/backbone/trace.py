@@ -41,7 +41,7 @@ def _unrounded(device: str) -> Iterator[None]:
     It would round by 1e-3, otherwise for another batch shape, and hide errors or look like one.
     """
     with ExitStack() as stack:
-        if device != "meta":
+        if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, enabled=False))
         if device == "cuda":
             cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()

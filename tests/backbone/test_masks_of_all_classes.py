@@ -318,27 +318,12 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
                     close(found[1 + mask], expected[mask], tolerance)
 
 
-def marked(**reasons: str) -> list[Any]:
-    """Give all representatives, those that fail marked with the reason."""
-    return [
-        pytest.param(key, marks=pytest.mark.xfail(strict=True, reason=reasons[key])) if key in reasons else key
-        for key in REPRESENTATIVES
-    ]
-
-
-@pytest.mark.parametrize(
-    "key",
-    marked(
-        gcvit="joins that agree one by one are taken even where all together do not fit",
-        coat_lite="joins are tried with one mask for each layer; with several the rows do not fit",
-    ),
-)
+@pytest.mark.parametrize("key", REPRESENTATIVES)
 @torch.inference_mode()
 def test_the_growing_pass_equals_a_plain_pass_for_single_heads_of_every_layer(key: str) -> None:
     compare_growing(key)
 
 
-@pytest.mark.xfail(strict=True, reason="its first layer is tried with all heads masked whose global queries are wrong")
 @torch.inference_mode()
 def test_a_mask_alone_in_the_growing_pass_of_gcvit_equals_its_plain_pass() -> None:
     compare_growing("gcvit", together=False)

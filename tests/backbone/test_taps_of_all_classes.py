@@ -18,7 +18,6 @@ from headprobe.backbone.joins import find_joins
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.sites import class_path
 from headprobe.backbone.taps import Tap, tapping
-from headprobe.errors import UsageError
 from headprobe.metrics.attention import RATIOS, STATISTICS
 from headprobe.statistics.attention import AttentionSums
 from headprobe.statistics.base import BASELINE, CHANGE, MASKED, HeadStatistic, Subject
@@ -260,7 +259,6 @@ def test_the_masked_model_is_described_beside_the_baseline(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", GRID_WITHOUT_WEIGHTS)
-@pytest.mark.xfail(strict=True, raises=UsageError, reason="offset maps are asked of every layer with a grid")
 @torch.inference_mode()
 def test_layers_without_weights_have_no_offset_map(key: str) -> None:
     attention = AttentionSums()
