@@ -155,9 +155,8 @@ def _undefined(
         reason = "a norm stands between the output projection and the residual stream"
         reasons |= dict.fromkeys(("output_norm_ratio", CONTRIBUTION), reason)
     elif record.stream_before is None:
-        reasons["output_norm_ratio"] = "the layer adds to no residual stream that can be seen"
-    if not layer.site.residual:
-        reasons[CONTRIBUTION] = "the layer adds to no residual stream that can be seen"
+        reason = "the layer adds to no residual stream that can be seen"
+        reasons |= dict.fromkeys(("output_norm_ratio", CONTRIBUTION), reason)
     if record.attention is None:
         return reasons
     if layer.inner_norm or getattr(backbone.get_submodule(layer.name), "gate", None) is not None:

@@ -4,6 +4,7 @@ Fused attention stays on: a `TorchFunctionMode` sees the arguments of the operat
 that a model applies, and of `softmax` where a model does without the operator. Hooks say which layer is running.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -179,17 +180,22 @@ def _record(
         projected=heads_out if same else layer.channels.split(seen.projected[rows]),
         values=values,
         attention=attention,
-        stream_before=_stream(seen.stream_before, images, start, stop),
-        stream_after=_stream(stream_after, images, start, stop),
+        stream_before=_stream(seen.stream_before, layer, images, start, stop),
+        stream_after=_stream(stream_after, layer, images, start, stop),
         norm_follows=norm_follows,
     )
 
 
-def _stream(stream: Tensor | None, images: int, start: int, stop: int) -> Tensor | None:
-    """Return images of a stream as `[images, tokens, dim]`, from `[images, (tokens | rows, columns), dim]`."""
+def _stream(stream: Tensor | None, layer: AttentionLayer, images: int, start: int, stop: int) -> Tensor | None:
+    """Return images of a stream as `[images, tokens, dim]`, from `[images, (tokens | rows, columns), dim]`.
+
+    None where what a block is given are not the layer's own tokens: blocks in convolutional models take channels first.
+    """
     if stream is None or stream.dim() < 3 or len(stream) != images:
         return None
-    return stream[start:stop].flatten(1, -2)
+    tokens = stream[start:stop].flatten(1, -2)
+    own = layer.rows * layer.tokens if layer.grid is None else layer.prefix + math.prod(layer.grid)
+    return tokens if tokens.shape[1] == own else None
 
 
 def _install(
