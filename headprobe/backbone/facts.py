@@ -79,7 +79,7 @@ def _attention(
 ) -> TokenGrid:
     """Describe the tokens that a layer's queries can attend to."""
     if record.attention is None:
-        return outputs
+        return TokenGrid(outputs.tokens, rows=outputs.windows, unplaced=True)
     rows, _, queries, keys = record.attention.shape
     if layer.kind in ("pool", "class"):
         prefix = layout.prefix_tokens

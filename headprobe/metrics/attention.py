@@ -164,7 +164,7 @@ def _undefined(grid: TokenGrid) -> dict[str, str]:
     reasons: dict[str, str] = {}
     distances = ("attention_distance_px", "attention_distance_raw_px", "attention_distance_ratio")
     if grid.anonymous:
-        defined = {"entropy_all_keys_nats", "sink_mass"}
+        defined = {"entropy_all_keys_nats", "sink_mass"} | ({"output_norm_ratio"} if grid.unplaced else set())
         named = [name for name in (*STATISTICS, *RATIOS) if name not in defined]
         return dict.fromkeys(named, NOT_PATCHES if grid.pooled else NOT_PLACED)
     if grid.grid is None:

@@ -1,6 +1,5 @@
 """What every head attends to: attention statistics and offset maps."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from numpy.typing import NDArray
 from headprobe.backbone.describe import describe_attention
 from headprobe.metrics.attention import RATIOS, STATISTICS, AttentionStatistics, HeadTable
 from headprobe.metrics.offsets import OffsetMaps
-from headprobe.metrics.token_grid import TokenGrid
 from headprobe.statistics.base import BASELINE, CHANGE, MASKED, HeadStatistic, Part, Seen, differences
 
 MAPS = "_maps"  # of a model's offset maps in a part
@@ -38,16 +36,8 @@ class AttentionSums(HeadStatistic):
             name: AttentionStatistics(grids, heads, undefined) for name in models + ((CHANGE,) * (len(models) > 1))
         }
         if self.offset_maps:
-            part |= {name + MAPS: OffsetMaps(self._mapped(), heads) for name in models}
+            part |= {name + MAPS: OffsetMaps(grids, heads) for name in models}
         return part
-
-    def _mapped(self) -> list[TokenGrid]:
-        """Return the layers' grids, without places where there are no weights whose offsets could be mapped."""
-        facts = self.subject.facts
-        return [
-            replace(fact.attention, unplaced=True) if "attention_distance_px" in fact.undefined else fact.attention
-            for fact in facts
-        ]
 
     def observe(self, seen: Seen) -> None:
         """Recompute the layer's attention weights and reduce them."""

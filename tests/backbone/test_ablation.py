@@ -173,6 +173,6 @@ def test_the_proofs_catch_heads_laid_out_in_another_order(monkeypatch: pytest.Mo
         by_row = keep.repeat_interleave(heads_out.shape[0] // keep.shape[0], dim=0)
         return heads_out.unflatten(-1, (-1, keep.shape[1])).masked_fill(~by_row[:, None, None], 0).flatten(-2)
 
-    monkeypatch.setattr("headprobe.backbone.bench.ablate_heads", interleaved)
+    monkeypatch.setattr("headprobe.backbone.ablation.ablate_heads", interleaved)
     with pytest.raises(UsageError, match="is not zeroing them"):
         prove_masks(model, layout)

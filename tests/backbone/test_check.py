@@ -75,6 +75,7 @@ def broken_site(monkeypatch: pytest.MonkeyPatch, path: str, **changes: Any) -> N
 # -- nothing is broken -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_timm
 @pytest.mark.parametrize("key", REPRESENTATIVES)
 def test_every_representative_passes_every_proof(key: str) -> None:
     report = checked(key)

@@ -132,6 +132,7 @@ def test_every_class_of_the_table_has_a_tiny_representative() -> None:
     assert set(SITES) - seen == {"timm.models.vision_transformer.Attention"}
 
 
+@pytest.mark.any_timm
 @pytest.mark.parametrize("key", sorted(REPRESENTATIVES))
 def test_the_heads_of_every_representative_are_found(key: str) -> None:
     representative = REPRESENTATIVES[key]

@@ -192,6 +192,7 @@ def differs(found: Tensor, plain: Tensor) -> None:
     assert bool(((found - plain).abs().amax(dim=1) > 1e-4 * plain.abs().max()).all())
 
 
+@pytest.mark.any_timm
 @pytest.mark.parametrize("key", PLAIN)
 @torch.inference_mode()
 def test_masks_of_images_equal_heads_zeroed_at_the_operator(key: str) -> None:
@@ -270,6 +271,7 @@ def _attended_hooks(module: Any, keep: Tensor) -> list[torch.utils.hooks.Removab
     ]
 
 
+@pytest.mark.any_timm
 @pytest.mark.parametrize("key", AMBIGUOUS)
 @torch.inference_mode()
 def test_masks_of_attention_alone_leave_what_else_slots_hold(key: str) -> None:

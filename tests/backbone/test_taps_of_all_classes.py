@@ -218,6 +218,28 @@ GRID_WITHOUT_WEIGHTS = (
 """Representatives with layers whose patches have known places, but that have no weights between them."""
 
 
+@pytest.mark.parametrize("key", REPRESENTATIVES)
+@torch.no_grad()
+def test_a_stream_that_is_recorded_grows_by_what_the_layer_gives(key: str) -> None:
+    model, layout, modules, images = setup(key)
+    given: list[Tensor] = []
+    with ExitStack() as stack:
+        for module in modules:
+            hook = module.register_forward_hook(lambda _, __, out: given.append(out))
+            stack.callback(hook.remove)
+        records, _ = tapped(model, layout, images)
+    for record, output in zip(records, given, strict=True):
+        layer = layout.layers[record.layer]
+        if record.stream_before is None or record.stream_after is None or record.norm_follows or layer.window:
+            continue
+        block: Any = model.get_submodule(layer.name.rpartition(".")[0])
+        scales = [getattr(getattr(block, name, None), "gamma", None) for name in ("ls1", "ls")]
+        scale = next((one for one in (*scales, getattr(block, "gamma_1", None)) if one is not None), 1)
+        added = record.stream_after - record.stream_before
+        close = 1e-4 * float(added.abs().max())
+        torch.testing.assert_close(added, scale * output, atol=close, rtol=0)
+
+
 def drive(key: str, statistics: list[HeadStatistic], masked: bool = False) -> tuple[HeadLayout, tuple[LayerFacts, ...]]:
     """Describe four images; with a mask, the model without the last layer's first head too."""
     model, layout, _, images = setup(key)
