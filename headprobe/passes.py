@@ -11,6 +11,7 @@ from headprobe.backbone.check import prove_masks
 from headprobe.backbone.growing import GrowingPass, Join, first_layers
 from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.joins import find_joins
+from headprobe.backbone.memory import is_out_of_memory
 from headprobe.backbone.taps import Tap
 from headprobe.errors import RunError
 from headprobe.statistics.base import HeadStatistic, Subject
@@ -108,7 +109,7 @@ class ForwardPasses:
 
     def _halve_rows(self, error: RuntimeError, device: torch.device) -> None:
         """Go on with half the rows after an out-of-memory; any other error is raised again."""
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise error
         rows = self.plan.most_rows
         if self.listening is not None and self.listening.heard:
@@ -140,7 +141,9 @@ def _proven_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[in
     try:
         prove_masks(proven, layout)
         joins = find_joins(proven, layout, layers)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise RunError(
             "the model does not fit into memory; choose a smaller model or image size, or another device"
         ) from error
@@ -148,8 +151,3 @@ def _proven_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[in
     if unproven:
         raise RunError(f"masks of {unproven[0]!r} of {layout.model!r} were not tried in the growing pass")
     return joins
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text

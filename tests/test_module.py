@@ -71,7 +71,7 @@ def _joins_of(probe: HeadProbe) -> Any:
     from headprobe.backbone.joins import find_joins
 
     joins = find_joins(probe.backbone, probe.layout)
-    return lambda backbone, layout: joins
+    return lambda backbone, layout, layers: joins
 
 
 def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from headprobe.backbone.ablation import masked_logits
 from headprobe.backbone.growing import GrowingPass, Join, Path
 from headprobe.backbone.heads import HeadLayout, parent_of
+from headprobe.backbone.memory import is_out_of_memory
 from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
 
 ROUNDING = 100  # times the dtype's eps: 1.2e-5 in float32
+SAME_SHAPE = 10  # times the dtype's eps, where rows have the same place in a batch of the same shape
 COARSEST = 0.05  # in half precision
 MOST_ROUNDING = 1e-3
+PART_OF_EFFECT = 5e-5
 CROWD = 6
 """Copies of one mask that join at once: with the trunk seven times the rows, by which few shapes divide by chance."""
+ROW_PIXELS = 1 << 22
+"""Pixels of all rows of a trial: 83 rows of 224 x 224. Larger images are tried in smaller company, to fit in memory."""
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module the place of its only call in a forward pass (-1 if it has several) and its arguments' shapes."""
@@ -28,9 +33,9 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
     """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
 
     Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
-    passes with one mask each on noise: alone, together with all others twice over, and in a crowd, since a module that
-    reads the batch's size in one place and uses it in another may go wrong with some numbers of rows only. A layer
-    whose logits differ moves one candidate outward.
+    passes with one mask each on noise: alone, and in company of others and of copies, since a module that reads the
+    batch's size in one place and uses it in another may go wrong with some numbers of rows only. A layer whose logits
+    differ moves one candidate outward.
 
     Args:
         backbone: The model.
@@ -49,9 +54,27 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
             return tuple(options[0] for options in candidates)
         keep = _single_heads(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
+        _refuse_mixing(backbone, layout, images)
         expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
-        trial = _Trial(backbone, layout, keep, images, expected, _tolerance(backbone, images))
+        plain: Tensor = backbone(images)
+        trial = _Trial(backbone, layout, keep, images, plain, expected, _rounding(backbone, images, plain))
         return tuple(_settle(trial, candidates))
+
+
+def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> None:
+    """Raise a UsageError where an image's logits depend on the other image of its batch.
+
+    The batch's shape stays the same, so rounding does too: what differs is influence.
+    """
+    first, other = images
+    among_others = (torch.stack([first, one]) for one in (other, other.flip(-1) + 1))
+    found, expected = (backbone(batch)[0] for batch in among_others)
+    if not agree(found, expected, SAME_SHAPE * torch.finfo(expected.dtype).eps):
+        raise UsageError(
+            f"model {layout.model!r}: rows of one batch influence each other: an image's logits change by "
+            f"{float((found - expected).abs().max()):.1g} with the other image of its batch, so several masks cannot "
+            "share a forward pass"
+        )
 
 
 def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
@@ -83,43 +106,47 @@ class _Trial:
         layout: Its attention layers.
         keep: `[layers, layers, max heads]`, mask l of one head of layer l.
         images: Noise.
-        expected: Logits `[images, classes]` of the plain forward pass with mask l, for the layers that are tried.
-        tolerance: Largest difference, relative to the largest logit.
+        plain: Logits `[images, classes]` without a mask.
+        expected: Logits of the plain forward pass with mask l, for the layers that are tried.
+        rounding: What rounding alone changes, relative to the largest logit.
     """
 
     backbone: nn.Module
     layout: HeadLayout
     keep: Tensor
     images: Tensor
+    plain: Tensor
     expected: dict[int, Tensor]
-    tolerance: float
+    rounding: float
 
     def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
-        """Run the masks of these layers together; return those whose logits differ, None if the pass is impossible.
-
-        In company rounding depends on how many rows there are; each mask alone is held to the narrow tolerance.
-        """
-        tolerance = self.tolerance if len(layers) == 1 else MOST_ROUNDING
+        """Run the masks of these layers together; return those whose logits differ, None if the pass is impossible."""
         found = _growing_logits(self.backbone, self.layout, joins, self.keep[layers], self.images)
         if found is None:
             return None
         return {
             layer
             for logits, layer in zip(found[1:], layers, strict=True)
-            if not agree(logits, self.expected[layer], tolerance)
+            if not agree(logits, self.expected[layer], self.tolerance(layer))
         }
 
+    def tolerance(self, layer: int) -> float:
+        """Return how much a layer's logits may differ, relative to the largest.
 
-def _tolerance(backbone: nn.Module, images: Tensor) -> float:
-    """Return what rounding alone may change where the same images run among others: more in deep convolutional nets.
+        Rounding depends on the number of rows, more so in deep convolutional nets; a wrong join differs by what the
+        mask changes, or by other images. So a small part of the mask's own effect is allowed. There is a bound: where
+        rows influence each other for other reasons than rounding, that is no tolerance but the fault.
+        """
+        expected = self.expected[layer]
+        effect = float((expected - self.plain).abs().max() / expected.abs().max().clamp(min=1e-6))
+        return min(max(self.rounding, min(effect / 20, PART_OF_EFFECT)), MOST_ROUNDING)
 
-    It has a bound: where rows influence each other for other reasons than rounding, that is no tolerance but the fault.
-    """
-    alone: Tensor = backbone(images)
+
+def _rounding(backbone: nn.Module, images: Tensor, plain: Tensor) -> float:
+    """Return ten times what changes, relative to the largest logit, where the same images run among others."""
     among: Tensor = backbone(torch.cat([images, images]))
-    differs = (torch.unflatten(among, 0, (2, len(images))) - alone).abs().max()
-    noise = float(differs / alone.abs().max().clamp(min=1e-6))
-    return min(max(ROUNDING * torch.finfo(alone.dtype).eps, 10 * noise), MOST_ROUNDING)
+    differs = (torch.unflatten(among, 0, (2, len(images))) - plain).abs().max()
+    return max(ROUNDING * torch.finfo(plain.dtype).eps, 10 * float(differs / plain.abs().max().clamp(min=1e-6)))
 
 
 def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
@@ -146,18 +173,30 @@ def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
 
 def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
     """Return layers whose masks go wrong in company, each of them being right alone."""
-    order = sorted(trial.expected, key=lambda layer: joins[layer].place)
-    for company in ([layer for layer in order for _ in range(2)], order[:1] * CROWD + order[1:]):
+    height, width = trial.images.shape[-2:]
+    masks = max(5, ROW_PIXELS // (height * width) // len(trial.images)) - 1
+    for company in _companies(sorted(trial.expected, key=lambda layer: joins[layer].place), masks):
         wrong = trial.wrong(joins, company)
         if wrong is None:  # the shapes do not fit: which join's masks spoil the pass?
-            return {_spoiler(trial, joins, list(dict.fromkeys(company)), company)}
+            return {_spoiler(trial, joins, company)}
         if wrong:
             return wrong
     return set()
 
 
-def _spoiler(trial: _Trial, joins: list[Join], order: list[int], company: list[int]) -> int:
+def _companies(order: list[int], masks: int) -> list[list[int]]:
+    """Return whose masks are tried together, `masks` at most: all twice over, and a crowd at the first join."""
+    share = masks // 2
+    pairs = [
+        [layer for layer in order[start : start + share] for _ in range(2)] for start in range(0, len(order), share)
+    ]
+    copies = min(CROWD, masks)
+    return [*pairs, order[:1] * copies + order[1 : 1 + masks - copies]]
+
+
+def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:
     """Return the first layer, in the order of their joins, whose masks make the pass impossible or wrong."""
+    order = list(dict.fromkeys(company))
     for count in range(1, len(order)):
         if trial.wrong(joins, [layer for layer in company if layer in order[:count]]) != set():
             return order[count - 1]
@@ -171,7 +210,9 @@ def _growing_logits(
     try:
         with GrowingPass(backbone, layout, joins, keep) as growing:
             return growing.logits(images, growing.plan(len(images), len(images) * (1 + len(keep))))
-    except (RuntimeError, ValueError):  # what torch and timm raise for rows that do not fit, together or into memory
+    except (RuntimeError, ValueError) as error:  # what torch and timm raise for rows that do not fit together
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         return None
 
 

@@ -90,15 +90,25 @@ def prove_columns(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
 
 
 def prove_effect(bench: LayerBench) -> tuple[Verdict, list[int]]:
-    """(c) Mask each head alone; return the verdict and the heads without effect whose projection is zero."""
+    """(c) Mask each head alone; return the verdict and the heads without effect whose projection is zero.
+
+    A head whose output is zero already, behind an activation, changes nothing either; then the operator says so too.
+    """
     plain = bench.output()
-    heads = bench.layer.heads
-    one = torch.eye(heads, dtype=torch.bool, device=plain.device)
-    idle = [head for head in range(heads) if torch.equal(bench.masked(~one[head][None]), plain)]
+    keep = ~torch.eye(bench.layer.heads, dtype=torch.bool, device=plain.device)[:, None]  # [head, 1, heads]
+    idle = [head for head, kept in enumerate(keep) if torch.equal(bench.masked(kept), plain)]
     silent = [head for head in idle if head in bench.silent_heads()]
-    if len(idle) > len(silent):
-        return Verdict(False, f"masking head {[head for head in idle if head not in silent]} changes nothing"), silent
-    return Verdict(True, f"the projection of {silent} is zero" if silent else ""), silent
+    dead = [head for head in idle if head not in silent and _is_dead(bench, keep[head], plain)]
+    ignored = [head for head in idle if head not in silent + dead]
+    if ignored:
+        return Verdict(False, f"masking head {ignored} changes nothing"), silent
+    details = [f"the projection of {silent} is zero"] * bool(silent) + [f"the output of {dead} is zero"] * bool(dead)
+    return Verdict(True, "; ".join(details)), silent
+
+
+def _is_dead(bench: LayerBench, keep: Tensor, plain: Tensor) -> bool:
+    """Say whether zeroing a head in the operator's own output changes nothing either."""
+    return bench.layer.operator is not None and torch.equal(bench.operator_zeroed(keep), plain)
 
 
 def prove_map(bench: LayerBench) -> Verdict:

@@ -445,7 +445,7 @@ def test_a_model_that_mixes_images_a_little_is_refused_with_the_reason(share: fl
     report = checked("vit", mixing(share))
     assert failed(report) == {"join": [0, 1]}
     assert [one.join for one in report.layers] == [None, None]
-    says = "model 'vit': rows of one batch influence each other at 'blocks.0.attn', so several masks cannot share"
+    says = "model 'vit': rows of one batch influence each other: an image's logits change by"
     assert report.layers[0].proofs["join"].detail.startswith(says)
 
 
