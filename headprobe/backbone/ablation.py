@@ -47,9 +47,16 @@ class HookCount:
 
     def __init__(self, layers: int) -> None:
         self.fired = [0] * layers
+        self._before = False
+
+    @property
+    def ever(self) -> bool:
+        """Whether any hook has fired since the beginning."""
+        return self._before or any(self.fired)
 
     def restart(self) -> None:
         """Begin to count a forward pass."""
+        self._before = self.ever
         self.fired = [0] * len(self.fired)
 
     def check(self, layout: HeadLayout) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from headprobe.backbone.ablation import ZeroHeads, ablating
 from headprobe.backbone.heads import AttentionLayer, HeadLayout
 from headprobe.backbone.seen_attention import AppliedWeights, SeeAttention
 from headprobe.backbone.zeroed_operands import ZeroOperands
+from headprobe.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ def layer_benches(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> li
             module = backbone.get_submodule(layer.name)
             stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         backbone(images)
+    if len(given) < len(layout.layers):
+        raise UsageError(
+            f"a copy of model {layout.model!r} does not call its own modules: a forward of it was replaced by a "
+            "function that holds the original; subclass the model instead"
+        )
     return [
         LayerBench(
             layer,
@@ -188,14 +195,14 @@ def _copy(value: Any) -> Any:
 
 
 def _projection(backbone: nn.Module, layer: AttentionLayer) -> Tensor | None:
-    """Return the weights of the first linear layer or convolution in what takes the heads on, if their channels fit."""
+    """Return the weights of the one linear layer or convolution in what takes the heads on, if they say all of it."""
     try:
         behind = backbone.get_submodule(layer.projection)
     except AttributeError:
         return None
-    for part in behind.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            own = isinstance(part, nn.Linear) or part.groups == 1
-            fits = part.weight.shape[1] >= layer.channels.channels
-            return part.weight if own and fits else None
-    return None
+    linear = [part for part in behind.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    if len(linear) != 1 or is_parametrized(linear[0]):  # low-rank updates, or weights that are made anew in each pass
+        return None
+    (part,) = linear
+    whole = isinstance(part, nn.Linear) or part.groups == 1
+    return part.weight if whole and part.weight.shape[1] >= layer.channels.channels else None

@@ -62,7 +62,7 @@ def check_backbone(
         UsageError: The model has no heads, or attention that cannot be masked at all.
     """
     layout = find_heads(backbone, input_size, model, semantics)
-    tried = perturbed(deepcopy(backbone).float())
+    tried = perturbed(_copied(backbone, model).float())
     reports = tuple(LayerReport(layer) for layer in layout.layers)
     images = example_images(tried, input_size, 2, seed=2)
     with evaluating(tried), torch.inference_mode():
@@ -78,6 +78,16 @@ def check_backbone(
     return CheckReport(model, input_size, reports, tuple(_notes(layout, reports)))
 
 
+def _copied(backbone: nn.Module, model: str) -> nn.Module:
+    try:
+        return deepcopy(backbone)
+    except (RuntimeError, TypeError) as error:  # tensors that a graph has made, as of pruned weights, are not copied
+        raise UsageError(
+            f"model {model!r} cannot be copied, and check perturbs a copy ({str(error).splitlines()[0]}); make pruned "
+            "or otherwise computed weights permanent first"
+        ) from error
+
+
 def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
     """Run the cheap proofs on noise and the model's own weights: at the start of every run.
 
@@ -88,11 +98,21 @@ def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
     keep = trial_masks(layout, images.device, seed=2)[0]
     with evaluating(backbone), torch.inference_mode():
         plain: Tensor = backbone(images)
+        if not bool(plain.isfinite().all()):
+            raise UsageError(
+                f"model {layout.model!r} gives NaN or infinite logits on noise: nothing can be proven on it"
+            )
         if not torch.equal(masked_logits(backbone, layout, images, torch.ones_like(keep)), plain):
             raise UsageError(f"model {layout.model!r}: a mask that keeps every head changes the logits")
         if agree(masked_logits(backbone, layout, images, keep), plain):
             warnings.warn(
                 f"masking half of the heads of {layout.model!r} changes no logit; are its weights trained?",
+                stacklevel=2,
+            )
+        if layout.headless:
+            warnings.warn(
+                f"{len(layout.headless)} modules of {layout.model!r} compute attention without heads, which no mask "
+                f"reaches; the first is {layout.headless[0]}",
                 stacklevel=2,
             )
         for bench in layer_benches(backbone, layout, images):
@@ -240,4 +260,5 @@ def _notes(layout: HeadLayout, reports: tuple[LayerReport, ...]) -> list[str]:
 
 
 def _masked_is(layout: HeadLayout) -> str:
-    return "the whole slot" if layout.layers[0].semantics == "slot" else "what the head attended to alone"
+    at_operator = any(layer.masked_at_operator for layer in layout.layers)
+    return "what the head attended to alone" if at_operator else "the whole slot"

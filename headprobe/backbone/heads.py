@@ -3,7 +3,7 @@
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,8 @@ def find_heads(
     Raises:
         UsageError: The model has no heads, or has attention that cannot be masked: it is never run unmasked.
     """
+    if semantics not in get_args(Semantics):
+        raise UsageError(f"semantics must be one of {', '.join(get_args(Semantics))}, got {semantics!r}")
     sites = _sites(backbone, model)
     trace = Trace()
     with ExitStack() as stack:
@@ -142,7 +144,7 @@ def find_heads(
     if not isinstance(given, Tensor):
         raise UsageError(
             f"model {model!r} returns a {type(given).__name__} and not one tensor, so masks have no single output to "
-            "change; build it without features_only"
+            "change; build it without features_only, or wrap it so that it returns the logits"
         )
     _refuse_surprises(backbone, sites, trace, model)
     prefix = _prefix_tokens(backbone)
@@ -150,7 +152,7 @@ def find_heads(
     for name in trace.order:
         before = layers[-1] if layers else None
         layers.append(_describe(backbone, name, sites[name], trace, input_size, prefix, semantics, before))
-    return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_plain))
+    return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_headless))
 
 
 def _output(backbone: nn.Module, images: Tensor, model: str) -> Any:
@@ -166,6 +168,10 @@ def _output(backbone: nn.Module, images: Tensor, model: str) -> Any:
             "was built for: input_size in Python, model.options.img_size or "
             "model.options.pretrained_cfg_overlay.input_size on the command line"
         ) from error
+
+
+WHOLE_ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules of torch that do all of attention in one call, so that nothing of it is seen."""
 
 
 def _sites(backbone: nn.Module, model: str) -> dict[str, Site]:
@@ -186,7 +192,9 @@ def _sites(backbone: nn.Module, model: str) -> dict[str, Site]:
 
 def refuse_unreachable(backbone: nn.Module, model: str) -> None:
     """Raise a UsageError for a model whose modules ignore hooks: compiled already, or TorchScript."""
-    if hasattr(backbone, "_orig_mod") or getattr(backbone, "_compiled_call_impl", None) is not None:
+    if hasattr(backbone, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) is not None for module in backbone.modules()
+    ):
         raise UsageError(
             f"model {model!r} is compiled, so hooks would be ignored; pass the plain model and compile it afterwards"
         )
@@ -198,6 +206,13 @@ def refuse_unreachable(backbone: nn.Module, model: str) -> None:
 
 
 def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:
+    hidden = [(name, module) for name, module in named.items() if isinstance(module, WHOLE_ATTENTION)]
+    if hidden:
+        where, whole = hidden[0]
+        return (
+            f"model {model!r} computes attention in {where!r} ({class_path(whole)}), which hides its heads in one "
+            "call: they cannot be masked"
+        )
     single = [(name, module, what) for name, module in named.items() if (what := one_head_by_design(module))]
     if single:
         name, module, what = single[0]
@@ -213,18 +228,19 @@ def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:
 
 def _refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, model: str) -> None:
     """Refuse models whose forward pass does not use each layer once, or attends somewhere else."""
-    for name in trace.stray_fused:
-        module = backbone.get_submodule(name)
-        if one_head_by_design(module) is None:
-            raise UsageError(
-                f"model {model!r} computes attention in {name or 'its own forward'!r} ({class_path(module)}), "
-                "which is of no class that headprobe can mask"
-            )
     repeated = [name for name, times in trace.entered.items() if times > 1]
     if repeated:
         raise UsageError(
             f"model {model!r} runs {repeated[0]!r} more than once per image: its heads cannot be told apart"
         )
+    whole = [name for name in trace.ran if isinstance(backbone.get_submodule(name), WHOLE_ATTENTION)]
+    for name in [*trace.stray_attention, *trace.late_attention, *whole]:
+        module = backbone.get_submodule(name)
+        if one_head_by_design(module) is None:
+            raise UsageError(
+                f"model {model!r} computes attention in {name or 'its own forward'!r} ({class_path(module)}) "
+                "in a way that headprobe cannot mask: not in heads that a sub-module `proj` takes on"
+            )
     unused = [name for name in sites if name not in trace.shapes]
     if unused:
         raise UsageError(f"model {model!r} never reaches the heads of {unused[0]!r}: they cannot be masked")

@@ -56,7 +56,8 @@ def ablate(
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
     The cheap proofs run first, on noise. Your own hooks are silent then, and work as always under the mask. Contexts
-    may be nested, which masks the heads of all of them. Compile the model inside the context, not before.
+    may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with gradient
+    checkpointing call `backward` inside too. Use a model in one thread at a time.
 
     Args:
         model: A timm model, on any device.
@@ -80,16 +81,19 @@ def ablate(
         if len(masks) != 1:
             raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(masks)} masks")
         prove_masks(_in_single(model), layout)
-    keep = masks[0].mask.keep()
+    keep = masks[0].mask.keep().to(_device(model))
     whole = keep.all(dim=1).tolist()
     with ExitStack() as stack:
         count = stack.enter_context(
-            ablating(model, layout, lambda layer: None if whole[layer] else keep[layer : layer + 1].to(_device(model)))
+            ablating(model, layout, lambda layer: None if whole[layer] else keep[layer : layer + 1])
         )
         passes = stack.enter_context(_counted(model, layout, count))
         yield layout
-        if not passes.finished:
-            raise RunError(f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything")
+        if not passes.finished and not count.ever:
+            raise RunError(
+                f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything "
+                "(where the model was compiled before, call torch.compiler.reset() first)"
+            )
 
 
 class _Passes:
@@ -128,10 +132,12 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    if not any(True for _ in model.parameters()):
+        raise UsageError(f"a model to check must have weights, got {type(model).__name__}")
     size = data_config(model)["input_size"] if given is None else given
-    if len(size) != 3 or min(size) < 1:
-        raise UsageError(f"input_size must be (channels, height, width), got {tuple(size)}")
-    return (int(size[0]), int(size[1]), int(size[2]))
+    if not isinstance(size, tuple | list) or len(size) != 3 or any(type(n) is not int or n < 1 for n in size):
+        raise UsageError(f"input_size must be three whole numbers (channels, height, width), got {size!r}")
+    return (size[0], size[1], size[2])
 
 
 def _name(model: nn.Module) -> str:

@@ -190,8 +190,7 @@ def _companies(order: list[int], masks: int) -> list[list[int]]:
     pairs = [
         [layer for layer in order[start : start + share] for _ in range(2)] for start in range(0, len(order), share)
     ]
-    copies = min(CROWD, masks)
-    return [*pairs, order[:1] * copies + order[1 : 1 + masks - copies]]
+    return [*pairs, order[:1] * min(CROWD, masks)]
 
 
 def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:

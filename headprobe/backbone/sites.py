@@ -125,6 +125,7 @@ SITES: dict[str, Site] = {
     # pooling heads
     "timm.layers.attention_pool.AttentionPoolLatent": Site(kind="pool", joins_itself=True),
     "timm.layers.attention_pool2d.AttentionPool2d": Site(points=("drop",), axis=-1, kind="pool", joins_itself=True),
+    "timm.layers.attention_pool.AttentionPoolPrr": Site(points=("post_norm",), kind="pool", joins_itself=True),
     # class attention
     "timm.models.cait.ClassAttn": _CLASS,
     "timm.models.crossvit.CrossAttention": _CLASS,

@@ -23,15 +23,25 @@ def example_images(backbone: nn.Module, input_size: tuple[int, int, int], images
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold `module` in evaluation mode and float32 at its word, and give every part its own mode back afterwards."""
+    """Hold `module` in evaluation mode and float32 at its word, and give every part its own mode back afterwards.
+
+    What parts keep from earlier passes is forgotten before and after: timm's attention biases, which are cached in
+    evaluation mode and which entering the training mode clears. They would be those of other weights.
+    """
     modes = [(part, part.training) for part in module.modules()]
+    module.train()
     module.eval()
     try:
-        with _unrounded(next(module.parameters()).device.type):
+        with _unrounded(_device(module)):
             yield
     finally:
+        module.train()
         for part, training in modes:
             part.training = training
+
+
+def _device(module: nn.Module) -> str:
+    return next((parameter.device.type for parameter in module.parameters()), "cpu")
 
 
 @contextmanager
@@ -44,12 +54,23 @@ def _unrounded(device: str) -> Iterator[None]:
         if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, enabled=False))
         if device == "cuda":
-            cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-            stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-            stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
-            stack.callback(torch.set_float32_matmul_precision, precision)
-            cudnn.allow_tf32 = cudnn.benchmark = False
-            torch.set_float32_matmul_precision("highest")
+            stack.enter_context(_ieee_float32())
+        yield
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Compute float32 products and convolutions in float32; torch refuses to mix its two ways of saying so."""
+    backends: Any = torch.backends
+    ways: list[tuple[Any, str, Any]] = [(backends.cudnn, "benchmark", False)]
+    if hasattr(backends, "fp32_precision"):  # torch 2.9 and later
+        ways += [(part, "fp32_precision", "ieee") for part in (backends.cuda.matmul, backends.cudnn.conv)]
+    else:
+        ways += [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
+    with ExitStack() as stack:
+        for part, name, value in ways:
+            stack.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
         yield
 
 
@@ -75,10 +96,12 @@ class Trace:
         entered: How often each of them was called.
         shapes: For each of them the shape of its concatenated heads.
         calls: For each of them its calls before the heads were concatenated.
+        late: For each of them its calls afterwards.
+        ran: Modules that were called.
         block_shapes: For every module the shape of its first argument.
         open_layers: Attention layers that are running.
         open_modules: Modules that are running.
-        stray: Modules that compute attention outside every layer, with the kinds of calls they made.
+        stray: Modules that make such calls outside every layer, with the calls.
     """
 
     order: list[str] = field(default_factory=list)
@@ -88,30 +111,50 @@ class Trace:
     block_shapes: dict[str, torch.Size] = field(default_factory=dict)
     open_layers: list[str] = field(default_factory=list)
     open_modules: list[str] = field(default_factory=list)
-    stray: dict[str, list[CallKind]] = field(default_factory=dict)
+    stray: dict[str, list[Call]] = field(default_factory=dict)
+    late: dict[str, list[Call]] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
 
     def saw(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
         """Note one call."""
+        call = Call(kind, result.shape)
         if not self.open_layers:
             module = self.open_modules[-1] if self.open_modules else ""
-            self.stray.setdefault(module, []).append(kind)
+            self.stray.setdefault(module, []).append(call)
         elif self.open_layers[-1] not in self.shapes:
-            self.calls[self.open_layers[-1]].append(Call(kind, result.shape))
+            self.calls[self.open_layers[-1]].append(call)
+        else:
+            self.late.setdefault(self.open_layers[-1], []).append(call)
         return result
 
     @property
-    def stray_fused(self) -> list[str]:
-        """Modules that call fused attention outside every layer."""
-        return [module for module, kinds in self.stray.items() if "fused" in kinds]
+    def late_attention(self) -> list[str]:
+        """Layers that attend again after their heads were concatenated."""
+        return [layer for layer, calls in self.late.items() if _is_fused(calls) or _attending(calls)]
 
     @property
-    def stray_plain(self) -> list[str]:
-        """Modules that apply a softmax by a matrix product outside every layer."""
-        found = []
-        for module, kinds in self.stray.items():
-            if "fused" not in kinds and "softmax" in kinds and "product" in kinds[kinds.index("softmax") :]:
-                found.append(module)
-        return found
+    def stray_attention(self) -> list[str]:
+        """Modules outside every layer that call fused attention, or attend with several heads."""
+        return [
+            module
+            for module, calls in self.stray.items()
+            if _is_fused(calls) or any(len(call.shape) > 3 and call.shape[1] > 1 for call in _attending(calls))
+        ]
+
+    @property
+    def stray_headless(self) -> list[str]:
+        """Modules outside every layer that apply a softmax by a matrix product, without several heads."""
+        return [m for m, calls in self.stray.items() if _attending(calls) and m not in self.stray_attention]
+
+
+def _is_fused(calls: list[Call]) -> bool:
+    return any(call.kind == "fused" for call in calls)
+
+
+def _attending(calls: list[Call]) -> list[Call]:
+    """Return the calls of softmax that a matrix product follows."""
+    kinds = [call.kind for call in calls]
+    return [call for at, call in enumerate(calls) if call.kind == "softmax" and "product" in kinds[at:]]
 
 
 @contextmanager
@@ -138,6 +181,7 @@ def _watch(
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
         trace.open_modules.append(name)
+        trace.ran.add(name)
         if site is not None:
             trace.order.extend([] if name in trace.entered else [name])
             trace.entered[name] = trace.entered.get(name, 0) + 1
@@ -152,6 +196,11 @@ def _watch(
             trace.open_layers.pop()
 
     def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if not args:
+            raise UsageError(
+                f"attention module {name!r} ({class_path(module)}) hands its heads on as a keyword argument, where "
+                "they cannot be masked; make it a positional one"
+            )
         trace.shapes.setdefault(name, args[0].shape)
 
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]

@@ -56,6 +56,10 @@ def create_backbone(source: ModelSource) -> nn.Module:
     options = dict(source.options)
     if options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
+    if "checkpoint_path" in options:
+        raise UsageError(
+            "model.options.checkpoint_path is not read; give the weights as safetensors, by --model.weights"
+        )
     if source.weights is not None:
         state = read_safetensors(source.weights)
         options = _merged(_recipe_options(source), options)
@@ -159,7 +163,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **_sized(name, options))
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         what = f"with the options {options}" if options else "with its default options"
-        raise UsageError(f"timm cannot build {name!r} {what}: {error}") from error
+        raise UsageError(f"timm cannot build {name!r} {what}: {error or type(error).__name__}") from error
     except OSError as error:  # every failure of a hub's client
         raise RunError(
             f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}); "
