@@ -20,7 +20,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DIRECTLY: dict[str, set[str]] = {
     "masks": set(),
     "metrics": set(),
-    "backbone": {"masks", "metrics"},
+    "wording": set(),
+    "backbone": {"masks", "metrics", "wording"},
     "fitting": set(),  # a part of module, in a file of its own
     "statistics": {"backbone"},
     "passes": {"statistics"},

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from headprobe.backbone.heads import AttentionLayer
+from headprobe.wording import counted, ranges
 
 PROOFS = ("keep", "operator", "columns", "effect", "once", "rows", "join", "map")
 """In the order of the table; what they say is in the module's docstring and in docs/heads.md."""
@@ -89,7 +89,7 @@ def report_text(report: CheckReport) -> str:
     """Return the report as lines of text: a row per layer, then what failed, what does not apply, and notes."""
     heads = sum(entry.layer.heads for entry in report.layers)
     size = " x ".join(map(str, report.input_size))
-    lines = [f"{report.model} ({size}): {_count(len(report.layers), 'layer')}, {_count(heads, 'head')}", ""]
+    lines = [f"{report.model} ({size}): {counted(len(report.layers), 'layer')}, {counted(heads, 'head')}", ""]
     lines += _table(report.layers)
     lines += ["", *(f"FAIL  {failure}" for failure in report.failures)] if not report.passed else [""]
     lines += [f"-  {text}" for text in _not_applicable(report.layers)]
@@ -98,7 +98,7 @@ def report_text(report: CheckReport) -> str:
     lines.append(
         "every proof passed: masks take effect, on the heads that they name"
         if report.passed
-        else f"{_count(failed, 'proof')} failed: this model must not be run under masks"
+        else f"{counted(failed, 'proof')} failed: this model must not be run under masks"
     )
     return "\n".join(lines) + "\n"
 
@@ -165,14 +165,4 @@ def _not_applicable(layers: Sequence[LayerReport]) -> list[str]:
         for name, verdict in entry.proofs.items():
             if verdict.passed is None:
                 reasons.setdefault((name, verdict.detail), []).append(number)
-    return [f"{name}, layers {_ranges(numbers)}: {why}" for (name, why), numbers in reasons.items()]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with runs as ranges: `0-2,5`."""
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+    return [f"{name}, layers {ranges(numbers)}: {why}" for (name, why), numbers in reasons.items()]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from headprobe.backbone.families import ClassTally, Family, FamilyTable, ModelRecord, Tally
+from headprobe.wording import counted, ranges
 
 STATISTICS: Mapping[str, str] = {
     "keys": "entropy_all_keys_nats",
@@ -62,7 +63,7 @@ class Notes:
     def on(self, family: Family) -> str:
         """Return the numbers of the remarks on a family."""
         own = {remark for remark, _ in _remarks(family)}
-        return _ranges([number for number, remark in enumerate(self.columns, start=1) if remark in own])
+        return ranges([number for number, remark in enumerate(self.columns, start=1) if remark in own])
 
     def lines(self) -> list[str]:
         """Return every remark with the columns that it explains."""
@@ -111,8 +112,8 @@ def totals(table: FamilyTable) -> str:
     families = table.with_heads.values()
     total = Tally.total(family.tally for family in families)
     return (
-        f"{sum(len(family.models) for family in families):,} names of {_count(len(families), 'family')} have "
-        f"{total.heads:,} heads in {total.layers:,} layers of {_count(len(table.classes), 'attention class')}; "
+        f"{sum(len(family.models) for family in families):,} names of {counted(len(families), 'family')} have "
+        f"{total.heads:,} heads in {total.layers:,} layers of {counted(len(table.classes), 'attention class')}; "
         f"{sum(family.mapped for family in families):,} of the names have maps in every layer."
     )
 
@@ -153,7 +154,7 @@ def table_text(table: FamilyTable, names: Sequence[str] = ()) -> str:
 
 def family_text(family: Family) -> str:
     """Return all that is known of a family."""
-    lines = [f"timm.models.{family.name}: {len(family.models)} of {_count(len(family.names), 'name')} with heads"]
+    lines = [f"timm.models.{family.name}: {len(family.models)} of {counted(len(family.names), 'name')} with heads"]
     if family.models:
         lines += _described(family.tally, family.classes, family.headless)
         lines += ["", "Names (layers, heads):"]
@@ -179,7 +180,7 @@ def _described(tally: Tally, classes: Mapping[str, ClassTally], headless: int) -
         kinds = ", ".join(f"{count:,} {name}" for name, count in one.tally.kinds.items())
         lines += _wrapped(f"  {kind}: {kinds}; " + "; ".join([_maps(one.tally), *head_remarks(one.tally)]))
     if headless:
-        lines += [f"  {_count(headless, 'further module')}: attention without heads, which no mask reaches"]
+        lines += [f"  {counted(headless, 'further module')}: attention without heads, which no mask reaches"]
     lines += ["", "Statistics, of so many layers:"]
     alike: dict[str, list[str]] = {}
     for statistic in tally.undefined:
@@ -194,17 +195,6 @@ def _maps(tally: Tally) -> str:
     """Say what the attention maps of a class are."""
     said = {"weights": "maps of weights", "signed": "signed maps", "channels": "maps of channels", "none": "no maps"}
     return ", ".join(said[kind] for kind in tally.maps)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with runs as ranges: `1,4-6`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -222,8 +212,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, width=WIDTH, subsequent_indent="      ", break_on_hyphens=False)
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"

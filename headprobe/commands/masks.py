@@ -2,12 +2,12 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from headprobe.commands.parser import Parser
 from headprobe.masks.spec import MaskSpec, NamedMask
+from headprobe.wording import counted, ranges
 
 
 def run(words: list[str]) -> None:
@@ -43,22 +43,12 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
     layers, heads = len(layout.layers), sum(layout.heads_per_layer)
-    sys.stdout.write(f"{name}: {layers} layers, {heads} heads; {spec} stands for {_count(len(masks), 'mask')}\n")
+    sys.stdout.write(f"{name}: {layers} layers, {heads} heads; {spec} stands for {counted(len(masks), 'mask')}\n")
     sys.stdout.writelines(f"{_line(named)}\n" for named in masks)
 
 
 def _line(named: NamedMask) -> str:
     """Return a mask's name and its heads as layer.heads, as in `3.0-2,5`."""
     by_layer = groupby(sorted(named.mask.masked), key=lambda head: head[0])
-    heads = " ".join(f"{layer}.{_ranges([head for _, head in group])}" for layer, group in by_layer)
-    return f"{named.name}  {_count(named.mask.count, 'head')}" + (f": {heads}" if heads else "")
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with runs as ranges: `0-2,5`."""
-    runs = [list(run) for _, run in groupby(numbers, key=lambda number: number - numbers.index(number))]
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+    heads = " ".join(f"{layer}.{ranges([head for _, head in group])}" for layer, group in by_layer)
+    return f"{named.name}  {counted(named.mask.count, 'head')}" + (f": {heads}" if heads else "")

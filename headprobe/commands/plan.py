@@ -14,6 +14,7 @@ from headprobe.errors import RunError
 from headprobe.metrics.paired import smallest_resolvable_drop
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
+from headprobe.wording import counted
 
 TIMED_SECONDS = 3.0
 TIMED_PASSES = 3
@@ -43,7 +44,7 @@ def print_plan(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
 
 
 def _masks_lines(probe: HeadProbe) -> list[str]:
-    names = [f"{named.name} ({_count(named.mask.count, 'head')})" for named in probe.masks]
+    names = [f"{named.name} ({counted(named.mask.count, 'head')})" for named in probe.masks]
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
@@ -57,13 +58,9 @@ def _plan_line(probe: HeadProbe) -> str:
     rows = 1 + max(map(len, plan.chunks))
     passes = "one such pass holds" if len(plan.chunks) == 1 else f"{len(plan.chunks):,} such passes hold"
     return (
-        f"plan: {_count(plan.images, 'image')} a forward pass, growing to {_count(rows, 'row')} each; {passes} all "
+        f"plan: {counted(plan.images, 'image')} a forward pass, growing to {counted(rows, 'row')} each; {passes} all "
         f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.masks)}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def _seconds_per_image(probe: HeadProbe, batch_size: int) -> float:

@@ -1,0 +1,16 @@
+"""Small pieces of sentences that several parts of headprobe print."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there are several: `1 layer`, `1,371 names`, `2 families`."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers with runs as ranges: `0-2,5`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
