@@ -10,12 +10,14 @@ from torch import Tensor
 
 from headprobe.backbone.check import prove_masks
 from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.heads import Semantics
 from headprobe.backbone.weights import save_backbone
 from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
 from headprobe.metrics.scores import PairedScores
 from headprobe.module import HeadProbe, restrict_classes
+from tests.conftest import perturbed
 
 
 def score(probe: HeadProbe, tmp_path: Path, spec: str = "each:layer", **options: Any) -> PairedScores:
@@ -206,3 +208,21 @@ def test_the_work_of_a_sweep_counts_the_layers_that_are_run() -> None:
     probe.ablate([MaskSpec("each:layer")])
     probe.plan_passes(4)
     assert probe.work == pytest.approx(1 + (6 + 5 + 4 + 3 + 2 + 1) / 6)
+
+
+def test_what_masking_takes_away_is_chosen_by_the_model_and_part_of_its_description() -> None:
+    options = {"img_size": 64}
+    logits: dict[str, Tensor] = {}
+    choices: tuple[Semantics, ...] = ("slot", "attention")
+    for semantics in choices:
+        torch.manual_seed(0)
+        probe = HeadProbe("mvitv2_tiny", pretrained=False, num_classes=5, options=options, semantics=semantics)
+        perturbed(probe.backbone)
+        assert probe.describe()["semantics"] == semantics
+        probe.ablate([MaskSpec("layer:2")])
+        probe.plan_passes(2)
+        noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            logits[semantics] = probe.masked_logits(noise)
+    assert torch.equal(logits["slot"][0], logits["attention"][0])
+    assert not torch.allclose(logits["slot"][1], logits["attention"][1], atol=1e-3)
