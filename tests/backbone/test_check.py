@@ -169,7 +169,6 @@ BROKEN = {
     "contiguous taken as interleaved, slots": Broken(
         "coat_lite", COAT[0], {"interleaved": True}, [0, 1, 2, 3], says="what head 0 attended to is in the slots"
     ),
-    "hook before the operator": Broken("vit", ATTENTION, {"points": ("qkv",)}, [0, 1], map=[0, 1], says="not seen"),
     "hook after the inner norm": Broken("vit_scale_norm", ATTENTION, {"points": ("proj",)}, [0, 1]),
     "hook after the inner norm, rotary": Broken("eva_scale_norm", EVA, {"points": ("proj",)}, [0, 1]),
     "half the heads": Broken("vit", ATTENTION, {"heads": half}, [0, 1], says="not that of 2 heads"),
@@ -206,6 +205,14 @@ def test_a_run_on_a_wrong_entry_of_the_table_is_refused(how: str, monkeypatch: p
     where = rf"model '{broken.key}': masking heads of '{layout.layers[broken.operator[0]].name}' \({broken.path}\)"
     with pytest.raises(UsageError, match=where + " is not zeroing them: operator: .* does not know$"):
         prove_masks(model, layout)
+
+
+def test_a_hook_before_the_operator_is_refused_since_attention_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_site(monkeypatch, ATTENTION, points=("qkv",))
+    with pytest.raises(
+        UsageError, match=r"computes attention in 'blocks\.0\.attn' .* in a way that headprobe cannot mask"
+    ):
+        checked("vit")
 
 
 @pytest.mark.parametrize("key", ["visformer", "coatnet", "levit_conv", "lowformer_projected"])
@@ -662,11 +669,10 @@ def test_an_unknown_class_of_another_form_fails_and_is_not_run(cls: type[nn.Modu
 def test_attention_without_heads_to_be_found_is_refused() -> None:
     with pytest.raises(UsageError, match="has no attention heads"):
         check_backbone(home_made(Nameless), SIZE, "home-made")
-    with pytest.raises(UsageError, match=r"attention in 'blocks\.1\.attention' .* no class that headprobe can mask"):
+    with pytest.raises(UsageError, match=r"attention in 'blocks\.1\.attention' .* in a way that headprobe cannot mask"):
         check_backbone(home_made(HomeMade, Nameless), SIZE, "home-made")
 
 
-def test_attention_in_plain_products_without_heads_to_be_found_is_said_to_be_out_of_reach() -> None:
-    report = check_backbone(home_made(HomeMade, NamelessInPlainProducts), SIZE, "home-made")
-    assert [one.layer.name for one in report.layers] == ["blocks.0.attention"]
-    assert any("no mask reaches, the first is blocks.1.attention" in note for note in report.notes)
+def test_several_heads_in_plain_products_that_are_not_to_be_found_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"attention in 'blocks\.1\.attention' .* in a way that headprobe cannot mask"):
+        check_backbone(home_made(HomeMade, NamelessInPlainProducts), SIZE, "home-made")
