@@ -47,7 +47,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         (["--data.batchsize", "3"], "did you mean --data.batch_size"),
         (["--model.name", "deit_tiny_patch16_22"], "did you mean deit_tiny_patch16_224"),
         (["--model.name", "resnet18", "--model.pretrained", "false"], "'resnet18' has no attention heads"),
-        (["--model.name", "levit_128s", "--model.pretrained", "false"], "of a class that headprobe cannot mask yet"),
+        (["--model.name", "shvit_s1", "--model.pretrained", "false"], "has attention with a single head by design"),
         (["--model.weights", "nowhere.safetensors"], "'nowhere.safetensors' does not exist"),
         (["--data.path", "/nowhere/at/all"], "--data.path names no file or folder here"),
         (["--data.batch_size", "0"], "--data.batch_size must be at least 1, got 0"),
@@ -97,7 +97,7 @@ def test_the_caret_stands_under_the_culprit(tmp_path: Path) -> None:
 def test_the_first_word_must_be_a_command(tmp_path: Path, words: list[str]) -> None:
     ended = command(tmp_path, *words)
     assert ended.code == 2
-    assert "(test, fit, masks)" in only_message(ended)
+    assert "(test, fit, masks, check, models)" in only_message(ended)
 
 
 def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
