@@ -1,13 +1,13 @@
 """The forward passes of a test: planned, proven, listened to, and run again with fewer rows where memory ends."""
 
 from collections.abc import Callable, Collection, Sequence
-from copy import deepcopy
 
 import lightning
 import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.check import prove_masks
+from headprobe.backbone.copies import in_single
 from headprobe.backbone.growing import GrowingPass, Join, first_layers
 from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.joins import find_joins
@@ -136,8 +136,7 @@ def _proven_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[in
 
     In float32 at least: rounding in half precision would hide errors.
     """
-    half = next(backbone.parameters()).dtype.itemsize < 4
-    proven = deepcopy(backbone).float() if half else backbone
+    proven = in_single(backbone, layout.model)
     try:
         prove_masks(proven, layout)
         joins = find_joins(proven, layout, layers)

@@ -14,3 +14,9 @@ def ranges(numbers: Sequence[int]) -> str:
     """Return ascending numbers with runs as ranges: `0-2,5`."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, cut where it is long; its class's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

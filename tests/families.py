@@ -51,6 +51,14 @@ VIT: dict[str, Any] = {**SMALL, "img_size": 64}
 SWIN: dict[str, Any] = {"img_size": (64, 96), "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 """24 and 6 windows of 16 tokens, and every second block shifts them."""
 
+MAXVIT: dict[str, Any] = {
+    "img_size": 96,
+    "embed_dim": (16, 32, 48, 64),
+    "depths": (1, 1, 1, 1),
+    "stem_width": 16,
+    "transformer_dim_head": 8,
+}
+
 REPRESENTATIVES: dict[str, Representative] = {
     # ---- plain vision transformers: timm.layers.attention
     # one class token
@@ -290,13 +298,7 @@ REPRESENTATIVES: dict[str, Representative] = {
     # windows and grids side by side
     "maxvit_parallel": Representative(
         "maxvit_tiny_pm_256",
-        {
-            "img_size": 96,
-            "embed_dim": (16, 32, 48, 64),
-            "depths": (1, 1, 1, 1),
-            "stem_width": 16,
-            "transformer_dim_head": 8,
-        },
+        MAXVIT,
         (3, 96, 96),
         (ATTENTION_CL,),
         (2, 2, 4, 4, 6, 6, 8, 8),
@@ -304,13 +306,7 @@ REPRESENTATIVES: dict[str, Representative] = {
     # the published models' order of queries, keys and values
     "maxvit_tf": Representative(
         "maxvit_tiny_tf_224",
-        {
-            "img_size": 96,
-            "embed_dim": (16, 32, 48, 64),
-            "depths": (1, 1, 1, 1),
-            "stem_width": 16,
-            "transformer_dim_head": 8,
-        },
+        MAXVIT,
         (3, 96, 96),
         (ATTENTION_CL,),
         (2, 2, 4, 4, 6, 6, 8, 8),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from headprobe.backbone.ablation import ZeroHeads, ablating
+from headprobe.backbone.form import Operator
 from headprobe.backbone.heads import AttentionLayer, HeadLayout
 from headprobe.backbone.seen_attention import AppliedWeights, SeeAttention
 from headprobe.backbone.zeroed_operands import ZeroOperands
@@ -69,18 +70,20 @@ class LayerBench:
         with ablating(self.module, HeadLayout(self.layer.name, (alone,), 0, (0, 0, 0)), lambda _: keep):
             yield
 
-    def operator_zeroed(self, keep: Tensor) -> Tensor:
-        """Return the output with heads zeroed in what the attention operator gives."""
+    @property
+    def _operator(self) -> Operator:
         if self.layer.operator is None:
             raise ValueError(f"the attention operator of {self.layer.name!r} is not known")
-        with ZeroHeads(self.layer.operator, keep):
+        return self.layer.operator
+
+    def operator_zeroed(self, keep: Tensor) -> Tensor:
+        """Return the output with heads zeroed in what the attention operator gives."""
+        with ZeroHeads(self._operator, keep):
             return self.output()
 
     def operands_zeroed(self, keep: Tensor) -> Tensor:
         """Return the output with heads zeroed in what the attention operator is given."""
-        if self.layer.operator is None:
-            raise ValueError(f"the attention operator of {self.layer.name!r} is not known")
-        with ZeroOperands(self.layer.operator, keep):
+        with ZeroOperands(self._operator, keep):
             return self.output()
 
     def columns_zeroed(self, keep: Tensor) -> Tensor:

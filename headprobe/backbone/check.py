@@ -11,7 +11,6 @@ to the values, give the operator's own output.
 
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from headprobe.backbone.ablation import ablating, masked_logits, masks_of_rows
 from headprobe.backbone.bench import LayerBench, first_tensor, layer_benches
 from headprobe.backbone.check_report import PROOFS, CheckReport, LayerReport, Verdict
+from headprobe.backbone.copies import copied
 from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
 from headprobe.backbone.joins import agree, find_joins, trial_masks
 from headprobe.backbone.perturbed import perturbed
@@ -62,7 +62,7 @@ def check_backbone(
         UsageError: The model has no heads, or attention that cannot be masked at all.
     """
     layout = find_heads(backbone, input_size, model, semantics)
-    tried = perturbed(_copied(backbone, model).float())
+    tried = perturbed(copied(backbone, model).float())
     reports = tuple(LayerReport(layer) for layer in layout.layers)
     images = example_images(tried, input_size, 2, seed=2)
     with evaluating(tried), torch.inference_mode():
@@ -76,16 +76,6 @@ def check_backbone(
     for report in reports:
         report.proofs = {name: report.proofs[name] for name in PROOFS}
     return CheckReport(model, input_size, reports, tuple(_notes(layout, reports)))
-
-
-def _copied(backbone: nn.Module, model: str) -> nn.Module:
-    try:
-        return deepcopy(backbone)
-    except (RuntimeError, TypeError) as error:  # tensors that a graph has made, as of pruned weights, are not copied
-        raise UsageError(
-            f"model {model!r} cannot be copied, and check perturbs a copy ({str(error).splitlines()[0]}); make pruned "
-            "or otherwise computed weights permanent first"
-        ) from error
 
 
 def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:

@@ -9,16 +9,17 @@ with headprobe.ablate(model, "layer:3"):
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 
 import torch
 from torch import nn
 
-from headprobe.backbone.ablation import HookCount, ablating
+from headprobe.backbone.ablation import HookCount, ablating, masks_of_rows
 from headprobe.backbone.check import check_backbone, prove_masks
 from headprobe.backbone.check_report import CheckReport
-from headprobe.backbone.heads import HeadLayout, Semantics, find_heads, refuse_unreachable
+from headprobe.backbone.copies import in_single
+from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
 from headprobe.backbone.quiet import quiet
+from headprobe.backbone.refusals import refuse_unreachable
 from headprobe.backbone.weights import data_config
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec, expand_all
@@ -80,51 +81,35 @@ def ablate(
         masks = expand_all([spec], layout.heads_per_layer, layout.model)
         if len(masks) != 1:
             raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(masks)} masks")
-        prove_masks(_in_single(model), layout)
+        prove_masks(in_single(model, layout.model), layout)
     keep = masks[0].mask.keep().to(_device(model))
-    whole = keep.all(dim=1).tolist()
     with ExitStack() as stack:
-        count = stack.enter_context(
-            ablating(model, layout, lambda layer: None if whole[layer] else keep[layer : layer + 1])
-        )
-        passes = stack.enter_context(_counted(model, layout, count))
+        count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None])))
+        stack.enter_context(_counted(model, layout, count))
         yield layout
-        if not passes.finished and not count.ever:
+        if not count.ever:
             raise RunError(
                 f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything "
                 "(where the model was compiled before, call torch.compiler.reset() first)"
             )
 
 
-class _Passes:
-    """How many forward passes have come to their end."""
-
-    finished = 0
-
-
 @contextmanager
-def _counted(model: nn.Module, layout: HeadLayout, count: HookCount) -> Iterator[_Passes]:
+def _counted(model: nn.Module, layout: HeadLayout, count: HookCount) -> Iterator[None]:
     """Check after every forward pass that each layer's mask was applied exactly once."""
-    passes = _Passes()
 
     def begin(*_: object) -> None:
         count.restart()
 
     def end(*_: object) -> None:
         count.check(layout)
-        passes.finished += 1
 
     handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
     try:
-        yield passes
+        yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _in_single(model: nn.Module) -> nn.Module:
-    """Return the model, or a copy in float32 of one in half precision, whose rounding would hide errors."""
-    return deepcopy(model).float() if next(model.parameters()).dtype.itemsize < 4 else model
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -6,6 +6,7 @@ from torch import Tensor
 from headprobe.backbone.bench import LayerBench
 from headprobe.backbone.check_report import LayerReport, Verdict
 from headprobe.backbone.joins import agree
+from headprobe.wording import first_line
 
 MAP_TOLERANCE = 1e-4
 """Largest difference, relative to the largest output, between recomputed attention and the operator's own output."""
@@ -52,7 +53,7 @@ def prove_operator(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
             return _own_slots(bench)
         return _compared([(bench.masked(keep[None]), oracle(keep[None])) for keep in subsets], "zeroing the operator")
     except (RuntimeError, IndexError, ValueError) as error:  # what torch raises where no axis is that of the heads
-        return Verdict(False, f"the operator's output is not that of {bench.layer.heads} heads ({_first_line(error)})")
+        return Verdict(False, f"the operator's output is not that of {bench.layer.heads} heads ({first_line(error)})")
 
 
 def _own_slots(bench: LayerBench) -> Verdict:
@@ -146,7 +147,3 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def _worst(found: Tensor, expected: Tensor) -> str:
     return f"{float((found - expected).abs().max()):.1g}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:120]

@@ -203,22 +203,18 @@ def class_path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
+def known_site(module: nn.Module) -> Site | None:
+    """Return how `module`'s heads are reached by the table's entry of its class or a parent class, None without one."""
+    return next((site for cls in type(module).__mro__ if (site := SITES.get(_path(cls))) is not None), None)
+
+
 def site_of(module: nn.Module) -> Site | None:
     """Return how `module`'s heads are reached, or None where it has none that headprobe can look for.
 
     A class that is not in the table, nor a parent class of it, is tried with the default: a number of heads and an
     output projection are the usual form of attention in timm.
     """
-    for cls in type(module).__mro__:
-        site = SITES.get(_path(cls))
-        if site is not None:
-            return site
-    return DEFAULT if _looks_like_attention(module) else None
-
-
-def is_known(module: nn.Module) -> bool:
-    """Say whether the module's class, or a parent class of it, is in the table."""
-    return any(_path(cls) in SITES for cls in type(module).__mro__)
+    return known_site(module) or (DEFAULT if _looks_like_attention(module) else None)
 
 
 def one_head_by_design(module: nn.Module) -> str | None:

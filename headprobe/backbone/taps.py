@@ -6,7 +6,7 @@ that a model applies, and of `softmax` where a model does without the operator. 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headprobe.backbone.heads import AttentionLayer, HeadLayout, parent_of
 from headprobe.backbone.layer_record import FusedAttention, LayerRecord, PlainAttention
 from headprobe.backbone.seen_attention import AppliedWeights, SeeAttention
+from headprobe.backbone.trace import without_autocast
 from headprobe.errors import RunError
 
 Listener = Callable[[LayerRecord], None]
@@ -44,11 +45,6 @@ class Tap:
 
     listen: Listener
     rows: RowsOfLayer = all_rows
-
-
-def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Switch autocast off on a kind of device; the meta device has none."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @contextmanager

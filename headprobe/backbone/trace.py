@@ -1,7 +1,7 @@
 """Watches one forward pass: which modules run, in what order, on what shapes, and where attention is computed."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,11 @@ def _device(module: nn.Module) -> str:
     return next((parameter.device.type for parameter in module.parameters()), "cpu")
 
 
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Switch autocast off on a kind of device; the meta device has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 @contextmanager
 def _unrounded(device: str) -> Iterator[None]:
     """Switch off what computes float32 more coarsely: autocast, and TF32, which convolutions on GPUs use by default.
@@ -51,8 +56,7 @@ def _unrounded(device: str) -> Iterator[None]:
     It would round by 1e-3, otherwise for another batch shape, and hide errors or look like one.
     """
     with ExitStack() as stack:
-        if torch.amp.is_autocast_available(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(without_autocast(device))
         if device == "cuda":
             stack.enter_context(_ieee_float32())
         yield

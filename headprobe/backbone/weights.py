@@ -17,6 +17,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from headprobe.errors import RunError, UsageError
+from headprobe.wording import first_line
 
 BUNDLED = ("digits_vit", "digits_swin")
 """Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""
@@ -166,7 +167,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         raise UsageError(f"timm cannot build {name!r} {what}: {error or type(error).__name__}") from error
     except OSError as error:  # every failure of a hub's client
         raise RunError(
-            f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}); "
+            f"the pretrained weights of {name!r} cannot be fetched ({first_line(error)}); "
             "check the connection, or pass a local file: --model.weights FILE.safetensors"
         ) from error
     return backbone
@@ -181,11 +182,6 @@ def _sized(name: str, options: dict[str, Any]) -> dict[str, Any]:
     height, width = (size, size) if isinstance(size, int) else size
     channels = options.get("in_chans") or timm.get_pretrained_cfg(name).input_size[0]
     return {**options, "pretrained_cfg_overlay": {**overlay, "input_size": (channels, height, width)}}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _classes_in(state: dict[str, Tensor], name: str) -> int:

@@ -98,7 +98,7 @@ class ByKeyword(Attention):  # type: ignore[misc]
 def test_heads_that_are_handed_on_by_keyword_are_refused_with_that_reason() -> None:
     model = small()
     model.blocks[1].attn = ByKeyword(192, num_heads=3)
-    with pytest.raises(UsageError, match=r"blocks\.1\.attn.* as a keyword argument"):
+    with pytest.raises(UsageError, match=r"^attention module 'blocks\.1\.attn' .* as a keyword argument"):
         headprobe.check(model.eval())
 
 
@@ -119,6 +119,17 @@ def test_a_model_that_gives_nan_is_refused_for_that() -> None:
     model.head.bias.data[3] = torch.nan
     with pytest.raises(UsageError, match="NaN or infinite logits"), headprobe.ablate(model, "layer:0"):
         pass
+
+
+def test_a_size_that_a_model_refuses_without_a_word_is_still_one_message() -> None:
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    model = small()
+    model.patch_embed = Silent()
+    with pytest.raises(UsageError, match=r"does not take images of 3 x 32 x 32 \(AssertionError\)"):
+        headprobe.check(model, input_size=SIZE)
 
 
 def test_a_part_compiled_before_is_refused() -> None:
