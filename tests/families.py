@@ -620,8 +620,8 @@ NEWEST = "1.0.31"
 """The timm that the table was made with; an older one may lack names and options."""
 
 ONLY_NEWEST = {
-    "gcvit": "before timm 1.0.31 its global queries meet the windows of other images, and headprobe refuses it",
-    "naflex_gated": "before timm 1.0.31 gated attention is of another class",
+    "gcvit": "in timm 1.0.20 and 1.0.29 its global queries meet the windows of other images, and headprobe refuses it",
+    "naflex_gated": "in timm 1.0.20 gated attention is of another class",
 }
 
 
