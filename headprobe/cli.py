@@ -20,6 +20,7 @@ commands:
   masks    print which heads a mask spec stands for, without running anything
   check    prove, layer by layer, that masks take effect on a model
   models   list timm's architectures with heads, and which statistics each has
+  status   show how far a run is: units done, images a second, time left
   fit      train the bundled model again from nothing
 
 examples:
@@ -28,6 +29,7 @@ examples:
   headprobe test --model.name deit_tiny_patch16_224 --data.path PATH --mask-spec each:head --dry-run
   headprobe masks random:0-36/6:0-4 --model.name deit_tiny_patch16_224
   headprobe check swin_tiny_patch4_window7_224
+  headprobe status lightning_logs/version_0
 
 mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  one-per-layer:SEED  file:mask.json
             keep:SPEC  each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN
@@ -94,12 +96,19 @@ def _models(words: list[str] | None) -> None:
     run((sys.argv[1:] if words is None else words)[1:])
 
 
+def _status(words: list[str] | None) -> None:
+    from headprobe.commands.status import run
+
+    run((sys.argv[1:] if words is None else words)[1:])
+
+
 _COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "test": _lightning,
     "fit": _lightning,
     "masks": _masks,
     "check": _check,
     "models": _models,
+    "status": _status,
 }
 
 

@@ -1,10 +1,11 @@
 """`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
 
+import io
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +15,15 @@ from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
 from headprobe.errors import RunError, UsageError
 from headprobe.fitting import FitSteps
+from headprobe.gather import from_first, gather_nodes
 from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
 from headprobe.metrics.accuracy import PairedAccuracy
+from headprobe.metrics.coverage import Coverage
+from headprobe.metrics.parts import Part, read_part, write_part
 from headprobe.metrics.scores import PairedScores, paired_scores
-from headprobe.metrics.units import UnitSums
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.statistics.base import HeadStatistic, Subject
+from headprobe.units import COVERAGE, SCORES, UnitBook
 
 
 @dataclass
@@ -96,9 +100,12 @@ class HeadProbe(FitSteps):
         self.valid_classes: Tensor | None = None
         self.passes: ForwardPasses | None = None
         self.scores: PairedScores | None = None
+        self.coverage: Coverage | None = None
+        self.most_rows: int | None = None
         self.statistics: list[HeadStatistic] = []
         self._layout: HeadLayout | None = None
-        self._units: UnitSums | None = None
+        self.book: UnitBook | None = None
+        self._bad_are_wrong = False
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
         if self.num_classes < 1:
             raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
@@ -126,7 +133,7 @@ class HeadProbe(FitSteps):
         self.masks = expand_all(specs, self.layout.heads_per_layer, self.source.name)
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack([named.mask.keep() for named in self.masks]) if self.masks else empty
-        self.passes = self._units = self.scores = None  # all of them were made for other masks
+        self.passes = self.book = self.scores = self.coverage = None  # all of them were made for other masks
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data for a run's record and key."""
@@ -151,12 +158,12 @@ class HeadProbe(FitSteps):
             self.backbone.train()
         if stage == "test":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
-            self.begin_units(data.units, data.valid_classes)
+            self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
 
     def on_test_start(self) -> None:
         """Prove the masks on this model and device, then plan the forward passes."""
         self.plan_passes(int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32)))
-        self.scores = None
+        self.scores = self.coverage = None
         self.listen()
 
     def plan_passes(self, batch_size: int) -> RowPlan:
@@ -166,9 +173,13 @@ class HeadProbe(FitSteps):
             UsageError: A proof fails; the model must not be run under masks.
             RunError: Not even the proofs' few rows fit into memory.
         """
-        budget = self.row_budget or (ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU)
+        budget = min(self.budget_on(self.device), self.most_rows or sys.maxsize)
         self.passes = ForwardPasses(self.backbone, self.layout, self.head_mask, self.normalised, batch_size, budget)
         return self.passes.plan
+
+    def budget_on(self, device: torch.device) -> int:
+        """Return the row budget that was asked for, or the usual one of a device."""
+        return self.row_budget or (ROW_BUDGET_CPU if device.type == "cpu" else ROW_BUDGET_GPU)
 
     @property
     def plan(self) -> RowPlan | None:
@@ -200,13 +211,14 @@ class HeadProbe(FitSteps):
         """
         if not self.statistics:
             return
-        if self._units is None or self.passes is None:
+        if self.book is None or self.passes is None:
             raise RunError("begin_units and plan_passes must be called before statistics can listen")
+        self.book.statistics = tuple(self.statistics)
         mask = self.described_mask
         subject = Subject(
             layout=self.layout,
             facts=layer_facts(self.backbone, self.layout),
-            units=self._units.units,
+            units=self.book.units,
             mask=None if mask is None else self.masks[mask].name,
             device=_double_device(self.device),
         )
@@ -214,23 +226,34 @@ class HeadProbe(FitSteps):
         if self.device.type == "cuda":
             self.passes.rehearse(self.device)
 
-    def begin_units(self, units: int, valid_classes: Sequence[int] | None = None) -> None:
+    def begin_units(
+        self,
+        units: int,
+        valid_classes: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+        bad_are_wrong: bool = False,
+    ) -> None:
         """Make room for the sums of `units` pieces of data.
 
         Args:
             units: Number of units of the data set.
             valid_classes: Sorted classes that the data set has; logits of all others are left out. None keeps all.
+            sizes: Rows of each unit, None where only reading the data would tell.
+            bad_are_wrong: Count images that cannot be read as wrong, under every mask; otherwise they do not count.
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
-        self._units = UnitSums(units, lambda: PairedAccuracy(len(self.masks), classes, self.per_class))
+        self.book = UnitBook(units, lambda: PairedAccuracy(len(self.masks), classes, self.per_class), sizes)
+        self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
         """Score one batch under every mask; no collective, no logging."""
-        if self._units is None or self.passes is None:
+        if self.book is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         if batch.failure is not None:
             raise RunError(batch.failure)
+        name = batch.name or f"unit {batch.unit}"
+        metric = self.book.open(batch.unit, batch.rows.tolist(), [asdict(bad) for bad in batch.bad], name)
         listening = self.passes.listening
         logits = self._logits(
             batch.images, lambda part: listening.taps(batch.unit, batch.rows[part]) if listening else ()
@@ -238,12 +261,10 @@ class HeadProbe(FitSteps):
         labels = batch.labels
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
-        metric = self._units.open(batch.unit).to(_double_device(logits.device))
+        metric.to(_double_device(logits.device))
         metric.update(logits.to(metric.images.device), labels.to(metric.images.device))
         if batch.last:
-            self._units.close(batch.unit)
-            if listening is not None:
-                listening.close(batch.unit)
+            self.book.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
     def masked_logits(self, images: Tensor) -> Tensor:
@@ -269,24 +290,29 @@ class HeadProbe(FitSteps):
         return images.float().div(255).sub(mean).div(std).to(dtype)
 
     def on_test_epoch_end(self) -> None:
-        """Add up all processes' sums, each unit exactly once."""
-        if self._units is None:
+        """Add up all processes' units, each exactly once.
+
+        Raises:
+            RunError: Units are missing, or were counted twice.
+        """
+        if self.book is None:
             raise RunError("begin_units must be called before the first batch")
-        stacked = self._units.stacked()
-        reduced = {name: self._sum_over_processes(array) for name, array in sorted(stacked.items())}
-        self.scores = paired_scores(self._units.merged(reduced).to_arrays())
+        gather_nodes(self.trainer, self.book)
+        arrays = read_part(io.BytesIO(from_first(self.trainer, self._added_up)))
+        self.coverage = Coverage.from_arrays(arrays[COVERAGE])
+        self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
+
+    def _added_up(self) -> bytes:
+        """Add up what this process knows, and return what all processes need of it."""
+        whole: Part = self.book.whole() if self.book is not None else {}
+        out = io.BytesIO()
+        write_part({name: whole[name] for name in (COVERAGE, SCORES)}, out)
+        return out.getvalue()
 
     def teardown(self, stage: str) -> None:
         """Let statistics go; the hooks are gone already."""
         if self.passes is not None:
             self.passes.listening = None
-
-    def _sum_over_processes(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if self.trainer.world_size == 1:
-            return array
-        tensor = torch.tensor(array, device=self.device)  # a copy of the same shape: from_numpy would share memory
-        reduced: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="sum")
-        return reduced.cpu().numpy()
 
 
 def _check_channels(config: dict[str, Any], channels: int | None) -> None:

@@ -20,3 +20,10 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, cut where it is long; its class's name where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, to two digits or so."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import describe
+from benchmarks import describe, streaming
+from tests.data.parquet_sets import encoded
+from tests.data.test_decode import noise
 
 
 def test_the_benchmark_of_described_heads_prints_and_writes_a_ratio_for_each_callback(
@@ -21,3 +24,23 @@ def test_the_benchmark_of_described_heads_prints_and_writes_a_ratio_for_each_cal
     assert all(f"| {name} |" in printed for name in named)
     assert cases[0]["ratio_of_minima"] == 1
     assert all(case["seconds"] > 0 for case in cases)
+
+
+def test_the_benchmark_of_reading_images_prints_and_writes_a_ratio(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    file = tmp_path / "numbers.json"
+    streaming.main(["--model", "test_vit", "--images", "20", "--repeats", "2", "--json", str(file)])
+    printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
+    assert [case["case"] for case in cases] == [streaming.PLAIN, streaming.OURS]
+    assert all(f"| {case['case']} |" in printed for case in cases)
+    assert cases[0]["ratio_of_minima"] == 1
+    assert all(case["milliseconds"] > 0 for case in cases)
+
+
+def test_both_ways_of_the_benchmark_give_the_same_pixels() -> None:
+    ways = streaming.cases({"input_size": (3, 16, 16), "crop_pct": 0.9})
+    content = encoded(noise(), "jpeg")
+    plain, ours = (ways[name](content) for name in (streaming.PLAIN, streaming.OURS))
+    assert torch.equal(plain, ours)

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.callbacks.gather import gather_nodes
 from headprobe.errors import UsageError
 from headprobe.module import HeadProbe
 from headprobe.run.results import Row
@@ -41,10 +40,6 @@ class HeadCallback(lightning.Callback):
             raise UsageError(f"trainer.callbacks may hold one {type(self).__name__}, got two")
         # all of this trainer's, and none that a broken run has left behind
         pl_module.statistics[:] = [callback.statistic for callback in mine]
-
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Bring the sums of all processes to the first."""
-        gather_nodes(trainer, self.statistic)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Stop listening."""

@@ -8,6 +8,8 @@ import lightning
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from headprobe.wording import duration
+
 LINE_EVERY_SHARE = 0.1
 LINE_EVERY_SECONDS = 600.0
 LEAST_SECONDS = 10.0
@@ -24,7 +26,7 @@ class ImageProgress(TQDMProgressBar):
 
     def init_test_tqdm(self) -> Tqdm:
         """Make the bar: images done, of how many, images per second, time left."""
-        total = getattr(self.trainer.datamodule, "expected_images", None)  # type: ignore[attr-defined]
+        total = getattr(self.trainer.datamodule, "images_to_do", None)  # type: ignore[attr-defined]
         return Tqdm(
             desc="Scoring",
             total=total,
@@ -83,7 +85,7 @@ class LogProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a line if one is due."""
-        total = getattr(trainer.datamodule, "expected_images", None)  # type: ignore[attr-defined]
+        total = getattr(trainer.datamodule, "images_to_do", None)  # type: ignore[attr-defined]
         self._done += _images(batch, trainer)
         now = time.monotonic()
         quiet = now - self._said
@@ -113,13 +115,6 @@ class LogProgress(ProgressBar):
         if self._enabled:
             sys.stderr.write(f"headprobe: {line}\n")
             sys.stderr.flush()
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, to two digits or so."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _images(batch: Any, trainer: lightning.Trainer) -> int:

@@ -1,5 +1,7 @@
 """Writes one row per image and mask, for those who want their own statistics."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from torch import Tensor
 
 from headprobe.callbacks.directory import run_directory
-from headprobe.errors import RunError
+from headprobe.callbacks.ledger import unit_ledger
 from headprobe.metrics.accuracy import top_five
 from headprobe.module import HeadProbe, StepResult
+from headprobe.run.files import cannot_write
 from headprobe.run.results import BASELINE
 
 SCHEMA = pa.schema(
@@ -30,15 +33,24 @@ SCHEMA = pa.schema(
 
 
 class RecordsWriter(lightning.Callback):
-    """Writes `records/unit-00000.parquet`, one file per unit, so that no two processes write to one file."""
+    """Writes `records/unit-00000.parquet`, one file per unit, so that no two processes write to one file.
+
+    They are written beside the sums of their units, which may be finished by several runs, and belong to the results of
+    the run that finishes the last one. Stands before `UnitLedger`: a unit is finished only with its records.
+    """
 
     def __init__(self) -> None:
         self._writers: dict[int, pq.ParquetWriter] = {}
-        self._directory = Path()
+        self._directory = self._results = Path()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the run's directory."""
-        self._directory = run_directory(trainer) / "records"
+        self._results = run_directory(trainer) / "records"
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Find the units' directory."""
+        units = unit_ledger(trainer)
+        self._directory = units.ledger.records if units is not None and units.ledger is not None else self._results
 
     def on_test_batch_end(
         self,
@@ -56,10 +68,20 @@ class RecordsWriter(lightning.Callback):
             writer = self._writers.get(outputs.unit) or self._open(outputs.unit)
             writer.write_batch(_records(outputs, pl_module))
             if outputs.last:
-                self._writers.pop(outputs.unit).close()
+                self._finish(outputs.unit)
         except OSError as error:
-            where = str(self._directory)
-            raise RunError(f"cannot write records to {where!r} ({error}); make room and run again") from error
+            raise cannot_write(self._directory, error) from error
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Put the records of all units among the results: as links where the disk has them, which take no room."""
+        if not trainer.is_global_zero or self._directory == self._results:
+            return
+        try:
+            self._results.mkdir(parents=True, exist_ok=True)
+            for file in sorted(self._directory.glob("unit-*.parquet")):
+                _link_or_copy(file, self._results / file.name)
+        except OSError as error:
+            raise cannot_write(self._results, error) from error
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close what a broken run left open."""
@@ -68,8 +90,22 @@ class RecordsWriter(lightning.Callback):
 
     def _open(self, unit: int) -> pq.ParquetWriter:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._writers[unit] = pq.ParquetWriter(self._directory / f"unit-{unit:05d}.parquet", SCHEMA)
+        self._writers[unit] = pq.ParquetWriter(self._partial(unit), SCHEMA)
         return self._writers[unit]
+
+    def _finish(self, unit: int) -> None:
+        self._writers.pop(unit).close()
+        self._partial(unit).replace(self._directory / f"unit-{unit:05d}.parquet")
+
+    def _partial(self, unit: int) -> Path:
+        return self._directory / f"unit-{unit:05d}.parquet.tmp"
+
+
+def _link_or_copy(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:

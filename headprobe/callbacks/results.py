@@ -1,10 +1,8 @@
 """Writes what a test run found: files, TensorBoard, and the table on the terminal."""
 
-import shlex
-import sys
 import time
+from collections import Counter
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from headprobe.callbacks.counting import bad_images_message, check_coverage, images_read
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.directory import run_directory
-from headprobe.callbacks.gather import gather_lists
 from headprobe.callbacks.heads import head_callbacks
+from headprobe.callbacks.identity import command_line, identify, without_places
+from headprobe.callbacks.ledger import unit_ledger
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
+from headprobe.metrics.coverage import Coverage
 from headprobe.module import HeadProbe
 from headprobe.report.table import console, masks_table
-from headprobe.run.record import hardware, run_key, versions
+from headprobe.run.ledger import now
+from headprobe.run.record import hardware, run_key
 from headprobe.run.results import Row, class_rows, mask_rows, write_masks, write_record, write_rows
+from headprobe.wording import counted
 
 
 class ResultsWriter(lightning.Callback):
@@ -34,7 +37,6 @@ class ResultsWriter(lightning.Callback):
 
     def __init__(self, table: bool = True) -> None:
         self.table = table
-        self._bad: list[dict[str, Any]] = []
         self._record: dict[str, Any] = {}
         self._began = 0.0
         self._directory = Path()
@@ -45,28 +47,10 @@ class ResultsWriter(lightning.Callback):
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin the run's record, now that the forward passes are planned, so that a broken run says what it was."""
-        self._bad, self._began = [], time.perf_counter()
+        self._began = time.perf_counter()
         if trainer.is_global_zero:
             self._record = _describe_run(trainer, _probe(pl_module))
             write_record(self._directory, self._record)
-
-    def on_test_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Remember rows that could not be used."""
-        self._bad += [
-            {"unit": bad.unit, "row": bad.row, "source": bad.source, "reason": bad.reason} for bad in batch.bad
-        ]
-
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Bring the unusable rows of all processes together."""
-        self._bad = sorted(gather_lists(trainer, self._bad), key=lambda bad: (bad["unit"], bad["row"]))
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Check the count, write the results and print the table.
@@ -75,13 +59,14 @@ class ResultsWriter(lightning.Callback):
             RunError: Images are missing or counted twice, or some could not be read; the message lists them.
         """
         probe = _probe(pl_module)
-        if probe.scores is None:
+        if probe.scores is None or probe.coverage is None:
             raise RunError("the test ended before its results were added up")
-        _check_count(int(probe.scores.images[0]), len(self._bad), trainer.datamodule)  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+        check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
-            self._write(trainer, probe, mask_rows(probe.masks, probe.scores, probe.ablation))
-        if self._bad:
-            raise RunError(_bad_images_message(self._bad, self._directory))
+            self._write(trainer, probe, probe.coverage, mask_rows(probe.masks, probe.scores, probe.ablation))
+        if probe.coverage.bad and data.on_bad_image == "error":
+            raise RunError(bad_images_message(probe.coverage.bad, self._directory))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -93,36 +78,44 @@ class ResultsWriter(lightning.Callback):
                 write_record(self._directory, self._record)
 
     @rank_zero_only
-    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, rows: list[Row]) -> None:
-        directory = self._directory
+    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, rows: list[Row]) -> None:
+        directory, bad = self._directory, coverage.bad
+        policy = trainer.datamodule.on_bad_image  # type: ignore[attr-defined]
         write_rows(directory / "masks.csv", rows)
         write_masks(directory / "masks.json", probe.masks)
         if probe.scores is not None and probe.per_class:
             classes = _scored_classes(trainer, probe)
             write_rows(directory / "classes.csv", class_rows(probe.masks, probe.scores, classes))
-        if self._bad:
-            write_rows(directory / "bad_images.csv", self._bad)
+        if bad:
+            write_rows(directory / "bad_images.csv", bad)
         describing = head_callbacks(trainer)
         if self.table:
             _print(rows, probe)
+            if bad and policy != "error":
+                console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             print_summary(describing, probe)
             console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
         write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
         if describing:
-            write_descriptions(describing, trainer.loggers, directory, probe, int(rows[0]["images"]))
+            write_descriptions(describing, trainer.loggers, directory, probe, images_read(coverage))
             self._record["undefined"] = undefined(describing)
-        self._finish("failed" if self._bad else "done")
-        self._record["row_plan"] = probe.plan.to_json() if probe.plan else None
+        self._finish("failed" if bad and policy == "error" else "done")
+        self._record |= {
+            "row_plan": probe.plan.to_json() if probe.plan else None,
+            # fewer rows than the plan's where memory ended: those units' last bits differ from an undisturbed run's
+            "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
+            "bad_images": len(bad),
+            "on_bad_image": policy,
+        }
         write_record(directory, self._record)
 
     def _finish(self, status: str) -> None:
         self._record |= {
             "status": status,
-            "ended": _now(),
+            "ended": now(),
             "seconds": round(time.perf_counter() - self._began, 3),
-            "bad_images": len(self._bad),
         }
 
 
@@ -134,35 +127,22 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
 
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
     """Return what `run.json` holds from the start on: enough to run the same again."""
-    numbers = {
-        "model": probe.describe(),
-        "data": trainer.datamodule.describe(),  # type: ignore[attr-defined]
-        "masks": {named.name: named.mask.digest for named in probe.masks},
-        "ablation": probe.ablation,
-        "statistics": ["paired_accuracy"] + ["per_class"] * probe.per_class + [s.describe() for s in probe.statistics],
-        "precision": str(trainer.precision),
-        "row_plan": probe.plan.to_json() if probe.plan else None,
-        "versions": versions(),
-    }
+    units = unit_ledger(trainer)
+    numbers = identify(trainer, probe, records=units is not None and units.records)
+    ledger = units.ledger if units is not None else None
     return {
         "status": "running",
-        "key": run_key(_without_places(numbers)),
+        "key": run_key(without_places(numbers)),
         **numbers,
-        "command": shlex.join(["headprobe", *sys.argv[1:]]),
+        "masks": dict(numbers["masks"]),
+        "row_plan": probe.plan.to_json() if probe.plan else None,
+        "units": None if ledger is None else f"units/{ledger.directory.name}",
+        "units_resumed": units.taken_over if units is not None else 0,
+        "command": command_line(),
         "processes": trainer.world_size,
         "hardware": hardware(),
-        "began": _now(),
+        "began": now(),
     }
-
-
-def _without_places(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of the key where the weights lie: their digest says what they are."""
-    model = {name: value for name, value in numbers["model"].items() if name != "weights"}
-    return {**numbers, "model": model}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:
@@ -173,29 +153,11 @@ def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[
     return [(number, names[number] if number < len(names) else str(number)) for number in numbers]
 
 
-def _check_count(images: int, bad: int, datamodule: Any) -> None:
-    """Compare the images counted with the data set's own number."""
-    expected = datamodule.expected_images
-    if expected is not None and images + bad != expected:
-        raise RunError(
-            f"{images} images were scored and {bad} could not be, but the data set has {expected}; "
-            "nothing was written, since these numbers would be wrong"
-        )
-    if images == 0:
-        raise RunError(f"no image was scored ({bad} could not be read); check --data.path and --data.split")
-
-
-def _bad_images_message(bad: list[dict[str, Any]], directory: Path) -> str:
-    lines = [f"  {item['source']}, row {item['row']}: {item['reason']}" for item in bad[:20]]
-    more = [f"  ... and {len(bad) - 20} more"] if len(bad) > 20 else []
-    return "\n".join(
-        [
-            f"{len(bad)} images could not be used; the results in {directory} are of the others only:",
-            *lines,
-            *more,
-            f"all are listed in {directory / 'bad_images.csv'}",
-        ]
-    )
+def _accepted(bad: int, policy: str, images: int) -> str:
+    """Say what images that could not be read did to the numbers."""
+    if policy == "wrong":
+        return f"{counted(bad, 'image')} could not be read and count as wrong, under every mask; {images:,} in all"
+    return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
 def _print(rows: list[Row], probe: HeadProbe) -> None:

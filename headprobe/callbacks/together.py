@@ -64,6 +64,7 @@ class FailTogether(lightning.Callback):
                 return
             if not _wait(lambda: store.check(["taken"]), SECONDS_TO_HAND_OVER):
                 return  # process 0 is stuck: better two messages than none
+            _let_save(trainer, pl_module, exception)
             store.add("left", 1)
         except dist.DistError:
             pass  # process 0, which keeps the store, has gone and has said why
@@ -83,6 +84,13 @@ class FailTogether(lightning.Callback):
         if failure["interrupted"]:
             raise KeyboardInterrupt
         raise (UsageError if failure["usage"] else RunError)(failure["message"])
+
+
+def _let_save(trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+    """Let all other callbacks of a process that is about to end keep what they have."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # documented
+        if not isinstance(callback, FailTogether):
+            callback.on_exception(trainer, pl_module, exception)
 
 
 def _store(port: int, *, serve: bool) -> Any:

@@ -20,6 +20,7 @@ from headprobe.callbacks.export import WeightsExport
 from headprobe.callbacks.head_attention import HeadAttention
 from headprobe.callbacks.head_similarity import HeadSimilarity
 from headprobe.callbacks.head_spectrum import HeadSpectrum
+from headprobe.callbacks.ledger import AUTO, UnitLedger
 from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
@@ -98,7 +99,7 @@ class ProbeTrainer(lightning.Trainer):
 
 
 class HeadProbeCLI(LightningCLI):
-    """Lightning's command line with `--mask-spec`, `--dry-run` and `--records`."""
+    """Lightning's command line with `--mask-spec`, `--dry-run`, `--resume` and `--records`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -121,6 +122,12 @@ class HeadProbeCLI(LightningCLI):
             "--dry-run",
             action="store_true",
             help="Print the masks, the forward passes, time, memory and the smallest resolvable drop; write nothing.",
+        )
+        parser.add_argument(
+            "--resume",
+            default=AUTO,
+            help="auto: go on with units that the same command has finished before; never: score all again; or the "
+            "directory of a run or of its units, which must be gone on with.",
         )
         parser.add_argument("--records", action="store_true", help="Also write one row per image and mask (Parquet).")
 
@@ -146,14 +153,20 @@ class HeadProbeCLI(LightningCLI):
         if self.config["test"].dry_run:
             rank_zero_only(print_plan)(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)
-        if self.config["test"].records:
-            self.trainer.callbacks.append(RecordsWriter())  # type: ignore[attr-defined]  # documented
+        self._keep_units()
+
+    def _keep_units(self) -> None:
+        """Keep finished units on disk: records before the ledger, a unit is finished only with its records."""
+        options, callbacks = self.config["test"], self.trainer.callbacks  # type: ignore[attr-defined]  # documented
+        first = 1 + next(number for number, one in enumerate(callbacks) if isinstance(one, FailTogether))
+        keeping: list[lightning.Callback] = [RecordsWriter()] * options.records
+        callbacks[first:first] = [*keeping, UnitLedger(options.resume, options.records)]
 
     def before_fit(self) -> None:
         """Check the data, and that no masks are asked for."""
         options = self.config["fit"]
-        if options.mask_spec != MaskSpecs("none") or options.dry_run or options.records:
-            raise UsageError("--mask-spec, --dry-run and --records belong to test; fit trains with all heads")
+        if options.mask_spec != MaskSpecs("none") or options.dry_run or options.records or options.resume != AUTO:
+            raise UsageError("--mask-spec, --dry-run, --resume and --records belong to test; fit trains with all heads")
         self._open_data()
 
     @rank_zero_only
@@ -191,14 +204,14 @@ def run(words: list[str] | None) -> None:
             args=words,
         )
     except SIGTERMException as stop:  # Lightning's own SystemExit would end with code 0
-        raise RunError("ended from outside (SIGTERM); finished results are complete") from stop
+        raise RunError("ended from outside (SIGTERM); run the same command again to resume") from stop
     except OSError as error:  # of Lightning's and TensorBoard's own files; ours are RunErrors already
         if error.errno not in _CANNOT_WRITE:
             raise
         raise RunError(
             f"cannot write {str(error.filename or 'the files of this run')!r} ({error.strerror}); make room or choose "
-            "another directory with --trainer.default_root_dir, then run the same command again; finished files are "
-            "complete"
+            "another directory with --trainer.default_root_dir, then run the same command again to resume; finished "
+            "files are complete"
         ) from error
 
 

@@ -9,12 +9,11 @@ import lightning
 import torch
 
 from headprobe.backbone.rows import RowPlan
-from headprobe.callbacks.progress import duration
 from headprobe.errors import RunError
 from headprobe.metrics.paired import smallest_resolvable_drop
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
-from headprobe.wording import counted
+from headprobe.wording import counted, duration
 
 TIMED_SECONDS = 3.0
 TIMED_PASSES = 3

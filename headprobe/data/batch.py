@@ -29,6 +29,7 @@ class ImageBatch:
         last: True on exactly one batch of each unit, its last one.
         bad: Rows of this batch that are not in `images`.
         failure: Why the unit cannot be read any further, None if all is well. No batch follows it from that worker.
+        name: The file (and part of it) that the unit is read from, for messages.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class ImageBatch:
     last: bool
     bad: list[BadImage] = field(default_factory=list)
     failure: str | None = None
+    name: str = ""
 
     # Lightning and DataLoader look for these two methods; without them Lightning would walk through the frozen
     # BadImages field by field and refuse.

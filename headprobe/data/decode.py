@@ -1,7 +1,9 @@
 """From the bytes of an image file to the uint8 pixels that timm's validation would see."""
 
 import io
+import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +13,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from headprobe.data.source import Unreadable
 from headprobe.errors import UsageError
 
+# What image datasets hold, all decoded inside this process. Pillow knows more: its readers of EPS and others start
+# external programs (Ghostscript), and every further one is code that meets unknown bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Everything Pillow's readers were seen or are documented to raise on damaged files.
 PILLOW_ERRORS = (
     OSError,  # truncated, unidentified
@@ -28,7 +34,16 @@ PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+MOST_BYTES = 2**28
+# Pillow takes up to twice as many with a warning: at 4 bytes per pixel and one copy for the conversion that would be
+# 1.4 GB in every worker. ImageNet's largest image has 61 million.
+MOST_PIXELS = 89_478_485
 LONGEST_ASPECT = 1000  # the resize keeps the aspect: 1 x 100,000 pixels would become 200 x 20,000,000
+# Every scan of a progressive JPEG passes over the whole image and may have 20 bytes; encoders write about 10 scans.
+MOST_SCANS = 500
+WORTH_COUNTING = 2**38  # pixels times bytes: 500 x 500 pixels in 1 MB
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors reach the terminal, without a file's name
 
 
 class ImageError(ValueError):
@@ -57,6 +72,8 @@ class ImageReader:
         self.shape = (int(channels), int(height), int(width))
         # use_prefetcher ends the transform at uint8; mean and std are applied on the device.
         self.transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
+        shorter_side = max(height, width) / (data_config.get("crop_pct") or 1)
+        self._longest_aspect = min(LONGEST_ASPECT, MOST_PIXELS / shorter_side**2)
 
     @property
     def text(self) -> str:
@@ -71,12 +88,19 @@ class ImageReader:
         """
         content = image_bytes(cell)
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                _check_aspect(image)
-                pixels = self.transform(_to_mode(image, self.mode))
+            # Pillow warns about damage it lives with (EXIF, palettes), once for each text: too much for a terminal.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.as_tensor(self._pixels(content))
         except PILLOW_ERRORS as error:
             raise ImageError(_reason(error)) from error
-        return torch.as_tensor(pixels)
+
+    def _pixels(self, content: bytes) -> Any:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_size(image, self._longest_aspect)
+            _check_scans(image, content)
+            # Converting to the mode that an image has already would copy it.
+            return self.transform(image if image.mode == self.mode else _to_mode(image, self.mode))
 
     def empty(self) -> Tensor:
         """Return uint8 `[0, channels, height, width]`."""
@@ -86,10 +110,16 @@ class ImageReader:
 def image_bytes(cell: object) -> bytes:
     """Return the file content in a cell: bytes, or the hub's `{bytes, path}`.
 
+    A path without bytes is not followed: it could name any file of this machine.
+
     Raises:
-        ImageError: There is none.
+        ImageError: There is none, or more than the limit of 256 MiB.
     """
+    if isinstance(cell, Unreadable):
+        raise ImageError(cell.reason)
     if isinstance(cell, Mapping):
+        if cell.get("bytes") is None and cell.get("path") is not None:
+            raise ImageError(f"there is no image in this row, only a path, which is not followed: {cell['path']}")
         cell = cell.get("bytes")
     if cell is None:
         raise ImageError("there is no image in this row")
@@ -97,29 +127,46 @@ def image_bytes(cell: object) -> bytes:
         raise ImageError(f"the image column holds a {type(cell).__name__} where the bytes of an image file are needed")
     if not cell:
         raise ImageError("the image file is empty (0 bytes)")
+    if len(cell) > MOST_BYTES:
+        raise ImageError(f"an image file may have at most {MOST_BYTES:,} bytes, and this one has more")
     return cell
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ImageError(f"nothing says which {kind} numbers are black and white in this image")
     if image.mode.startswith("I"):
         image = _sixteen_to_eight_bits(image)
     return image.convert(mode)
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)  # "I;16", "I;16B", and "I" from Pillow before 11
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"greyscale values must be in 0..65535, got {values.min()}..{values.max()}")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    values = np.array(image, dtype=np.int32)  # "I;16", "I;16B", and "I" of PPM and of PNG before Pillow 11
+    values += 128
+    values //= 257
+    return Image.fromarray(values.astype(np.uint8))
 
 
-def _check_aspect(image: Image.Image) -> None:
-    short, long = sorted(image.size)
-    if long > LONGEST_ASPECT * short:
-        raise ImageError(f"the image is too long to resize: {image.size[0]} x {image.size[1]} pixels")
+def _check_scans(image: Image.Image, content: bytes) -> None:
+    width, height = image.size
+    # Looking for scans takes 4% of the time of an ordinary image, where even a file of nothing else is soon read.
+    if not content.startswith(b"\xff\xd8") or width * height * len(content) < WORTH_COUNTING:
+        return
+    scans = content.count(b"\xff\xda")
+    if scans > MOST_SCANS:
+        raise ImageError(f"a JPEG may have at most {MOST_SCANS} scans, got {scans}")
+
+
+def _check_size(image: Image.Image, longest_aspect: float) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ImageError(f"an image may have at most {MOST_PIXELS:,} pixels, got {width} x {height}")
+    if max(width, height) > longest_aspect * min(width, height):
+        raise ImageError(f"the image is too long to resize: {width} x {height} pixels")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own message names a buffer's address
-        return "not an image file that Pillow knows"
+        return f"not an image file of a kind that is read here ({', '.join(FORMATS)})"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,14 +1,19 @@
 """A folder of images with one sub-folder per class, as torchvision and timm know it."""
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from headprobe.data.source import PREFERRED_SPLITS, Chunk, LabelColumn, Request, Source
+from headprobe.data.decode import MOST_BYTES
+from headprobe.data.scan import image_files, refuse_link, subfolders
+from headprobe.data.source import PREFERRED_SPLITS, Chunk, LabelColumn, Request, Source, Unreadable
 from headprobe.errors import RunError, UsageError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGES_PER_UNIT = 128
+# What is wrong with one file alone. Other errors (a disk or a server that went away, too many open files) would make
+# every file bad one by one, so they end the unit.
+OF_ONE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR})
 
 
 class FolderSource(Source):
@@ -17,14 +22,25 @@ class FolderSource(Source):
     The order is the same on every machine, and every unit is a random sample: in the order of their names a unit
     would hold one class. Classes are numbered in the sorted order of their folders.
 
+    A file that cannot be read when its turn comes is a bad image.
+
+    Args:
+        root: Folder of class folders.
+        split: Name of the split.
+        dataset: Folder that links to files may not lead out of: `--data.path`.
+
     Raises:
-        UsageError: There are no class folders, or no images in them.
+        UsageError: There are no class folders, no images in them, or a link that is not followed.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, dataset: Path) -> None:
         self._root = root
-        names = sorted(folder.name for folder in _subfolders(root))
-        self._files = sorted(_images(root, names), key=_hash)
+        folders = subfolders(root)
+        names = sorted(folders)
+        for name in names:
+            refuse_link(root / name, folders[name], dataset)
+        sizes = {file: size for name in names for file, size in image_files(root, name, dataset)}
+        self._files = sorted(sizes, key=_hash)
         if not self._files:
             raise UsageError(f"--data.path must hold Parquet files, or one folder of images per class, got {root.name}")
         self._number = {name: number for number, name in enumerate(names)}
@@ -32,7 +48,12 @@ class FolderSource(Source):
         self.units = -(-self.images // IMAGES_PER_UNIT)
         self.unit_sizes = [len(self._of_unit(unit)) for unit in range(self.units)]
         self.labels = LabelColumn("class", tuple(names))
-        self.facts = {"split": split, "revision": None, "unit": f"{IMAGES_PER_UNIT} images", "files": self._digest()}
+        self.facts = {
+            "split": split,
+            "revision": None,
+            "unit": f"{IMAGES_PER_UNIT} images",
+            "files": self._digest(sizes),
+        }
 
     def unit_name(self, unit: int) -> str:
         """Name the images of a unit."""
@@ -47,18 +68,21 @@ class FolderSource(Source):
             labels = [self._number[file.split("/", 1)[0]] for file in part]
             yield Chunk([self._read(file) for file in part], labels, part)
 
-    def _read(self, file: str) -> bytes:
+    def _read(self, file: str) -> bytes | Unreadable:
         try:
-            return (self._root / file).read_bytes()
+            with (self._root / file).open("rb") as content:
+                return content.read(MOST_BYTES + 1)
         except OSError as error:
-            raise RunError(f"{file} cannot be read: {error.strerror}") from None
+            if error.errno not in OF_ONE_FILE or not self._root.is_dir():
+                raise RunError(f"{file} cannot be read: {error.strerror}. Run the same command again") from None
+            return Unreadable(f"the file cannot be read: {error.strerror}")
 
     def _of_unit(self, unit: int) -> list[str]:
         return self._files[unit * IMAGES_PER_UNIT : (unit + 1) * IMAGES_PER_UNIT]
 
-    def _digest(self) -> list[dict[str, object]]:
+    def _digest(self, sizes: dict[str, int]) -> list[dict[str, object]]:
         """Digest names and sizes; reading every image twice would be too dear."""
-        lines = "".join(f"{file}\0{(self._root / file).stat().st_size}\n" for file in self._files)
+        lines = "".join(f"{file}\0{sizes[file]}\n" for file in self._files)
         digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
         return [{"name": "", "images": self.images, "names_and_sizes_sha256": digest}]
 
@@ -71,29 +95,14 @@ def open_image_folder(request: Request, root: Path) -> Source:
     """
     if request.unit == "row_group":
         raise UsageError("--data.unit must be file or auto where --data.path is a folder of images, got row_group")
-    there = [folder.name for folder in _subfolders(root)]
-    if request.split:
-        if request.split not in there:
-            choices = ", ".join(sorted(there)[:10])
-            raise UsageError(f"--data.split must be a folder in {root.name} ({choices}), got {request.split}")
-        return FolderSource(root / request.split, request.split)
-    for split in PREFERRED_SPLITS:
-        if split in there and _subfolders(root / split):
-            return FolderSource(root / split, split)
-    return FolderSource(root, "")
-
-
-def _subfolders(root: Path) -> list[Path]:
-    return [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _images(root: Path, names: list[str]) -> list[str]:
-    files = (file for name in names for file in (root / name).rglob("*"))
-    return [file.relative_to(root).as_posix() for file in files if _is_image(file)]
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    there = subfolders(root)
+    if request.split and request.split not in there:
+        choices = ", ".join(sorted(there)[:10])
+        raise UsageError(f"--data.split must be a folder in {root.name} ({choices}), got {request.split}")
+    usual = (split for split in PREFERRED_SPLITS if split in there and (there[split] or subfolders(root / split)))
+    split = request.split or next(usual, "")
+    refuse_link(root / split, bool(split) and there[split], root)
+    return FolderSource(root / split, split, root)
 
 
 def _hash(file: str) -> bytes:

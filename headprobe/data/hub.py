@@ -1,7 +1,8 @@
 """Datasets streamed from the Hugging Face hub, and what to do when the hub says no."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -9,13 +10,36 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from headprobe.data.footer import plan_units, read_footer
+from headprobe.data.inside import check_inside, outside
 from headprobe.data.redact import safe_text
-from headprobe.data.source import Request, Source, UnitRule, choose_split, file_name
-from headprobe.data.streamed import StreamedSource, limit_retries
+from headprobe.data.retries import AGAIN, be_patient, gave_up
+from headprobe.data.source import Chunk, Request, Source, UnitRule, choose_split, file_name
+from headprobe.data.streamed import StreamedSource
 from headprobe.errors import RunError, UsageError
 
 # HfHubHTTPError is an OSError in recent releases of huggingface_hub only.
-HUB_ERRORS = (DatasetsError, HfHubHTTPError, OSError, ValueError)
+HUB_ERRORS = (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError)
+
+
+class HubSource(StreamedSource):
+    """A dataset on the hub: reading waits for it, within bounds."""
+
+    def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
+        """Read a unit from its first row, `rows` rows at a time."""
+        be_patient(reading=True)
+        yield from super().chunks(unit, rows)
+
+    def explain_read(self, error: Exception, unit: int) -> RunError:
+        """Turn an error in the middle of a unit into one message with the remedy."""
+        trouble = f"{self.unit_name(unit)} (unit {unit}) cannot be read: {safe_text(error)}"
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if status in (401, 403):
+            remedy = "Check the login (`hf auth login` or HF_TOKEN) and the terms on the dataset's page"
+        elif status == 404:
+            remedy = "Set --data.revision to a commit that has the file"
+        else:
+            remedy = "Mend the file or the network"
+        return gave_up() or RunError(f"{trouble}. {remedy}, then {AGAIN}")
 
 
 def open_hub(request: Request) -> Source:
@@ -25,14 +49,18 @@ def open_hub(request: Request) -> Source:
         UsageError: It does not exist, needs a login or accepted terms, or lacks the split or a column.
         RunError: The hub cannot be reached.
     """
-    limit_retries()
+    be_patient(reading=False)
     try:
         builder = datasets.load_dataset_builder(request.path, request.name, revision=request.revision)
+        there = {name: [str(file) for file in found] for name, found in (builder.config.data_files or {}).items()}
+        check_inside(list(chain.from_iterable(there.values())), f"hf://datasets/{request.path}@", request.path)
         streams = builder.as_streaming_dataset()
+    except (UsageError, RunError):
+        raise
     except HUB_ERRORS as error:
-        raise explain(error, request) from None
+        raise gave_up() or explain(error, request) from None
     split = choose_split(request.split, [str(name) for name in streams], request.path)
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    files = there.get(split, [])
     known = (builder.info.splits or {}).get(split)
     images = (known.num_examples or None) if known else None
     return _cut(streams[split], split, files, images, request)
@@ -53,11 +81,11 @@ def _cut(
     try:
         stream = stream.reshard() if rule == "row_group" else stream
     except HUB_ERRORS as error:
-        raise explain(error, request) from None
+        raise gave_up() or explain(error, request) from None
     if len(names) != stream.num_shards:  # archives can hold several shards, or be one shard together
         names = [f"{request.path} {split} part {index}" for index in range(stream.num_shards)]
     facts = {"split": split, "revision": commit(files) or request.revision, "unit": rule, "files": _file_facts(files)}
-    return StreamedSource(stream, names, sizes, images, request, facts)
+    return HubSource(stream, names, sizes, images, request, facts)
 
 
 def _all_parquet(files: Sequence[str]) -> bool:
@@ -108,6 +136,13 @@ def explain(error: Exception, request: Request) -> UsageError | RunError:
             "--data.path a local copy (a folder of Parquet files)"
         )
     if isinstance(error, HfHubHTTPError):
-        return RunError(f"the hub refused to serve {path}: {text}. Wait a little and run again")
+        return RunError(f"the hub refused to serve {path}: {text}. Wait a little, then {AGAIN}")
+    if "cripts are no longer supported" in text:
+        return UsageError(
+            f"{path} is made by a script, which is never run: choose a dataset of Parquet files, or its Parquet copy "
+            f"with --data.revision refs/convert/parquet, got {request.revision}"
+        )
+    if "don't belong to" in text:
+        return outside(path)
     options = f"--data.name {request.name}, --data.revision {request.revision}"
     return UsageError(f"{path} cannot be opened: {text}. Change --data.name or --data.revision, got {options}")

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning import LightningDataModule
@@ -38,6 +38,8 @@ class ImageNetDataModule(LightningDataModule):
         class_map: JSON, YAML or text file: the model's class of each dataset class; or `identity`.
         restrict_classes: With a dataset of fewer classes than the model, choose among these classes only.
         max_images: Score only this many images, an even share of every unit's first rows.
+        on_bad_image: What an image that cannot be read does: `error` lists all at the end and fails the run, `skip`
+            leaves them out of all numbers, `wrong` counts them as wrong.
         batch_size: Images per batch; a batch never crosses a unit.
         num_workers: Processes that read and decode, per device; by default chosen by cores and units.
         unit: What is read as one piece: `auto` is row groups of local files, whole files of the hub.
@@ -63,6 +65,7 @@ class ImageNetDataModule(LightningDataModule):
         class_map: str | None = None,
         restrict_classes: bool = True,
         max_images: int | None = None,
+        on_bad_image: Literal["error", "skip", "wrong"] = "error",
         batch_size: int = 32,
         num_workers: int | None = None,
         unit: UnitRule = "auto",
@@ -87,6 +90,7 @@ class ImageNetDataModule(LightningDataModule):
         self._training: TrainingSet | None = None
         self._checked = False
         self.max_images = max_images
+        self.on_bad_image = on_bad_image
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.todo: Sequence[int] | None = None
@@ -180,6 +184,14 @@ class ImageNetDataModule(LightningDataModule):
     def expected_images(self) -> int | None:
         """Images that all units give (after `max_images`), good and bad; None where only reading would tell."""
         return _bound(self._data).images
+
+    @property
+    def images_to_do(self) -> int | None:
+        """Images of the units in `todo`, good and bad; None where only reading would tell."""
+        sizes, data = self.unit_sizes, _bound(self._data)
+        if self.todo is None or len(self.todo) == data.source.units:
+            return data.images
+        return sum(sizes[unit] for unit in self.todo) if sizes is not None else None
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the images and labels of this run, as JSON values: equal means the same numbers.

@@ -1,16 +1,12 @@
 """From a dataset's labels to the model's class numbers; never by trusting that two numberings happen to agree."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from headprobe.data.class_map import ClassMap
+from headprobe.data.imagenet_names import imagenet_names, some
 from headprobe.data.source import LabelColumn
 from headprobe.errors import UsageError
-
-WORDNET_ID = re.compile(r"n\d{8}")
-IMAGENET_CLASSES = 1000
 
 
 class LabelError(ValueError):
@@ -61,8 +57,9 @@ class Numbering:
 def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None) -> Numbering:
     """Decide which class of the model each class of the dataset is.
 
-    A class map decides, if there is one. WordNet ids are looked up in ImageNet-1k for a model of 1000 classes. A
-    dataset with as many named classes as the model has is taken as it is.
+    A class map decides, if there is one. A model with as many classes as ImageNet (or one of its larger lists) has is
+    taken for one of ImageNet's: names are looked up, WordNet ids and words alike. For another model a dataset with as
+    many named classes is taken as it is.
 
     Raises:
         UsageError: None of these holds, or the class map does not fit; the message names both numbers of classes.
@@ -77,17 +74,17 @@ def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None)
             + (", or the word identity if they are the model's own numbers" if column.kind == "number" else "")
             + ", got none"
         )
-    if classes == IMAGENET_CLASSES and all(WORDNET_ID.fullmatch(name) for name in names):
-        return _numbering(names, _imagenet_classes(names), classes)
+    imagenet = imagenet_names(classes)
+    if len(names) == classes and all(name.isdecimal() for name in names):
+        _check_numbers(names)
+        if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
+            return _numbering(names, range(classes), classes)
+    if imagenet is not None and len(names) <= classes:
+        return _numbering(names, imagenet.match(names), classes)
     if len(names) != classes:
         raise UsageError(
             f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
-            f"which is which, a model of {len(names)} classes, or another --data.path, got {_some(names)}"
-        )
-    if all(name.isdecimal() for name in names) and list(names) != sorted(names, key=int):
-        raise UsageError(
-            f"the dataset's classes are named by numbers that stand in the order of texts ({_some(names, 3)}): give "
-            "--data.class_map identity if the names are the model's class numbers (ImageNet-V2), else a file"
+            f"which is which, a model of {len(names)} classes, or another --data.path, got {some(names)}"
         )
     return _numbering(names, range(classes), classes)
 
@@ -103,17 +100,12 @@ def _numbering(names: Sequence[str] | None, to_model: Sequence[int], classes: in
     return Numbering(tuple(to_model), {}, classes, named)
 
 
-def _imagenet_classes(names: Sequence[str]) -> list[int]:
-    from timm.data.imagenet_info import ImageNetInfo  # timm costs seconds to import, `--help` does not need it
-
-    info: Any = ImageNetInfo()
-    numbers = {name: number for number, name in enumerate(info.label_names())}
-    unknown = [name for name in names if name not in numbers]
-    if unknown:
+def _check_numbers(names: Sequence[str]) -> None:
+    if list(names) != sorted(names, key=int):
         raise UsageError(
-            f"these WordNet ids are not among ImageNet-1k's classes: give --data.class_map a file, got {_some(unknown)}"
+            f"the dataset's classes are named by numbers that stand in the order of texts ({some(names, 3)}): give "
+            "--data.class_map identity if the names are the model's class numbers (ImageNet-V2), else a file"
         )
-    return [numbers[name] for name in names]
 
 
 def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
@@ -125,7 +117,3 @@ def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numberi
             names[model_class] = name
         return Numbering((), by_name, classes, names)
     return _numbering(column.names, class_map.by_number(column.names, classes), classes)
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

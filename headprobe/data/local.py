@@ -1,17 +1,53 @@
 """Parquet files on this machine: a folder laid out like a hub dataset, one file, or a glob; streamed by row group."""
 
 import glob
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 
 from headprobe.data.footer import plan_units, read_footer
+from headprobe.data.inside import check_inside
+from headprobe.data.one_schema import check_one_schema
 from headprobe.data.redact import safe_text
-from headprobe.data.source import Request, Source, UnitRule, choose_split, file_name
+from headprobe.data.source import Chunk, Request, Source, UnitRule, choose_split, file_name
 from headprobe.data.streamed import StreamedSource
 from headprobe.errors import RunError, UsageError
 
 ROWS_PER_READ = 128  # given explicitly: datasets takes the first row group's size, and fails where that is 0
+# What datasets was seen to raise on damaged files, beside what StreamedSource knows.
+DAMAGE = (TypeError, KeyError, IndexError, AttributeError, NotImplementedError, OverflowError, MemoryError)
+
+
+class LocalSource(StreamedSource):
+    """Parquet files on this machine, whose footers promise how many rows each unit has."""
+
+    def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
+        """Read a unit from its first row, `rows` rows at a time.
+
+        Raises:
+            RunError: The unit cannot be read, or has more or fewer rows than its file's footer says.
+        """
+        promised = self.unit_sizes[unit] if self.unit_sizes is not None else None
+        if promised == 0:  # a file without rows may lack the columns
+            return
+        given = 0
+        try:
+            for chunk in super().chunks(unit, rows):
+                given += len(chunk.images)
+                if promised is not None and given > promised:
+                    break
+                yield chunk
+        except DAMAGE as error:
+            raise RunError(
+                f"{self.unit_name(unit)} (unit {unit}) cannot be read: {safe_text(error)}. "
+                "Replace the file, then run the same command again"
+            ) from None
+        if promised is not None and given != promised:
+            raise RunError(
+                f"{self.unit_name(unit)} (unit {unit}) is damaged: its footer promises {promised} rows, and there are "
+                f"{'fewer' if given < promised else 'more'}. Replace the file, then run the same command again"
+            )
 
 
 def open_parquet_folder(request: Request, folder: Path) -> Source:
@@ -21,6 +57,7 @@ def open_parquet_folder(request: Request, folder: Path) -> Source:
         UsageError: The folder, the split or a column is not there.
         RunError: A file is broken.
     """
+    _tell_nobody()
     try:
         builder = datasets.load_dataset_builder(str(folder.resolve()), request.name)
     except (OSError, ValueError) as error:
@@ -30,6 +67,7 @@ def open_parquet_folder(request: Request, folder: Path) -> Source:
     others = [file for file in files[split] if not file.endswith(".parquet")]
     if others:
         raise UsageError(f"--data.path must hold Parquet files, got {file_name(others[0])}")
+    check_inside(files[split], f"{folder.resolve()}/", request.path)
     return _open_files(files[split], split, request)
 
 
@@ -53,6 +91,10 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
     footers = [read_footer(file) for file in files]
     if not sum(footer.rows for footer in footers):
         raise UsageError(f"{request.path} has no rows at all, got {len(footers)} empty files")
+    check_one_schema(footers, request)
+    _tell_nobody()
+    wanted = [request.image_column, request.label_column]
+    there = {name for footer in footers[:1] for name in footer.schema.names}
     try:
         stream = datasets.load_dataset(
             "parquet",
@@ -61,13 +103,20 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
             split=split,
             streaming=True,
             batch_size=ROWS_PER_READ,
+            # Other columns are not even read, and may differ; a column that is missing is explained by StreamedSource.
+            columns=wanted if there.issuperset(wanted) else None,
         )
         stream = stream.reshard() if rule == "row_group" else stream
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *DAMAGE) as error:
         raise _explain(error, request) from None
     names, sizes = plan_units(footers, rule)
     facts = {"split": split, "revision": None, "unit": rule, "files": [footer.to_json() for footer in footers]}
-    return StreamedSource(stream, names, sizes, sum(sizes), request, facts)
+    return LocalSource(stream, names, sizes, sum(sizes), request, facts)
+
+
+def _tell_nobody() -> None:
+    """Keep `datasets` from asking a server to count that local files are opened: offline it waits up to 5 seconds."""
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
 def _explain(error: Exception, request: Request) -> UsageError | RunError:

@@ -11,8 +11,18 @@ UnitRule = Literal["auto", "file", "row_group"]
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """Stands where an image's bytes should be and cannot be had; the reason is shown to the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of a unit, undecoded: cells of the image column, of the label column, and each row's origin."""
+    """Consecutive rows of a unit, undecoded: cells of the image column, of the label column, and each row's origin.
+
+    The cell of a single image that cannot be read is an `Unreadable`.
+    """
 
     images: list[Any]
     labels: list[Any]

@@ -106,7 +106,7 @@ class UnitStream(IterableDataset[ImageBatch]):
             labels.append(model_class)
             rows.append(row)
         stacked = torch.stack(images) if images else self.reader.empty()
-        return ImageBatch(stacked, _int64(labels), unit, _int64(rows), last, bad)
+        return ImageBatch(stacked, _int64(labels), unit, _int64(rows), last, bad, name=self.source.unit_name(unit))
 
     def _failed(self, unit: int, failure: str) -> ImageBatch:
         return ImageBatch(self.reader.empty(), _int64([]), unit, _int64([]), last=False, failure=failure)

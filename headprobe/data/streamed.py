@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import datasets
 import pyarrow as pa
 from datasets import ClassLabel, IterableDataset, Value
 from datasets.exceptions import DatasetsError
@@ -13,10 +12,23 @@ from headprobe.data.redact import safe_text
 from headprobe.data.source import Chunk, LabelColumn, Request, Source
 from headprobe.errors import RunError, UsageError
 
-# A server that stays away: about 2 minutes of waiting (6 for "too many requests") instead of datasets' 9 (27).
-READ_RETRIES = 4
 # What a broken file, or a server that gave up, was seen to raise (ArrowInvalid is a ValueError).
-READ_ERRORS = (pa.ArrowException, DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError)
+READ_ERRORS = (
+    pa.ArrowException,
+    DatasetsError,
+    HfHubHTTPError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    # of datasets and pyarrow, on files with damaged bytes
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+)
 
 
 class StreamedSource(Source):
@@ -67,14 +79,15 @@ class StreamedSource(Source):
 
     def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
         """Read a unit from its first row, `rows` rows at a time."""
-        limit_retries()
         try:
             yield from self._chunks(unit, rows)
         except READ_ERRORS as error:
-            raise RunError(
-                f"{self._names[unit]} (unit {unit}) cannot be read: {safe_text(error)}. "
-                "Mend the file or the network, then run the same command again"
-            ) from None
+            raise self.explain_read(error, unit) from None
+
+    def explain_read(self, error: Exception, unit: int) -> RunError:
+        """Turn an error in the middle of a unit into one message with the remedy."""
+        trouble = f"{self._names[unit]} (unit {unit}) cannot be read: {safe_text(error)}"
+        return RunError(f"{trouble}. Mend the file, then run the same command again to resume")
 
     def _chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
         image_column, label_column = self._columns
@@ -84,11 +97,6 @@ class StreamedSource(Source):
             images = columns[image_column]
             labels = columns.get(label_column) or [None] * len(images)
             yield Chunk(images, labels, [_row_name(self._names[unit], cell) for cell in images])
-
-
-def limit_retries() -> None:
-    """Bound how long a read waits for a server that does not answer (called in every process that reads)."""
-    datasets.config.STREAMING_READ_MAX_RETRIES = min(datasets.config.STREAMING_READ_MAX_RETRIES, READ_RETRIES)
 
 
 def check_columns(features: Mapping[str, object], request: Request) -> None:

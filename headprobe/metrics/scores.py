@@ -19,7 +19,7 @@ class PairedScores(NamedTuple):
     (A named tuple because torchmetrics refuses frozen dataclasses from ``compute``.)
     """
 
-    images: IntArray  #: images scored, the same in every row
+    images: IntArray  #: images that count, the same in every row
     top1_count: IntArray  #: images whose label is the first prediction
     top5_count: IntArray  #: images whose label is among the first five
     top1: FloatArray  #: fraction
@@ -44,26 +44,32 @@ class PairedScores(NamedTuple):
     class_top1: FloatArray | None = None  #: fraction, ``[1 + masks, classes]``; NaN for a class without images
 
 
-def paired_scores(arrays: Mapping[str, NDArray[np.generic]]) -> PairedScores:
+def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) -> PairedScores:
     """Derive everything from the sums of `PairedAccuracy.to_arrays`.
+
+    Args:
+        arrays: The sums.
+        unread: Images that could not be read and count as wrong in every row: they are in the denominators of counts,
+            not in those of NLL and KL, which they do not have, nor in those of classes.
 
     Raises:
         ValueError: the flips contradict the number of images.
     """
     counts = {name: np.asarray(value, dtype=np.int64) for name, value in arrays.items() if value.dtype.kind in "iu"}
     sums = {name: np.asarray(value, dtype=np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
-    images = np.broadcast_to(counts["images"], counts["top1"].shape).copy()
+    read = np.broadcast_to(counts["images"], counts["top1"].shape).copy()
+    images = read + unread
     flips = counts["right_to_wrong"], counts["wrong_to_right"]
     nll_total = sums["nll"] - sums["nll"][0]
     drop_low, drop_high = paired.drop_interval_pp(*flips, images)
-    rise_low, rise_high = paired.mean_interval(nll_total, sums["nll_difference_square"], images)
+    rise_low, rise_high = paired.mean_interval(nll_total, sums["nll_difference_square"], read)
     return PairedScores(
         images=images,
         top1_count=counts["top1"],
         top5_count=counts["top5"],
         top1=_per(counts["top1"], images),
         top5=_per(counts["top5"], images),
-        nll=_per(sums["nll"], images),
+        nll=_per(sums["nll"], read),
         drop_pp=paired.drop_pp(*flips, images),
         drop_low_pp=_untested_baseline(drop_low),
         drop_high_pp=_untested_baseline(drop_high),
@@ -71,8 +77,8 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]]) -> PairedScores:
         wrong_to_right=counts["wrong_to_right"],
         mcnemar_p=_untested_baseline(np.where(images > 0, paired.mcnemar_p(*flips), np.nan)),
         agreement=_per(counts["agreement"], images),
-        kl_nats=_per(sums["kl"], images),
-        nll_rise=_per(nll_total, images),
+        kl_nats=_per(sums["kl"], read),
+        nll_rise=_per(nll_total, read),
         nll_rise_low=_untested_baseline(rise_low),
         nll_rise_high=_untested_baseline(rise_high),
         nonfinite=counts["nonfinite"],

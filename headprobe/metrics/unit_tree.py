@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from headprobe.errors import RunError
+from headprobe.wording import ranges
 
 M = TypeVar("M")
 
@@ -64,6 +65,10 @@ class UnitTree(Generic[M]):
             level, index = level + 1, index >> 1
         self._nodes[level, index] = metric
 
+    def holds(self, unit: int) -> bool:
+        """Say whether a unit is finished."""
+        return any(index == unit >> level for level, index in self._nodes)
+
     def whole(self) -> M | None:
         """Return the metric of all units, None where the data set has no unit.
 
@@ -74,7 +79,8 @@ class UnitTree(Generic[M]):
             return None
         found = sum(min((index + 1) << level, self.units) - (index << level) for level, index in self._nodes)
         if found < self.units:
-            raise RunError(f"{self.units - found} of {self.units} units of the data were not counted")
+            missing = [unit for unit in range(self.units) if not self.holds(unit)]
+            raise RunError(f"{len(missing)} of {self.units} units of the data were not counted: {ranges(missing)}")
         (metric,) = self._nodes.values()
         return metric
 

@@ -1,7 +1,10 @@
 """Writes a run's files so that a reader never meets half of one."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from headprobe.errors import RunError
 
@@ -19,19 +22,47 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step: a crash leaves the old file or the new one, never a part.
 
     Raises:
+        RunError: As `writing` does.
+    """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to that becomes `path` in one step when the context ends, and is on the disk then.
+
+    Raises:
         RunError: The file cannot be written (disk full, directory read-only); the old one is untouched.
     """
     partial = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_directory(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {str(path)!r} ({error.strerror or error}); make room or choose another directory with "
-            "--trainer.default_root_dir, then run the same command again; finished files are complete"
-        ) from error
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """Return the message for a file that cannot be written."""
+    return RunError(
+        f"cannot write {str(path)!r} ({error.strerror or error}); make room or choose another directory with "
+        "--trainer.default_root_dir, then run the same command again to resume; finished files are complete"
+    )
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have the directory's new entry on the disk too, where the file system can."""
+    with suppress(OSError):  # some network file systems refuse to open directories; their renames are synchronous
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

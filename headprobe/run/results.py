@@ -169,6 +169,14 @@ def load_run(path: str | Path) -> Run:
     return Run(directory, rows, heads, record)
 
 
+def read_key(path: Path) -> str | None:
+    """Return the key of a run by its directory, None where that holds no `run.json`."""
+    try:
+        return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 _TEXT_COLUMNS = frozenset({"mask", "family", "ablation"})
 _INTEGER_COLUMNS = frozenset(
     {"heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}

@@ -54,14 +54,14 @@ class AttentionSums(HeadStatistic):
 
     def tables(self) -> dict[str, HeadTable]:
         """Return the statistics of `baseline` and, with a mask, of `masked` and their `change`."""
-        whole = self.whole()
+        whole = self.whole
         names = [name for name in (BASELINE, MASKED, CHANGE) if name in whole]
         # not compute(), which would ask the other processes again
         return {name: whole[name].table(whole[name].to_arrays()) for name in names}
 
     def maps(self) -> dict[str, list[NDArray[np.float64] | None]]:
         """Return each model's offset maps `[heads, 2h - 1, 2w - 1]` by layer, None for a layer without one."""
-        whole = self.whole()
+        whole = self.whole
         names = [name for name in (BASELINE, MASKED) if name + MAPS in whole]
         return {name: whole[name + MAPS].maps(whole[name + MAPS].to_arrays()) for name in names}
 

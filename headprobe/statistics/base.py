@@ -1,25 +1,33 @@
-"""What every kind of per-head statistic has in common: it observes layers, and adds its units up in a fixed order."""
+"""What every kind of per-head statistic has in common: it observes layers and gives each unit's sums away."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.backbone.facts import LayerFacts
 from headprobe.backbone.heads import HeadLayout
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.errors import RunError
-from headprobe.metrics.unit_tree import UnitTree
-from headprobe.statistics.threads import one_thread
+from headprobe.metrics.parts import Arrays, Part
+
+__all__ = [
+    "BASELINE",
+    "CHANGE",
+    "MASKED",
+    "Arrays",
+    "HeadStatistic",
+    "Part",
+    "Seen",
+    "Subject",
+    "differences",
+    "prefixed",
+]
 
 T = TypeVar("T")
-
-Arrays = dict[str, NDArray[np.generic]]
 
 BASELINE, MASKED, CHANGE = "baseline", "masked", "change"
 """Whose numbers they are: the whole model's, the masked one's, and their differences on the same images."""
@@ -85,19 +93,11 @@ class Seen:
         return found + [found[0] if record is first else describe(record) for record in others]
 
 
-Part = dict[str, Any]
-"""The metrics of one piece of the data, by name: each has `merge`, `to_arrays` and `from_arrays`."""
-
-NodeKey = tuple[int, int, int]
-"""Number of the tree, level and index: what is sent from process to process."""
-
-
 class HeadStatistic(ABC):
     """One kind of statistic of every head.
 
-    `begin` makes room, `observe` is called for each layer of each forward pass, `close` ends a unit. Units are added up
-    in fixed binary trees, so that the result does not depend on which process saw which unit. `nodes` and `add_node`
-    carry finished units between processes.
+    `begin` makes room, `observe` is called for each layer of each forward pass, `close` ends a unit and gives its sums
+    away. Whoever adds the units up (`headprobe.units`) hands the whole back by `finish`.
     """
 
     subject: Subject
@@ -110,7 +110,12 @@ class HeadStatistic(ABC):
         """
         self.subject = subject
         self._open: dict[int, Part] = {}
-        self._trees = [UnitTree(leaves, _merge_parts) for leaves in self.leaves_per_tree()]
+        self._whole: Part | None = None
+
+    @property
+    def name(self) -> str:
+        """What its sums are called among those of others."""
+        return str(self.describe()["name"])
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -124,62 +129,46 @@ class HeadStatistic(ABC):
     def make_part(self) -> Part:
         """Make the empty metrics of one piece of the data."""
 
-    def leaves_per_tree(self) -> list[int]:
-        """Return how many pieces of the data each tree adds up: all units in one tree, if not said otherwise."""
-        return [self.subject.units]
-
-    def place_of(self, leaf: int) -> tuple[int, int]:
-        """Return the tree that a piece belongs to, and its number there."""
-        return 0, leaf
-
-    def leaves_of(self, unit: int) -> range:
-        """Return the pieces that a unit is made of: itself, if not said otherwise."""
-        return range(unit, unit + 1)
-
-    def part(self, leaf: int) -> Part:
-        """Return the open metrics of a piece of the data."""
-        if leaf not in self._open:
-            self._open[leaf] = {name: metric.to(self.subject.device) for name, metric in self.make_part().items()}
-        return self._open[leaf]
-
-    def close(self, unit: int) -> None:
-        """End a unit after its last batch; a unit without images is closed too."""
-        with one_thread():
-            for leaf in self.leaves_of(unit):
-                part = {name: metric.to("cpu") for name, metric in self.part(leaf).items()}
-                del self._open[leaf]
-                tree, number = self.place_of(leaf)
-                self._trees[tree].add(number, part)
-
-    @property
-    def nodes(self) -> dict[NodeKey, Part]:
-        """The sums of finished units, merged as far as they are neighbours."""
-        return {
-            (number, level, index): part
-            for number, tree in enumerate(self._trees)
-            for (level, index), part in tree.nodes.items()
-        }
-
-    def add_node(self, key: NodeKey, arrays: Mapping[str, Arrays]) -> None:
-        """Add what another process has summed, as the arrays of its metrics by name."""
-        tree, level, index = key
-        part = {name: metric.from_arrays(arrays[name]) for name, metric in self.make_part().items()}
-        self._trees[tree].add_node((level, index), part)
-
-    def whole(self, tree: int = 0) -> Part:
-        """Return the metrics of all of a tree's pieces.
+    def empty(self, name: str) -> Any:
+        """Return an empty metric of this name, one of those that `close` gives.
 
         Raises:
-            RunError: Units are missing, or still open.
+            ValueError: There is no such metric.
         """
-        if self._open:
-            raise RunError(f"pieces {sorted(self._open)} of the data ended before their last batch")
-        return self._trees[tree].whole() or self.make_part()
+        part = self.make_part()
+        if name not in part:
+            raise ValueError(f"the metrics of {self.name} must be {', '.join(part)}, got {name}")
+        return part[name]
 
+    def part(self, piece: int) -> Part:
+        """Return the open metrics of a piece of the data: of a unit, if not said otherwise."""
+        if piece not in self._open:
+            self._open[piece] = {name: metric.to(self.subject.device) for name, metric in self.make_part().items()}
+        return self._open[piece]
 
-def _merge_parts(one: Part, other: Part) -> None:
-    for name, metric in one.items():
-        metric.merge(other[name])
+    def close(self, unit: int) -> Part:
+        """End a unit after its last batch and return its sums; a unit without images is closed too."""
+        return self._closed(unit)
+
+    def _closed(self, piece: int) -> Part:
+        part = {name: metric.to("cpu") for name, metric in self.part(piece).items()}
+        del self._open[piece]
+        return part
+
+    def finish(self, whole: Part) -> None:
+        """Take the sums over all units; those of a data set without units are empty."""
+        self._whole = whole or self.make_part()
+
+    @property
+    def whole(self) -> Part:
+        """The metrics of the whole data set.
+
+        Raises:
+            RunError: It has not been added up.
+        """
+        if self._whole is None:
+            raise RunError(f"the {self.name} statistics were not added up: the test did not end")
+        return self._whole
 
 
 def differences(masked: Mapping[str, Tensor], baseline: Mapping[str, Tensor], device: Any) -> dict[str, Tensor]:

@@ -45,11 +45,6 @@ class Listening:
             return (baseline,)
         return (baseline, Tap(self._hear_masked, self.growing.rows_of(self.mask)))
 
-    def close(self, unit: int) -> None:
-        """End a unit."""
-        for statistic in self.statistics:
-            statistic.close(unit)
-
     def _hear_baseline(self, record: LayerRecord) -> None:
         if self.mask is None:
             self._tell((record,))

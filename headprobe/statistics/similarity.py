@@ -15,6 +15,7 @@ from headprobe.metrics.head_blocks import Scope
 from headprobe.metrics.layer_samples import Sampling
 from headprobe.metrics.moment_options import MAX_GROUPS, Precision
 from headprobe.metrics.moments import LayerHeads, MomentOptions, Moments
+from headprobe.metrics.parts import merge_parts
 from headprobe.metrics.similarity import MEASURES, VARIANCE, Measure
 from headprobe.metrics.spectrum import on_image
 from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, HeadStatistic, Part, Seen, Subject, prefixed
@@ -91,9 +92,9 @@ class SimilaritySums(HeadStatistic):
         """
         self.check()
         self._pieces = max(1, -(-self._wanted // max(subject.units, 1)))
-        leaves = subject.units * self._pieces
-        self.groups = max(1, min(self._wanted, leaves))
-        self._starts = [-(-leaves * group // self.groups) for group in range(self.groups + 1)]
+        pieces = subject.units * self._pieces
+        self.groups = max(1, min(self._wanted, pieces))
+        self._starts = [-(-pieces * group // self.groups) for group in range(self.groups + 1)]
         self._found: dict[str, list[Comparison]] | None = None
         self._matrices: Arrays | None = None
         super().begin(subject)
@@ -104,37 +105,39 @@ class SimilaritySums(HeadStatistic):
         """Make empty moments of each model."""
         return {name: self._moments(1) for name in self.subject.models}
 
-    def leaves_per_tree(self) -> list[int]:
-        """Return the pieces of each group of images."""
-        return [stop - start for start, stop in zip(self._starts, self._starts[1:], strict=False)]
-
-    def leaves_of(self, unit: int) -> range:
-        """Return a unit's pieces, which may belong to different groups."""
-        return range(unit * self._pieces, (unit + 1) * self._pieces)
-
-    def place_of(self, leaf: int) -> tuple[int, int]:
-        """Return a piece's group, and its number there."""
-        group = int(np.searchsorted(self._starts, leaf, side="right")) - 1
-        return group, leaf - self._starts[group]
+    def group_of(self, piece: int) -> int:
+        """Return the group of images that a piece belongs to; a unit's pieces may belong to different ones."""
+        return int(np.searchsorted(self._starts, piece, side="right")) - 1
 
     def observe(self, seen: Seen) -> None:
         """Add the outer products of the layer's head outputs."""
         outputs = seen.each(lambda record: head_outputs(record, self.subject.facts[seen.layer]))
         pieces = (seen.rows // RUN) % self._pieces
         for piece in sorted(set(pieces.tolist())):
-            leaf = seen.unit * self._pieces + piece
-            part, chosen = self.part(leaf), (pieces == piece).nonzero().flatten().to(outputs[0].device)
+            number = seen.unit * self._pieces + piece
+            part, chosen = self.part(number), (pieces == piece).nonzero().flatten().to(outputs[0].device)
             for name, of_model in zip(self.subject.models, outputs, strict=True):
                 # indexing copies: only where a batch falls into several pieces
                 own = of_model if len(chosen) == len(pieces) else of_model[chosen]
-                part[name].update(seen.layer, own, unit=leaf)
+                part[name].update(seen.layer, own, unit=number)
 
-    def close(self, unit: int) -> None:
-        """End a unit."""
-        for leaf in self.leaves_of(unit):
-            for moments in self.part(leaf).values():
-                moments.close(leaf)
-        super().close(unit)
+    def close(self, unit: int) -> Part:
+        """End a unit and return its moments, by group of images and model."""
+        whole: Part = {}
+        for piece in range(unit * self._pieces, (unit + 1) * self._pieces):
+            for moments in self.part(piece).values():
+                moments.close(piece)
+            group = self.group_of(piece)
+            merge_parts(whole, {_of_group(group, name): metric for name, metric in self._closed(piece).items()})
+        return whole
+
+    def empty(self, name: str) -> Any:
+        """Return empty moments of one group, as `close` gives them.
+
+        Raises:
+            ValueError: There is no such model.
+        """
+        return super().empty(name.rpartition("/")[2])
 
     def comparisons(self) -> dict[str, list[Comparison]]:
         """Return the comparisons of each model's blocks of heads: `baseline` and, with a mask, `masked`."""
@@ -146,7 +149,8 @@ class SimilaritySums(HeadStatistic):
     def _compare(self, model: str) -> list[Comparison]:
         moments = self._moments(self.groups)
         for group in range(self.groups):
-            moments.merge(self.whole(group)[model], group=group)
+            if found := self.whole.get(_of_group(group, model)):  # a data set without units has none
+                moments.merge(found, group=group)
         return list(compare(moments, self.variance, self.measures))
 
     def matrices(self) -> Arrays:
@@ -216,6 +220,10 @@ class SimilaritySums(HeadStatistic):
                     f"layers of {model!r} with different token counts have no common tokens: compare their heads by "
                     f"the sampling mean, got {self.options.sampling} with tokens by layer {tokens}"
                 )
+
+
+def _of_group(group: int, model: str) -> str:
+    return f"{group:02d}/{model}"
 
 
 def own_prefix(fact: LayerFacts) -> int:

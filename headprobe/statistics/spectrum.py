@@ -37,7 +37,7 @@ class SpectrumSums(HeadStatistic):
 
         Where one of two models has no spectrum, that of a masked head, there is no change: NaN.
         """
-        whole = self.whole()
+        whole = self.whole
         tables: dict[str, SpectrumTable] = {
             # not compute(), which would ask the other processes again
             name: whole[name].table(whole[name].to_arrays())

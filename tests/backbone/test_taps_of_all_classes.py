@@ -251,7 +251,8 @@ def drive(key: str, statistics: list[HeadStatistic], masked: bool = False) -> tu
         subject = Subject(layout, facts, units=1, mask="last:0" if masked else None)
         listening = Listening(statistics, subject, growing, mask=0 if masked else None)
         growing.logits(images, growing.plan(len(images), 8), listening.taps(0, torch.arange(len(images))))
-        listening.close(0)
+    for statistic in statistics:
+        statistic.finish(statistic.close(0))
     assert listening.heard
     return layout, facts
 

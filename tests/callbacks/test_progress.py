@@ -22,7 +22,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, seconds_a_batch: float, images: int 
     out = io.StringIO()
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(sys, "stderr", out)
-    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(expected_images=images), world_size=1)
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(images_to_do=images), world_size=1)
     lines, nothing = LogProgress(), SimpleNamespace()
     lines.on_test_start(trainer, nothing)  # type: ignore[arg-type]
     for number in range(batches):

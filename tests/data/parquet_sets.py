@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headprobe.data.batch import ImageBatch
+from headprobe.data.batch import BadImage, ImageBatch
 from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.errors import RunError, UsageError
 
 CLASSES = 10
 DATA_CONFIG: dict[str, Any] = {
@@ -85,6 +87,45 @@ def bound(path: Path | str, classes: int = CLASSES, **options: Any) -> ImageNetD
 def numbers(batches: Iterable[ImageBatch]) -> list[int]:
     """Return which images the batches hold, in order."""
     return [number_of(pixels) for batch in batches for pixels in batch.images]
+
+
+@dataclass
+class Outcome:
+    """What became of a dataset: every good image's label and pixels by unit and row, and whatever else was said."""
+
+    images: dict[tuple[str, int], tuple[int, bytes]] = field(default_factory=dict)
+    bad: dict[tuple[str, int], BadImage] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    refusal: str = ""
+
+    @property
+    def said(self) -> str:
+        parts = [*(f"{bad.source}: {bad.reason}" for bad in self.bad.values()), *self.failures, self.refusal]
+        return " | ".join(filter(None, parts))
+
+
+def read_all(path: Path | str, classes: int = CLASSES, **options: Any) -> Outcome:
+    """Read a whole dataset as a run would; a row that comes twice is an error, and so is a wrong number of rows."""
+    outcome = Outcome()
+    try:
+        data = bound(path, classes, **options)
+        batches = list(data.stream())
+    except (UsageError, RunError) as error:
+        outcome.refusal = str(error)
+        return outcome
+    for batch in batches:
+        if batch.failure is not None:
+            outcome.failures.append(batch.failure)
+        for row, label, pixels in zip(batch.rows.tolist(), batch.labels.tolist(), batch.images, strict=True):
+            assert (batch.name, row) not in outcome.images
+            outcome.images[batch.name, row] = (label, pixels.numpy().tobytes())
+        for bad in batch.bad:
+            assert (batch.name, bad.row) not in outcome.bad.keys() | outcome.images.keys()
+            outcome.bad[batch.name, bad.row] = bad
+    if not outcome.failures:
+        assert len(outcome.images) + len(outcome.bad) == data.expected_images
+        assert sum(batch.last for batch in batches) == data.units
+    return outcome
 
 
 def _no_rows() -> pa.RecordBatch:

@@ -1,11 +1,8 @@
 """The hub's client is real, the hub is not: it runs on loopback, in a process whose HF_ENDPOINT names it."""
 
 import json
-import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,10 @@ import pytest
 
 from headprobe.data.hub import commit
 from headprobe.data.redact import safe_text
-from tests.data.mock_hub import COMMIT, MockHub
+from tests.data.hub_runs import TOKEN, environment
+from tests.data.mock_hub import COMMIT, Fault, running
 from tests.data.parquet_sets import write_files
 
-TOKEN = "hf_aVerySecretToken0123456789"
 ASK = """
 import json, sys
 from tests.data.parquet_sets import bound, numbers
@@ -46,16 +43,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def ask(folder: Path, requests: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
+def ask(folder: Path, requests: list[dict[str, Any]], address: str = "", **more: str) -> list[dict[str, Any]]:
     """Open datasets in a fresh process; the hub's address is read when its client is imported."""
-    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    paths = {"PYTHONPATH": os.pathsep.join(places), "HF_HOME": str(folder / "home")}
-    # no proxy may stand between the client and loopback
-    hidden = {name: "" for name in os.environ if name.lower().endswith("_proxy")}
     done = subprocess.run(
         [sys.executable, "-c", ASK],
         input=json.dumps(requests),
-        env=os.environ | hidden | paths | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"} | environment,
+        env=environment(folder / "home", address, **more),
         capture_output=True,
         text=True,
         timeout=240,
@@ -67,19 +60,16 @@ def ask(folder: Path, requests: list[dict[str, Any]], **environment: str) -> lis
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Return what each of REQUESTS got; all in one process, for its start takes seconds."""
     folder = tmp_path_factory.mktemp("hub")
     files = write_files(folder / "set", [[5, 3], [4, 2]])
     write_files(files, [[2], [2]], split="test")
     (files / "data" / "test-00001-of-00002.parquet").write_bytes(b"PAR1 and then nothing")
-    hub = MockHub(files)
-    hub.stumbles = 2  # the first request meets an overloaded server, twice
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    found = ask(folder, list(REQUESTS.values()), HF_ENDPOINT=hub.address)
-    yield dict(zip(REQUESTS, found, strict=True))
-    hub.shutdown()
-    hub.server_close()
+    with running(files) as hub:
+        hub.faults["set"] = [Fault("/resolve/", 503, times=2)]  # the first reads meet an overloaded server
+        found = ask(folder, list(REQUESTS.values()), hub.address)
+    return dict(zip(REQUESTS, found, strict=True))
 
 
 @pytest.mark.parametrize("case", ["plain", "workers", "row groups"])
@@ -134,9 +124,9 @@ def test_offline_says_so_and_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_given_up_within_a_minute(tmp_path: Path) -> None:
-    (answer,) = ask(tmp_path, [{"path": "owner/set"}], HF_ENDPOINT="http://127.0.0.1:9")
+    (answer,) = ask(tmp_path, [{"path": "owner/set"}], "http://127.0.0.1:9")
     assert answer["error"] == "RunError"
-    assert "the hub does not answer" in answer["message"]
+    assert "the hub cannot be reached" in answer["message"]
 
 
 def test_a_home_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

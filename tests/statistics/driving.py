@@ -54,7 +54,7 @@ def prepare(
 
 
 def feed(probe: HeadProbe, images: Tensor, sizes: Sequence[int], batch: int = 16) -> None:
-    """Send images in units of these sizes, each unit in batches; a unit may be of size 0."""
+    """Send images in units of these sizes, each unit in batches; a unit may be of size 0. Then add them up."""
     starts = np.cumsum([0, *sizes])
     for unit, (start, size) in enumerate(zip(starts, sizes, strict=False)):
         for first in range(0, max(size, 1), batch):
@@ -63,6 +63,8 @@ def feed(probe: HeadProbe, images: Tensor, sizes: Sequence[int], batch: int = 16
             last = first + batch >= size
             with torch.inference_mode():
                 probe.test_step(ImageBatch(images[start + rows], labels, unit, rows, last), 0)
+    assert probe.book is not None
+    probe.book.whole()
 
 
 def describe(

@@ -302,7 +302,7 @@ def test_sums_stay_float64_whatever_the_module_is_cast_to() -> None:
     prepare(probe, [attention], units=1)
     probe.to(torch.bfloat16)
     feed(probe, noise(probe, 4), [4])
-    assert attention.whole()["baseline"].total.dtype == torch.float64
+    assert attention.whole["baseline"].total.dtype == torch.float64
 
 
 # -- broken heads ------------------------------------------------------------------------------------------------------

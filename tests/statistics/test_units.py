@@ -1,5 +1,6 @@
 """Sums over units: whoever computed them and however they were cut, the numbers are the same."""
 
+import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from headprobe.callbacks.gather import pack, unpack
 from headprobe.data.batch import ImageBatch
 from headprobe.errors import RunError, UsageError
+from headprobe.metrics.parts import read_part, write_part
 from headprobe.module import HeadProbe
 from headprobe.statistics.attention import AttentionSums
 from headprobe.statistics.base import Arrays, HeadStatistic
 from headprobe.statistics.similarity import SimilaritySums
 from headprobe.statistics.spectrum import SpectrumSums
+from headprobe.units import UnitBook
 from tests.statistics.driving import describe, feed, noise, prepare, tiny_probe
 
 Make = Callable[[], HeadStatistic]
@@ -31,8 +33,7 @@ SIZES = [5, 1, 0, 4, 6]
 
 
 def sums(statistic: HeadStatistic) -> dict[str, Arrays]:
-    trees = range(len(statistic._trees))
-    return {f"{tree}/{name}": m.to_arrays() for tree in trees for name, m in statistic.whole(tree).items()}
+    return {name: metric.to_arrays() for name, metric in statistic.whole.items()}
 
 
 def run(make: Make, kind: str, sizes: Sequence[int] = SIZES, batch: int = 3) -> HeadStatistic:
@@ -45,19 +46,20 @@ def run(make: Make, kind: str, sizes: Sequence[int] = SIZES, batch: int = 3) -> 
 def test_sums_of_several_processes_join_to_those_of_one_to_the_last_bit(make: Make) -> None:
     probe, alone = tiny_probe("swin"), run(make, "swin")
     images = noise(probe, sum(SIZES))
-    joined: HeadStatistic | None = None
-    for units in ([0, 1, 2], [3, 4]):
-        own = make()
-        prepare(probe, [own], ["layer:1"], units=len(SIZES), batch=3)
+    books: list[UnitBook] = []
+    joined = make()
+    for units in ([3, 4], [0, 1, 2]):
+        prepare(probe, [joined], ["layer:1"], units=len(SIZES), batch=3)
         starts = np.cumsum([0, *SIZES])
         for unit in units:
             feed_unit(probe, images[starts[unit] : starts[unit + 1]], unit)
-        if joined is None:
-            joined = own
-            continue
-        for key, part in own.nodes.items():
-            joined.add_node(key, unpack(pack(part)))
-    assert joined is not None
+        assert probe.book is not None
+        books.append(probe.book)
+    for node, part in books[0].nodes.items():
+        file = io.BytesIO()
+        write_part(part, file)
+        books[1].add_node(node, read_part(io.BytesIO(file.getvalue())))
+    books[1].whole()
     expected, found = sums(alone), sums(joined)
     assert found.keys() == expected.keys()
     for name, arrays in expected.items():
@@ -102,11 +104,12 @@ def test_similarities_do_not_depend_on_units_and_batches(kind: str, batch: int) 
 def test_every_piece_of_every_unit_has_one_place_in_one_group(units: int, groups: int) -> None:
     probe, statistic = tiny_probe("vit"), SimilaritySums(groups=groups)
     prepare(probe, [statistic], units=units)
-    places = [statistic.place_of(leaf) for unit in range(units) for leaf in statistic.leaves_of(unit)]
-    per_tree = statistic.leaves_per_tree()
-    assert sorted(places) == [(tree, n) for tree, leaves in enumerate(per_tree) for n in range(leaves)]
-    assert len(per_tree) == max(groups, 1)
-    assert max(per_tree) - min(per_tree) <= 1
+    pieces = units * -(-groups // units) if groups else units
+    places = [statistic.group_of(piece) for piece in range(pieces)]
+    sizes = [places.count(group) for group in range(max(groups, 1))]
+    assert places == sorted(places)
+    assert sum(sizes) == pieces
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_groups_of_images_are_about_equal_where_all_images_are_in_one_unit() -> None:
@@ -118,8 +121,9 @@ def test_groups_of_images_are_about_equal_where_all_images_are_in_one_unit() -> 
 def test_a_unit_that_was_not_finished_is_an_error() -> None:
     probe, statistic = tiny_probe("vit"), AttentionSums()
     prepare(probe, [statistic], units=2, batch=3)
-    feed(probe, noise(probe, 3), [3], batch=3)
     with pytest.raises(RunError, match="1 of 2 units"):
+        feed(probe, noise(probe, 3), [3], batch=3)
+    with pytest.raises(RunError, match="attention statistics were not added up"):
         statistic.tables()
 
 

@@ -1,0 +1,155 @@
+"""Keeps finished units on disk while a test runs, and takes them over when the same test is started again."""
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from headprobe.callbacks.identity import command_line, identify, without_places
+from headprobe.errors import RunError
+from headprobe.gather import from_first
+from headprobe.metrics.unit_tree import Node
+from headprobe.module import HeadProbe
+from headprobe.report.table import console
+from headprobe.run.ledger import Finished, Ledger, find_units, refuse_differences
+from headprobe.run.record import hardware, run_key
+from headprobe.wording import counted
+
+COST = 0.02
+"""Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
+
+AUTO, NEVER = "auto", "never"
+
+
+class UnitLedger(lightning.Callback):
+    """Writes the sums of finished units to `lightning_logs/units/<key>/` and goes on where an earlier run ended.
+
+    Args:
+        resume: `auto` goes on with the units of the same run, if there are any; `never` deletes them and starts over;
+            anything else is the directory of units (or of results) that must be gone on with.
+        records: Whether a row per image is kept too.
+    """
+
+    def __init__(self, resume: str = AUTO, records: bool = False) -> None:
+        self.resume, self.records = resume, records
+        self.ledger: Ledger | None = None
+        self.taken_over = 0  #: units that were finished before
+        self._found: tuple[Node, ...] = ()
+        self._probe: HeadProbe | None = None
+        self._written = self._took = 0.0
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the ledger of this run, lock it, and leave its finished units out of what is to do.
+
+        Raises:
+            UsageError: Another run works on it, or `resume` names another run's.
+            RunError: It cannot be written or read.
+        """
+        if stage != "test" or not isinstance(pl_module, HeadProbe):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+        self._probe, self._written, self._took = pl_module, 0.0, 0.0
+        found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
+        if self.ledger is None:
+            self.ledger = Ledger(Path(found["directory"]), data.units)
+        done = set(found["done"])
+        data.todo = [unit for unit in range(data.units) if unit not in done]
+        pl_module.most_rows = found["budget"]
+        self.taken_over = len(done)
+
+    def _open(self, trainer: lightning.Trainer, probe: HeadProbe) -> str:
+        """Open the ledger, on the first process, and say what the others must know of it."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        describe = without_places(identify(trainer, probe, self.records))
+        directory = _shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(describe)
+        if self.resume not in (AUTO, NEVER):
+            directory = find_units(Path(self.resume))
+            refuse_differences(directory, describe)
+        self.ledger = Ledger(directory, data.units)
+        if self.resume == NEVER:
+            self.ledger.forget()
+        session = {"command": command_line(), "processes": trainer.world_size, "hardware": hardware()}
+        finished = self.ledger.open(describe, session | {"images": data.expected_images})
+        self._found = finished.nodes
+        if finished.rows:
+            console.print(_resuming(finished, data, directory), soft_wrap=True, markup=False, highlight=False)
+        found = {"directory": str(directory), "done": sorted(finished.rows), "budget": finished.least_budget}
+        return json.dumps(found)
+
+    def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take over the sums of finished units; the first process holds them from now on."""
+        if self.ledger is None or self._probe is None or self._probe.book is None or not trainer.is_global_zero:
+            return
+        for node in self._found:  # not what other processes have stored meanwhile
+            try:
+                self._probe.book.add_node(node, self.ledger.load(node))
+            except ValueError as error:
+                raise self.ledger.broken(node, error) from None
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Store a unit that has just been finished, unless the last write was a moment ago."""
+        if batch.last and time.monotonic() - self._written >= self._took / COST:
+            self._save()
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Store the whole, which replaces all parts of it, those of other processes too."""
+        if trainer.is_global_zero and self.ledger is not None:
+            self._save()
+            self.ledger.tidy()
+            self.ledger.end("done")
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Store what is finished."""
+        if self.ledger is None:
+            return
+        with suppress(RunError):  # on a full disk the first error is the one to show
+            self._save()
+            stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+            self.ledger.end("interrupted" if stopped else "failed")
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Let others work on these units."""
+        if self.ledger is not None:
+            self.ledger.close()
+            self.ledger = None
+
+    def _save(self) -> None:
+        if self.ledger is None or self._probe is None or self._probe.book is None:
+            return
+        began = time.monotonic()
+        self.ledger.save(self._probe.book.nodes)
+        self._written = time.monotonic()
+        self._took = self._written - began
+
+
+def _shown(path: Path) -> Path:
+    """Return a path as a user would write it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _resuming(finished: Finished, data: Any, directory: Path) -> str:
+    images, expected = sum(finished.rows.values()), data.expected_images
+    of = f" of {expected:,}" if expected is not None else ""
+    what = f"{len(finished.rows):,} of {counted(data.units, 'unit')} ({images:,}{of} images)"
+    if len(finished.rows) == data.units:
+        return f"All of it was scored before; adding up {directory} (--resume never scores again)"
+    return f"Resuming: {what} were scored before, in {directory} (--resume never starts over)"
+
+
+def unit_ledger(trainer: Any) -> UnitLedger | None:
+    """Return the ledger callback of a trainer, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, UnitLedger)), None)

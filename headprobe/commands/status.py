@@ -1,0 +1,77 @@
+"""`status`: shows how far a run is."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from headprobe.commands.parser import Parser
+from headprobe.run.ledger import find_units
+from headprobe.run.status import Status, all_units, read_status
+from headprobe.wording import counted, duration
+
+
+def run(words: list[str]) -> None:
+    """Run the command with the words after its name.
+
+    Raises:
+        UsageError: The path names no run.
+        RunError: A file of the run is broken.
+    """
+    parser = Parser(prog="headprobe status", description="Show how far a run is: units done, rate, time left.")
+    parser.add_argument(
+        "path", type=str, help="A run's directory, its units (lightning_logs/units/KEY), or lightning_logs for all."
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    options = parser.parse_args(words)
+    path = Path(options.path)
+    found = [read_status(directory) for directory in all_units(path) or [find_units(path)]]
+    if options.json:
+        sys.stdout.write(json.dumps([as_json(status) for status in found], indent=1) + "\n")
+        return
+    sys.stdout.write("\n".join("".join(f"{line}\n" for line in lines_of(status)) for status in found))
+
+
+def lines_of(status: Status) -> list[str]:
+    """Return what is to be known of a run, in words."""
+    model, data = status.describe["model"]["name"], status.describe["data"]["path"]
+    masks = counted(len(status.describe["masks"]), "mask")
+    of = f" of {status.images:,}" if status.images is not None else ""
+    lines = [
+        f"{status.directory}: {model} on {data}, {masks}",
+        f"done: {status.units_done:,} of {counted(status.units, 'unit')}, {status.images_done:,}{of} images"
+        + (f", {status.bad:,} of them unusable" if status.bad else ""),
+        _state(status),
+    ]
+    return [*lines, f"command: {status.command}"]
+
+
+def _state(status: Status) -> str:
+    rate = f"{status.rate:.3g} images a second" if status.rate is not None else "no unit finished yet in this session"
+    if status.running:
+        left = status.seconds_left
+        return f"running ({status.running}): {rate}" + (f", about {duration(left)} left" if left is not None else "")
+    if status.units_done == status.units:
+        return "complete: the same command only adds it up"
+    how = {"interrupted": "interrupted", "failed": "failed", "done": "ended"}.get(status.ended, "ended from outside")
+    return f"not running, the last session {how} ({rate}): run the same command again to resume"
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """Return the status as plain data."""
+    return {
+        "units": str(status.directory),
+        "model": status.describe["model"]["name"],
+        "data": status.describe["data"]["path"],
+        "masks": len(status.describe["masks"]),
+        "units_done": status.units_done,
+        "units_total": status.units,
+        "images_done": status.images_done,
+        "images_total": status.images,
+        "bad_images": status.bad,
+        "running": bool(status.running),
+        "last_session": status.ended,
+        "images_per_second": status.rate,
+        "seconds_left": status.seconds_left,
+        "command": status.command,
+    }

@@ -1,0 +1,89 @@
+"""What processes tell each other: lists, sums and verdicts. Every function is a collective, for an epoch's ends only.
+
+Nothing travels as a pickle: texts are JSON, sums are npz files.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.distributed import all_gather, broadcast
+
+from headprobe.errors import RunError, UsageError
+from headprobe.metrics.parts import read_part, write_part
+from headprobe.units import UnitBook
+
+
+def gather_lists(trainer: lightning.Trainer, items: list[Any]) -> list[Any]:
+    """Return the items of all processes, in the order of their ranks."""
+    if trainer.world_size == 1:
+        return items
+    device = trainer.strategy.root_device
+    text = torch.tensor(list(json.dumps(items).encode()), dtype=torch.uint8, device=device)
+    lengths = [int(length) for length in _gather(trainer, torch.tensor([len(text)], device=device))]
+    padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
+    padded[: len(text)] = text
+    rows = [bytes(row[:length].tolist()) for row, length in zip(_gather(trainer, padded), lengths, strict=True)]
+    return [item for row in rows for item in json.loads(row.decode())]
+
+
+def _gather(trainer: lightning.Trainer, tensor: Tensor) -> list[Tensor]:
+    """Return the tensor of every process, on the CPU."""
+    tensors = [torch.empty_like(tensor) for _ in range(trainer.world_size)]
+    all_gather(tensors, tensor)  # Lightning's own goes through a function that torch has deprecated
+    return [each.cpu() for each in tensors]
+
+
+def gather_nodes(trainer: lightning.Trainer, book: UnitBook) -> None:
+    """Bring the units that other processes have finished to process 0, a few at a time."""
+    if trainer.world_size == 1:
+        return
+    nodes = dict(book.nodes)
+    for rank, level, index in gather_lists(trainer, [[trainer.global_rank, *node] for node in nodes]):
+        if rank == 0:
+            continue
+        file = io.BytesIO()
+        if rank == trainer.global_rank:
+            write_part(nodes[level, index], file)
+        content = _broadcast(trainer, file.getvalue(), rank, wanted=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            book.add_node((level, index), read_part(io.BytesIO(content)))
+
+
+def from_first(trainer: lightning.Trainer, make: Callable[[], bytes]) -> bytes:
+    """Return to all processes what process 0 makes; what it fails with, all fail with.
+
+    Raises:
+        UsageError: Process 0 did.
+        RunError: Process 0 did.
+    """
+    if trainer.world_size == 1:
+        return make()
+    failure: dict[str, Any] | None = None
+    content = b""
+    if trainer.is_global_zero:
+        try:
+            content = make()
+        except (UsageError, RunError) as error:
+            failure = {"usage": isinstance(error, UsageError), "message": str(error)}
+    (failure,) = json.loads(_broadcast(trainer, json.dumps([failure]).encode(), 0))
+    if failure is not None:
+        raise (UsageError if failure["usage"] else RunError)(failure["message"])
+    return _broadcast(trainer, content, 0)
+
+
+def _broadcast(trainer: lightning.Trainer, content: bytes, rank: int, wanted: bool = True) -> bytes:
+    """Return what process `rank` has; nothing to a process that does not want it, which must call this all the same."""
+    device = trainer.strategy.root_device
+    length = torch.tensor([len(content)], device=device)
+    broadcast(length, rank)
+    tensor = torch.empty(int(length), dtype=torch.uint8, device=device)
+    if rank == trainer.global_rank and content:
+        tensor.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    if len(tensor):
+        broadcast(tensor, rank)
+    return tensor.cpu().numpy().tobytes() if wanted else b""

@@ -1,0 +1,96 @@
+"""One run at a time on a directory."""
+
+import fcntl
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from headprobe.errors import UsageError
+from headprobe.run.files import cannot_write
+
+HELD = (BlockingIOError, PermissionError)
+"""The two answers that POSIX allows where another process holds a lock."""
+
+
+class Lock:
+    """A lock that ends with its process, however that ends.
+
+    It is the process's own (POSIX): worker processes do not inherit it, and would else keep it after a crash.
+
+    Args:
+        path: The lock's file; it stays, empty of meaning without a holder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether this process holds it."""
+        return self._file is not None
+
+    def take(self) -> None:
+        """Take the lock, if it is not taken by this process already.
+
+        Raises:
+            UsageError: Another process holds it.
+            RunError: The file cannot be written.
+        """
+        if self._file is not None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except HELD:
+            holder = describe_holder(self.path)
+            file.close()
+            raise UsageError(
+                f"another run is at work on the same units ({holder}): wait for it, stop it, or change what is asked "
+                f"for; `headprobe status {self.path.parent}` shows how far it is"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: two runs at once would waste time, but write the same numbers
+        self._file = file
+        _write_holder(file)
+
+    def release(self) -> None:
+        """Give the lock back, if this process holds it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def is_held(path: Path) -> bool:
+    """Say whether another process holds the lock of this file."""
+    try:
+        with path.open("r+", encoding="utf-8") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except HELD:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def describe_holder(path: Path) -> str:
+    """Say who took a lock last."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['process']} on {holder['machine']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "an unknown process"
+
+
+def _write_holder(file: IO[str]) -> None:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    file.truncate(0)
+    json.dump({"process": os.getpid(), "machine": socket.gethostname(), "since": since}, file)
+    file.flush()
