@@ -39,6 +39,9 @@ headprobe COMMAND --help lists a command's options. Exit codes: 0 done, 1 failed
 """
 
 
+INTERRUPTED = "interrupted; finished results are complete, and a test is resumed by the same command"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -63,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _fail(str(error), code=1)
     except KeyboardInterrupt:
-        return _fail("interrupted; finished results are complete", code=130)
+        return _fail(INTERRUPTED, code=130)
     except SystemExit as stop:
         # Lightning ends an interrupted process with code 1 and does not say why
         if isinstance(stop.__context__, KeyboardInterrupt):
-            return _fail("interrupted; finished results are complete", code=130)
+            return _fail(INTERRUPTED, code=130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
@@ -115,5 +118,7 @@ _COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
 def _fail(message: str, code: int) -> int:
     """Say what went wrong, once and not once per process, and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.stderr.write(f"headprobe: error: {message}\n")
+        from headprobe.run.redact import without_secrets
+
+        sys.stderr.write(f"headprobe: error: {without_secrets(message)}\n")
     return code

@@ -104,7 +104,9 @@ class UnitBook:
         if name == COVERAGE:
             return Coverage.from_arrays(arrays)
         if name == SCORES:
-            return PairedAccuracy.from_arrays(arrays)
+            scores = PairedAccuracy.from_arrays(arrays)
+            self._make_scores().merge(scores)  # refuses those of other masks or classes
+            return scores
         owner, _, own = name.partition("/")
         statistic = next((one for one in self.statistics if one.name == owner), None)
         if statistic is None:

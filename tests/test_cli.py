@@ -297,3 +297,9 @@ def test_a_config_without_masks_may_stand_behind_them(tmp_path: Path) -> None:
     ended = command(tmp_path, "test", "--mask-spec", "layer:3", "--config=own.yaml", *QUICK)
     assert ended.code == 0
     assert [row["mask"] for row in ended.rows()] == ["none", "layer:3"]
+
+
+def test_machines_that_nothing_is_known_of_are_not_waited_for(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *QUICK, "--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
+    assert ended.code == 2
+    assert "set MASTER_ADDR, MASTER_PORT, NODE_RANK on each" in only_message(ended)

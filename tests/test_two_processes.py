@@ -175,7 +175,9 @@ def test_ctrl_c_ends_all_processes_with_code_130(tmp_path: Path, processes: int,
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
     ended = finish(process, tmp_path, seconds=30)
     assert ended.code == 130
-    assert only_message(ended) == "interrupted; finished results are complete\n"
+    assert (
+        only_message(ended) == "interrupted; finished results are complete, and a test is resumed by the same command\n"
+    )
     assert json.loads(record.read_text())["status"] == "interrupted"
 
 

@@ -1,6 +1,7 @@
 """`test` and `fit`: Lightning's own command line around `HeadProbe` and `ImageNetDataModule`."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 import lightning
 import yaml
 from jsonargparse.typing import register_type
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -88,6 +90,7 @@ class ProbeTrainer(lightning.Trainer):
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
             # what Lightning raises for options that do not fit together or this machine
             raise UsageError(f"Lightning cannot use these --trainer options: {error}") from error
+        _refuse_lonely_nodes(self)
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
         """Score a model with and without chosen attention heads, on the same images, in one pass."""
@@ -263,6 +266,17 @@ def _names_masks(config: str) -> bool:
         return False
     parts = [content, content.get("test")] if isinstance(content, dict) else []
     return any(isinstance(part, dict) and "mask_spec" in part for part in parts)
+
+
+def _refuse_lonely_nodes(trainer: lightning.Trainer) -> None:
+    """Refuse to wait for other machines of which nothing is known: Lightning would, without a word and without end."""
+    launched = getattr(trainer.strategy, "cluster_environment", None)
+    unknown = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if trainer.num_nodes > 1 and isinstance(launched, LightningEnvironment) and unknown:
+        raise UsageError(
+            f"--trainer.num_nodes needs to know the other machines: start it with srun or torchrun, or set "
+            f"{', '.join(unknown)} on each of them (docs/imagenet.md), got {trainer.num_nodes} nodes"
+        )
 
 
 def _refuse_limits(trainer: lightning.Trainer) -> None:

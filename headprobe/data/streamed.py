@@ -1,5 +1,6 @@
 """Datasets read through Hugging Face `datasets` as a stream, local Parquet files and hub datasets alike."""
 
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ READ_ERRORS = (
     NotImplementedError,
     OverflowError,
     MemoryError,
+    EOFError,
+    tarfile.TarError,  # an archive that was cut off on its way
 )
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headprobe.data import local
+from headprobe.data.footer import plan_units
 from tests.data.parquet_sets import CLASSES, encoded, features, png, read_all, table
 from tests.data.test_decode import by_hand, by_timm, noise
 
@@ -228,8 +228,7 @@ def test_a_footer_that_promises_more_rows_than_there_are_ends_the_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_set(tmp_path)
-    plan = local.plan_units
-    monkeypatch.setattr(local, "plan_units", lambda *what: (plan(*what)[0], [4, 5, 4]))
+    monkeypatch.setattr("headprobe.data.local.plan_units", lambda *what: (plan_units(*what)[0], [4, 5, 4]))
     (failure,) = read_all(path).failures
     assert "b.parquet row group 0 (unit 1) is damaged: its footer promises 5 rows, and there are fewer" in failure
 
@@ -243,7 +242,8 @@ def test_files_that_a_readme_names_outside_of_the_folder_are_not_read(tmp_path: 
     (inside / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: ../outside/x.parquet\n---\n"
     )
-    assert "outside of itself" in read_all(inside).refusal
+    assert "README.md" in (refusal := read_all(inside).refusal)
+    assert "never read" in refusal
 
 
 def test_another_column_in_one_file_does_not_matter(tmp_path: Path, undamaged: Any) -> None:
@@ -264,3 +264,15 @@ def test_reading_local_files_asks_no_server(tmp_path: Path, monkeypatch: pytest.
     write_set(tmp_path)
     assert len(read_all(tmp_path / path).images) == 3 * ROWS
     assert asked == []
+
+
+def test_no_number_of_rows_in_a_footer_is_believed_alone(tmp_path: Path) -> None:
+    path, file = write_set(tmp_path), tmp_path / "b.parquet"
+    content = file.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    places = [place for place in range(start, len(content) - 8) if content[place] == 2 * ROWS]  # as Thrift writes 4
+    assert len(places) >= 3  # of the file, of its row group, and of each of its columns
+    for place in places:
+        file.write_bytes(content[:place] + bytes([2 * ROWS - 2]) + content[place + 1 :])
+        outcome = read_all(path)
+        assert "b.parquet" in outcome.said or len(outcome.images) == 3 * ROWS

@@ -145,7 +145,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     return folder, build(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2 * CASES))
 def test_damage_is_named_or_every_row_comes_once(sets: tuple[Path, Outcome], seed: int) -> None:
     assert one_case(*sets, seed)

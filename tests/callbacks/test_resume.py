@@ -1,0 +1,294 @@
+"""The same command again: what was finished is not scored again, and what is not the same is not mixed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headprobe.backbone.growing import GrowingPass
+from headprobe.errors import RunError
+from headprobe.module import HeadProbe
+from tests.cli_runs import Ended, command, only_message
+from tests.forked import digits
+
+TEST = ("test", "--mask-spec", "each:layer", "--data.path", "set", "--data.num_workers", "0")
+RUN = (*TEST, "--trainer.accelerator", "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    digits(tmp_path / "set", 40, 5)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("expected")
+    digits(folder / "set", 40, 5)
+    ended = command(folder, *RUN)
+    assert ended.code == 0, ended.err
+    return (ended.directory() / "masks.csv").read_bytes()
+
+
+def broken_off(folder: Path, batches: int, *words: str) -> Ended:
+    """Run a command that fails after some batches."""
+    real = HeadProbe.test_step
+    seen: list[int] = []
+
+    def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
+        if len(seen) == batches:
+            raise RunError("the machine went away")
+        seen.append(batch_idx)
+        return real(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadProbe, "test_step", step)
+        ended = command(folder, *(words or RUN))
+    assert ended.code == 1
+    assert only_message(ended) == "the machine went away\n"
+    return ended
+
+
+def counted_batches(folder: Path, *words: str) -> tuple[Ended, int]:
+    """Run a command and count its batches."""
+    real = HeadProbe.test_step
+    seen: list[int] = []
+
+    def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch_idx)
+        return real(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadProbe, "test_step", step)
+        return command(folder, *(words or RUN)), len(seen)
+
+
+def record(ended: Ended, version: int) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((ended.directory(version) / "run.json").read_text())
+    return content
+
+
+def units(folder: Path) -> Path:
+    (found,) = (folder / "lightning_logs" / "units").iterdir()
+    return found
+
+
+def test_the_same_command_goes_on_where_the_last_one_stopped(folder: Path, expected: bytes) -> None:
+    broken_off(folder, 3)
+    ended, batches = counted_batches(folder)
+    assert (ended.code, batches) == (0, 2)
+    assert "Resuming: 3 of 5 units (24 of 40 images) were scored before" in ended.out
+    assert (ended.directory(1) / "masks.csv").read_bytes() == expected
+    assert (record(ended, 0)["status"], record(ended, 1)["units_resumed"]) == ("failed", 3)
+    assert [path.name for path in units(folder).glob("units-*")] == ["units-00000-00004.npz"]
+
+
+def test_a_finished_run_is_added_up_again_and_not_scored(folder: Path, expected: bytes) -> None:
+    command(folder, *RUN)
+    ended, batches = counted_batches(folder)
+    assert (ended.code, batches) == (0, 0)
+    assert (ended.directory(1) / "masks.csv").read_bytes() == expected
+
+
+def test_never_scores_everything_again(folder: Path, expected: bytes) -> None:
+    command(folder, *RUN)
+    ended, batches = counted_batches(folder, *RUN, "--resume", "never")
+    assert (ended.code, batches) == (0, 5)
+    assert (ended.directory(1) / "masks.csv").read_bytes() == expected
+
+
+OTHERS = [
+    ("--mask-spec", "each:index"),
+    ("--mask-spec", "layer:0"),
+    ("--data.max_images", "39"),
+    ("--data.batch_size", "31"),
+    ("--model.row_budget", "40"),
+    ("--model.per_class", "true"),
+    ("--records",),
+    ("--trainer.callbacks", "HeadSpectrum"),
+    ("--trainer.precision", "bf16-mixed"),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=[" ".join(words) for words in OTHERS])
+def test_what_changes_numbers_begins_anew(folder: Path, other: tuple[str, ...]) -> None:
+    broken_off(folder, 3)
+    words = tuple(word for word in RUN if other[0] != "--mask-spec" or word not in ("--mask-spec", "each:layer"))
+    ended, batches = counted_batches(folder, *words, *other)
+    assert (ended.code, batches) == (0, 5), ended.err
+    assert record(ended, 1)["units_resumed"] == 0
+
+
+def test_masks_in_another_order_are_another_run(folder: Path) -> None:
+    for name, specs in (("one", "[layer:0, layer:1]"), ("two", "[layer:1, layer:0]")):
+        (folder / f"{name}.yaml").write_text(f"mask_spec: {specs}\n")
+    rest = RUN[3:]
+    first = command(folder, "test", "--config", "one.yaml", *rest)
+    ended = command(folder, "test", "--config", "two.yaml", *rest)
+    assert record(ended, 1)["units_resumed"] == 0
+    before, after = ({row["mask"]: row for row in ended.rows(version)} for version in (0, 1))
+    assert first.code == ended.code == 0
+    assert before["layer:0"]["top1_count"] == after["layer:0"]["top1_count"]
+
+
+@pytest.mark.parametrize("same", [("--data.num_workers", "1"), ("--data.on_bad_image", "skip"), ("--resume", "auto")])
+def test_what_changes_no_number_goes_on(folder: Path, same: tuple[str, ...]) -> None:
+    broken_off(folder, 3)
+    ended = command(folder, *RUN, *same)
+    assert record(ended, 1)["units_resumed"] == 3
+
+
+@pytest.mark.parametrize("place", ["units", "run"])
+def test_units_of_another_place_can_be_named(folder: Path, tmp_path: Path, expected: bytes, place: str) -> None:
+    broken_off(folder, 3)
+    path = units(folder) if place == "units" else folder / "lightning_logs" / "version_0"
+    elsewhere = ("--trainer.default_root_dir", str(tmp_path / "elsewhere"))
+    ended = command(folder, *RUN, *elsewhere, "--resume", str(path))
+    assert ended.code == 0, ended.err
+    results = tmp_path / "elsewhere" / "lightning_logs" / "version_0"
+    assert json.loads((results / "run.json").read_text())["units_resumed"] == 3
+    assert (results / "masks.csv").read_bytes() == expected
+
+
+def test_named_units_of_another_run_are_refused_with_what_differs(folder: Path) -> None:
+    broken_off(folder, 3)
+    ended = command(folder, *RUN, "--data.max_images", "20", "--resume", str(units(folder)))
+    assert ended.code == 2
+    message = only_message(ended)
+    assert "data.max_images: 20 here, null there" in message
+    assert "whose numbers must not be mixed" in message
+
+
+@pytest.mark.parametrize("words", [("--resume", "nowhere"), ("--resume", "set")])
+def test_a_path_without_units_is_refused(folder: Path, words: tuple[str, ...]) -> None:
+    ended = command(folder, *RUN, *words)
+    assert ended.code == 2
+    assert f"got '{words[1]}'" in only_message(ended)
+
+
+def test_a_broken_unit_is_named_and_scored_again_when_deleted(folder: Path, expected: bytes) -> None:
+    broken_off(folder, 3)
+    file = units(folder) / "units-00000-00001.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    ended = command(folder, *RUN)
+    assert ended.code == 1
+    assert "units-00000-00001.npz" in only_message(ended)
+    file.unlink()
+    again, batches = counted_batches(folder)
+    assert (again.code, batches) == (0, 4)
+    assert (again.directory(2) / "masks.csv").read_bytes() == expected
+
+
+def test_units_of_another_runs_arrays_are_named(folder: Path) -> None:
+    second = ("test", "--mask-spec", "layer:1", *RUN[3:], "--model.per_class", "true")
+    broken_off(folder, 3)
+    broken_off(folder, 3, *second)
+    one, other = sorted((folder / "lightning_logs" / "units").iterdir())
+    (one / "units-00002-00002.npz").write_bytes((other / "units-00002-00002.npz").read_bytes())
+    (other / "units-00002-00002.npz").write_bytes((one / "units-00000-00001.npz").read_bytes())
+    for words in (RUN, second):
+        ended = command(folder, *words)
+        assert ended.code == 1
+        assert "units-00002-00002.npz" in only_message(ended)
+
+
+def test_rows_that_fitted_once_are_kept_when_going_on(folder: Path) -> None:
+    real = GrowingPass.logits
+
+    def scarce(self: GrowingPass, images: Any, plan: Any, taps: Any = ()) -> Any:
+        if plan.most_rows > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, images, plan, taps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GrowingPass, "logits", scarce)
+        broken_off(folder, 3)
+    ended = command(folder, *RUN)
+    assert ended.code == 0, ended.err
+    found = record(ended, 1)
+    assert found["row_plan"]["budget"] <= 40
+    assert found["units_by_row_budget"] == {str(found["row_plan"]["budget"]): 5}
+    assert found["row_budget"] == 80  # what was asked for, and what the key is made of
+
+
+def test_records_of_all_sessions_come_together(folder: Path) -> None:
+    broken_off(folder, 3, *RUN, "--records")
+    ended = command(folder, *RUN, "--records")
+    assert ended.code == 0, ended.err
+    files = sorted(path.name for path in (ended.directory(1) / "records").iterdir())
+    assert files == [f"unit-{unit:05d}.parquet" for unit in range(5)]
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (7000, 7000))
+from headprobe.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_full_disk_is_one_message_and_the_next_run_goes_on(folder: Path, expected: bytes) -> None:
+    wide = ("test", "--mask-spec", "each:head", *RUN[3:], "--model.per_class", "true")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *wide], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    ended = Ended(done.returncode, done.stdout, done.stderr, folder)
+    assert ended.code == 1
+    message = only_message(ended)
+    assert "(File too large); make room" in message
+    assert "units-" in message
+    assert not list(units(folder).glob("units-*"))
+    again = command(folder, *wide)
+    assert again.code == 0, again.err
+    assert again.rows(1)[0]["images"] == "40"
+
+
+def test_units_that_cannot_be_written_are_one_message(folder: Path) -> None:
+    (folder / "lightning_logs").mkdir()
+    (folder / "lightning_logs" / "units").write_text("a file")
+    ended = command(folder, *RUN)
+    assert ended.code == 1
+    assert "cannot write 'lightning_logs/units/" in only_message(ended)
+
+
+def test_bad_images_are_accepted_afterwards_without_scoring_again(tmp_path: Path) -> None:
+    write_bad(tmp_path)
+    first = command(tmp_path, *RUN)
+    assert first.code == 1
+    assert "2 images could not be used" in only_message(first)
+    skip, batches = counted_batches(tmp_path, *RUN, "--data.on_bad_image", "skip")
+    assert (skip.code, batches) == (0, 0)
+    assert "2 images could not be read and were skipped; all numbers are of the other 38" in " ".join(skip.out.split())
+    wrong, batches = counted_batches(tmp_path, *RUN, "--data.on_bad_image", "wrong")
+    assert (wrong.code, batches) == (0, 0)
+    for version, images, ended in ((0, 38, first), (1, 38, skip), (2, 40, wrong)):
+        rows = ended.rows(version)
+        assert {row["images"] for row in rows} == {str(images)}
+        assert [row["top1_count"] for row in rows] == [row["top1_count"] for row in first.rows(0)]
+        assert [float(row["top1"]) for row in rows] == [int(row["top1_count"]) / images for row in rows]
+        assert [row["nll"] for row in rows] == [row["nll"] for row in first.rows(0)]
+        found = record(ended, version)
+        assert found["bad_images"] == 2
+        assert len((ended.directory(version) / "bad_images.csv").read_text().splitlines()) == 3
+    assert [record(wrong, version)["status"] for version in range(3)] == ["failed", "done", "done"]
+
+
+def write_bad(folder: Path) -> None:
+    """Write the digits with two images that are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    digits(folder / "set", 40, 5)
+    for file, row in ((1, 3), (4, 0)):
+        path = folder / "set" / f"validation-{file:05}-of-00005.parquet"
+        table = pq.read_table(path)
+        images = table.column("image").to_pylist()
+        images[row] = {"bytes": b"no image", "path": "bad.png"}
+        column = pa.array(images, type=table.schema.field("image").type)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("image"), table.schema.field("image"), column), path
+        )

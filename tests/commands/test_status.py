@@ -1,0 +1,65 @@
+"""`headprobe status`: how far a run is."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.callbacks.test_resume import RUN, broken_off, units
+from tests.cli_runs import command, only_message
+from tests.forked import digits, start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    digits(tmp_path / "set", 40, 5)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", ["lightning_logs", "lightning_logs/version_0", "units"])
+def test_a_broken_off_run_says_what_is_done_and_how_to_go_on(folder: Path, path: str) -> None:
+    broken_off(folder, 3)
+    ended = command(folder, "status", str(units(folder)) if path == "units" else path)
+    assert ended.code == 0, ended.err
+    assert "digits_vit on set, 6 masks" in ended.out
+    assert "done: 3 of 5 units, 24 of 40 images" in ended.out
+    assert "the last session failed" in ended.out
+    assert "run the same command again to resume" in ended.out
+
+
+def test_a_finished_run_is_complete(folder: Path) -> None:
+    command(folder, *RUN)
+    ended = command(folder, "status", "lightning_logs", "--json")
+    (status,) = json.loads(ended.out)
+    assert (status["units_done"], status["units_total"], status["images_done"]) == (5, 5, 40)
+    assert (status["running"], status["last_session"]) == (False, "done")
+    assert status["images_per_second"] > 0
+    assert status["seconds_left"] == 0
+
+
+@pytest.mark.slow
+def test_a_run_at_work_says_how_fast_it_is_and_how_long_it_takes(tmp_path: Path) -> None:
+    digits(tmp_path / "set", 400, 14)
+    words = (*RUN, "--data.path", "../set", "--model.row_budget", "2", "--data.batch_size", "2")
+    running = start(tmp_path / "run", *words)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (status,) = json.loads(command(tmp_path / "run", "status", "lightning_logs", "--json").out)
+    shown = command(tmp_path / "run", "status", "lightning_logs").out
+    running.kill()
+    assert status["running"]
+    assert 0 < status["units_done"] < 14
+    assert status["seconds_left"] == pytest.approx((400 - status["images_done"]) / status["images_per_second"])
+    assert f"running (process {running.processes[0].pid} on " in shown
+    assert " left" in shown
+    killed = command(tmp_path / "run", "status", "lightning_logs").out
+    assert "the last session ended from outside" in killed
+
+
+@pytest.mark.parametrize("path", ["nowhere", "set"])
+def test_a_path_without_a_run_is_refused(folder: Path, path: str) -> None:
+    ended = command(folder, "status", path)
+    assert ended.code == 2
+    assert f"got '{path}'" in only_message(ended)
