@@ -1,7 +1,6 @@
 """Keeps finished units on disk while a test runs, and takes them over when the same test is started again."""
 
 import json
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ from headprobe.report.table import console
 from headprobe.run.ledger import Finished, Ledger, find_units, refuse_differences
 from headprobe.run.record import hardware, run_key
 from headprobe.wording import counted
-
-COST = 0.02
-"""Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
 
 AUTO, NEVER = "auto", "never"
 
@@ -40,7 +36,6 @@ class UnitLedger(lightning.Callback):
         self.taken_over = 0  #: units that were finished before
         self._found: tuple[Node, ...] = ()
         self._probe: HeadProbe | None = None
-        self._written = self._took = 0.0
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the ledger of this run, lock it, and leave its finished units out of what is to do.
@@ -52,7 +47,7 @@ class UnitLedger(lightning.Callback):
         if stage != "test" or not isinstance(pl_module, HeadProbe):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
-        self._probe, self._written, self._took = pl_module, 0.0, 0.0
+        self._probe = pl_module
         found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
         if self.ledger is None:
             self.ledger = Ledger(Path(found["directory"]), data.units)
@@ -100,8 +95,8 @@ class UnitLedger(lightning.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Store a unit that has just been finished, unless the last write was a moment ago."""
-        if batch.last and time.monotonic() - self._written >= self._took / COST:
-            self._save()
+        if batch.last and self.ledger is not None and self._probe is not None and self._probe.book is not None:
+            self.ledger.save_in_time(self._probe.book.nodes)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Store the whole, which replaces all parts of it, those of other processes too."""
@@ -128,12 +123,8 @@ class UnitLedger(lightning.Callback):
             self.ledger = None
 
     def _save(self) -> None:
-        if self.ledger is None or self._probe is None or self._probe.book is None:
-            return
-        began = time.monotonic()
-        self.ledger.save(self._probe.book.nodes)
-        self._written = time.monotonic()
-        self._took = self._written - began
+        if self.ledger is not None and self._probe is not None and self._probe.book is not None:
+            self.ledger.save(self._probe.book.nodes)
 
 
 def _shown(path: Path) -> Path:

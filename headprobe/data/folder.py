@@ -74,7 +74,9 @@ class FolderSource(Source):
                 return content.read(MOST_BYTES + 1)
         except OSError as error:
             if error.errno not in OF_ONE_FILE or not self._root.is_dir():
-                raise RunError(f"{file} cannot be read: {error.strerror}. Run the same command again") from None
+                raise RunError(
+                    f"{file} cannot be read: {error.strerror}. Run the same command again to resume"
+                ) from None
             return Unreadable(f"the file cannot be read: {error.strerror}")
 
     def _of_unit(self, unit: int) -> list[str]:

@@ -57,7 +57,9 @@ def read_footer(path: str) -> Footer:
             digest = hashlib.sha256(file.read(length)).hexdigest()
             groups = _group_sizes(metadata)
     except FOOTER_ERRORS as error:
-        raise RunError(f"{name} cannot be read as Parquet: {safe_text(error)}. Replace it and run again") from None
+        raise RunError(
+            f"{name} cannot be read as Parquet: {safe_text(error)}. Replace it and run the same command again to resume"
+        ) from None
     return Footer(name, size, groups, digest, schema)
 
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from headprobe.data.footer import plan_units, read_footer
 from headprobe.data.inside import check_inside, outside
+from headprobe.data.one_schema import check_one_schema
 from headprobe.data.redact import safe_text
 from headprobe.data.retries import AGAIN, be_patient, gave_up
 from headprobe.data.source import Chunk, Request, Source, UnitRule, choose_split, file_name
@@ -77,7 +78,9 @@ def _cut(
             f"--data.unit must be file or auto: {request.path} is not made of Parquet files, got row_group"
         )
     if _all_parquet(files) and (rule == "row_group" or request.sizes):
-        names, sizes = plan_units([read_footer(file) for file in files], rule)
+        footers = [read_footer(file) for file in files]
+        check_one_schema(footers, request)
+        names, sizes = plan_units(footers, rule)
     try:
         stream = stream.reshard() if rule == "row_group" else stream
     except HUB_ERRORS as error:

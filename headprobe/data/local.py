@@ -32,21 +32,16 @@ class LocalSource(StreamedSource):
         if promised == 0:  # a file without rows may lack the columns
             return
         given = 0
-        try:
-            for chunk in super().chunks(unit, rows):
-                given += len(chunk.images)
-                if promised is not None and given > promised:
-                    break
-                yield chunk
-        except DAMAGE as error:
-            raise RunError(
-                f"{self.unit_name(unit)} (unit {unit}) cannot be read: {safe_text(error)}. "
-                "Replace the file, then run the same command again"
-            ) from None
+        for chunk in super().chunks(unit, rows):
+            given += len(chunk.images)
+            if promised is not None and given > promised:
+                break
+            yield chunk
         if promised is not None and given != promised:
             raise RunError(
                 f"{self.unit_name(unit)} (unit {unit}) is damaged: its footer promises {promised} rows, and there are "
-                f"{'fewer' if given < promised else 'more'}. Replace the file, then run the same command again"
+                f"{'fewer' if given < promised else 'more'}. Replace the file, then run the same command again "
+                "to resume"
             )
 
 
@@ -60,7 +55,7 @@ def open_parquet_folder(request: Request, folder: Path) -> Source:
     _tell_nobody()
     try:
         builder = datasets.load_dataset_builder(str(folder.resolve()), request.name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script, which is not run
         raise _explain(error, request) from None
     files = {str(split): [str(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
     split = choose_split(request.split, list(files), request.path)

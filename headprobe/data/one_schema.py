@@ -21,7 +21,7 @@ def check_one_schema(footers: Sequence[Footer], request: Request) -> None:
         RunError: One does not; the message names the file and what it has.
     """
     filled = [footer for footer in footers if footer.rows]
-    for column in (request.image_column, request.label_column):
+    for column in (request.image_column, request.label_column) if filled else ():
         first = _content(filled[0], column)
         for footer in filled[1:]:
             difference = _difference(_content(footer, column), first, column == request.label_column)

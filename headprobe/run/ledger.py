@@ -10,6 +10,7 @@ count.
 import json
 import re
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -50,6 +51,9 @@ class Finished:
     bad: int
 
 
+COST = 0.02
+"""Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
+
 Span = tuple[int, int]
 """The first and the last unit of a file."""
 
@@ -66,6 +70,7 @@ class Ledger:
         self.directory = directory
         self.units = units
         self._stored: set[Span] = set()
+        self._written = self._took = 0.0
         self._lock = Lock(directory / "lock")
 
     def open(self, describe: Mapping[str, Any], session: Mapping[str, Any]) -> Finished:
@@ -177,6 +182,18 @@ class Ledger:
                 (self.directory / file_of(replaced)).unlink(missing_ok=True)
                 self._stored.discard(replaced)
             self._stored.add(span)
+
+    def save_in_time(self, nodes: Mapping[Node, Part]) -> None:
+        """Store what is not stored yet, but not so often that writing takes more than `COST` of the time.
+
+        Raises:
+            RunError: A file cannot be written.
+        """
+        began = time.monotonic()
+        if began - self._written >= self._took / COST:
+            self.save(nodes)
+            self._written = time.monotonic()
+            self._took = self._written - began
 
     def tidy(self) -> None:
         """Delete files whose units are in a larger one, and what crashes left half-written."""

@@ -1,0 +1,156 @@
+"""What units and their ledger cost beside a plain loop: ``python -m benchmarks.ledger --data PATH --weights FILE``.
+
+Both take turns, unit by unit, on the same images in one process: read, decode, run under one mask, count. Ours also
+notes every row, keeps the sums by unit, adds them up in their tree and stores them.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.errors import RunError, UsageError
+from headprobe.masks.spec import MaskSpec
+from headprobe.metrics.accuracy import PairedAccuracy
+from headprobe.module import HeadProbe
+from headprobe.run.ledger import Ledger
+
+PLAIN, OURS = "plain loop", "units and ledger"
+Times = dict[str, list[tuple[float, float]]]
+"""Seconds on the clock and CPU seconds of each round, by case."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table and write the numbers."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        probe, data = prepare(options)
+    except (UsageError, RunError) as error:
+        raise SystemExit(str(error)) from None
+    times = take_turns(probe, data, options.repeats)
+    rows = compare(times)
+    setting = {
+        "model": options.model,
+        "mask": options.mask,
+        "data": Path(options.data).name,
+        "images": data.expected_images,
+        "units": data.units,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "torch": torch.__version__,
+    }
+    print(table(setting, rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps({**setting, "cases": rows}, indent=2) + "\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
+    parser.add_argument("--data", default="digits", help="as --data.path of headprobe; by default the bundled digits")
+    parser.add_argument("--model", default="digits_vit", help="as --model.name of headprobe")
+    parser.add_argument("--weights", help="as --model.weights of headprobe")
+    parser.add_argument("--mask", default="layer:3", help="as --mask-spec of headprobe")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, each of them all images in both ways")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    for name in ("threads", "repeats"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+def prepare(options: argparse.Namespace) -> tuple[HeadProbe, ImageNetDataModule]:
+    """Return the model under its mask, its passes planned, and the data bound to it."""
+    probe = HeadProbe(options.model, options.weights).eval()
+    probe.ablate([MaskSpec(options.mask)])
+    data = ImageNetDataModule(options.data, num_workers=0)
+    data.prepare_data()
+    data.bind(probe.data_config, probe.num_classes)
+    probe.plan_passes(data.batch_size)
+    return probe, data
+
+
+def take_turns(probe: HeadProbe, data: ImageNetDataModule, repeats: int) -> Times:
+    """Return the times of each case and round, after one round to warm up; who begins changes with every unit."""
+    times: Times = {PLAIN: [], OURS: []}
+    with torch.inference_mode():
+        for round_ in range(-1, repeats):
+            spent = one_round(probe, data)
+            for name, one in spent.items() if round_ >= 0 else ():
+                times[name].append(one)
+    return times
+
+
+def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[float, float]]:
+    """Score all images in both ways and return the seconds of each, checking that both count the same."""
+    directory = Path(tempfile.mkdtemp())
+    metric = PairedAccuracy(len(probe.masks), probe.num_classes)
+    probe.begin_units(data.units, None, data.unit_sizes)
+    ledger, book = Ledger(directory, data.units), probe.book
+    if book is None:
+        raise SystemExit("the model has no book of units")
+
+    def plain(unit: int) -> None:
+        data.todo = [unit]
+        for batch in data.stream():
+            metric.update(probe.masked_logits(batch.images), batch.labels)
+
+    def ours(unit: int) -> None:
+        data.todo = [unit]
+        for number, batch in enumerate(data.stream()):
+            probe.test_step(batch, number)
+        ledger.save_in_time(book.nodes)
+
+    spent = {PLAIN: (0.0, 0.0), OURS: (0.0, 0.0)}
+    cases: list[tuple[str, Callable[[int], None]]] = [(PLAIN, plain), (OURS, ours)]
+    for unit in range(data.units):
+        cases.reverse()
+        for name, score in cases:
+            began, began_cpu = time.perf_counter(), time.process_time()
+            score(unit)
+            clock, cpu = spent[name]
+            spent[name] = clock + time.perf_counter() - began, cpu + time.process_time() - began_cpu
+    whole = book.whole()["scores"]
+    shutil.rmtree(directory)
+    if not torch.equal(whole.top1, metric.top1):
+        raise SystemExit("both ways must count the same images right")
+    return spent
+
+
+def compare(times: Times) -> list[dict[str, Any]]:
+    """Return for each case its time relative to the plain loop: of the minima, and median over rounds."""
+    rows = []
+    for name, of_case in times.items():
+        row: dict[str, Any] = {"case": name, "seconds": min(clock for clock, _ in of_case)}
+        for kind, place in (("clock", 0), ("cpu", 1)):
+            mine, plain = ([one[place] for one in found] for found in (of_case, times[PLAIN]))
+            row[f"{kind}_ratio_of_minima"] = min(mine) / min(plain)
+            row[f"{kind}_median_ratio"] = median(one / other for one, other in zip(mine, plain, strict=True))
+        rows.append(row)
+    return rows
+
+
+def table(setting: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in setting.items()),
+        "",
+        "| case | clock: minima | median | CPU: minima | median |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    columns = ("clock_ratio_of_minima", "clock_median_ratio", "cpu_ratio_of_minima", "cpu_median_ratio")
+    lines += [f"| {row['case']} | " + " | ".join(f"{row[name]:.3f}" for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
