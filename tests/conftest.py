@@ -65,13 +65,13 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["headprobe"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sample_images() -> Path:
     """Give the folder of 500 real ImageNet images, or skip."""
     return _shared("imagenet_sample")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def deit_tiny_weights() -> Path:
     """Give the published DeiT-Ti weights, or skip."""
     return _shared("deit_tiny/model.safetensors")

@@ -1,4 +1,7 @@
-"""Several processes, for real: the same numbers as one, one message when one fails, one end on Ctrl-C."""
+"""Several processes, started by Lightning or torchrun: the same numbers as one, one message when one fails, one end.
+
+All numbers of processes, workers and files are in test_exactly_once.py.
+"""
 
 import json
 import os
@@ -71,9 +74,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (ended.directory() / "masks.csv").read_bytes()
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (3, 0)])
-def test_masks_csv_is_the_same_to_the_last_bit(tmp_path: Path, alone: bytes, processes: int, workers: int) -> None:
-    ended = run(tmp_path, *TEST, *several(processes), "--data.num_workers", str(workers))
+def test_masks_csv_is_the_same_to_the_last_bit(tmp_path: Path, alone: bytes) -> None:
+    ended = run(tmp_path, *TEST, *several(2), "--data.num_workers", "2")
     assert ended.code == 0, ended.err
     assert all(line.startswith("headprobe: scored ") for line in ended.err.splitlines())
     assert (ended.directory() / "masks.csv").read_bytes() == alone
@@ -107,14 +109,10 @@ def described_alone(
     return described(tmp_path_factory.mktemp("described"), "--data.num_workers", "0")
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (3, 0)])
 def test_the_description_of_heads_is_the_same_to_the_last_bit(
-    tmp_path: Path,
-    described_alone: tuple[dict[str, bytes], dict[str, NDArray[np.generic]]],
-    processes: int,
-    workers: int,
+    tmp_path: Path, described_alone: tuple[dict[str, bytes], dict[str, NDArray[np.generic]]]
 ) -> None:
-    tables, arrays = described(tmp_path, *several(processes), "--data.num_workers", str(workers))
+    tables, arrays = described(tmp_path, *several(3), "--data.num_workers", "1")
     assert tables == described_alone[0]
     assert arrays.keys() == described_alone[1].keys()
     assert [name for name, array in arrays.items() if not same(array, described_alone[1][name])] == []

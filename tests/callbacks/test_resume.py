@@ -1,6 +1,8 @@
 """The same command again: what was finished is not scored again, and what is not the same is not mixed."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +247,50 @@ def test_a_full_disk_is_one_message_and_the_next_run_goes_on(folder: Path, expec
     again = command(folder, *wide)
     assert again.code == 0, again.err
     assert again.rows(1)[0]["images"] == "40"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_half_way_loses_nothing_that_was_stored(
+    folder: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real, step = os.fsync, HeadProbe.test_step
+    steps: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        if len(steps) >= 4:
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    def test_step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
+        steps.append(batch_idx)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(HeadProbe, "test_step", test_step)
+        patch.setattr("headprobe.run.ledger.COST", 1e9)  # store after every unit
+        ended = command(folder, *RUN)
+    assert ended.code == 1
+    message = only_message(ended)
+    assert f"({os.strerror(number)}); make room" in message
+    assert "run the same command again to resume" in message
+    again = command(folder, *RUN)
+    assert again.code == 0, again.err
+    assert record(again, 1)["units_resumed"] == 3
+    assert (again.directory(1) / "masks.csv").read_bytes() == expected
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only directories")
+def test_a_read_only_directory_is_one_message_and_the_next_run_goes_on(folder: Path, expected: bytes) -> None:
+    broken_off(folder, 3)
+    directory = units(folder)
+    directory.chmod(0o500)
+    ended = command(folder, *RUN)
+    directory.chmod(0o700)
+    assert ended.code == 1
+    assert "cannot write" in only_message(ended)
+    again = command(folder, *RUN)
+    assert (again.directory(2) / "masks.csv").read_bytes() == expected
 
 
 def test_units_that_cannot_be_written_are_one_message(folder: Path) -> None:

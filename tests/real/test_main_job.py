@@ -1,21 +1,47 @@
 """The main job on published weights and real images, against numbers from timm alone."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli_runs import command
+from tests.cli_runs import Ended, command
+from tests.forked import run, start
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-def test_deit_tiny_scores_as_timm_does(tmp_path: Path, sample_images: Path, deit_tiny_weights: Path) -> None:
-    ended = command(
-        tmp_path, "test", "--model.name", "deit_tiny_patch16_224", "--model.weights", str(deit_tiny_weights),
-        "--data.path", str(sample_images), "--mask-spec", "layer:0", "--data.num_workers", "0",
-    )  # fmt: skip
+def words(images: Path, weights: Path, workers: int) -> tuple[str, ...]:
+    model = ("--model.name", "deit_tiny_patch16_224", "--model.weights", str(weights.resolve()))
+    data = ("--data.path", str(images.resolve()), "--data.num_workers", str(workers), "--trainer.accelerator", "cpu")
+    return ("test", "--mask-spec", "layer:0", *model, *data)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, sample_images: Path, deit_tiny_weights: Path) -> Ended:
+    ended = command(tmp_path_factory.mktemp("alone"), *words(sample_images, deit_tiny_weights, 0))
     assert ended.code == 0, ended.err
-    baseline, masked = ended.rows()
+    return ended
+
+
+def test_deit_tiny_scores_as_timm_does(alone: Ended) -> None:
+    baseline, masked = alone.rows()
     assert (baseline["images"], baseline["top1_count"], baseline["top5_count"]) == ("500", "396", "474")
     assert float(baseline["nll"]) == pytest.approx(0.9685, abs=5e-5)
     assert masked["top1_count"] == "379"
+
+
+def test_two_processes_with_two_workers_killed_and_started_again_give_the_same_bits(
+    tmp_path: Path, alone: Ended, sample_images: Path, deit_tiny_weights: Path
+) -> None:
+    job = words(sample_images, deit_tiny_weights, 2)
+    running = start(tmp_path, *job, processes=2)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.kill()
+    ended = run(tmp_path, *job, processes=2)
+    assert ended.code == 0, ended.err
+    assert json.loads((ended.directory(1) / "run.json").read_text())["units_resumed"] > 0
+    assert (ended.directory(1) / "masks.csv").read_bytes() == (alone.directory() / "masks.csv").read_bytes()
