@@ -16,6 +16,7 @@ from headprobe.module import HeadProbe
 from headprobe.report.table import console
 from headprobe.run.ledger import Finished, Ledger, find_units, refuse_differences
 from headprobe.run.record import hardware, run_key
+from headprobe.units import UnitBook
 from headprobe.wording import counted
 
 AUTO, NEVER = "auto", "never"
@@ -35,7 +36,7 @@ class UnitLedger(lightning.Callback):
         self.ledger: Ledger | None = None
         self.taken_over = 0  #: units that were finished before
         self._found: tuple[Node, ...] = ()
-        self._probe: HeadProbe | None = None
+        self._book: UnitBook | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the ledger of this run, lock it, and leave its finished units out of what is to do.
@@ -47,7 +48,8 @@ class UnitLedger(lightning.Callback):
         if stage != "test" or not isinstance(pl_module, HeadProbe):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
-        self._probe = pl_module
+        self._found = ()  # the first process finds them
+        self._book = None  # a book of an earlier test must never come into this ledger
         found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
         if self.ledger is None:
             self.ledger = Ledger(Path(found["directory"]), data.units)
@@ -64,12 +66,12 @@ class UnitLedger(lightning.Callback):
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))
             refuse_differences(directory, describe)
-        self.ledger = Ledger(directory, data.units)
+        ledger = Ledger(directory, data.units)
         if self.resume == NEVER:
-            self.ledger.forget()
+            ledger.forget()
         session = {"command": command_line(), "processes": trainer.world_size, "hardware": hardware()}
-        finished = self.ledger.open(describe, session | {"images": data.expected_images})
-        self._found = finished.nodes
+        finished = ledger.open(describe, session | {"images": data.expected_images})
+        self.ledger, self._found = ledger, finished.nodes
         if finished.rows:
             console.print(_resuming(finished, data, directory), soft_wrap=True, markup=False, highlight=False)
         found = {"directory": str(directory), "done": sorted(finished.rows), "budget": finished.least_budget}
@@ -77,11 +79,12 @@ class UnitLedger(lightning.Callback):
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take over the sums of finished units; the first process holds them from now on."""
-        if self.ledger is None or self._probe is None or self._probe.book is None or not trainer.is_global_zero:
+        if self.ledger is None or not isinstance(pl_module, HeadProbe) or pl_module.book is None:
             return
+        self._book = pl_module.book
         for node in self._found:  # not what other processes have stored meanwhile
             try:
-                self._probe.book.add_node(node, self.ledger.load(node))
+                self._book.add_node(node, self.ledger.load(node))
             except ValueError as error:
                 raise self.ledger.broken(node, error) from None
 
@@ -95,8 +98,8 @@ class UnitLedger(lightning.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Store a unit that has just been finished, unless the last write was a moment ago."""
-        if batch.last and self.ledger is not None and self._probe is not None and self._probe.book is not None:
-            self.ledger.save_in_time(self._probe.book.nodes)
+        if batch.last and self.ledger is not None and self._book is not None:
+            self.ledger.save_in_time(self._book.nodes)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Store the whole, which replaces all parts of it, those of other processes too."""
@@ -120,11 +123,11 @@ class UnitLedger(lightning.Callback):
         """Let others work on these units."""
         if self.ledger is not None:
             self.ledger.close()
-            self.ledger = None
+            self.ledger = self._book = None
 
     def _save(self) -> None:
-        if self.ledger is not None and self._probe is not None and self._probe.book is not None:
-            self.ledger.save(self._probe.book.nodes)
+        if self.ledger is not None and self._book is not None:
+            self.ledger.save(self._book.nodes)
 
 
 def _shown(path: Path) -> Path:
