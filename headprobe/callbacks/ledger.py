@@ -14,7 +14,8 @@ from headprobe.gather import from_first
 from headprobe.metrics.unit_tree import Node
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
-from headprobe.run.ledger import Finished, Ledger, find_units, refuse_differences
+from headprobe.run.ledger import Finished, Ledger, find_units
+from headprobe.run.mismatch import refuse_differences
 from headprobe.run.record import hardware, run_key
 from headprobe.units import UnitBook
 from headprobe.wording import counted

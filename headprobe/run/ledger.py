@@ -8,7 +8,6 @@ count.
 """
 
 import json
-import re
 import struct
 import time
 import zipfile
@@ -26,9 +25,9 @@ from headprobe.metrics.unit_tree import Node
 from headprobe.run.files import cannot_write, write_text, writing
 from headprobe.run.lock import Lock
 from headprobe.run.results import read_key
+from headprobe.run.spans import Span, file_of, node_of, span_of, unit_files, within
 
 LEDGER = "ledger.json"
-_UNITS = re.compile(r"units-(\d{5,})-(\d{5,})\.npz")
 
 # What reading a file that is not one of ours was seen to raise.
 BROKEN = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
@@ -53,9 +52,6 @@ class Finished:
 
 COST = 0.02
 """Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
-
-Span = tuple[int, int]
-"""The first and the last unit of a file."""
 
 
 class Ledger:
@@ -178,7 +174,7 @@ class Ledger:
                 continue
             with writing(self.directory / file_of(span)) as file:
                 write_part(part, file)
-            for replaced in [own for own in self._stored if _within(own, span)]:
+            for replaced in [own for own in self._stored if within(own, span)]:
                 (self.directory / file_of(replaced)).unlink(missing_ok=True)
                 self._stored.discard(replaced)
             self._stored.add(span)
@@ -207,7 +203,7 @@ class Ledger:
     def _largest(self) -> list[Span]:
         """Return the stored files, without those that are part of another."""
         spans = sorted(unit_files(self.directory))
-        return [span for span in spans if not any(_within(span, other) for other in spans)]
+        return [span for span in spans if not any(within(span, other) for other in spans)]
 
     def _write(self, content: Mapping[str, Any]) -> None:
         write_text(self.directory / LEDGER, json.dumps(content, indent=1, default=str) + "\n")
@@ -228,40 +224,6 @@ def broken_file(path: Path, error: BaseException) -> RunError:
         f"{str(path)!r}, which holds finished units, is broken ({reason}): "
         "delete it and run the same command again; its units are scored again"
     )
-
-
-def unit_files(directory: Path) -> dict[Span, Path]:
-    """Return the files of finished units."""
-    found = ((_UNITS.fullmatch(path.name), path) for path in directory.glob("units-*.npz"))
-    return {(int(match[1]), int(match[2])): path for match, path in found if match}
-
-
-def file_of(span: Span) -> str:
-    """Return the name of the file of neighbouring units."""
-    return f"units-{span[0]:05d}-{span[1]:05d}.npz"
-
-
-def span_of(node: Node, units: int) -> Span:
-    """Return the first and the last unit of a node of the unit tree."""
-    level, index = node
-    return index << level, min((index + 1) << level, units) - 1
-
-
-def node_of(span: Span, units: int) -> Node:
-    """Return the lowest node of the unit tree that holds exactly these units.
-
-    Raises:
-        RunError: There is none.
-    """
-    level = max(0, (span[1] - span[0]).bit_length())
-    node = level, span[0] >> level
-    if span_of(node, units) != span:
-        raise RunError(f"{file_of(span)} holds no node of {units} units: delete it and run the same command again")
-    return node
-
-
-def _within(inner: Span, outer: Span) -> bool:
-    return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 def read_ledger(directory: Path) -> dict[str, Any] | None:
@@ -298,39 +260,6 @@ def find_units(path: Path) -> Path:
             f"units, lightning_logs/units/KEY, got {str(path)!r}"
         )
     return units
-
-
-def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
-    """Return in words what differs between two descriptions of a run, such as `data.max_images: 40 here, 50 there`."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        names = sorted({*mine, *theirs})
-        inside = (differences(mine.get(n), theirs.get(n), f"{place}.{n}" if place else n) for n in names)
-        return [line for lines in inside for line in lines]
-    if mine == theirs:
-        return []
-    shown = (text if len(text := json.dumps(value)) <= 80 else f"{text[:77]}..." for value in (mine, theirs))
-    return [f"{place}: {next(shown)} here, {next(shown)} there"]
-
-
-def refuse_differences(directory: Path, describe: Mapping[str, Any]) -> None:
-    """Refuse to go on with the units of a run that would give other numbers.
-
-    Raises:
-        UsageError: There is no ledger, or it differs; the message lists in what.
-    """
-    content = read_ledger(directory)
-    if content is None:
-        raise UsageError(
-            "--resume must name the units of a run (lightning_logs/units/KEY), or its directory, "
-            f"got {str(directory)!r}"
-        )
-    lines = differences(json.loads(json.dumps(describe)), content["describe"])
-    if lines:
-        command = content["sessions"][-1].get("command", "unknown") if content["sessions"] else "unknown"
-        raise UsageError(
-            f"{str(directory)!r} holds units of another run, whose numbers must not be mixed with this one's; run its "
-            f"own command ({command}) or leave --resume out. It differs in\n  " + "\n  ".join(lines[:20])
-        )
 
 
 def now() -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.errors import RunError, UsageError
-from headprobe.run.ledger import Finished, Ledger, read_ledger, unit_files
+from headprobe.run.ledger import Finished, Ledger, read_ledger
 from headprobe.run.lock import describe_holder, is_held
+from headprobe.run.spans import unit_files
 
 TRIES = 5  # a run at work replaces files while they are listed
 

@@ -18,8 +18,10 @@ from headprobe.errors import RunError, UsageError
 from headprobe.metrics.coverage import Coverage
 from headprobe.metrics.parts import Part, merge_parts
 from headprobe.metrics.unit_tree import UnitTree
-from headprobe.run.ledger import Ledger, differences, find_units, node_of, refuse_differences, span_of, unit_files
+from headprobe.run.ledger import Ledger, find_units
 from headprobe.run.lock import is_held
+from headprobe.run.mismatch import differences, refuse_differences
+from headprobe.run.spans import node_of, span_of, unit_files
 
 SESSION = {"command": "headprobe test", "images": 20}
 DESCRIBE: dict[str, Any] = {"model": {"name": "vit"}, "data": {"max_images": 40}, "masks": [["layer:3", "aa"]]}
