@@ -12,7 +12,7 @@ from torch import Tensor
 from headprobe.backbone.facts import layer_facts
 from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
-from headprobe.backbone.weights import ModelSource, create_backbone, data_config, weights_digest
+from headprobe.backbone.weights import ModelSource, built_options, create_backbone, data_config, weights_digest
 from headprobe.errors import RunError, UsageError
 from headprobe.fitting import FitSteps
 from headprobe.gather import from_first, gather_nodes
@@ -141,7 +141,7 @@ class HeadProbe(FitSteps):
             "name": self.source.name,
             "weights": self.source.weights,
             "weights_sha256": weights_digest(self.backbone),
-            "options": dict(self.source.options),
+            "options": built_options(self.source),
             "num_classes": self.num_classes,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),

@@ -183,6 +183,24 @@ def test_a_second_run_of_the_same_key_is_refused_while_the_first_is_at_work(tmp_
     assert done.rows()[0]["images"] == "400"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_process_ends_all_and_keeps_what_is_finished(tmp_path: Path, rank: int) -> None:
+    digits(tmp_path / "set", 400, 14)
+    words = (*SWEEP, "--model.row_budget", "2", "--data.batch_size", "2", "--data.num_workers", "0")
+    running = start(tmp_path / "run", *words, processes=2)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.processes[rank].terminate()
+    ended = running.wait(30)
+    assert ended.code == 1
+    assert only_message(ended) == "ended from outside (SIGTERM); run the same command again to resume\n"
+    assert json.loads((ended.directory() / "run.json").read_text())["status"] == "interrupted"
+    again = run(tmp_path / "run", *words)
+    assert again.code == 0, again.err
+    assert again.rows(1)[0]["images"] == "400"
+
+
 def test_two_nodes_without_a_common_disk_give_the_numbers_of_one(tmp_path: Path) -> None:
     digits(tmp_path / "set", 40, 5)
     (tmp_path / "node 1").mkdir()

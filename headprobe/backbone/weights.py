@@ -74,6 +74,12 @@ def create_backbone(source: ModelSource) -> nn.Module:
     return backbone.eval()
 
 
+def built_options(source: ModelSource) -> dict[str, Any]:
+    """Return the options that a model is built with: the user's own over those that its weights were saved with."""
+    source = _resolved(source)
+    return _merged(_recipe_options(source), source.options) if source.weights is not None else dict(source.options)
+
+
 def data_config(backbone: nn.Module) -> dict[str, Any]:
     """Return timm's evaluation transform of a model: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, ...
 

@@ -1,9 +1,12 @@
 """What a run is, as plain data: all that changes its numbers, from which its key follows."""
 
+import os
 import sys
 from typing import Any
 
 import lightning
+import torch
+from timm.layers import use_fused_attn
 
 from headprobe.callbacks.heads import head_callbacks
 from headprobe.module import HeadProbe
@@ -29,8 +32,9 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dic
         # a list: the sums have the masks' order
         "masks": [[named.name, named.mask.digest] for named in probe.masks],
         "ablation": probe.ablation,
-        "statistics": ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records, *statistics],
+        "statistics": [*_scored(probe, records), *statistics],
         "precision": str(trainer.precision),
+        "arithmetic": arithmetic(),
         "device": device.type,
         "batch_size": trainer.datamodule.batch_size,  # type: ignore[attr-defined]
         "row_budget": probe.budget_on(device),
@@ -38,9 +42,36 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dic
     }
 
 
-def without_places(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Leave out where the weights lie: their digest says what they are."""
-    return {**numbers, "model": {name: value for name, value in numbers["model"].items() if name != "weights"}}
+def keeps_records(trainer: Any) -> bool:
+    """Say whether a callback of a trainer keeps a row per image, which a unit is not finished without."""
+    return any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks)
+
+
+def arithmetic() -> dict[str, Any]:
+    """Return the settings of torch and timm that change how the same numbers are computed."""
+    backends: Any = torch.backends
+    if hasattr(backends, "fp32_precision"):  # torch 2.9 and later, which refuses to be asked the older way too
+        products = [backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision]
+    else:
+        products = [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
+    overrides = {name: os.environ[name] for name in sorted(os.environ) if name.endswith("TF32_OVERRIDE")}
+    return {"fused_attention": bool(use_fused_attn()), "float32_on_gpu": products, **overrides}
+
+
+def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dict[str, Any]:
+    """Return what a run's key is made of.
+
+    Places of weights and local data are left out, digests say what they are, and so is what no sum depends on.
+    """
+    model = {name: value for name, value in numbers["model"].items() if name != "weights"}
+    data = {name: value for name, value in numbers["data"].items() if name != "path" or not numbers["data"]["local"]}
+    # sums go by name, whatever the order of the callbacks
+    summed = sorted((callback.statistic.summed() for callback in head_callbacks(trainer)), key=lambda one: one["name"])
+    return {**numbers, "model": model, "data": data, "statistics": [*_scored(probe, records), *summed]}
+
+
+def _scored(probe: HeadProbe, records: bool) -> list[str]:
+    return ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records]
 
 
 def command_line() -> str:

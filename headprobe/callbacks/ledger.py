@@ -8,8 +8,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.identity import command_line, identify, without_places
-from headprobe.errors import RunError
+from headprobe.callbacks.identity import command_line, identify, keeps_records, what_counts
+from headprobe.errors import RunError, UsageError
 from headprobe.gather import from_first
 from headprobe.metrics.unit_tree import Node
 from headprobe.module import HeadProbe
@@ -29,11 +29,10 @@ class UnitLedger(lightning.Callback):
     Args:
         resume: `auto` goes on with the units of the same run, if there are any; `never` deletes them and starts over;
             anything else is the directory of units (or of results) that must be gone on with.
-        records: Whether a row per image is kept too.
     """
 
-    def __init__(self, resume: str = AUTO, records: bool = False) -> None:
-        self.resume, self.records = resume, records
+    def __init__(self, resume: str = AUTO) -> None:
+        self.resume = resume
         self.ledger: Ledger | None = None
         self.taken_over = 0  #: units that were finished before
         self._found: tuple[Node, ...] = ()
@@ -49,6 +48,9 @@ class UnitLedger(lightning.Callback):
         if stage != "test" or not isinstance(pl_module, HeadProbe):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+        if data is None:
+            raise UsageError("UnitLedger needs a data module, whose units it can leave out: test(datamodule=...)")
+        self.ledger = None
         self._found = ()  # the first process finds them
         self._book = None  # a book of an earlier test must never come into this ledger
         found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
@@ -62,7 +64,9 @@ class UnitLedger(lightning.Callback):
     def _open(self, trainer: lightning.Trainer, probe: HeadProbe) -> str:
         """Open the ledger, on the first process, and say what the others must know of it."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        describe = without_places(identify(trainer, probe, self.records))
+        records = keeps_records(trainer)
+        numbers = identify(trainer, probe, records)
+        describe = what_counts(numbers, trainer, probe, records)
         directory = _shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(describe)
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))
@@ -70,8 +74,9 @@ class UnitLedger(lightning.Callback):
         ledger = Ledger(directory, data.units)
         if self.resume == NEVER:
             ledger.forget()
+        about = {"data": numbers["data"]["path"], "images": data.expected_images}
         session = {"command": command_line(), "processes": trainer.world_size, "hardware": hardware()}
-        finished = ledger.open(describe, session | {"images": data.expected_images})
+        finished = ledger.open(describe, session | about)
         self.ledger, self._found = ledger, finished.nodes
         if finished.rows:
             console.print(_resuming(finished, data, directory), soft_wrap=True, markup=False, highlight=False)
@@ -115,16 +120,25 @@ class UnitLedger(lightning.Callback):
         """Store what is finished."""
         if self.ledger is None:
             return
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         with suppress(RunError):  # on a full disk the first error is the one to show
             self._save()
-            stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        with suppress(RunError):
             self.ledger.end("interrupted" if stopped else "failed")
+        self._let_go(trainer, pl_module)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Let others work on these units."""
-        if self.ledger is not None:
-            self.ledger.close()
-            self.ledger = self._book = None
+        self._let_go(trainer, pl_module)
+
+    def _let_go(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.ledger is None:
+            return
+        self.ledger.close()
+        self.ledger = self._book = None
+        trainer.datamodule.todo = None  # type: ignore[attr-defined]  # another test scores all again
+        if isinstance(pl_module, HeadProbe):
+            pl_module.most_rows = None
 
     def _save(self) -> None:
         if self.ledger is not None and self._book is not None:

@@ -15,7 +15,7 @@ from headprobe.callbacks.directory import run_directory
 from headprobe.callbacks.ledger import unit_ledger
 from headprobe.metrics.accuracy import top_five
 from headprobe.module import HeadProbe, StepResult
-from headprobe.run.files import cannot_write
+from headprobe.run.files import cannot_write, partial_path
 from headprobe.run.results import BASELINE
 
 SCHEMA = pa.schema(
@@ -38,6 +38,8 @@ class RecordsWriter(lightning.Callback):
     They are written beside the sums of their units, which may be finished by several runs, and belong to the results of
     the run that finishes the last one. Stands before `UnitLedger`: a unit is finished only with its records.
     """
+
+    keeps_records = True
 
     def __init__(self) -> None:
         self._writers: dict[int, pq.ParquetWriter] = {}
@@ -78,10 +80,17 @@ class RecordsWriter(lightning.Callback):
             return
         try:
             self._results.mkdir(parents=True, exist_ok=True)
-            for file in sorted(self._directory.glob("unit-*.parquet")):
+            found = sorted(self._directory.glob("unit-*.parquet"))
+            for file in found:
                 _link_or_copy(file, self._results / file.name)
         except OSError as error:
             raise cannot_write(self._results, error) from error
+        missing = trainer.datamodule.units - len(found)  # type: ignore[attr-defined]
+        if missing:
+            lightning.pytorch.utilities.rank_zero_warn(
+                f"the records of {missing} units are not on this machine's disk: they are where the processes ran that "
+                f"scored these units, in {self._directory} there"
+            )
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close what a broken run left open."""
@@ -98,10 +107,12 @@ class RecordsWriter(lightning.Callback):
         self._partial(unit).replace(self._directory / f"unit-{unit:05d}.parquet")
 
     def _partial(self, unit: int) -> Path:
-        return self._directory / f"unit-{unit:05d}.parquet.tmp"
+        return partial_path(self._directory / f"unit-{unit:05d}.parquet")
 
 
 def _link_or_copy(file: Path, place: Path) -> None:
+    if place.exists() and place.samefile(file):
+        return
     try:
         os.link(file, place)
     except OSError:

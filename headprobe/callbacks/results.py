@@ -1,5 +1,6 @@
 """Writes what a test run found: files, TensorBoard, and the table on the terminal."""
 
+import os
 import time
 from collections import Counter
 from contextlib import suppress
@@ -15,7 +16,7 @@ from headprobe.callbacks.counting import bad_images_message, check_coverage, ima
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.directory import run_directory
 from headprobe.callbacks.heads import head_callbacks
-from headprobe.callbacks.identity import command_line, identify, without_places
+from headprobe.callbacks.identity import command_line, identify, keeps_records, what_counts
 from headprobe.callbacks.ledger import unit_ledger
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
@@ -49,7 +50,7 @@ class ResultsWriter(lightning.Callback):
         """Begin the run's record, now that the forward passes are planned, so that a broken run says what it was."""
         self._began = time.perf_counter()
         if trainer.is_global_zero:
-            self._record = _describe_run(trainer, _probe(pl_module))
+            self._record = _describe_run(trainer, _probe(pl_module), self._directory)
             write_record(self._directory, self._record)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -65,7 +66,8 @@ class ResultsWriter(lightning.Callback):
         check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
             self._write(trainer, probe, probe.coverage, mask_rows(probe.masks, probe.scores, probe.ablation))
-        if probe.coverage.bad and data.on_bad_image == "error":
+        # process 0 alone: the others must not wait for all that it writes
+        if trainer.is_global_zero and probe.coverage.bad and data.on_bad_image == "error":
             raise RunError(bad_images_message(probe.coverage.bad, self._directory))
 
     def on_exception(
@@ -125,18 +127,19 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
     return module
 
 
-def _describe_run(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
+def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path) -> dict[str, Any]:
     """Return what `run.json` holds from the start on: enough to run the same again."""
     units = unit_ledger(trainer)
-    numbers = identify(trainer, probe, records=units is not None and units.records)
+    records = keeps_records(trainer)
+    numbers = identify(trainer, probe, records)
     ledger = units.ledger if units is not None else None
     return {
         "status": "running",
-        "key": run_key(without_places(numbers)),
+        "key": run_key(what_counts(numbers, trainer, probe, records)),
         **numbers,
         "masks": dict(numbers["masks"]),
         "row_plan": probe.plan.to_json() if probe.plan else None,
-        "units": None if ledger is None else f"units/{ledger.directory.name}",
+        "units": None if ledger is None else os.path.relpath(ledger.directory, directory),
         "units_resumed": units.taken_over if units is not None else 0,
         "command": command_line(),
         "processes": trainer.world_size,

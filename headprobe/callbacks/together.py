@@ -7,18 +7,22 @@ between batches, and collectives begin only when all processes have arrived.
 
 import json
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import lightning
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.errors import RunError, UsageError
 
-SECONDS_TO_HAND_OVER = 60.0
+SECONDS_TO_HAND_OVER = 600.0  # process 0 may be in the middle of a long batch
 SECONDS_TO_LEAVE = 5.0
 
 
@@ -27,6 +31,8 @@ class FailTogether(lightning.Callback):
 
     def __init__(self) -> None:
         self._store: Any = None
+        self._ended = False
+        self._before: Any = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Open the store, on the machine of process 0."""
@@ -35,6 +41,15 @@ class FailTogether(lightning.Callback):
         served = _store(0, serve=True) if trainer.is_global_zero else None
         port = trainer.strategy.broadcast(served.port if served is not None else 0)
         self._store = served or _store(port, serve=False)
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note SIGTERM for the next batch: Lightning would ask all processes, most of which will never answer."""
+        self._ended = False
+        if self._store is not None and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number: int, frame: object) -> None:
+        self._ended = True
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Fail where another process has."""
@@ -54,6 +69,7 @@ class FailTogether(lightning.Callback):
     ) -> None:
         """Tell the others. The first process goes on to show the message, every other one ends here, without a word."""
         store = self._store
+        self._let_signals_go()
         if store is None:
             return
         try:
@@ -66,23 +82,36 @@ class FailTogether(lightning.Callback):
                 return  # process 0 is stuck: better two messages than none
             _let_save(trainer, pl_module, exception)
             store.add("left", 1)
-        except dist.DistError:
-            pass  # process 0, which keeps the store, has gone and has said why
+        except dist.DistError:  # process 0, which keeps the store, has gone and has said why
+            _let_save(trainer, pl_module, exception)
         # Code 0: finding a child that ended otherwise, Lightning would kill process 0 before it has said why. And at
         # once, since tearing down would wait for peers that are gone.
         os._exit(0)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Let go of the store."""
+        """Let go of the store; process 0 may yet fail, and need not wait for this one then."""
+        self._let_signals_go()
+        if self._store is not None and not trainer.is_global_zero:
+            with suppress(dist.DistError):
+                self._store.add("left", 1)
         self._store = None
+
+    def _let_signals_go(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
     def _look(self) -> None:
         """Raise what another process has failed with, if one has."""
+        if self._ended:
+            raise SIGTERMException
         if self._store is None or not self._store.check(["failed"]):
             return
         failure = json.loads(self._store.get("failed"))
         if failure["interrupted"]:
             raise KeyboardInterrupt
+        if failure["ended"]:
+            raise SIGTERMException
         raise (UsageError if failure["usage"] else RunError)(failure["message"])
 
 
@@ -110,6 +139,7 @@ def _failure(exception: BaseException, trainer: lightning.Trainer) -> dict[str, 
     text = str(exception) if known else "".join(traceback.format_exception(exception))
     return {
         "interrupted": isinstance(exception, KeyboardInterrupt),
+        "ended": isinstance(exception, SIGTERMException),
         "usage": isinstance(exception, UsageError),
         "message": text if known else f"process {trainer.global_rank} of {trainer.world_size} failed:\n{text}",
     }

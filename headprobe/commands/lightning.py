@@ -128,6 +128,7 @@ class HeadProbeCLI(LightningCLI):
         )
         parser.add_argument(
             "--resume",
+            type=str,
             default=AUTO,
             help="auto: go on with units that the same command has finished before; never: score all again; or the "
             "directory of a run or of its units, which must be gone on with.",
@@ -140,8 +141,8 @@ class HeadProbeCLI(LightningCLI):
         for section in ("trainer", "model", "data"):
             if config[section] is None:
                 raise UsageError(f"{section}: in a config file must hold options or be left out, got an empty value")
-        for key in ("mask_spec", "model.name", "data.path", "data.batch_size"):
-            if config[key] is None:
+        for key in ("mask_spec", "resume", "model.name", "data.path", "data.batch_size"):
+            if config[key] in (None, ""):
                 raise UsageError(f"{key}: in a config file must have a value or be left out, got an empty one")
 
     def after_instantiate_classes(self) -> None:
@@ -163,7 +164,7 @@ class HeadProbeCLI(LightningCLI):
         options, callbacks = self.config["test"], self.trainer.callbacks  # type: ignore[attr-defined]  # documented
         first = 1 + next(number for number, one in enumerate(callbacks) if isinstance(one, FailTogether))
         keeping: list[lightning.Callback] = [RecordsWriter()] * options.records
-        callbacks[first:first] = [*keeping, UnitLedger(options.resume, options.records)]
+        callbacks[first:first] = [*keeping, UnitLedger(options.resume)]
 
     def before_fit(self) -> None:
         """Check the data, and that no masks are asked for."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.commands.parser import Parser
+from headprobe.errors import RunError
 from headprobe.run.ledger import find_units
 from headprobe.run.status import Status, all_units, read_status
 from headprobe.wording import counted, duration
@@ -25,25 +26,39 @@ def run(words: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     options = parser.parse_args(words)
     path = Path(options.path)
-    found = [read_status(directory) for directory in all_units(path) or [find_units(path)]]
+    several = all_units(path)
+    found, broken = [], []
+    for directory in several or [find_units(path)]:
+        try:
+            found.append(read_status(directory))
+        except RunError as error:
+            if len(several) < 2:
+                raise
+            broken.append(str(error))
     if options.json:
         sys.stdout.write(json.dumps([as_json(status) for status in found], indent=1) + "\n")
         return
-    sys.stdout.write("\n".join("".join(f"{line}\n" for line in lines_of(status)) for status in found))
+    texts = ["".join(f"{line}\n" for line in lines_of(status)) for status in found]
+    sys.stdout.write("\n".join([*texts, *(f"{message}\n" for message in broken)]))
+    if broken:
+        raise RunError(f"{counted(len(broken), 'file')} of units cannot be read")
 
 
 def lines_of(status: Status) -> list[str]:
     """Return what is to be known of a run, in words."""
-    model, data = status.describe["model"]["name"], status.describe["data"]["path"]
-    masks = counted(len(status.describe["masks"]), "mask")
+    masks = counted(len(status.describe.get("masks", [])), "mask")
     of = f" of {status.images:,}" if status.images is not None else ""
     lines = [
-        f"{status.directory}: {model} on {data}, {masks}",
+        f"{status.directory}: {_model(status)} on {status.data}, {masks}",
         f"done: {status.units_done:,} of {counted(status.units, 'unit')}, {status.images_done:,}{of} images"
         + (f", {status.bad:,} of them unusable" if status.bad else ""),
         _state(status),
     ]
     return [*lines, f"command: {status.command}"]
+
+
+def _model(status: Status) -> str:
+    return str(status.describe.get("model", {}).get("name", "an unknown model"))
 
 
 def _state(status: Status) -> str:
@@ -61,9 +76,9 @@ def as_json(status: Status) -> dict[str, Any]:
     """Return the status as plain data."""
     return {
         "units": str(status.directory),
-        "model": status.describe["model"]["name"],
-        "data": status.describe["data"]["path"],
-        "masks": len(status.describe["masks"]),
+        "model": _model(status),
+        "data": status.data,
+        "masks": len(status.describe.get("masks", [])),
         "units_done": status.units_done,
         "units_total": status.units,
         "images_done": status.images_done,

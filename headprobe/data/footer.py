@@ -88,3 +88,18 @@ def plan_units(footers: Sequence[Footer], rule: UnitRule) -> tuple[list[str], li
         return [footer.name for footer in footers], [footer.rows for footer in footers]
     names = [f"{footer.name} row group {group}" for footer in footers for group in range(len(footer.groups))]
     return names, [rows for footer in footers for rows in footer.groups]
+
+
+def label_digest(files: Sequence[str], column: str) -> str | None:
+    """Return the SHA-256 of all labels of local files: labels can change while size and footer stay the same.
+
+    None where a file's labels cannot be read; that is said where their turn comes.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            labels = pq.ParquetFile(file).read(columns=[column])
+            digest.update(repr([chunk.to_pylist() for chunk in labels.columns]).encode())
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return None
+    return digest.hexdigest()

@@ -196,16 +196,19 @@ class ImageNetDataModule(LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Return what identifies the images and labels of this run, as JSON values: equal means the same numbers.
 
-        Local data are known by name, size and digest of their files, wherever they lie on the machine.
+        Local data are known by name and size of their files, Parquet also by footer and labels, wherever they lie.
         """
         data = _bound(self._data)
+        local = is_local(self._request.path)
         return {
-            "path": file_name(self._request.path) if is_local(self._request.path) else self._request.path,
+            "path": file_name(self._request.path) if local else self._request.path,
+            "local": local,
             "name": self._request.name,
             **data.source.facts,
             "image_column": self._request.image_column,
             "label_column": self._request.label_column,
             "class_map": self._map.digest if self._map else None,
+            "classes_sha256": data.numbering.digest,
             "restrict_classes": self._restrict,
             "transform": data.reader.text,
             "max_images": self.max_images,

@@ -1,5 +1,7 @@
 """From a dataset's labels to the model's class numbers; never by trusting that two numberings happen to agree."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +48,12 @@ class Numbering:
         if not 0 <= label < len(self.to_model):
             raise LabelError(f"label {label} outside 0..{len(self.to_model) - 1}")
         return self.to_model[label]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the class of every label."""
+        content = json.dumps([self.to_model, sorted(self.by_name.items()), self.classes, self.names])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def valid_classes(self) -> list[int] | None:

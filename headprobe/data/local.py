@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from headprobe.data.footer import plan_units, read_footer
+from headprobe.data.footer import label_digest, plan_units, read_footer
 from headprobe.data.inside import check_inside
 from headprobe.data.one_schema import check_one_schema
 from headprobe.data.redact import safe_text
@@ -105,7 +105,13 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
     except (OSError, ValueError, *DAMAGE) as error:
         raise _explain(error, request) from None
     names, sizes = plan_units(footers, rule)
-    facts = {"split": split, "revision": None, "unit": rule, "files": [footer.to_json() for footer in footers]}
+    facts = {
+        "split": split,
+        "revision": None,
+        "unit": rule,
+        "files": [footer.to_json() for footer in footers],
+        "labels_sha256": label_digest(files, request.label_column),
+    }
     return LocalSource(stream, names, sizes, sum(sizes), request, facts)
 
 

@@ -49,8 +49,8 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
 
     Args:
         arrays: The sums.
-        unread: Images that could not be read and count as wrong in every row: they are in the denominators of counts,
-            not in those of NLL and KL, which they do not have, nor in those of classes.
+        unread: Images that could not be read and count as wrong in every row: they are in the denominators of
+            accuracies and drops, not in those of agreement, NLL and KL, for which there are no logits, nor of classes.
 
     Raises:
         ValueError: the flips contradict the number of images.
@@ -76,7 +76,7 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
         right_to_wrong=counts["right_to_wrong"],
         wrong_to_right=counts["wrong_to_right"],
         mcnemar_p=_untested_baseline(np.where(images > 0, paired.mcnemar_p(*flips), np.nan)),
-        agreement=_per(counts["agreement"], images),
+        agreement=_per(counts["agreement"], read),
         kl_nats=_per(sums["kl"], read),
         nll_rise=_per(nll_total, read),
         nll_rise_low=_untested_baseline(rise_low),

@@ -1,6 +1,7 @@
 """Writes a run's files so that a reader never meets half of one."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RunError: The file cannot be written (disk full, directory read-only); the old one is untouched.
     """
-    partial = path.with_name(f"{path.name}.tmp")
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -48,6 +49,11 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+
+
+def partial_path(path: Path) -> Path:
+    """Return the name of a file while it is written: each process has its own, also on a disk that machines share."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:

@@ -24,7 +24,7 @@ from headprobe.metrics.parts import Arrays, Part, read_part, write_part
 from headprobe.metrics.unit_tree import Node
 from headprobe.run.files import cannot_write, write_text, writing
 from headprobe.run.lock import Lock
-from headprobe.run.results import read_key
+from headprobe.run.results import read_units
 from headprobe.run.spans import Span, file_of, node_of, span_of, unit_files, within
 
 LEDGER = "ledger.json"
@@ -140,9 +140,13 @@ class Ledger:
         rows: dict[int, int] = {}
         budgets: list[int] = []
         bad = 0
-        nodes = [node_of(span, self.units) for span in self._largest()]
-        for node in nodes:
-            coverage = Coverage.from_arrays(self._read(node, "coverage")["coverage"])
+        nodes = []
+        for span in self._largest():
+            try:
+                nodes.append(node_of(span, self.units))
+                coverage = Coverage.from_arrays(self._read(nodes[-1], "coverage")["coverage"])
+            except BROKEN as error:
+                raise broken_file(self.directory / file_of(span), error) from None
             rows |= coverage.rows
             budgets += coverage.budgets.values()
             bad += len(coverage.bad)
@@ -197,7 +201,7 @@ class Ledger:
         for span, path in unit_files(self.directory).items():
             if span not in kept:
                 path.unlink(missing_ok=True)
-        for path in self.directory.glob("*.tmp"):
+        for path in [*self.directory.glob("*.tmp"), *self.records.glob("*.tmp")]:
             path.unlink(missing_ok=True)
 
     def _largest(self) -> list[Span]:
@@ -213,6 +217,11 @@ class Ledger:
         try:
             with path.open("rb") as file:
                 return read_part(file, metrics)
+        except FileNotFoundError:
+            raise RunError(
+                f"{str(path)!r} was replaced while it was read: a process of an earlier run is still at work; wait "
+                "until it has ended, then run the same command again to resume"
+            ) from None
         except BROKEN as error:
             raise broken_file(path, error) from None
 
@@ -238,10 +247,15 @@ def read_ledger(directory: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunError(f"{str(path)!r} cannot be read ({error}): delete the directory and run again") from None
-    if not isinstance(content, dict) or not {"units", "describe", "sessions"} <= content.keys():
-        raise RunError(f"{str(path)!r} is no ledger of headprobe: delete the directory and run again")
-    return content
+        raise RunError(f"{str(path)!r} cannot be read ({error}): {_DELETE}") from None
+    kinds = {"units": int, "describe": dict, "sessions": list}
+    right = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    if not right or not all(isinstance(session, dict) for session in content["sessions"]):
+        raise RunError(f"{str(path)!r} is no ledger of headprobe: {_DELETE}")
+    return dict(content)
+
+
+_DELETE = "delete this file alone and run the same command again; the units beside it stay"
 
 
 def find_units(path: Path) -> Path:
@@ -252,8 +266,8 @@ def find_units(path: Path) -> Path:
     """
     if (path / LEDGER).is_file():
         return path
-    key = read_key(path)
-    units = path.parent / "units" / key if key else path
+    place = read_units(path)
+    units = path / place if place else path
     if not (units / LEDGER).is_file():
         raise UsageError(
             "there are no units of a run here; give the directory of a run, such as lightning_logs/version_0, or its "

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,9 @@ from headprobe.run.files import cannot_write
 
 HELD = (BlockingIOError, PermissionError)
 """The two answers that POSIX allows where another process holds a lock."""
+
+
+SECONDS_TO_ASK = 1.0
 
 
 class Lock:
@@ -48,7 +52,7 @@ class Lock:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_exclusively(file)
         except HELD:
             holder = describe_holder(self.path)
             file.close()
@@ -69,15 +73,32 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether another process holds the lock of this file."""
+    """Say whether another process holds the lock of this file; those who may only read it may ask too."""
     try:
-        with path.open("r+", encoding="utf-8") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except HELD:
-        return True
+        file = path.open(encoding="utf-8")
     except OSError:
         return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except HELD:
+            return True
+        except OSError:
+            return False  # a file system without locks
     return False
+
+
+def _lock_exclusively(file: IO[str]) -> None:
+    """Lock a file, trying again for a moment: `is_held` takes a lock as long as it asks."""
+    end = time.monotonic() + SECONDS_TO_ASK
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except HELD:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def describe_holder(path: Path) -> str:

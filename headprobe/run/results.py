@@ -169,10 +169,10 @@ def load_run(path: str | Path) -> Run:
     return Run(directory, rows, heads, record)
 
 
-def read_key(path: Path) -> str | None:
-    """Return the key of a run by its directory, None where that holds no `run.json`."""
+def read_units(path: Path) -> str | None:
+    """Return where a run's units are, relative to its directory; None where no `run.json` there says so."""
     try:
-        return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["key"])
+        return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["units"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-from headprobe.errors import RunError
 from headprobe.metrics.unit_tree import Node
 
 Span = tuple[int, int]
@@ -33,12 +32,12 @@ def node_of(span: Span, units: int) -> Node:
     """Return the lowest node of the unit tree that holds exactly these units.
 
     Raises:
-        RunError: There is none.
+        ValueError: There is none.
     """
     level = max(0, (span[1] - span[0]).bit_length())
     node = level, span[0] >> level
     if span_of(node, units) != span:
-        raise RunError(f"{file_of(span)} holds no node of {units} units: delete it and run the same command again")
+        raise ValueError(f"units {span[0]} to {span[1]} are no node of {units} units")
     return node
 
 

@@ -20,6 +20,7 @@ class Status:
     Attributes:
         directory: Its units.
         describe: What its key stands for.
+        data: The dataset's name.
         units: How many units there are.
         units_done: How many are finished.
         images: How many images there are, None where only reading would tell.
@@ -33,6 +34,7 @@ class Status:
 
     directory: Path
     describe: dict[str, Any]
+    data: str
     units: int
     units_done: int
     images: int | None
@@ -69,6 +71,7 @@ def read_status(directory: Path) -> Status:
     return Status(
         directory=directory,
         describe=content["describe"],
+        data=str(session.get("data", "an unknown dataset")),
         units=content["units"],
         units_done=len(finished.rows),
         images=session.get("images"),
@@ -94,7 +97,7 @@ def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float |
     """Return images a second from the session's beginning to the last file that it wrote."""
     written = [path.stat().st_mtime for path in unit_files(directory).values() if path.exists()]
     images = images_done - session.get("images_before", 0)
-    if not written or images <= 0:
+    if not written or images <= 0 or "began" not in session:
         return None
     last = datetime.fromtimestamp(max(written), UTC)
     seconds = (last - datetime.fromisoformat(session["began"])).total_seconds()
@@ -103,5 +106,5 @@ def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float |
 
 def all_units(path: Path) -> list[Path]:
     """Return the directories of all units under a directory of results, such as `lightning_logs`, the newest last."""
-    found = [ledger.parent for ledger in (path / "units").glob("*/ledger.json")]
+    found = [ledger.parent for place in (path, path / "units") for ledger in place.glob("*/ledger.json")]
     return sorted(found, key=lambda directory: (directory / "ledger.json").stat().st_mtime)

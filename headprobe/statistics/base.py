@@ -119,7 +119,11 @@ class HeadStatistic(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the statistic's name and options as plain data, for a run's record and key."""
+        """Return the statistic's name and options as plain data, for a run's record."""
+
+    def summed(self) -> dict[str, Any]:
+        """Return the name and those options that change the sums, for a run's key; all, if not said otherwise."""
+        return self.describe()
 
     @abstractmethod
     def observe(self, seen: Seen) -> None:

@@ -84,6 +84,10 @@ class SimilaritySums(HeadStatistic):
         more = {"pairs": [list(pair) for pair in self.pairs], "variance": self.variance, "measures": [*self.measures]}
         return {"name": "similarity", **options, **more, "groups": self._wanted}
 
+    def summed(self) -> dict[str, Any]:
+        """Return name and options without those that only matter when the same moments are compared."""
+        return {name: value for name, value in self.describe().items() if name not in ("variance", "measures")}
+
     def begin(self, subject: Subject) -> None:
         """Make room for the moments.
 

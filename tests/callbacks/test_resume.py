@@ -5,17 +5,24 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
+import timm
 import torch
 
 from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.weights import ModelSource, create_backbone, save_backbone
+from headprobe.callbacks.ledger import UnitLedger
+from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError
+from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
-from tests.forked import digits
+from tests.forked import DIGITS, digits
 
 TEST = ("test", "--mask-spec", "each:layer", "--data.path", "set", "--data.num_workers", "0")
 RUN = (*TEST, "--trainer.accelerator", "cpu")
@@ -125,6 +132,116 @@ def test_what_changes_numbers_begins_anew(folder: Path, other: tuple[str, ...]) 
     assert record(ended, 1)["units_resumed"] == 0
 
 
+def test_another_numbering_of_the_same_images_begins_anew(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / "set" / f"c{number}").mkdir(parents=True)
+        write_digit(tmp_path / "set" / f"c{number}" / "a.png", number)
+    (tmp_path / "set" / "c9").mkdir()
+    words = ("test", "--data.path", "set", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
+    first = command(tmp_path, *words)
+    (tmp_path / "set" / "c9").rmdir()
+    (tmp_path / "set" / "a_first_class").mkdir()
+    again = command(tmp_path, *words)
+    assert (first.code, again.code) == (0, 0), again.err
+    assert (record(again, 1)["units_resumed"], record(again, 0)["key"] == record(again, 1)["key"]) == (0, False)
+    assert again.rows(0)[0]["top1_count"] != again.rows(1)[0]["top1_count"]
+
+
+def write_digit(path: Path, label: int) -> None:
+    """Write the first bundled image of a class."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(DIGITS / "test.parquet")
+    path.write_bytes(table.column("image")[table.column("label").to_pylist().index(label)].as_py()["bytes"])
+
+
+def test_labels_changed_in_place_begin_anew(folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    command(folder, *RUN)
+    path = folder / "set" / "validation-00001-of-00005.parquet"
+    table, size = pq.read_table(path), path.stat().st_size
+    labels = table.column("label").to_pylist()
+    labels = [*labels[1:], labels[0]]
+    place = table.schema.get_field_index("label")
+    pq.write_table(table.set_column(place, table.schema.field("label"), [labels]), path)
+    assert path.stat().st_size == size
+    assert record(command(folder, *RUN), 1)["units_resumed"] == 0
+
+
+def test_options_saved_with_the_weights_are_part_of_the_key(folder: Path) -> None:
+    source = ModelSource("test_vit", pretrained=False, num_classes=10)
+    backbone = create_backbone(source)
+    for name, options in (("a", {}), ("b", {"act_layer": "relu"})):
+        save_backbone(backbone, folder / f"{name}.safetensors", replace(source, options=options))
+    words = ("--model.name", "test_vit", "--data.class_map", "identity", "--model.weights")
+    for version, name in enumerate(("a", "b")):
+        ended = command(folder, *RUN, *words, f"{name}.safetensors")
+        assert ended.code == 0, ended.err
+        assert record(ended, version)["units_resumed"] == 0
+    assert ended.rows(0)[0]["nll"] != ended.rows(1)[0]["nll"]
+
+
+def test_unfused_attention_begins_anew(folder: Path) -> None:
+    broken_off(folder, 3)
+    timm.layers.set_fused_attn(enable=False)
+    try:
+        assert record(command(folder, *RUN), 1)["units_resumed"] == 0
+    finally:
+        timm.layers.set_fused_attn(enable=True)
+
+
+def test_the_place_of_the_data_and_the_order_of_callbacks_do_not_matter(folder: Path) -> None:
+    both = ("--trainer.callbacks", "HeadAttention", "--trainer.callbacks+", "HeadSpectrum")
+    swapped = ("--trainer.callbacks", "HeadSpectrum", "--trainer.callbacks+", "HeadAttention")
+    broken_off(folder, 3, *RUN, *both)
+    (folder / "set").rename(folder / "moved")
+    words = tuple("moved" if word == "set" else word for word in RUN)
+    assert record(command(folder, *words, *swapped), 1)["units_resumed"] == 3
+
+
+def test_what_is_made_of_the_same_moments_goes_on(folder: Path) -> None:
+    (folder / "similar.yaml").write_text(
+        "trainer: {callbacks: [{class_path: HeadSimilarity, init_args: {variance: 0.9, measures: [cka]}}]}\n"
+    )
+    broken_off(folder, 3, *RUN, "--trainer.callbacks", "HeadSimilarity")
+    ended = command(folder, "test", "--config", "similar.yaml", *RUN[1:])
+    assert ended.code == 0, ended.err
+    assert record(ended, 1)["units_resumed"] == 3
+
+
+def test_a_test_without_a_ledger_scores_all_after_one_that_resumed(folder: Path) -> None:
+    broken_off(folder, 3)
+    data = ImageNetDataModule(str(folder / "set"), num_workers=0)
+    options: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": folder, "enable_progress_bar": False}
+    several: list[list[lightning.Callback]] = [[UnitLedger()], []]
+    for callbacks in several:
+        probe = HeadProbe()
+        probe.ablate([MaskSpec("each:layer")])
+        lightning.Trainer(callbacks=callbacks, logger=False, **options).test(probe, datamodule=data, verbose=False)
+        assert probe.scores is not None
+        assert probe.scores.images[0] == 40
+        assert data.todo is None
+
+
+def test_sums_of_an_earlier_test_never_come_into_another_ledger(folder: Path) -> None:
+    class Fails(lightning.Callback):
+        def on_test_start(self, *args: Any) -> None:
+            raise RunError("too early")
+
+    options: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": folder, "enable_progress_bar": False}
+    probe = HeadProbe()
+    probe.ablate([MaskSpec("layer:0")])
+    digits(folder / "other", 30, 5)
+    ledger = UnitLedger()
+    first, second = (ImageNetDataModule(str(folder / name), num_workers=0) for name in ("set", "other"))
+    lightning.Trainer(callbacks=[ledger], logger=False, **options).test(probe, datamodule=first, verbose=False)
+    with pytest.raises(RunError, match="too early"):
+        lightning.Trainer(callbacks=[ledger, Fails()], logger=False, **options).test(probe, datamodule=second)
+    stored = list((folder / "lightning_logs" / "units").glob("*/units-*"))
+    assert len(stored) == 1
+
+
 def test_masks_in_another_order_are_another_run(folder: Path) -> None:
     for name, specs in (("one", "[layer:0, layer:1]"), ("two", "[layer:1, layer:0]")):
         (folder / f"{name}.yaml").write_text(f"mask_spec: {specs}\n")
@@ -163,6 +280,21 @@ def test_named_units_of_another_run_are_refused_with_what_differs(folder: Path) 
     message = only_message(ended)
     assert "data.max_images: 20 here, null there" in message
     assert "whose numbers must not be mixed" in message
+
+
+def test_records_without_a_logger_are_found_where_they_are(folder: Path) -> None:
+    for _ in range(2):
+        ended = command(folder, *RUN, "--records", "--trainer.logger", "false")
+        assert ended.code == 0, ended.err
+    assert len(list((folder / "records").glob("*.parquet"))) == 5
+
+
+@pytest.mark.parametrize("value", ["null", "true", "3", "[a]", "''"])
+def test_a_config_file_that_resumes_nonsense_is_one_message(folder: Path, value: str) -> None:
+    (folder / "run.yaml").write_text(f"resume: {value}\n")
+    ended = command(folder, "test", "--config", "run.yaml", *RUN[1:])
+    assert ended.code == 2
+    assert "resume" in only_message(ended)
 
 
 @pytest.mark.parametrize("words", [("--resume", "nowhere"), ("--resume", "set")])

@@ -58,6 +58,17 @@ def test_a_run_at_work_says_how_fast_it_is_and_how_long_it_takes(tmp_path: Path)
     assert "the last session ended from outside" in killed
 
 
+def test_a_broken_run_does_not_hide_the_others(folder: Path) -> None:
+    command(folder, *RUN)
+    command(folder, *RUN, "--data.max_images", "20")
+    one = sorted((folder / "lightning_logs" / "units").iterdir())[0]
+    (one / "ledger.json").write_text("{}")
+    ended = command(folder, "status", "lightning_logs")
+    assert ended.code == 1
+    assert "complete: the same command only adds it up" in ended.out
+    assert "ledger.json' is no ledger of headprobe" in ended.out
+
+
 @pytest.mark.parametrize("path", ["nowhere", "set"])
 def test_a_path_without_a_run_is_refused(folder: Path, path: str) -> None:
     ended = command(folder, "status", path)

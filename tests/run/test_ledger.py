@@ -18,8 +18,9 @@ from headprobe.errors import RunError, UsageError
 from headprobe.metrics.coverage import Coverage
 from headprobe.metrics.parts import Part, merge_parts
 from headprobe.metrics.unit_tree import UnitTree
+from headprobe.run.files import writing
 from headprobe.run.ledger import Ledger, find_units
-from headprobe.run.lock import is_held
+from headprobe.run.lock import Lock, is_held
 from headprobe.run.mismatch import differences, refuse_differences
 from headprobe.run.spans import node_of, span_of, unit_files
 
@@ -65,9 +66,12 @@ def test_every_node_is_found_again_by_the_units_of_its_file(units: int) -> None:
             assert span_of(node_of(span, units), units) == span
 
 
-def test_units_of_no_node_are_refused() -> None:
-    with pytest.raises(RunError, match=r"units-00001-00002\.npz holds no node"):
+def test_units_of_no_node_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="units 1 to 2 are no node of 5 units"):
         node_of((1, 2), 5)
+    (tmp_path / "units-00001-00002.npz").write_bytes(b"")
+    with pytest.raises(RunError, match=r"units-00001-00002\.npz', which holds finished units, is broken"):
+        Ledger(tmp_path, 5).finished()
 
 
 def test_stored_units_come_back_with_the_same_bits(tmp_path: Path) -> None:
@@ -121,6 +125,54 @@ def test_a_broken_file_is_an_error_and_never_counts_as_done(tmp_path: Path) -> N
         file.write_bytes(broken)
         with pytest.raises(RunError, match=r"units-00000-00001\.npz', which holds finished units, is broken .*delete"):
             Ledger(tmp_path, 4).finished()
+
+
+@pytest.mark.parametrize("arrays", [{}, {"coverage/units": [0]}, {"coverage/bad": "x"}, {"scores/values": [1.0]}])
+def test_a_file_of_other_arrays_is_an_error(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(tmp_path / "units-00000-00001.npz", **arrays)
+    with pytest.raises(RunError, match="which holds finished units, is broken"):
+        Ledger(tmp_path, 4).finished()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"units": "4", "describe": {}, "sessions": []}', '{"units": 4, "describe": {}, "sessions": {}}'],
+)
+def test_a_broken_description_is_named_and_the_units_beside_it_stay(tmp_path: Path, content: str) -> None:
+    Ledger(tmp_path, 4).save(tree(4, [0, 1]).nodes)
+    (tmp_path / "ledger.json").write_text(content)
+    with pytest.raises(RunError, match=r"ledger\.json'.* delete this file alone"):
+        Ledger(tmp_path, 4).open(DESCRIBE, SESSION)
+    (tmp_path / "ledger.json").unlink()
+    ledger = Ledger(tmp_path, 4)
+    assert ledger.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
+    ledger.close()
+
+
+def test_asking_who_holds_a_lock_never_refuses_a_run(tmp_path: Path) -> None:
+    ask = (
+        "import sys, time; from pathlib import Path; from headprobe.run.lock import is_held\n"
+        "end = time.monotonic() + 2\nwhile time.monotonic() < end: is_held(Path(sys.argv[1]))\n"
+    )
+    (tmp_path / "lock").write_text("")
+    asker = subprocess.Popen([sys.executable, "-c", ask, str(tmp_path / "lock")])
+    while asker.poll() is None:
+        lock = Lock(tmp_path / "lock")
+        lock.take()
+        lock.release()
+
+
+def test_two_processes_that_write_one_file_never_mix_their_bytes(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    with writing(place) as mine:
+        mine.write(b"A" * 10)
+        other = (
+            "import sys; from pathlib import Path; from headprobe.run.files import write_bytes\n"
+            "write_bytes(Path(sys.argv[1]), b'B' * 4)\n"
+        )
+        subprocess.run([sys.executable, "-c", other, str(place)], check=True)
+        assert place.read_bytes() == b"BBBB"
+    assert place.read_bytes() == b"A" * 10
 
 
 def test_a_damaged_byte_never_changes_a_number(tmp_path: Path) -> None:
