@@ -207,3 +207,25 @@ def test_an_unexpected_error_in_process_1_is_shown_once_with_its_traceback(tmp_p
     assert ended.code == 1
     assert ended.err.startswith("headprobe: error: process 1 of 2 failed:\nTraceback")
     assert ended.err.count("AssertionError: the culprit") == 1
+
+
+def test_bad_images_are_listed_however_long_the_first_process_writes(tmp_path: Path) -> None:
+    write_table(tmp_path / "set", table([png(0), b"no image"], [0, 1]), "validation-0.parquet")
+    write_table(tmp_path / "set", table([png(1), png(2)], [0, 1]), "validation-1.parquet")
+    (tmp_path / "slow.py").write_text(
+        "import time, lightning\n"
+        "import headprobe.callbacks.results as results, headprobe.callbacks.together as together\n"
+        "together.SECONDS_TO_HAND_OVER = 0.5\n"
+        "real = results.write_tensorboard\n"
+        "def slowly(*args):\n"
+        "    time.sleep(8)\n"
+        "    real(*args)\n"
+        "results.write_tensorboard = slowly\n"
+        "class Slow(lightning.Callback):\n"
+        "    pass\n"
+    )
+    (tmp_path / "run.yaml").write_text("trainer: {callbacks: [{class_path: slow.Slow}]}\n")
+    ended = run(tmp_path, "test", "--config", "run.yaml", "--data.path", "set", *LOCAL, *several(2))
+    assert ended.code == 1
+    assert "1 image could not be used" in only_message(ended)
+    assert json.loads((ended.directory() / "run.json").read_text())["status"] == "failed"

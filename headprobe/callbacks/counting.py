@@ -57,7 +57,7 @@ def bad_images_message(bad: Sequence[BadRow], directory: Path) -> str:
     more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
     return "\n".join(
         [
-            f"{len(bad)} images could not be used; the results in {directory} are of the others only:",
+            f"{counted(len(bad), 'image')} could not be used; the results in {directory} are of the others only:",
             *lines,
             *more,
             f"all are listed in {directory / 'bad_images.csv'}; --data.on_bad_image skip or wrong accepts them, and "
