@@ -60,10 +60,17 @@ def test_all_numbers_are_the_same(
 
 
 DESCRIBE = (
-    *("test", "--mask-spec", "layer:3", "--data.path", "../set", "--data.max_images", "140", *CPU),
-    *("--trainer.callbacks", "HeadAttention", "--trainer.callbacks+", "HeadSimilarity"),
-    *("--trainer.callbacks+", "HeadSpectrum"),
+    *("test", "--config", "../describe.yaml", "--mask-spec", "layer:3", "--data.path", "../set", *CPU),
+    *("--data.max_images", "70"),
 )
+DESCRIBING = """
+trainer:
+  callbacks:
+  - class_path: HeadAttention
+  - class_path: HeadSpectrum
+  - class_path: HeadSimilarity
+    init_args: {measures: [svcca, cka], groups: 4}
+"""
 HEADS = ("test", "--mask-spec", "each:head", "--records", "--model.row_budget", "20", "--data.path", "../set", *CPU)
 TABLES = {
     DESCRIBE: ("masks.csv", "heads.csv", "heads_change.csv", "spectrum.csv", "spectrum_change.csv"),
@@ -75,6 +82,7 @@ TABLES = {
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough images for a run of some seconds."""
     folder = tmp_path_factory.mktemp("many")
+    (folder / "describe.yaml").write_text(DESCRIBING)
     digits(folder / "set", 500, 14)
     return folder
 
@@ -106,8 +114,11 @@ def resumed() -> list[int]:
     return []
 
 
-@pytest.mark.parametrize("job", [DESCRIBE, HEADS], ids=["describe", "each:head"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("job", "seed"),
+    [(DESCRIBE, seed) for seed in range(4)] + [(HEADS, seed) for seed in range(6)],
+    ids=[f"describe {seed}" for seed in range(4)] + [f"each head {seed}" for seed in range(6)],
+)
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_numbers(
     many: Path,
     undisturbed: dict[tuple[str, ...], tuple[Ended, float]],
@@ -116,8 +127,9 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_numbers(
     seed: int,
 ) -> None:
     expected, seconds = undisturbed[job]
-    draw = random.Random(f"{seed} {job[2]}")
-    folder = many / f"killed {job[2].replace(':', ' ')} {seed}"
+    name = "described" if job == DESCRIBE else "heads"
+    draw = random.Random(f"{seed} {name}")
+    folder = many / f"killed {name} {seed}"
     kill_after(start(folder, *job, "--data.num_workers", "1", processes=2), draw.uniform(0.3, 0.95) * seconds)
     before = len(list(folder.glob("lightning_logs/version_*")))
     processes, workers = draw.choice([1, 3, 4]), draw.choice([0, 2])

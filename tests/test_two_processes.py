@@ -1,6 +1,6 @@
 """Several processes, started by Lightning or torchrun: the same numbers as one, one message when one fails, one end.
 
-All numbers of processes, workers and files are in test_exactly_once.py.
+All numbers of processes, workers and files, and descriptions of heads, are in test_exactly_once.py.
 """
 
 import json
@@ -11,10 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
 from tests.cli_runs import Ended, only_message
 from tests.data.parquet_sets import png, table, write_files, write_table
@@ -79,47 +77,6 @@ def test_masks_csv_is_the_same_to_the_last_bit(tmp_path: Path, alone: bytes) -> 
     assert ended.code == 0, ended.err
     assert all(line.startswith("headprobe: scored ") for line in ended.err.splitlines())
     assert (ended.directory() / "masks.csv").read_bytes() == alone
-
-
-DESCRIBE = (
-    *("test", "--mask-spec", "layer:3", "--data.path", "set", "--trainer.accelerator", "cpu"),
-    *("--trainer.callbacks", "HeadAttention", "--trainer.callbacks+", "HeadSimilarity"),
-    *("--trainer.callbacks+", "HeadSpectrum"),
-)
-DESCRIBED = ("heads.csv", "heads_change.csv", "spectrum.csv", "spectrum_change.csv")
-
-
-def described(folder: Path, *words: str) -> tuple[dict[str, bytes], dict[str, NDArray[np.generic]]]:
-    """The tables of a run that describes heads, as bytes, and its arrays."""
-    folder.mkdir(exist_ok=True)
-    write_files(folder / "set", [[9], [4, 7], [0], [3], [8]])
-    ended = run(folder, *DESCRIBE, *words)
-    assert ended.code == 0, ended.err
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for name in ("similarity.npz", "offset_maps.npz"):
-        with np.load(ended.directory() / name, allow_pickle=False) as file:
-            arrays |= {f"{name}/{key}": file[key] for key in file.files}
-    return {name: (ended.directory() / name).read_bytes() for name in DESCRIBED}, arrays
-
-
-@pytest.fixture(scope="module")
-def described_alone(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[dict[str, bytes], dict[str, NDArray[np.generic]]]:
-    return described(tmp_path_factory.mktemp("described"), "--data.num_workers", "0")
-
-
-def test_the_description_of_heads_is_the_same_to_the_last_bit(
-    tmp_path: Path, described_alone: tuple[dict[str, bytes], dict[str, NDArray[np.generic]]]
-) -> None:
-    tables, arrays = described(tmp_path, *several(3), "--data.num_workers", "1")
-    assert tables == described_alone[0]
-    assert arrays.keys() == described_alone[1].keys()
-    assert [name for name, array in arrays.items() if not same(array, described_alone[1][name])] == []
-
-
-def same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
-    return np.array_equal(one, other, equal_nan=np.issubdtype(one.dtype, np.floating))
 
 
 def test_masks_csv_is_the_same_under_torchrun(tmp_path: Path, alone: bytes) -> None:

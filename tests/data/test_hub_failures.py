@@ -1,6 +1,7 @@
 """Everything a hub can do to a run: each image comes once, or the run ends with one message and loses nothing."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockHub]:
 
 @pytest.fixture(scope="module")
 def answers(hub: MockHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    """Return what reading each dataset gave; all in one process, for its start takes seconds."""
-    requests: dict[str, dict[str, Any]] = {}
-    for name, case in CASES.items():
-        for workers in WORKERS:
+    """Return what reading each dataset gave; in two processes, whose start takes seconds, side by side: they wait."""
+    homes = {workers: tmp_path_factory.mktemp("home") for workers in WORKERS}
+
+    def of(workers: int) -> dict[str, Answer]:
+        requests: dict[str, dict[str, Any]] = {}
+        for name, case in CASES.items():
             hub.faults[served(name, workers)] = [Fault(**vars(fault)) for fault in case.faults]
             requests[served(name, workers)] = {"path": f"owner/{served(name, workers)}", "num_workers": workers}
-    found = read_all(tmp_path_factory.mktemp("home"), hub.address, requests.values())
-    return dict(zip(requests, found, strict=True))
+        return dict(zip(requests, read_all(homes[workers], hub.address, requests.values()), strict=True))
+
+    with ThreadPoolExecutor() as together:
+        return {name: answer for found in together.map(of, WORKERS) for name, answer in found.items()}
 
 
 @pytest.mark.parametrize("workers", WORKERS)
