@@ -35,6 +35,7 @@ class UnitLedger(lightning.Callback):
         self.resume = resume
         self.ledger: Ledger | None = None
         self.taken_over = 0  #: units that were finished before
+        self.numbers: dict[str, Any] = {}  #: what the run is (see `identify`), on the first process
         self._found: tuple[Node, ...] = ()
         self._book: UnitBook | None = None
 
@@ -65,8 +66,8 @@ class UnitLedger(lightning.Callback):
         """Open the ledger, on the first process, and say what the others must know of it."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         records = keeps_records(trainer)
-        numbers = identify(trainer, probe, records)
-        describe = what_counts(numbers, trainer, probe, records)
+        self.numbers = identify(trainer, probe, records)
+        describe = what_counts(self.numbers, trainer, probe, records)
         directory = _shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(describe)
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))
@@ -74,7 +75,7 @@ class UnitLedger(lightning.Callback):
         ledger = Ledger(directory, data.units)
         if self.resume == NEVER:
             ledger.forget()
-        about = {"data": numbers["data"]["path"], "images": data.expected_images}
+        about = {"data": self.numbers["data"]["path"], "images": data.expected_images}
         session = {"command": command_line(), "processes": trainer.world_size, "hardware": hardware()}
         finished = ledger.open(describe, session | about)
         self.ledger, self._found = ledger, finished.nodes

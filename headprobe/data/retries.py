@@ -24,9 +24,8 @@ from huggingface_hub import get_session, set_client_factory
 from headprobe.errors import RunError
 
 OPENING = 30.0  # seconds to wait for a hub that cannot be reached at all, before anything was read from it
-READING = (
-    600.0  # seconds to wait in the middle of a run, and for a hub that answers "later"; its limits count 5 minutes
-)
+# seconds to wait in the middle of a run, and for a hub that answers "later"; its own limits count 5 minutes
+READING = 600.0
 ANSWER = 30.0  # seconds to wait for one answer, where the client itself would wait for 100 or for ever
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between tries, doubled each time
 QUIET = 60.0  # an outage that begins so soon after the last one ended is the same one to the user
