@@ -1,5 +1,6 @@
 """The metrics of a piece of the data, by name: added to those of other pieces, written and read back as arrays."""
 
+import zipfile
 from typing import IO, Any
 
 import numpy as np
@@ -22,8 +23,12 @@ def merge_parts(one: Part, other: Part) -> None:
 
 def write_part(part: Part, file: IO[bytes]) -> None:
     """Write the arrays of metrics as an npz file, each under `metric/array`."""
-    named = {f"{name}/{key}": array for name, metric in part.items() for key, array in metric.to_arrays().items()}
-    np.savez(file, **named)
+    # not numpy's savez, which in older releases leaves the archive open, and complains later, when the disk is full
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, metric in part.items():
+            for key, array in metric.to_arrays().items():
+                with archive.open(f"{name}/{key}.npy", "w", force_zip64=True) as place:
+                    np.lib.format.write_array(place, np.asarray(array), allow_pickle=False)
 
 
 def read_part(file: IO[bytes], metrics: str = "") -> dict[str, Arrays]:
