@@ -5,10 +5,12 @@ import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import headprobe
 from headprobe import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
@@ -17,8 +19,17 @@ PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datase
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every package that can change a number."""
     # headprobe may run from a checkout that was never installed, which has no metadata
-    own = {"python": platform.python_version(), "headprobe": __version__}
+    own = {"python": platform.python_version(), "headprobe": __version__, "headprobe_source": source_digest()}
     return own | {name: metadata.version(name) for name in PACKAGES}
+
+
+def source_digest() -> str:
+    """Return 12 hex digits of the SHA-256 of this package's code: between releases it changes under one version."""
+    package = Path(headprobe.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def hardware() -> dict[str, Any]:

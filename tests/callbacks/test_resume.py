@@ -191,6 +191,12 @@ def test_unfused_attention_begins_anew(folder: Path) -> None:
         timm.layers.set_fused_attn(enable=True)
 
 
+def test_other_code_of_the_same_version_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_off(folder, 3)
+    monkeypatch.setattr("headprobe.run.record.source_digest", lambda: "0" * 12)
+    assert record(command(folder, *RUN), 1)["units_resumed"] == 0
+
+
 def test_the_place_of_the_data_and_the_order_of_callbacks_do_not_matter(folder: Path) -> None:
     both = ("--trainer.callbacks", "HeadAttention", "--trainer.callbacks+", "HeadSpectrum")
     swapped = ("--trainer.callbacks", "HeadSpectrum", "--trainer.callbacks+", "HeadAttention")
