@@ -76,6 +76,28 @@ def from_first(trainer: lightning.Trainer, make: Callable[[], bytes]) -> bytes:
     return _broadcast(trainer, content, 0)
 
 
+def on_all(trainer: lightning.Trainer, act: Callable[[], None]) -> None:
+    """Do something on every process; what one of them fails with, all fail with.
+
+    Raises:
+        UsageError: A process did.
+        RunError: A process did.
+    """
+    failure: UsageError | RunError | None = None
+    try:
+        act()
+    except (UsageError, RunError) as error:
+        failure = error
+    own = None if failure is None else {"usage": isinstance(failure, UsageError), "message": str(failure)}
+    failures = gather_lists(trainer, [own])
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(failures):
+        if other is not None:
+            message = f"process {rank} of {trainer.world_size} failed: {other['message']}"
+            raise (UsageError if other["usage"] else RunError)(message)
+
+
 def _broadcast(trainer: lightning.Trainer, content: bytes, rank: int, wanted: bool = True) -> bytes:
     """Return what process `rank` has; nothing to a process that does not want it, which must call this all the same."""
     device = trainer.strategy.root_device

@@ -224,6 +224,15 @@ def test_two_nodes_without_a_common_disk_give_the_numbers_of_one(tmp_path: Path)
     assert list((tmp_path / "node 1").glob("lightning_logs/units/*/units-*"))
 
 
+def test_a_machine_without_the_data_ends_the_others_with_its_message(tmp_path: Path) -> None:
+    digits(tmp_path / "node 0" / "set", 40, 5)
+    (tmp_path / "node 1" / "set").mkdir(parents=True)
+    words = ("test", "--data.path", "set", "--data.num_workers", "0", *CPU)
+    ended = run(tmp_path / "node 0", *words, processes=2, nodes=2)
+    assert ended.code == 2
+    assert only_message(ended).startswith("process 1 of 2 failed: --data.path must hold Parquet files")
+
+
 def test_slurms_environment_is_enough(tmp_path: Path) -> None:
     digits(tmp_path / "set", 40, 5)
     alone = run(tmp_path / "alone", *SWEEP, "--data.num_workers", "0")

@@ -21,6 +21,7 @@ from headprobe.data.source import Request, Source, UnitRule, file_name, first_la
 from headprobe.data.stream import UnitStream
 from headprobe.data.training import TrainingSet, collate, load_training_set
 from headprobe.errors import RunError, UsageError
+from headprobe.gather import on_all
 
 Part = TypeVar("Part")
 
@@ -74,6 +75,7 @@ class ImageNetDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.prepare_data_per_node = False  # it looks and stores nothing; `setup` opens the data on every machine
         _at_least(1, "max_images", max_images)
         _at_least(1, "batch_size", batch_size)
         _at_least(0, "num_workers", num_workers)
@@ -124,9 +126,11 @@ class ImageNetDataModule(LightningDataModule):
             UsageError: The dataset's classes cannot be matched to the model's, or the training split is too large.
             RunError: The dataset cannot be reached or read.
         """
-        if self.trainer is not None:
-            module: Any = self.trainer.lightning_module
-            self.bind(module.data_config, module.num_classes)
+        trainer = self.trainer
+        if trainer is not None:
+            module: Any = trainer.lightning_module
+            # another machine may lack the data: all must know, or the others wait for it without a word
+            on_all(trainer, lambda: self.bind(module.data_config, module.num_classes))
         if stage == "fit":
             data = _bound(self._data)
             source = open_source(replace(self._request, split=self._train_split))
