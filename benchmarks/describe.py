@@ -4,17 +4,16 @@ All cases take turns in one run, so that what else the machine does meets all of
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.backbone.facts import LayerFacts, layer_facts
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.layer_record import LayerRecord
@@ -51,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "repeats": options.repeats,
         "torch": torch.__version__,
     }
-    print(table(setting, rows))
-    if options.json is not None:
-        options.json.write_text(json.dumps({**setting, "cases": rows}, indent=2) + "\n")
+    publish(table(setting, rows), setting, rows, options.json)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,9 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9, help="rounds, each of them one pass of every case")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
-    for name in ("batch", "threads", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    refuse_below_one(parser, options, "batch", "threads", "repeats")
     options.images = options.batch if options.images is None else options.images
     if options.images < 1:
         parser.error(f"--images must be at least 1, got {options.images}")
@@ -149,8 +144,7 @@ def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         {
             "case": name,
             "seconds": min(times),
-            "ratio_of_minima": min(times) / min(plain),
-            "median_ratio": median(one / other for one, other in zip(times, plain, strict=True)),
+            **ratios(times, plain),
         }
         for name, times in seconds.items()
     ]
@@ -158,12 +152,11 @@ def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Return the numbers as a table in Markdown."""
-    lines = [", ".join(f"{name} {value}" for name, value in setting.items()), ""]
-    lines += ["| case | seconds | ratio of minima | median ratio |", "| --- | ---: | ---: | ---: |"]
-    for row in rows:
-        ratios = f"{row['ratio_of_minima']:.2f} | {row['median_ratio']:.2f}"
-        lines.append(f"| {row['case']} | {row['seconds']:.3f} | {ratios} |")
-    return "\n".join(lines)
+    lines = [
+        (row["case"], f"{row['seconds']:.3f}", f"{row['ratio_of_minima']:.2f}", f"{row['median_ratio']:.2f}")
+        for row in rows
+    ]
+    return markdown(setting, ("case", "seconds", "ratio of minima", "median ratio"), lines)
 
 
 if __name__ == "__main__":

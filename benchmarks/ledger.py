@@ -5,17 +5,16 @@ notes every row, keeps the sums by unit, adds them up in their tree and stores t
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.data.imagenet import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
@@ -48,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "repeats": options.repeats,
         "torch": torch.__version__,
     }
-    print(table(setting, rows))
-    if options.json is not None:
-        options.json.write_text(json.dumps({**setting, "cases": rows}, indent=2) + "\n")
+    publish(table(setting, rows), setting, rows, options.json)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,9 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="rounds, each of them all images in both ways")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
-    for name in ("threads", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    refuse_below_one(parser, options, "threads", "repeats")
     return options
 
 
@@ -134,22 +129,15 @@ def compare(times: Times) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"case": name, "seconds": min(clock for clock, _ in of_case)}
         for kind, place in (("clock", 0), ("cpu", 1)):
             mine, plain = ([one[place] for one in found] for found in (of_case, times[PLAIN]))
-            row[f"{kind}_ratio_of_minima"] = min(mine) / min(plain)
-            row[f"{kind}_median_ratio"] = median(one / other for one, other in zip(mine, plain, strict=True))
+            row |= {f"{kind}_{name}": value for name, value in ratios(mine, plain).items()}
         rows.append(row)
     return rows
 
 
 def table(setting: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    lines = [
-        ", ".join(f"{name} {value}" for name, value in setting.items()),
-        "",
-        "| case | clock: minima | median | CPU: minima | median |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    columns = ("clock_ratio_of_minima", "clock_median_ratio", "cpu_ratio_of_minima", "cpu_median_ratio")
-    lines += [f"| {row['case']} | " + " | ".join(f"{row[name]:.3f}" for name in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    names = ("clock_ratio_of_minima", "clock_median_ratio", "cpu_ratio_of_minima", "cpu_median_ratio")
+    lines = [(row["case"], *(f"{row[name]:.3f}" for name in names)) for row in rows]
+    return markdown(setting, ("case", "clock: minima", "median", "CPU: minima", "median"), lines)
 
 
 if __name__ == "__main__":

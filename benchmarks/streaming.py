@@ -6,11 +6,9 @@ machine does meets both alike.
 
 import argparse
 import io
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import timm
@@ -19,6 +17,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
+from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.data.decode import ImageReader, image_bytes
 from headprobe.data.opening import open_source
 from headprobe.data.source import Request
@@ -44,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-    print(table(setting, rows))
-    if options.json is not None:
-        options.json.write_text(json.dumps({**setting, "cases": rows}, indent=2) + "\n")
+    publish(table(setting, rows), setting, rows, options.json)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,9 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9, help="rounds, each of them one pass of both cases")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
-    for name in ("images", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    refuse_below_one(parser, options, "images", "repeats")
     return options
 
 
@@ -118,8 +113,7 @@ def compare(seconds: dict[str, list[float]], images: int) -> list[dict[str, Any]
         {
             "case": name,
             "milliseconds": 1000 * min(times) / images,
-            "ratio_of_minima": min(times) / min(plain),
-            "median_ratio": median(one / other for one, other in zip(times, plain, strict=True)),
+            **ratios(times, plain),
         }
         for name, times in seconds.items()
     ]
@@ -127,12 +121,11 @@ def compare(seconds: dict[str, list[float]], images: int) -> list[dict[str, Any]
 
 def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Return the numbers as a table in Markdown."""
-    lines = [", ".join(f"{name} {value}" for name, value in setting.items()), ""]
-    lines += ["| case | CPU ms per image | ratio of minima | median ratio |", "| --- | ---: | ---: | ---: |"]
-    for row in rows:
-        ratios = f"{row['ratio_of_minima']:.3f} | {row['median_ratio']:.3f}"
-        lines.append(f"| {row['case']} | {row['milliseconds']:.3f} | {ratios} |")
-    return "\n".join(lines)
+    lines = [
+        (row["case"], *(f"{row[name]:.3f}" for name in ("milliseconds", "ratio_of_minima", "median_ratio")))
+        for row in rows
+    ]
+    return markdown(setting, ("case", "CPU ms per image", "ratio of minima", "median ratio"), lines)
 
 
 if __name__ == "__main__":

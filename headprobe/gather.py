@@ -69,10 +69,10 @@ def from_first(trainer: lightning.Trainer, make: Callable[[], bytes]) -> bytes:
         try:
             content = make()
         except (UsageError, RunError) as error:
-            failure = {"usage": isinstance(error, UsageError), "message": str(error)}
+            failure = _told(error)
     (failure,) = json.loads(_broadcast(trainer, json.dumps([failure]).encode(), 0))
     if failure is not None:
-        raise (UsageError if failure["usage"] else RunError)(failure["message"])
+        raise _heard(failure)
     return _broadcast(trainer, content, 0)
 
 
@@ -88,14 +88,22 @@ def on_all(trainer: lightning.Trainer, act: Callable[[], None]) -> None:
         act()
     except (UsageError, RunError) as error:
         failure = error
-    own = None if failure is None else {"usage": isinstance(failure, UsageError), "message": str(failure)}
-    failures = gather_lists(trainer, [own])
+    failures = gather_lists(trainer, [None if failure is None else _told(failure)])
     if failure is not None:
         raise failure
     for rank, other in enumerate(failures):
         if other is not None:
-            message = f"process {rank} of {trainer.world_size} failed: {other['message']}"
-            raise (UsageError if other["usage"] else RunError)(message)
+            raise _heard(other, f"process {rank} of {trainer.world_size} failed: ")
+
+
+def _told(error: UsageError | RunError) -> dict[str, Any]:
+    """Return an error as plain data."""
+    return {"usage": isinstance(error, UsageError), "message": str(error)}
+
+
+def _heard(failure: dict[str, Any], whose: str = "") -> UsageError | RunError:
+    """Return the error that another process has told of."""
+    return (UsageError if failure["usage"] else RunError)(f"{whose}{failure['message']}")
 
 
 def _broadcast(trainer: lightning.Trainer, content: bytes, rank: int, wanted: bool = True) -> bytes:

@@ -55,7 +55,9 @@ class UnitBook:
         """
         if not 0 <= unit < self.units or self._tree.holds(unit):
             raise RunError(f"unit {unit} of {self.units} was sent twice; its images would be counted double")
-        scores, seen = self._open.setdefault(unit, (self._make_scores(), OpenUnit()))
+        if unit not in self._open:
+            self._open[unit] = self._make_scores(), OpenUnit()
+        scores, seen = self._open[unit]
         seen.add(rows, bad, name)
         return scores
 

@@ -63,7 +63,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
         )
     if source.weights is not None:
         state = read_safetensors(source.weights)
-        options = _merged(_recipe_options(source), options)
+        options = built_options(source)
         options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name))
         backbone = _create(source.name, pretrained=False, options=options)
         _load(backbone, state, source.name, source.weights)

@@ -14,7 +14,7 @@ from headprobe.run.record import versions
 from headprobe.run.redact import safe_command
 
 
-def identify(trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dict[str, Any]:
+def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
     """Return all that changes the numbers of a test, known before its first image.
 
     The row plan follows from the masks, the batch size and the row budget that was asked for.
@@ -22,8 +22,10 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dic
     Args:
         trainer: Runs the test.
         probe: The model with its masks.
-        records: Whether a row per image is kept beside the sums.
     """
+    # a unit is not finished without its records, where a callback keeps a row per image
+    records = any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    scored = ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records]
     statistics = [callback.statistic.describe() for callback in head_callbacks(trainer)]
     device = trainer.strategy.root_device
     return {
@@ -32,7 +34,7 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dic
         # a list: the sums have the masks' order
         "masks": [[named.name, named.mask.digest] for named in probe.masks],
         "ablation": probe.ablation,
-        "statistics": [*_scored(probe, records), *statistics],
+        "statistics": [*scored, *statistics],
         "precision": str(trainer.precision),
         "arithmetic": arithmetic(),
         "device": device.type,
@@ -40,11 +42,6 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dic
         "row_budget": probe.budget_on(device),
         "versions": versions(),
     }
-
-
-def keeps_records(trainer: Any) -> bool:
-    """Say whether a callback of a trainer keeps a row per image, which a unit is not finished without."""
-    return any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks)
 
 
 def arithmetic() -> dict[str, Any]:
@@ -58,7 +55,7 @@ def arithmetic() -> dict[str, Any]:
     return {"fused_attention": bool(use_fused_attn()), "float32_on_gpu": products, **overrides}
 
 
-def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer, probe: HeadProbe, records: bool) -> dict[str, Any]:
+def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:
     """Return what a run's key is made of.
 
     Places of weights and local data are left out, digests say what they are, and so is what no sum depends on.
@@ -67,11 +64,8 @@ def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer, probe: Head
     data = {name: value for name, value in numbers["data"].items() if name != "path" or not numbers["data"]["local"]}
     # sums go by name, whatever the order of the callbacks
     summed = sorted((callback.statistic.summed() for callback in head_callbacks(trainer)), key=lambda one: one["name"])
-    return {**numbers, "model": model, "data": data, "statistics": [*_scored(probe, records), *summed]}
-
-
-def _scored(probe: HeadProbe, records: bool) -> list[str]:
-    return ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records]
+    scored = [one for one in numbers["statistics"] if isinstance(one, str)]
+    return {**numbers, "model": model, "data": data, "statistics": [*scored, *summed]}
 
 
 def command_line() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.identity import command_line, identify, keeps_records, what_counts
+from headprobe.callbacks.identity import command_line, identify, what_counts
 from headprobe.errors import RunError, UsageError
 from headprobe.gather import from_first
 from headprobe.metrics.unit_tree import Node
@@ -65,9 +65,8 @@ class UnitLedger(lightning.Callback):
     def _open(self, trainer: lightning.Trainer, probe: HeadProbe) -> str:
         """Open the ledger, on the first process, and say what the others must know of it."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        records = keeps_records(trainer)
-        self.numbers = identify(trainer, probe, records)
-        describe = what_counts(self.numbers, trainer, probe, records)
+        self.numbers = identify(trainer, probe)
+        describe = what_counts(self.numbers, trainer)
         directory = _shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(describe)
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))

@@ -16,14 +16,14 @@ from headprobe.callbacks.counting import bad_images_message, check_coverage, ima
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.directory import run_directory
 from headprobe.callbacks.heads import head_callbacks
-from headprobe.callbacks.identity import command_line, identify, keeps_records, what_counts
+from headprobe.callbacks.identity import command_line, identify, what_counts
 from headprobe.callbacks.ledger import unit_ledger
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
 from headprobe.metrics.coverage import Coverage
 from headprobe.module import HeadProbe
 from headprobe.report.table import console, masks_table
-from headprobe.run.ledger import now
+from headprobe.run.files import now
 from headprobe.run.record import hardware, run_key
 from headprobe.run.results import Row, class_rows, mask_rows, write_masks, write_record, write_rows
 from headprobe.wording import counted
@@ -130,13 +130,12 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path) -> dict[str, Any]:
     """Return what `run.json` holds from the start on: enough to run the same again."""
     units = unit_ledger(trainer)
-    records = keeps_records(trainer)
     # reading all weights for their digest takes seconds for a large model
-    numbers = units.numbers if units is not None and units.numbers else identify(trainer, probe, records)
+    numbers = units.numbers if units is not None and units.numbers else identify(trainer, probe)
     ledger = units.ledger if units is not None else None
     return {
         "status": "running",
-        "key": run_key(what_counts(numbers, trainer, probe, records)),
+        "key": run_key(what_counts(numbers, trainer)),
         **numbers,
         "masks": dict(numbers["masks"]),
         "row_plan": probe.plan.to_json() if probe.plan else None,

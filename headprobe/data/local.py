@@ -11,12 +11,10 @@ from headprobe.data.inside import check_inside
 from headprobe.data.one_schema import check_one_schema
 from headprobe.data.redact import safe_text
 from headprobe.data.source import Chunk, Request, Source, UnitRule, choose_split, file_name
-from headprobe.data.streamed import StreamedSource
+from headprobe.data.streamed import DAMAGE, StreamedSource
 from headprobe.errors import RunError, UsageError
 
 ROWS_PER_READ = 128  # given explicitly: datasets takes the first row group's size, and fails where that is 0
-# What datasets was seen to raise on damaged files, beside what StreamedSource knows.
-DAMAGE = (TypeError, KeyError, IndexError, AttributeError, NotImplementedError, OverflowError, MemoryError)
 
 
 class LocalSource(StreamedSource):

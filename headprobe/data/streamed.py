@@ -13,6 +13,8 @@ from headprobe.data.redact import safe_text
 from headprobe.data.source import Chunk, LabelColumn, Request, Source
 from headprobe.errors import RunError, UsageError
 
+# What datasets and pyarrow were seen to raise on files with damaged bytes.
+DAMAGE = (TypeError, KeyError, IndexError, AttributeError, NotImplementedError, OverflowError, MemoryError)
 # What a broken file, or a server that gave up, was seen to raise (ArrowInvalid is a ValueError).
 READ_ERRORS = (
     pa.ArrowException,
@@ -21,14 +23,7 @@ READ_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
-    # of datasets and pyarrow, on files with damaged bytes
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    NotImplementedError,
-    OverflowError,
-    MemoryError,
+    *DAMAGE,
     EOFError,
     tarfile.TarError,  # an archive that was cut off on its way
 )

@@ -67,10 +67,6 @@ class Coverage:
         coverage.bad = json.loads(arrays["bad"].tobytes().decode())
         return coverage
 
-    def to(self, _: object) -> Self:
-        """Return itself: there is nothing on any device."""
-        return self
-
 
 class OpenUnit:
     """The rows of a unit that is being read, each of which must come exactly once."""

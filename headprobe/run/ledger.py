@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from headprobe.errors import RunError, UsageError
 from headprobe.metrics.coverage import Coverage
 from headprobe.metrics.parts import Arrays, Part, read_part, write_part
 from headprobe.metrics.unit_tree import Node
-from headprobe.run.files import cannot_write, write_text, writing
+from headprobe.run.files import cannot_write, now, write_text, writing
 from headprobe.run.lock import Lock
 from headprobe.run.results import read_units
 from headprobe.run.spans import Span, file_of, node_of, span_of, unit_files, within
@@ -269,13 +268,13 @@ def find_units(path: Path) -> Path:
     place = read_units(path)
     units = path / place if place else path
     if not (units / LEDGER).is_file():
-        raise UsageError(
-            "there are no units of a run here; give the directory of a run, such as lightning_logs/version_0, or its "
-            f"units, lightning_logs/units/KEY, got {str(path)!r}"
-        )
+        raise no_units(path)
     return units
 
 
-def now() -> str:
-    """Return the time, as files hold it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def no_units(path: Path) -> UsageError:
+    """Return the message for a path without units."""
+    return UsageError(
+        "there are no units of a run here; give the directory of a run, such as lightning_logs/version_0, or its "
+        f"units, lightning_logs/units/KEY, got {str(path)!r}"
+    )

@@ -5,12 +5,11 @@ import json
 import os
 import socket
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from headprobe.errors import UsageError
-from headprobe.run.files import cannot_write
+from headprobe.run.files import cannot_write, now
 
 HELD = (BlockingIOError, PermissionError)
 """The two answers that POSIX allows where another process holds a lock."""
@@ -111,7 +110,6 @@ def describe_holder(path: Path) -> str:
 
 
 def _write_holder(file: IO[str]) -> None:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
     file.truncate(0)
-    json.dump({"process": os.getpid(), "machine": socket.gethostname(), "since": since}, file)
+    json.dump({"process": os.getpid(), "machine": socket.gethostname(), "since": now()}, file)
     file.flush()

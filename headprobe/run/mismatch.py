@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.errors import UsageError
-from headprobe.run.ledger import read_ledger
+from headprobe.run.ledger import no_units, read_ledger
 
 
 def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
@@ -29,10 +29,7 @@ def refuse_differences(directory: Path, describe: Mapping[str, Any]) -> None:
     """
     content = read_ledger(directory)
     if content is None:
-        raise UsageError(
-            "--resume must name the units of a run (lightning_logs/units/KEY), or its directory, "
-            f"got {str(directory)!r}"
-        )
+        raise no_units(directory)
     lines = differences(json.loads(json.dumps(describe)), content["describe"])
     if lines:
         command = content["sessions"][-1].get("command", "unknown") if content["sessions"] else "unknown"

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from headprobe.errors import RunError, UsageError
-from headprobe.run.ledger import Finished, Ledger, read_ledger
+from headprobe.errors import RunError
+from headprobe.run.ledger import Finished, Ledger, no_units, read_ledger
 from headprobe.run.lock import describe_holder, is_held
 from headprobe.run.spans import unit_files
 
@@ -63,7 +63,7 @@ def read_status(directory: Path) -> Status:
     """
     content = read_ledger(directory)
     if content is None:
-        raise UsageError(f"there are no units of a run, got {str(directory)!r}")
+        raise no_units(directory)
     session = content["sessions"][-1] if content["sessions"] else {}
     finished = _finished(Ledger(directory, content["units"]))
     done = sum(finished.rows.values())

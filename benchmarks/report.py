@@ -1,0 +1,37 @@
+"""What the benchmarks have in common: options that must be at least 1, ratios, a table in Markdown, a JSON file."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+def refuse_below_one(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
+    """End with a message where one of these options is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+
+
+def ratios(times: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
+    """Return what a case takes relative to the plain one: ratio of the minima, and median over rounds."""
+    return {
+        "ratio_of_minima": min(times) / min(plain),
+        "median_ratio": median(one / other for one, other in zip(times, plain, strict=True)),
+    }
+
+
+def markdown(setting: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table under a line that says what was measured; all columns but the first are numbers."""
+    lines = [", ".join(f"{name} {value}" for name, value in setting.items()), ""]
+    lines += [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def publish(text: str, setting: dict[str, Any], cases: Sequence[dict[str, Any]], file: Path | None) -> None:
+    """Print the table and, if asked for, write the numbers."""
+    print(text)
+    if file is not None:
+        file.write_text(json.dumps({**setting, "cases": list(cases)}, indent=2) + "\n")
