@@ -10,8 +10,10 @@ from headprobe.backbone.check import prove_masks
 from headprobe.backbone.copies import in_single
 from headprobe.backbone.growing import GrowingPass, Join, first_layers
 from headprobe.backbone.heads import HeadLayout
-from headprobe.backbone.joins import find_joins
+from headprobe.backbone.joins import Company, find_joins
 from headprobe.backbone.memory import is_out_of_memory
+from headprobe.backbone.shortcut_trials import find_shortcuts
+from headprobe.backbone.shortcuts import Shortcuts
 from headprobe.backbone.taps import Tap
 from headprobe.errors import RunError
 from headprobe.statistics.base import HeadStatistic, Subject
@@ -47,7 +49,8 @@ class ForwardPasses:
         budget: int,
     ) -> None:
         used = {layer for layer in first_layers(keep) if layer is not None}
-        self.growing = GrowingPass(backbone, layout, _proven_joins(backbone, layout, used), keep)
+        joins, shortcuts = _proven(backbone, layout, used)
+        self.growing = GrowingPass(backbone, layout, joins, keep, shortcuts)
         self.plan = self.growing.plan(batch_size, budget)
         self.listening: Listening | None = None
         self._normalised, self._batch_size = normalised, batch_size
@@ -131,15 +134,17 @@ class ForwardPasses:
         )
 
 
-def _proven_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) -> tuple[Join, ...]:
-    """Prove the masks and find the joins of those that begin at these layers.
+def _proven(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) -> tuple[tuple[Join, ...], Shortcuts]:
+    """Prove the masks, then find where those that begin at these layers join, and what may be left out.
 
     In float32 at least: rounding in half precision would hide errors.
     """
     proven = in_single(backbone, layout.model)
     try:
         prove_masks(proven, layout)
-        joins = find_joins(proven, layout, layers)
+        together: list[Company] = []
+        joins = find_joins(proven, layout, layers, together)
+        shortcuts = find_shortcuts(proven, layout, joins, together)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -149,4 +154,4 @@ def _proven_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[in
     unproven = [layout.layers[layer].name for layer in layers if not joins[layer].proven]
     if unproven:
         raise RunError(f"masks of {unproven[0]!r} of {layout.model!r} were not tried in the growing pass")
-    return joins
+    return joins, shortcuts

@@ -1,5 +1,6 @@
 """What several test folders share: a tiny ViT and Swin with perturbed weights, and where real data lies."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,23 @@ import torch
 from torch import nn
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share the test files between two processes; what is named by file or test runs in this one, which starts sooner.
+
+    Two and not one per core: these tests start up to four processes of their own, and a worker grows to gigabytes.
+    """
+    named = [Path(word.partition("::")[0]) for word in config.args]
+    cores = os.cpu_count() or 1
+    return 0 if cores < 2 or all(path.is_file() for path in named) else 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Give each worker one thread: on shared cores the threads of tiny models wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before a worker imports torch
 
 
 def perturbed(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -130,6 +131,7 @@ def test_masks_and_metrics_know_neither_lightning_nor_timm(part: str) -> None:
     assert used & {"lightning", "pytorch_lightning", "timm", "datasets"} == set()
 
 
+@cache
 def modules_after(*arguments: str) -> set[str]:
     """The top-level modules that a Python process has imported when it ends, by its own account."""
     done = subprocess.run(

@@ -55,10 +55,10 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
     expected = score(HeadProbe(row_budget=40), tmp_path)
     forward = GrowingPass._forward
 
-    def small_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
+    def small_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
         if len(images) * (1 + len(chunk)) > 12:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, images, chunk)
+        return forward(self, images, chunk, whole)
 
     probe = HeadProbe(row_budget=40)
     monkeypatch.setattr("headprobe.passes.find_joins", _joins_of(probe))
@@ -73,11 +73,11 @@ def _joins_of(probe: HeadProbe) -> Any:
     from headprobe.backbone.joins import find_joins
 
     joins = find_joins(probe.backbone, probe.layout)
-    return lambda backbone, layout, layers: joins
+    return lambda backbone, layout, layers, proven: joins
 
 
 def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
+    def no_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     probe = HeadProbe()
@@ -88,7 +88,7 @@ def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, mon
 
 
 def test_an_error_that_is_not_out_of_memory_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: GrowingPass, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
+    def broken(self: GrowingPass, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
         raise RuntimeError("a kernel failed")
 
     probe = HeadProbe()

@@ -6,22 +6,25 @@ row carries its own mask. Each module runs once; nothing is cached and nothing i
 decided by trial (`headprobe.backbone.joins`).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.ablation import HookCount, ablating
+from headprobe.backbone.ablation import HookCount, ablate_heads, ablating
+from headprobe.backbone.arguments import Arguments, Batched, first_rows, grown
+from headprobe.backbone.calls import inside
 from headprobe.backbone.heads import HeadLayout
+from headprobe.backbone.leading_queries import LeadingQueries
 from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
 from headprobe.backbone.taps import RowsOfLayer, Tap, tapping
 from headprobe.errors import RunError
 
-Path = tuple[int | str, ...]
-"""Where a tensor is among a module's arguments: a position or keyword, then places in the lists that it may be in."""
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Join:
 
     module: str
     place: int
-    batched: tuple[tuple[Path, int], ...]
+    batched: Batched
     proven: bool = False
 
 
@@ -57,11 +60,19 @@ class GrowingPass:
         layout: Its attention layers.
         joins: For every layer where its masks join, from `find_joins`.
         keep: `[masks, layers, max heads]` bool, True = keep.
+        shortcuts: What may be left out, from `find_shortcuts`; while taps listen nothing is.
     """
 
-    def __init__(self, backbone: nn.Module, layout: HeadLayout, joins: Sequence[Join], keep: Tensor) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        layout: HeadLayout,
+        joins: Sequence[Join],
+        keep: Tensor,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+    ) -> None:
         self.backbone, self.layout, self.joins = backbone, layout, tuple(joins)
-        self.keep = keep
+        self.keep, self.shortcuts = keep, shortcuts
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = _Rows(0, (), 0)
@@ -85,13 +96,27 @@ class GrowingPass:
 
     def __enter__(self) -> "GrowingPass":
         with ExitStack() as stack:
-            self._count = stack.enter_context(ablating(self.backbone, self.layout, self._keep_of_layer))
-            for join in {join.module: join for join in self.joins}.values():
-                module = self.backbone.get_submodule(join.module)
-                handle = module.register_forward_pre_hook(self._join_hook(join), with_kwargs=True)
+            for module, hook in self._hooks():
+                handle = self.backbone.get_submodule(module).register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
+            # last, for hooks run in the order in which they were installed: heads are zeroed in rows that are all there
+            stack.enter_context(self._asking_for_pooled())
+            self._count = stack.enter_context(ablating(self.backbone, self.layout, self._keep_of_layer))
             self._stack = stack.pop_all()
         return self
+
+    def _hooks(self) -> Iterator[tuple[str, Hook]]:
+        """Yield modules with their pre-hooks, those of one module in the order in which they must run."""
+        for join in {join.module: join for join in self.joins}.values():
+            yield join.module, self._join_hook(join)
+        pooled = self.shortcuts.pooled
+        if pooled is not None:
+            yield pooled.block, self._keep_pooled(pooled)
+            yield pooled.entry, self._all_tokens
+            yield self.layout.layers[-1].point, self._pooled_only(pooled)
+        for _, core in self.shortcuts.cores:
+            yield core.entry, self._leave_out(core)
+            yield self.layout.layers[core.layer].point, self._put_back(core)
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
@@ -125,8 +150,9 @@ class GrowingPass:
         """
         out: Tensor | None = None
         for chunk in plan.chunks:
-            with tapping(self.backbone, self.layout, taps if out is None else ()):
-                by_mask = self._forward(images, chunk)
+            listening = taps if out is None else ()
+            with tapping(self.backbone, self.layout, listening):
+                by_mask = self._forward(images, chunk, whole=bool(listening))
             if out is None:
                 out = by_mask.new_empty(1 + len(self.first_layers), *by_mask.shape[1:])
                 out[0] = by_mask[0]
@@ -138,15 +164,22 @@ class GrowingPass:
             out[1 + mask] = out[0]
         return out
 
-    def _forward(self, images: Tensor, chunk: tuple[int, ...]) -> Tensor:
-        """Run one chunk and return `[1 + masks of the chunk, images, classes]`."""
-        self._rows = _Rows(len(images), chunk, joined=0)
+    def _forward(self, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
+        """Run one chunk and return `[1 + masks of the chunk, images, classes]`.
+
+        Args:
+            images: `[images, channels, height, width]`, normalised.
+            chunk: Numbers of the masks.
+            whole: Take no shortcut.
+        """
+        self._rows = _Rows(len(images), chunk, joined=0, whole=whole)
         try:
             logits: Tensor = self.backbone(images)
         finally:
-            joined, self._rows = self._rows.joined, _Rows(0, (), 0)
+            rows, self._rows = self._rows, _Rows(0, (), 0)
         self._count.check(self.layout)
-        if joined != len(chunk) or len(logits) != len(images) * (1 + joined):
+        joined = rows.joined
+        if rows.left_out or joined != len(chunk) or len(logits) != len(images) * (1 + joined):
             raise RunError(f"{joined} of {len(chunk)} masks joined the forward pass of {self.layout.model!r}")
         return logits.reshape(1 + joined, len(images), *logits.shape[1:])
 
@@ -155,15 +188,16 @@ class GrowingPass:
         joined, waiting = self._rows.chunk[: self._rows.joined], self._rows.chunk[self._rows.joined :]
         if any(self._masked[mask][layer] for mask in waiting):
             raise RunError(f"a mask of {self.layout.layers[layer].name!r} of {self.layout.model!r} joined too late")
-        if not any(self._masked[mask][layer] for mask in joined):
+        zeroed, self._rows.zeroed = self._rows.zeroed, 0
+        if not any(self._masked[mask][layer] for mask in joined[: len(joined) - zeroed]):
             return None
         masks = self.keep[list(joined), layer]
         return torch.cat([torch.ones_like(masks[:1]), masks])
 
-    def _join_hook(self, join: Join) -> Callable[..., Any]:
+    def _join_hook(self, join: Join) -> Hook:
         """Build the pre-hook that appends the trunk's rows for the masks joining at `join`."""
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             rows = self._rows
             joining = 0
             for mask in rows.chunk[rows.joined :]:
@@ -171,48 +205,98 @@ class GrowingPass:
                 if layer is None or self.joins[layer].module != join.module:
                     break
                 joining += 1
-            if not joining:
-                return None
             rows.joined += joining
-            return _grown(args, kwargs, join, rows.images, joining)
+            rows.joining = joining
+            return grown(args, kwargs, join.batched, rows.images, joining) if joining else None
+
+        return hook
+
+    def _leave_out(self, core: SharedCore) -> Hook:
+        """Build the pre-hook that takes the rows that have just joined away again: the trunk's stand for them."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            rows = self._rows
+            if rows.whole or not rows.joining:
+                return None
+            rows.left_out, rows.joining = rows.joining, 0
+            return first_rows(args, kwargs, core.batched, rows.images * (1 + rows.joined - rows.left_out))
+
+        return hook
+
+    def _put_back(self, core: SharedCore) -> Hook:
+        """Build the pre-hook of a head-concat point that appends the trunk's heads for the rows that were left out.
+
+        They are zeroed before they are appended: that is a few rows, and the others need no copy of their own then.
+        """
+        layer = self.layout.layers[core.layer]
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            rows = self._rows
+            if not rows.left_out:
+                return None
+            heads_out, copies = args[0], rows.left_out
+            rows.left_out, rows.zeroed = 0, copies
+            trunk = heads_out[: rows.images * layer.rows]
+            keep = self.keep[list(rows.chunk[rows.joined - copies : rows.joined]), core.layer, : layer.heads]
+            masked = ablate_heads(torch.cat([trunk] * copies), keep, layer.channels)
+            return (torch.cat([heads_out, masked]), *args[1:]), kwargs
+
+        return hook
+
+    def _keep_pooled(self, pooled: PooledTokens) -> Hook:
+        """Build the pre-hook of the last block that keeps the residual stream of the pooled tokens only."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            if self._rows.whole:
+                return None
+            self._rows.stream = args[0]
+            return (args[0][:, : pooled.tokens], *args[1:]), kwargs
+
+        return hook
+
+    def _all_tokens(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        """Give the last attention, which needs all tokens, the stream that its block was given."""
+        stream, self._rows.stream = self._rows.stream, None
+        return None if stream is None else ((stream, *args[1:]), kwargs)
+
+    def _asking_for_pooled(self) -> AbstractContextManager[None]:
+        """Let only the pooled tokens ask in the last attention, while the context is open."""
+        pooled = self.shortcuts.pooled
+        if pooled is None or not pooled.queries:
+            return nullcontext()
+        last = self.backbone.get_submodule(self.layout.layers[-1].name)
+        tokens = pooled.tokens
+        return inside([last], lambda _: LeadingQueries(None if self._rows.whole else tokens))
+
+    def _pooled_only(self, pooled: PooledTokens) -> Hook:
+        """Build the pre-hook of the last head-concat point that leaves the heads of the pooled tokens only."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            return None if self._rows.whole else ((args[0][:, : pooled.tokens], *args[1:]), kwargs)
 
         return hook
 
 
 @dataclass
 class _Rows:
-    """What the rows of the forward pass under way are."""
+    """What the rows of the forward pass under way are.
+
+    Attributes:
+        images: Images of the trunk.
+        chunk: Numbers of the masks in the order in which they join.
+        joined: How many of them have joined.
+        whole: No shortcut may be taken.
+        joining: How many of them joined at the last join, and are nothing but copies of the trunk since.
+        left_out: How many of these are left out for the moment.
+        zeroed: How many of the last rows' masks have been applied already in the layer under way.
+        stream: What the last block was given, until its attention has taken it.
+    """
 
     images: int
     chunk: tuple[int, ...]
     joined: int
-
-
-def _grown(
-    args: tuple[Any, ...], kwargs: dict[str, Any], join: Join, images: int, joining: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module with the trunk's rows appended `joining` times wherever they carry the batch."""
-    positional: Any = args
-    named: Any = kwargs
-    for path, rows_per_image in join.batched:
-
-        def grow(tensor: Tensor, rows: int = images * rows_per_image) -> Tensor:
-            return torch.cat([tensor, tensor[:rows].repeat(joining, *[1] * (tensor.dim() - 1))])
-
-        if isinstance(path[0], int):
-            positional = _replaced(positional, path, grow)
-        else:
-            named = _replaced(named, path, grow)
-    return positional, named
-
-
-def _replaced(holder: Any, path: Path, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of nested tuples, lists and dictionaries with the tensor at `path` changed."""
-    if not path:
-        return change(holder)
-    key, *rest = path
-    if isinstance(holder, dict):
-        return {**holder, key: _replaced(holder[key], tuple(rest), change)}
-    items = list(holder)
-    items[int(key)] = _replaced(items[int(key)], tuple(rest), change)
-    return type(holder)(items)
+    whole: bool = False
+    joining: int = 0
+    left_out: int = 0
+    zeroed: int = 0
+    stream: Tensor | None = None

@@ -1,17 +1,19 @@
 """Where masks may join the growing pass: found from how the model calls its modules, and proven by trial."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.ablation import masked_logits
-from headprobe.backbone.growing import GrowingPass, Join, Path
+from headprobe.backbone.arguments import Path, batched, shapes
+from headprobe.backbone.growing import GrowingPass, Join
 from headprobe.backbone.heads import HeadLayout, parent_of
 from headprobe.backbone.memory import is_out_of_memory
+from headprobe.backbone.shortcuts import NO_SHORTCUTS, Shortcuts
 from headprobe.backbone.trace import evaluating, example_images
 from headprobe.errors import UsageError
 
@@ -29,7 +31,29 @@ Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module the place of its only call in a forward pass (-1 if it has several) and its arguments' shapes."""
 
 
-def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] | None = None) -> tuple[Join, ...]:
+@dataclass
+class Company:
+    """A growing pass of several masks whose logits are those of plain forward passes: what shortcuts are held to.
+
+    Attributes:
+        images: Noise `[images, channels, height, width]`, normalised.
+        keep: `[masks, layers, max heads]`.
+        logits: `[1 + masks, images, classes]`.
+        rounding: What rounding alone changes, relative to the largest logit.
+    """
+
+    images: Tensor
+    keep: Tensor
+    logits: Tensor
+    rounding: float
+
+
+def find_joins(
+    backbone: nn.Module,
+    layout: HeadLayout,
+    layers: Collection[int] | None = None,
+    proven: list[Company] | None = None,
+) -> tuple[Join, ...]:
     """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
 
     Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
@@ -41,6 +65,7 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
         backbone: The model.
         layout: Its attention layers.
         layers: Layers at which masks will join; the joins of others are not tried and cannot be used. None tries all.
+        proven: Is filled with the last trials, in which masks of all these layers joined, two of each.
 
     Raises:
         UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
@@ -48,7 +73,7 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
     """
     wanted = sorted(range(len(layout.layers)) if layers is None else layers)
     with evaluating(backbone), torch.inference_mode():
-        calls = [_record_calls(backbone, layout, images) for images in (2, 3)]
+        calls = [record_calls(backbone, layout, images) for images in (2, 3)]
         candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
         if not wanted:
             return tuple(options[0] for options in candidates)
@@ -58,7 +83,10 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
         expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
         plain: Tensor = backbone(images)
         trial = _Trial(backbone, layout, keep, images, plain, expected, _rounding(backbone, images, plain))
-        return tuple(_settle(trial, candidates))
+        joins = _settle(trial, candidates)
+        if proven is not None:
+            proven.extend(trial.companies[:-1])  # the last is the crowd, which says nothing of other layers
+        return tuple(joins)
 
 
 def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> None:
@@ -109,6 +137,7 @@ class _Trial:
         plain: Logits `[images, classes]` without a mask.
         expected: Logits of the plain forward pass with mask l, for the layers that are tried.
         rounding: What rounding alone changes, relative to the largest logit.
+        companies: Trials that were right, since all masks were last tried together.
     """
 
     backbone: nn.Module
@@ -118,17 +147,22 @@ class _Trial:
     plain: Tensor
     expected: dict[int, Tensor]
     rounding: float
+    companies: list[Company] = field(default_factory=list)
 
     def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
         """Run the masks of these layers together; return those whose logits differ, None if the pass is impossible."""
-        found = _growing_logits(self.backbone, self.layout, joins, self.keep[layers], self.images)
+        keep = self.keep[layers]
+        found = growing_logits(self.backbone, self.layout, joins, keep, self.images)
         if found is None:
             return None
-        return {
+        wrong = {
             layer
             for logits, layer in zip(found[1:], layers, strict=True)
             if not agree(logits, self.expected[layer], self.tolerance(layer) if len(layers) == 1 else MOST_ROUNDING)
         }
+        if not wrong:
+            self.companies.append(Company(self.images, keep, found, self.rounding))
+        return wrong
 
     def tolerance(self, layer: int) -> float:
         """Return how much a layer's logits may differ where its mask joins alone, relative to the largest.
@@ -173,9 +207,8 @@ def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
 
 def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
     """Return layers whose masks go wrong in company, each of them being right alone."""
-    height, width = trial.images.shape[-2:]
-    masks = max(5, ROW_PIXELS // (height * width) // len(trial.images)) - 1
-    for company in _companies(sorted(trial.expected, key=lambda layer: joins[layer].place), masks):
+    trial.companies.clear()
+    for company in _companies(trial.expected, joins, trial.images):
         wrong = trial.wrong(joins, company)
         if wrong is None:  # the shapes do not fit: which join's masks spoil the pass?
             return {_spoiler(trial, joins, company)}
@@ -184,8 +217,13 @@ def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
     return set()
 
 
-def _companies(order: list[int], masks: int) -> list[list[int]]:
-    """Return whose masks are tried together, `masks` at most: all twice over, and a crowd at the first join."""
+def _companies(layers: Collection[int], joins: Sequence[Join], images: Tensor) -> list[list[int]]:
+    """Return the layers whose masks are tried together: all twice over, and a crowd at the first join.
+
+    As many at a time as `ROW_PIXELS` of these images allow.
+    """
+    masks = max(5, ROW_PIXELS // (images.shape[-2] * images.shape[-1]) // len(images)) - 1
+    order = sorted(layers, key=lambda layer: joins[layer].place)
     share = masks // 2
     pairs = [
         [layer for layer in order[start : start + share] for _ in range(2)] for start in range(0, len(order), share)
@@ -202,12 +240,17 @@ def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:
     return order[-1]
 
 
-def _growing_logits(
-    backbone: nn.Module, layout: HeadLayout, joins: list[Join], keep: Tensor, images: Tensor
+def growing_logits(
+    backbone: nn.Module,
+    layout: HeadLayout,
+    joins: Sequence[Join],
+    keep: Tensor,
+    images: Tensor,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
 ) -> Tensor | None:
-    """Return the growing pass's logits, or None where these joins give impossible shapes."""
+    """Return the growing pass's logits, or None where these joins or shortcuts give impossible shapes."""
     try:
-        with GrowingPass(backbone, layout, joins, keep) as growing:
+        with GrowingPass(backbone, layout, joins, keep, shortcuts) as growing:
             return growing.logits(images, growing.plan(len(images), len(images) * (1 + len(keep))))
     except (RuntimeError, ValueError) as error:  # what torch and timm raise for rows that do not fit together
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
@@ -228,15 +271,15 @@ def agree(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bo
     return found.shape == expected.shape and bool(((found - expected).abs() <= allowed).all())
 
 
-def _record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> Calls:
+def record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> Calls:
     """Return for every module of a forward pass the place of its call and the shapes of its tensor arguments."""
     calls: Calls = {}
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            shapes = dict(_shapes((), args)) | dict(_shapes((), kwargs))
+            found = dict(shapes((), args)) | dict(shapes((), kwargs))
             # a module called twice is no join point: masks would join twice
-            calls[name] = (-1, {}) if name in calls else (len(calls), shapes)
+            calls[name] = (-1, {}) if name in calls else (len(calls), found)
 
         return hook
 
@@ -269,28 +312,7 @@ def _candidates(
         name = parent_of(name)
         names.append(name)
     return [
-        Join(name, two[name][0], _batched(two[name][1], three[name][1]))
+        Join(name, two[name][0], batched(two[name][1], three[name][1]))
         for name in names
         if name in two and two[name][0] >= 0
     ]
-
-
-def _batched(two: dict[Path, torch.Size], three: dict[Path, torch.Size]) -> tuple[tuple[Path, int], ...]:
-    """Return the tensor arguments that grow from 2 to 3 images as the batch does, with their rows per image."""
-    batched = []
-    for path, shape in two.items():
-        if shape and path in three and 2 * three[path][0] == 3 * shape[0] and shape[0] % 2 == 0:
-            batched.append((path, shape[0] // 2))
-    return tuple(batched)
-
-
-def _shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
-    """Yield the places and shapes of all tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        yield path, value.shape
-    elif type(value) in (tuple, list):
-        for key, item in enumerate(value):
-            yield from _shapes((*path, key), item)
-    elif type(value) is dict:
-        for key, item in value.items():
-            yield from _shapes((*path, key), item)

@@ -486,13 +486,13 @@ def test_masks_join_nowhere_if_only_modules_too_far_in_are_tried(monkeypatch: py
 
 
 def test_a_growing_pass_that_copies_the_wrong_rows_fails_join_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    grown = growing._grown
+    grown = growing.grown
 
-    def flipped(args: Any, kwargs: Any, join: Any, images: int, joining: int) -> Any:
-        (first, *others), named = grown(args, kwargs, join, images, joining)
+    def flipped(args: Any, kwargs: Any, arguments: Any, images: int, copies: int) -> Any:
+        (first, *others), named = grown(args, kwargs, arguments, images, copies)
         return (torch.cat([first[:images], first[images:].flip(0)]), *others), named
 
-    monkeypatch.setattr(growing, "_grown", flipped)
+    monkeypatch.setattr(growing, "grown", flipped)
     assert failed(checked("vit")) == {"join": [0, 1]}
 
 

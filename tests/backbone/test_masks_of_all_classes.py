@@ -17,8 +17,10 @@ from torch.overrides import TorchFunctionMode
 from headprobe.backbone.ablation import masked_logits
 from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
-from headprobe.backbone.joins import find_joins
+from headprobe.backbone.joins import Company, find_joins
 from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.shortcut_trials import find_shortcuts
+from headprobe.backbone.shortcuts import NO_SHORTCUTS
 from headprobe.backbone.sites import class_path
 from tests.families import REPRESENTATIVES, build
 
@@ -298,12 +300,14 @@ def single_heads(layout: HeadLayout) -> Tensor:
 
 
 def compare_growing(key: str, semantics: Semantics = "slot", together: bool = True, alone: bool = True) -> None:
-    """Hold the growing pass to a plain forward pass for each mask: all in one pass, and some of them alone.
+    """Hold the growing pass, with and without shortcuts, to a plain pass for each mask: all in one, and some alone.
 
-    Joins are found as in a run; then all is done in float64, where nothing is left to rounding.
+    Joins and shortcuts are found as in a run; then all is done in float64, where nothing is left to rounding.
     """
     model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
-    joins, keep = find_joins(model, layout), single_heads(layout)
+    trials: list[Company] = []
+    joins, keep = find_joins(model, layout, proven=trials), single_heads(layout)
+    shortcuts = find_shortcuts(model, layout, joins, trials)
     model, images = model.double(), images.double()
     expected = [masked_logits(model, layout, images, kept) for kept in keep]
     tolerance = 1e-5 if LITE_MLA & set(REPRESENTATIVES[key].classes) else 1e-9  # it multiplies in float32 at all times
@@ -312,12 +316,13 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
         (keep, [tuple(range(len(keep)))] * together),
         (keep[:first], [(mask,) for mask in range(0, first, step)] * alone),
     ):
-        with GrowingPass(model, layout, joins, masks) as growing:
-            for chunk in chunks:
-                ordered = tuple(sorted(chunk, key=lambda mask: growing.join_places[mask] or 0))
-                found = growing.logits(images, RowPlan(len(images), len(images), (ordered,), (), len(images)))
-                for mask in chunk:
-                    close(found[1 + mask], expected[mask], tolerance)
+        for allowed in dict.fromkeys([NO_SHORTCUTS, shortcuts]):
+            with GrowingPass(model, layout, joins, masks, allowed) as growing:
+                for chunk in chunks:
+                    ordered = tuple(sorted(chunk, key=lambda mask: growing.join_places[mask] or 0))
+                    found = growing.logits(images, RowPlan(len(images), len(images), (ordered,), (), len(images)))
+                    for mask in chunk:
+                        close(found[1 + mask], expected[mask], tolerance)
 
 
 @pytest.mark.parametrize("key", REPRESENTATIVES)

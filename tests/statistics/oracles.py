@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -286,41 +287,61 @@ def offset_map(layer: Layer) -> Array:
 # -- similarity --------------------------------------------------------------------------------------------------------
 
 
-def centred(x: Array) -> Array:
-    return np.asarray(x - x.mean(0))
+@dataclass(eq=False)
+class Samples:
+    """Samples of one head `[samples, dim]`; what several measures need of them is worked out once."""
+
+    given: Array
+
+    @cached_property
+    def centred(self) -> Array:
+        return np.asarray(self.given - self.given.mean(0))
+
+    @cached_property
+    def basis(self) -> Array:
+        """Q of their QR decomposition."""
+        return np.linalg.qr(self.centred).Q
+
+    @cached_property
+    def kept(self) -> "Samples":
+        """google/svcca's truncation, with 99% taken of squared singular values: the smallest k that reaches it."""
+        u, s, _ = np.linalg.svd(self.centred, full_matrices=False)
+        k = int(np.argmax(np.cumsum(s**2) / (s**2).sum() >= 0.99)) + 1
+        return Samples(np.asarray(u[:, :k] * s[:k]))
+
+    @cached_property
+    def gram(self) -> Array:
+        return np.asarray(self.centred @ self.centred.T)
+
+    @cached_property
+    def own(self) -> float:
+        """The debiased HSIC with themselves."""
+        return _hsic(self.gram, self.gram)
 
 
-def kept(x: Array, share: float) -> Array:
-    """google/svcca's truncation, with the share taken of squared singular values: the smallest k that reaches it."""
-    u, s, _ = np.linalg.svd(centred(x), full_matrices=False)
-    k = int(np.argmax(np.cumsum(s**2) / (s**2).sum() >= share)) + 1
-    return np.asarray(u[:, :k] * s[:k])
-
-
-def correlations(x: Array, y: Array) -> tuple[Array, Array]:
+def correlations(x: Samples, y: Samples) -> tuple[Array, Array]:
     """Canonical correlations, and the variates of x, by QR (Bjorck & Golub, 1973)."""
-    q, r = np.linalg.qr(centred(x)), np.linalg.qr(centred(y))
-    u, s, _ = np.linalg.svd(q.Q.T @ r.Q, full_matrices=False)
-    return np.minimum(s, 1), q.Q @ u
+    u, s, _ = np.linalg.svd(x.basis.T @ y.basis, full_matrices=False)
+    return np.minimum(s, 1), x.basis @ u
 
 
-def svcca(x: Array, y: Array) -> float:
-    return float(correlations(kept(x, 0.99), kept(y, 0.99))[0].mean())
+def svcca(x: Samples, y: Samples) -> float:
+    return float(correlations(x.kept, y.kept)[0].mean())
 
 
-def cca(x: Array, y: Array) -> float:
+def cca(x: Samples, y: Samples) -> float:
     return float(correlations(x, y)[0].mean())
 
 
-def pwcca(x: Array, y: Array) -> float:
+def pwcca(x: Samples, y: Samples) -> float:
     found, variates = correlations(x, y)
-    weights = np.abs(variates.T @ centred(x)).sum(1)
+    weights = np.abs(variates.T @ x.centred).sum(1)
     return float(weights @ found / weights.sum())
 
 
-def cka(x: Array, y: Array) -> float:
-    x, y = centred(x), centred(y)
-    return float(np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+def cka(x: Samples, y: Samples) -> float:
+    own = np.linalg.norm(x.centred.T @ x.centred) * np.linalg.norm(y.centred.T @ y.centred)
+    return float(np.linalg.norm(x.centred.T @ y.centred) ** 2 / own)
 
 
 def _hsic(k: Array, m: Array) -> float:
@@ -332,14 +353,13 @@ def _hsic(k: Array, m: Array) -> float:
     return float((first + second - 2 / (n - 2) * (ones @ k @ m @ ones)) / (n * (n - 3)))
 
 
-def cka_unbiased(x: Array, y: Array) -> float:
-    k, m = centred(x) @ centred(x).T, centred(y) @ centred(y).T
-    return _hsic(k, m) / float(np.sqrt(_hsic(k, k) * _hsic(m, m)))
+def cka_unbiased(x: Samples, y: Samples) -> float:
+    return _hsic(x.gram, y.gram) / float(np.sqrt(x.own * y.own))
 
 
-def procrustes(x: Array, y: Array) -> float:
-    x, y = centred(x), centred(y)
-    return float(np.linalg.svd(x.T @ y)[1].sum() / (np.linalg.norm(x) * np.linalg.norm(y)))
+def procrustes(x: Samples, y: Samples) -> float:
+    size = np.linalg.norm(x.centred) * np.linalg.norm(y.centred)
+    return float(np.linalg.svd(x.centred.T @ y.centred)[1].sum() / size)
 
 
 MEASURES = {
@@ -352,15 +372,15 @@ MEASURES = {
 }
 
 
-def samples(layer: Layer, sampling: str) -> Array:
-    """Samples of each head `[heads, samples, dim]`."""
+def samples(layer: Layer, sampling: str) -> list[Samples]:
+    """Samples of each head."""
     z = {
         "tokens": layer.z,
         "patches": layer.z[:, layer.prefix :],
         "class": layer.z[:, :1],
         "mean": layer.z.mean(1, keepdims=True),
     }[sampling]
-    return np.asarray(z.transpose(2, 0, 1, 3).reshape(z.shape[2], -1, z.shape[3]))
+    return [Samples(head) for head in z.transpose(2, 0, 1, 3).reshape(z.shape[2], -1, z.shape[3])]
 
 
 # -- frequencies -------------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def z_of(name: str, images: int) -> list[oracles.Layer]:
     return oracles.forward(probe.backbone, normalised(probe, noise(probe, images)))
 
 
-def assert_similar(found: Any, x: list[Array], compared: Any) -> None:
+def assert_similar(found: Any, x: list[oracles.Samples], compared: Any) -> None:
     """Compare all measures of every compared pair with the oracle's; a value near the 99% cut could keep a dim more."""
     layer = found["layer"]
     for measure, of_pair in oracles.MEASURES.items():
@@ -220,7 +220,7 @@ def test_similarities_within_layers_are_those_of_stored_outputs(name: str, sampl
     x = [head for layer in z_of(name, images) for head in oracles.samples(layer, sampling)]
     assert_similar(found, x, lambda row, column: row == column)
     assert found["images"] == images
-    kept = [oracles.kept(one, 0.99).shape[1] for one in x]
+    kept = [one.kept.given.shape[1] for one in x]
     assert found["kept"].tolist() == kept
 
 
@@ -269,8 +269,9 @@ def test_the_noise_floor_is_that_of_each_image_beside_the_next_of_its_unit() -> 
         here = np.flatnonzero(found["layer"] == number)
         for row in range(3):
             for column in range(row, 3):
+                beside = oracles.Samples(x[column].given[after])
                 for measure in ("svcca", "cca", "cka", "cka_unbiased", "procrustes"):
-                    expected = oracles.MEASURES[measure](x[row], x[column][after])
+                    expected = oracles.MEASURES[measure](x[row], beside)
                     assert found[f"{measure}_floor"][here[row], here[column]] == pytest.approx(expected, abs=1e-5)
 
 
