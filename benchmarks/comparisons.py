@@ -36,7 +36,7 @@ class Session:
     Attributes:
         options: Of the command line.
         scratch: Where images and weights for the contestants lie.
-        tried: Fastest batch size of hand-written loops and seconds of decoding, by model.
+        tried: Fastest batch size of hand-written loops, by model.
     """
 
     options: argparse.Namespace
@@ -56,8 +56,7 @@ class Session:
         if kind not in self.tried:
             words = (sys.executable, "-m", "benchmarks.peers.best_batch", str(file))
             self.tried[kind] = run_for_json(words, self.options.threads)
-        tried = self.tried[kind]
-        return write(replace(read(file), batch=tried["batch"], decoding=tried["decoding"]), folder)
+        return write(replace(read(file), batch=self.tried[kind]["batch"]), folder)
 
     def described(self, materials: Materials, *files: Path) -> dict[str, Any]:
         """Return what the line above a table says."""

@@ -7,11 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from benchmarks.peers.common import Counts
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = Path(__file__).with_name("whole.py")
@@ -30,10 +28,12 @@ class Found:
     Attributes:
         loop: Seconds without imports and set-up.
         counts: How many images are right, by mask.
+        nll: Their mean negative log-likelihood in nats, by mask, where it is known.
     """
 
     loop: float
-    counts: Counts
+    counts: dict[str, int]
+    nll: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Round:
         peak: Largest memory in MB of any one of them; the sum of several is not known.
         loop: Seconds without imports and set-up.
         counts: How many images are right, by mask.
+        nll: Their mean negative log-likelihood in nats, by mask, where it is known.
     """
 
     wall: float
     cpu: float
     peak: float
     loop: float
-    counts: Counts
+    counts: dict[str, int]
+    nll: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Contestant:
         find: Reads what it found from its working directory and its output.
         threads: `OMP_NUM_THREADS` of its processes.
         needs: Package that must be installed, if any.
-        exact: Whether it computes in float32, so that its counts must be those of the others.
+        exact: Whether it computes in float32, so that its counts and NLL must be those of the others.
         ours: Whether it is headprobe, whose counts the others are held to.
     """
 
@@ -91,7 +93,7 @@ class Contestant:
             if code:
                 raise ContestantError(_last_line(folder / "stderr") or f"it ended with code {code}")
             found = self.find(folder, (folder / "stdout").read_text())
-        return Round(wall, cpu, peak, found.loop, found.counts)
+        return Round(wall, cpu, peak, found.loop, found.counts, found.nll)
 
 
 def hand_written(name: str, module: str, setting: Path, threads: int, *words: str, **more: object) -> Contestant:
@@ -103,7 +105,7 @@ def hand_written(name: str, module: str, setting: Path, threads: int, *words: st
 def said(_: Path, output: str) -> Found:
     """Read the JSON line that a hand-written loop ends with."""
     report = json.loads(output.strip().splitlines()[-1])
-    return Found(report["loop"], report["top1"])
+    return Found(report["loop"], report["top1"], report.get("nll", {}))
 
 
 def run_for_json(words: Sequence[str], threads: int) -> dict[str, Any]:

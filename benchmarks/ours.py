@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from benchmarks.contestant import Contestant, Found
@@ -22,7 +21,7 @@ def headprobe(name: str, file: Path, spec: str, threads: int, *words: str, exact
         exact: Whether it computes in float32.
     """
     command = (sys.executable, "-m", "headprobe", "test", *options(read(file)), *words, "--mask-spec", spec)
-    return Contestant(name, command, partial(found, setting=read(file)), threads, exact=exact, ours=True)
+    return Contestant(name, command, found, threads, exact=exact, ours=True)
 
 
 def options(setting: Setting) -> tuple[str, ...]:
@@ -45,14 +44,14 @@ def two_processes() -> tuple[str, ...]:
     return ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
-def found(folder: Path, _: str, setting: Setting) -> Found:
-    """Read what a run wrote: `seconds` of run.json (from the planned passes to the last file) and masks.csv.
-
-    Lightning fetches the first batch before that clock starts, so what decoding it takes is added.
-    """
+def found(folder: Path, _: str) -> Found:
+    """Read what a run wrote: in run.json the time of decoding, computing and writing, and masks.csv."""
     directory = folder / "lightning_logs" / "version_0"
     record = json.loads((directory / "run.json").read_text())
     with (directory / "masks.csv").open(newline="") as file:
-        counts = {row["mask"]: int(row["top1_count"]) for row in csv.DictReader(file)}
-    fetched = 0 if setting.workers else min(record["batch_size"], setting.unit)
-    return Found(float(record["seconds"]) + fetched * setting.decoding, counts)
+        rows = list(csv.DictReader(file))
+    return Found(
+        record["seconds_loop"] + record["seconds_writing"],
+        {row["mask"]: int(row["top1_count"]) for row in rows},
+        {row["mask"]: float(row["nll"]) for row in rows if row["nll"]},
+    )

@@ -8,11 +8,12 @@ from statistics import median
 from typing import Any
 
 from benchmarks.contestant import Contestant, ContestantError, Round
-from benchmarks.peers.common import Counts
 from benchmarks.report import markdown, ratios
 
 MOST_DIFFERENT = 1
 """Images that counts may differ by: rounding may move one whose two largest logits are equal."""
+NLL_TOLERANCE = 1e-4
+"""Nats that mean NLLs may differ by, and relative to those above 1: the rounding of float32."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _there(one: Contestant, outcome: Outcome) -> bool:
 
 
 def differences(contestants: Sequence[Contestant], rounds: dict[str, list[Round]]) -> list[str]:
-    """Say who counted other images right than headprobe, or without it than the first: it did other work.
+    """Say who found other numbers than headprobe, or without it than the first: it did other work.
 
     Contestants that do not compute in float32 are left out.
     """
@@ -88,19 +89,23 @@ def differences(contestants: Sequence[Contestant], rounds: dict[str, list[Round]
     if not exact:
         return []
     judge = next((one.name for one in exact if one.ours), exact[0].name)
-    expected = rounds[judge][0].counts
-    found = ((one.name, _difference(run.counts, expected)) for one in exact for run in rounds[one.name])
+    expected = rounds[judge][0]
+    found = ((one.name, _difference(run, expected)) for one in exact for run in rounds[one.name])
     return sorted({f"{name} {difference} {judge}" for name, difference in found if difference})
 
 
-def _difference(counts: Counts, expected: Counts) -> str:
-    """Say in what counts differ from others, up to the other's name; nothing where they do not."""
-    odd = sorted(counts.keys() ^ expected.keys())
+def _difference(run: Round, expected: Round) -> str:
+    """Say in what a run's numbers differ from another's, up to the other's name; nothing where they do not."""
+    odd = sorted(run.counts.keys() ^ expected.counts.keys())
     if odd:
         return f"scored other masks ({', '.join(odd[:3])}) than"
-    for mask, count in counts.items():
-        if abs(count - expected[mask]) > MOST_DIFFERENT:
-            return f"counts {count} right under {mask}, not {expected[mask]} as"
+    for mask, count in run.counts.items():
+        if abs(count - expected.counts[mask]) > MOST_DIFFERENT:
+            return f"counts {count} right under {mask}, not {expected.counts[mask]} as"
+    for mask, nll in run.nll.items():
+        other = expected.nll.get(mask, nll)
+        if not abs(nll - other) <= NLL_TOLERANCE * max(1.0, abs(other)):  # NaN is a difference too
+            return f"has a mean NLL of {nll:.5f} under {mask}, not {other:.5f} as"
     return ""
 
 

@@ -1,7 +1,6 @@
 """`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -9,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from headprobe.backbone.compiled import compile_parts
 from headprobe.backbone.facts import layer_facts
 from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
 from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
@@ -61,7 +61,10 @@ class HeadProbe(FitSteps):
         ablation: What a masked head's output is replaced by; zero is the only choice so far.
         semantics: What masking takes away where a head's slot holds more than what it attended to: the whole slot, or
             the attention alone (docs/heads.md). The same thing in most models.
-        row_budget: Rows (images x masks) that share a forward pass; without it 80 on CPUs and 1024 on GPUs.
+        row_budget: Rows (images x masks) that share a forward pass; without it a run of more than a minute tries what
+            is fastest, and others take 80 on CPUs and 1024 on GPUs.
+        torch_compile: Compile what stands beside attention in each block: a few percent faster after up to a minute of
+            compiling (benchmarks/README.md), so for long runs only.
         per_class: Also count each class, for classes.csv.
         learning_rate: Peak learning rate of `fit`.
         weight_decay: Weight decay of `fit`.
@@ -81,6 +84,7 @@ class HeadProbe(FitSteps):
         ablation: Literal["zero"] = "zero",
         semantics: Semantics = "slot",
         row_budget: int | None = None,
+        torch_compile: bool = False,
         per_class: bool = False,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.05,
@@ -96,6 +100,7 @@ class HeadProbe(FitSteps):
         self.data_config = data_config(self.backbone)
         self.num_classes = int(self.backbone.num_classes)  # type: ignore[arg-type]  # timm: int
         self.ablation, self.semantics, self.per_class, self.row_budget = ablation, semantics, per_class, row_budget
+        self.torch_compile, self._compiled_parts = torch_compile, 0
         self.masks: list[NamedMask] = []
         self.valid_classes: Tensor | None = None
         self.passes: ForwardPasses | None = None
@@ -173,13 +178,13 @@ class HeadProbe(FitSteps):
             UsageError: A proof fails; the model must not be run under masks.
             RunError: Not even the proofs' few rows fit into memory.
         """
-        budget = min(self.budget_on(self.device), self.most_rows or sys.maxsize)
+        usual = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
+        given = [rows for rows in (self.row_budget, self.most_rows) if rows is not None]
+        budget = min(given, default=usual)
         self.passes = ForwardPasses(self.backbone, self.layout, self.head_mask, self.normalised, batch_size, budget)
+        if self.torch_compile and not self._compiled_parts:  # after the proofs, which look at the model as it is
+            self._compiled_parts = compile_parts(self.backbone, self.layout)
         return self.passes.plan
-
-    def budget_on(self, device: torch.device) -> int:
-        """Return the row budget that was asked for, or the usual one of a device."""
-        return self.row_budget or (ROW_BUDGET_CPU if device.type == "cpu" else ROW_BUDGET_GPU)
 
     @property
     def plan(self) -> RowPlan | None:
@@ -281,13 +286,12 @@ class HeadProbe(FitSteps):
             return images.new_empty(1 + len(self.masks), 0, self.num_classes, dtype=torch.float32)
         return self.passes.logits(images, taps_of)
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Return uint8 images as the model takes them, in timm's own order of operations."""
-        dtype = next(self.backbone.parameters()).dtype
+    def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return uint8 images as the model takes them, in timm's own order of operations; in its dtype by default."""
         mean, std = (
             torch.tensor(self.data_config[name], device=images.device).view(-1, 1, 1) for name in ("mean", "std")
         )
-        return images.float().div(255).sub(mean).div(std).to(dtype)
+        return images.float().div(255).sub(mean).div(std).to(dtype or next(self.backbone.parameters()).dtype)
 
     def on_test_epoch_end(self) -> None:
         """Add up all processes' units, each exactly once.

@@ -53,7 +53,11 @@ class ForwardPasses:
         self.growing = GrowingPass(backbone, layout, joins, keep, shortcuts)
         self.plan = self.growing.plan(batch_size, budget)
         self.listening: Listening | None = None
-        self._normalised, self._batch_size = normalised, batch_size
+        self.normalised, self._batch_size = normalised, batch_size
+
+    def take(self, budget: int) -> None:
+        """Plan again with another row budget."""
+        self.plan = self.growing.plan(self._batch_size, budget)
 
     @property
     def work(self) -> float:
@@ -74,7 +78,7 @@ class ForwardPasses:
             now = slice(done, done + self.plan.images)
             try:
                 with self.growing:
-                    parts.append(self.growing.logits(self._normalised(images[now]), self.plan, taps_of(now)))
+                    parts.append(self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now)))
             except RuntimeError as error:
                 self._halve_rows(error, images.device)
                 continue
@@ -102,7 +106,7 @@ class ForwardPasses:
             try:
                 with self.growing:
                     taps = listening.taps(0, torch.arange(len(images)))
-                    self.growing.logits(self._normalised(images), self.plan, taps)
+                    self.growing.logits(self.normalised(images), self.plan, taps)
             except RuntimeError as error:
                 listening.begin()
                 self._halve_rows(error, device)
@@ -127,7 +131,7 @@ class ForwardPasses:
             ) from error
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        self.plan = self.growing.plan(self._batch_size, rows // 2)
+        self.take(rows // 2)
         lightning.pytorch.utilities.rank_zero_warn(
             f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
             f"(--model.row_budget {rows // 2} starts there)"

@@ -26,13 +26,14 @@ DIRECTLY: dict[str, set[str]] = {
     "fitting": set(),  # a part of module, in a file of its own
     "statistics": {"backbone"},
     "passes": {"statistics"},
+    "budget": {"passes"},  # tries how many rows a pass should have
     "units": {"statistics"},  # adds up what units give
     "gather": {"units"},
     "module": {"passes", "fitting", "gather"},
     "run": {"masks", "metrics"},
     "report": {"run"},
     "data": {"module", "run"},
-    "callbacks": {"module", "run", "report"},
+    "callbacks": {"module", "run", "report", "budget"},
     "experiments": {"callbacks"},
     "commands": {"callbacks", "experiments", "data"},  # the one place where data and module meet, to build both
     "cli": {"commands"},

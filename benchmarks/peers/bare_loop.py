@@ -7,32 +7,33 @@ from torch.utils.data import DataLoader
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
     Images,
+    Score,
+    Scores,
     Setting,
     attentions,
     build,
     layer_zeroed,
     main,
-    right,
+    scored,
     warm,
 )
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: each batch decoded, then run once without and once with the mask."""
     layer = int(sys.argv[2])
     model = build(setting)
     warm(model, setting)
     masked = attentions(model)[layer]
 
-    def loop() -> Counts:
-        counts = {BASELINE: 0, f"layer:{layer}": 0}
+    def loop() -> Scores:
+        scores = {BASELINE: Score(), f"layer:{layer}": Score()}
         for images, labels in DataLoader(Images(setting), setting.batch, num_workers=setting.workers):
-            counts[BASELINE] += right(model(images), labels)
+            scores[BASELINE] += scored(model(images), labels)
             with layer_zeroed(masked):
-                counts[f"layer:{layer}"] += right(model(images), labels)
-        return counts
+                scores[f"layer:{layer}"] += scored(model(images), labels)
+        return scores
 
     return loop
 

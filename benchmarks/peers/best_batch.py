@@ -1,4 +1,4 @@
-"""Finds the batch size at which plain forward passes take the least time per image, and what decoding takes."""
+"""Finds the batch size at which plain forward passes take the least time per image."""
 
 import json
 import math
@@ -9,31 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers.common import Images, build, read
+from benchmarks.peers.common import build, read
 
 SIZES = (8, 16, 32, 64)
 TRIES = 3
-DECODED = 32
 
 
 def main(file: str) -> None:
-    """Print milliseconds per image by batch size, the fastest size and seconds of decoding, as one JSON line."""
+    """Print milliseconds per image by batch size and the fastest size, as one JSON line."""
     setting = read(file)
     model = build(setting)
     noise = torch.randn(max(SIZES), *setting.config["input_size"], generator=torch.Generator().manual_seed(0))
     milliseconds = fastest(model, noise)
     best = min(milliseconds, key=lambda size: milliseconds[size])
-    print(json.dumps({"batch": best, "milliseconds": milliseconds, "decoding": decoding(Images(setting))}))
-
-
-def decoding(images: Images) -> float:
-    """Return the seconds that one image takes to be read and decoded."""
-    images[0]
-    began = time.perf_counter()
-    some = range(min(DECODED, len(images)))
-    for number in some:
-        images[number]
-    return (time.perf_counter() - began) / len(some)
+    print(json.dumps({"batch": best, "milliseconds": milliseconds}))
 
 
 def fastest(model: Any, images: Tensor) -> dict[int, float]:

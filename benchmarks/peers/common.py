@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,39 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform
 from torch import Tensor, nn
+from torch.nn import functional
 
 BASELINE = "none"
-Counts = dict[str, int]
-"""How many images are right, by mask; `none` is the unmasked model."""
 Heads = tuple[tuple[int, int], ...]
 """Layers and heads, both from 0."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of some images; scores of several batches add up.
+
+    Attributes:
+        right: How many are right.
+        images: How many there are.
+        nll: Sum of their labels' negative log-likelihood in nats; None where logits are not at hand.
+    """
+
+    right: int = 0
+    images: int = 0
+    nll: float | None = 0.0
+
+    def __add__(self, other: "Score") -> "Score":
+        nll = None if self.nll is None or other.nll is None else self.nll + other.nll
+        return Score(self.right + other.right, self.images + other.images, nll)
+
+    @property
+    def mean_nll(self) -> float | None:
+        """Mean negative log-likelihood, None where it is not known."""
+        return None if self.nll is None or not self.images else self.nll / self.images
+
+
+Scores = dict[str, Score]
+"""What came of the images, by mask; `none` is the unmasked model."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +70,6 @@ class Setting:
         workers: Processes that decode beside the one that computes; 0 decodes in it.
         batch: Images per forward pass of the hand-written loops: the fastest of some that were tried.
         unit: Images in a row group of the file.
-        decoding: Seconds that reading and decoding one image takes.
         precision: float32, or bfloat16 for autocast.
     """
 
@@ -60,7 +86,6 @@ class Setting:
     workers: int
     batch: int
     unit: int = 0
-    decoding: float = 0.0
     precision: str = "float32"
 
 
@@ -124,9 +149,15 @@ def batches(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Ten
     return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
 
-def right(logits: Tensor, labels: Tensor) -> int:
-    """Count the images whose largest logit is the label's."""
-    return int((logits.argmax(dim=1) == labels).sum())
+def scored(logits: Tensor, labels: Tensor) -> Score:
+    """Score a batch: right is an image whose largest logit is the label's."""
+    right = int((logits.argmax(dim=1) == labels).sum())
+    return Score(right, len(labels), float(functional.cross_entropy(logits.float(), labels, reduction="sum")))
+
+
+def total(scores: Iterable[Score]) -> Score:
+    """Add up scores."""
+    return sum(scores, start=Score())
 
 
 def arithmetic(setting: Setting) -> Any:
@@ -161,7 +192,7 @@ def layer_zeroed(attention: Any) -> Iterator[None]:
         handle.remove()
 
 
-def main(prepared: Callable[[Setting], Callable[[], Counts]]) -> None:
+def main(prepared: Callable[[Setting], Callable[[], Scores]]) -> None:
     """Set up, run the loop once on the clock, and print what it took and counted as one JSON line.
 
     Args:
@@ -171,9 +202,18 @@ def main(prepared: Callable[[Setting], Callable[[], Counts]]) -> None:
     loop = prepared(setting)
     with torch.inference_mode(), arithmetic(setting):
         began = time.perf_counter()
-        counts = loop()
+        scores = loop()
         ended = time.perf_counter()
-    print(json.dumps({"loop": ended - began, "top1": counts}))
+    print(json.dumps({"loop": ended - began, **as_json(scores)}))
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """Return how many images are right and, where it is known, the mean NLL, by mask."""
+    means = {name: score.mean_nll for name, score in scores.items()}
+    return {
+        "top1": {name: score.right for name, score in scores.items()},
+        "nll": {name: mean for name, mean in means.items() if mean is not None},
+    }
 
 
 def warm(model: Any, setting: Setting) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
+    Scores,
     Setting,
     attentions,
     batches,
@@ -12,23 +12,24 @@ from benchmarks.peers.common import (
     decoded,
     layer_zeroed,
     main,
-    right,
+    scored,
+    total,
     warm,
 )
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then one pass over them for each layer."""
     model = build(setting)
     warm(model, setting)
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         data = batches(*decoded(setting), setting.batch)
-        counts = {BASELINE: sum(right(model(images), labels) for images, labels in data)}
+        scores = {BASELINE: total(scored(model(images), labels) for images, labels in data)}
         for layer, attention in enumerate(attentions(model)):
             with layer_zeroed(attention):
-                counts[f"layer:{layer}"] = sum(right(model(images), labels) for images, labels in data)
-        return counts
+                scores[f"layer:{layer}"] = total(scored(model(images), labels) for images, labels in data)
+        return scores
 
     return loop
 

@@ -6,16 +6,16 @@ from timm.data import create_loader
 from timm.utils import AverageMeter, accuracy
 from torch import device, nn
 
-from benchmarks.peers.common import BASELINE, Counts, Images, Setting, build, main, warm
+from benchmarks.peers.common import BASELINE, Images, Score, Scores, Setting, build, main, warm
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: loss, top-1 and top-5 of the unmasked model, as validate.py computes them."""
     model = build(setting)
     warm(model, setting)
     criterion = nn.CrossEntropyLoss()
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         loader = create_loader(
             Images(setting),
             **setting.config,
@@ -33,7 +33,7 @@ def prepared(setting: Setting) -> Callable[[], Counts]:
             losses.update(loss.item(), images.size(0))
             top1.update(acc1.item(), images.size(0))
             top5.update(acc5.item(), images.size(0))
-        return {BASELINE: round(top1.sum / 100)}
+        return {BASELINE: Score(round(top1.sum / 100), top1.count, losses.sum)}
 
     return loop
 

@@ -6,18 +6,31 @@ import torch
 from captum.attr import LayerFeatureAblation  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from torch import Tensor
 
-from benchmarks.peers.common import BASELINE, Counts, Setting, batches, build, decoded, main, named, right, warm
+from benchmarks.peers.common import (
+    BASELINE,
+    Score,
+    Scores,
+    Setting,
+    batches,
+    build,
+    decoded,
+    main,
+    named,
+    scored,
+    total,
+    warm,
+)
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then one attribution of them for each layer."""
     model = build(setting)
     warm(model, setting)
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         data = batches(*decoded(setting), setting.batch)
-        clean = sum(right(model(images), labels) for images, labels in data)
-        counts = {BASELINE: clean}
+        clean = total(scored(model(images), labels) for images, labels in data)
+        scores = {BASELINE: clean}
         for layer, block in enumerate(model.blocks):
             heads, channels = block.attn.num_heads, block.attn.proj.in_features
             owner = (torch.arange(channels) * heads // channels).view(1, 1, channels)
@@ -33,8 +46,10 @@ def prepared(setting: Setting) -> Callable[[], Counts]:
                     images, layer_baselines=0, layer_mask=owner, attribute_to_layer_input=True
                 )
                 lost += effect[:, 0, :: channels // heads].sum(dim=0)
-            counts |= {named(layer, head): clean - int(lost[head]) for head in range(heads)}
-        return counts
+            scores |= {
+                named(layer, head): Score(clean.right - int(lost[head]), clean.images, None) for head in range(heads)
+            }
+        return scores
 
     return loop
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
+    Scores,
     Setting,
     attentions,
     batches,
@@ -13,24 +13,25 @@ from benchmarks.peers.common import (
     head_zeroed,
     main,
     named,
-    right,
+    scored,
     single_heads,
+    total,
     warm,
 )
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then one pass over them for each mask."""
     model = build(setting)
     warm(model, setting)
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         data = batches(*decoded(setting), setting.batch)
-        counts = {BASELINE: sum(right(model(images), labels) for images, labels in data)}
+        scores = {BASELINE: total(scored(model(images), labels) for images, labels in data)}
         for layer, head in single_heads(model):
             with head_zeroed(attentions(model)[layer], head):
-                counts[named(layer, head)] = sum(right(model(images), labels) for images, labels in data)
-        return counts
+                scores[named(layer, head)] = total(scored(model(images), labels) for images, labels in data)
+        return scores
 
     return loop
 

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
+    Score,
+    Scores,
     Setting,
     batches,
     build,
     decoded,
     main,
     named,
-    right,
+    scored,
     single_heads,
     warm,
 )
@@ -35,26 +36,26 @@ def kept_outputs(traced: Any, images: Tensor, blocks: int) -> tuple[list[Tensor]
     return kept, logits
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then for each batch one trace for each mask."""
     model = build(setting)
     warm(model, setting)
     traced, size = NNsight(model), model.blocks[0].attn.proj.in_features // model.blocks[0].attn.num_heads
     heads = single_heads(model)
 
-    def loop() -> Counts:
-        counts = dict.fromkeys([BASELINE, *(named(*one) for one in heads)], 0)
+    def loop() -> Scores:
+        scores = dict.fromkeys([BASELINE, *(named(*one) for one in heads)], Score())
         for images, labels in batches(*decoded(setting), setting.batch):
             kept, logits = kept_outputs(traced, images, len(model.blocks))
-            counts[BASELINE] += right(logits, labels)
+            scores[BASELINE] += scored(logits, labels)
             for layer, head in heads:
                 with traced.trace(images):
                     for block in range(layer):
                         traced.blocks[block].skip(kept[block])
                     traced.blocks[layer].attn.proj.input[:, :, head * size : (head + 1) * size] = 0
                     logits = traced.output.save()
-                counts[named(layer, head)] += right(logits, labels)
-        return counts
+                scores[named(layer, head)] += scored(logits, labels)
+        return scores
 
     return loop
 

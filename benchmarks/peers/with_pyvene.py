@@ -9,15 +9,16 @@ from torch import Tensor
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
+    Scores,
     Setting,
     batches,
     build,
     decoded,
     main,
     named,
-    right,
+    scored,
     single_heads,
+    total,
     warm,
 )
 
@@ -33,21 +34,21 @@ def zeroing(head: int, size: int) -> Callable[[Tensor, Any], Tensor]:
     return zero
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then one intervened pass over them for each mask."""
     model = build(setting)
     warm(model, setting)
     model.config = SimpleNamespace(to_dict=dict)  # pyvene asks every model for one
     size = model.blocks[0].attn.proj.in_features // model.blocks[0].attn.num_heads
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         data = batches(*decoded(setting), setting.batch)
-        counts = {BASELINE: sum(right(model(images), labels) for images, labels in data)}
+        scores = {BASELINE: total(scored(model(images), labels) for images, labels in data)}
         for layer, head in single_heads(model):
             place = {"component": f"blocks[{layer}].attn.proj.input", "intervention": zeroing(head, size)}
             masked = pyvene.IntervenableModel(place, model=model)
-            counts[named(layer, head)] = sum(right(masked(base={"x": images})[1], labels) for images, labels in data)
-        return counts
+            scores[named(layer, head)] = total(scored(masked(base={"x": images})[1], labels) for images, labels in data)
+        return scores
 
     return loop
 

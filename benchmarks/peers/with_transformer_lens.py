@@ -15,15 +15,16 @@ from transformers import (  # type: ignore[import-not-found,import-untyped,unuse
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
+    Scores,
     Setting,
     batches,
     build,
     decoded,
     main,
     named,
-    right,
+    scored,
     single_heads,
+    total,
     warm,
 )
 
@@ -72,7 +73,7 @@ def converted(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return new
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then one hooked pass over them for each mask."""
     model = build(setting)
     heads = single_heads(model)
@@ -81,9 +82,9 @@ def prepared(setting: Setting) -> Callable[[], Counts]:
         bridge = TransformerBridge.boot_transformers(folder, device="cpu")
     warm(bridge, setting)
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         data = batches(*decoded(setting), setting.batch)
-        counts = {BASELINE: sum(right(logits_of(bridge(images)), labels) for images, labels in data)}
+        scores = {BASELINE: total(scored(logits_of(bridge(images)), labels) for images, labels in data)}
         for layer, head in heads:
 
             def zero(values: Tensor, hook: Any, head: int = head) -> Tensor:  # noqa: ARG001  # called by keyword
@@ -91,10 +92,10 @@ def prepared(setting: Setting) -> Callable[[], Counts]:
                 return values
 
             hooks = [(f"blocks.{layer}.attn.hook_z", zero)]
-            counts[named(layer, head)] = sum(
-                right(logits_of(bridge.run_with_hooks(images, fwd_hooks=hooks)), labels) for images, labels in data
+            scores[named(layer, head)] = total(
+                scored(logits_of(bridge.run_with_hooks(images, fwd_hooks=hooks)), labels) for images, labels in data
             )
-        return counts
+        return scores
 
     return loop
 

@@ -13,15 +13,16 @@ from vit_prisma.models.base_vit import HookedViT  # type: ignore[import-not-foun
 
 from benchmarks.peers.common import (
     BASELINE,
-    Counts,
+    Scores,
     Setting,
     batches,
     build,
     decoded,
     main,
     named,
-    right,
+    scored,
     single_heads,
+    total,
     warm,
 )
 
@@ -50,15 +51,15 @@ def converted(model: Any, setting: Setting) -> Any:
     return other.eval()
 
 
-def prepared(setting: Setting) -> Callable[[], Counts]:
+def prepared(setting: Setting) -> Callable[[], Scores]:
     """Return the loop: images decoded once, then one hooked pass over them for each mask."""
     model = build(setting)
     hooked = converted(model, setting)
     warm(hooked, setting)
 
-    def loop() -> Counts:
+    def loop() -> Scores:
         data = batches(*decoded(setting), setting.batch)
-        counts = {BASELINE: sum(right(hooked(images), labels) for images, labels in data)}
+        scores = {BASELINE: total(scored(hooked(images), labels) for images, labels in data)}
         for layer, head in single_heads(model):
 
             def zero(values: Tensor, hook: Any, head: int = head) -> Tensor:  # noqa: ARG001  # called by keyword
@@ -66,10 +67,10 @@ def prepared(setting: Setting) -> Callable[[], Counts]:
                 return values
 
             hooks = [(f"blocks.{layer}.attn.hook_z", zero)]
-            counts[named(layer, head)] = sum(
-                right(hooked.run_with_hooks(images, fwd_hooks=hooks), labels) for images, labels in data
+            scores[named(layer, head)] = total(
+                scored(hooked.run_with_hooks(images, fwd_hooks=hooks), labels) for images, labels in data
             )
-        return counts
+        return scores
 
     return loop
 

@@ -36,10 +36,11 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
         "ablation": probe.ablation,
         "statistics": [*scored, *statistics],
         "precision": str(trainer.precision),
+        "torch_compile": probe.torch_compile,
         "arithmetic": arithmetic(),
         "device": device.type,
         "batch_size": trainer.datamodule.batch_size,  # type: ignore[attr-defined]
-        "row_budget": probe.budget_on(device),
+        "row_budget": probe.row_budget or "auto",
         "versions": versions(),
     }
 

@@ -39,19 +39,36 @@ class ResultsWriter(lightning.Callback):
     def __init__(self, table: bool = True) -> None:
         self.table = table
         self._record: dict[str, Any] = {}
-        self._began = 0.0
+        self._opened = self._fetched = self._began = self._counted = 0.0
         self._directory = Path()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the run's directory."""
         self._directory = run_directory(trainer)
+        self._opened = time.perf_counter()
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note when the data was open: Lightning has fetched the first batch, and the proofs begin."""
+        self._fetched = time.perf_counter()
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin the run's record, now that the forward passes are planned, so that a broken run says what it was."""
-        self._began = time.perf_counter()
+        self._began = self._counted = time.perf_counter()
         if trainer.is_global_zero:
             self._record = _describe_run(trainer, _probe(pl_module), self._directory)
             write_record(self._directory, self._record)
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note when the last batch was counted."""
+        self._counted = time.perf_counter()
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Check the count, write the results and print the table.
@@ -105,6 +122,7 @@ class ResultsWriter(lightning.Callback):
             self._record["undefined"] = undefined(describing)
         self._finish("failed" if bad and policy == "error" else "done")
         self._record |= {
+            **self._seconds_by_part(),
             "row_plan": probe.plan.to_json() if probe.plan else None,
             # fewer rows than the plan's where memory ended: those units' last bits differ from an undisturbed run's
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
@@ -119,6 +137,15 @@ class ResultsWriter(lightning.Callback):
             "ended": now(),
             "seconds": round(time.perf_counter() - self._began, 3),
         }
+
+    def _seconds_by_part(self) -> dict[str, float]:
+        """Return what the time since `setup` went into; opening the data and its first batch belong to the loop."""
+        parts = {
+            "seconds_setup": self._began - self._fetched,
+            "seconds_loop": self._fetched - self._opened + self._counted - self._began,
+            "seconds_writing": time.perf_counter() - self._counted,
+        }
+        return {name: round(seconds, 3) for name, seconds in parts.items()}
 
 
 def _probe(module: lightning.LightningModule) -> HeadProbe:

@@ -23,9 +23,11 @@ from headprobe.callbacks.head_attention import HeadAttention
 from headprobe.callbacks.head_similarity import HeadSimilarity
 from headprobe.callbacks.head_spectrum import HeadSpectrum
 from headprobe.callbacks.ledger import AUTO, UnitLedger
+from headprobe.callbacks.precision import PrecisionCheck
 from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
+from headprobe.callbacks.row_budget import RowBudget
 from headprobe.callbacks.together import FailTogether
 from headprobe.commands.noise import silence
 from headprobe.commands.parser import Parser
@@ -164,7 +166,7 @@ class HeadProbeCLI(LightningCLI):
         options, callbacks = self.config["test"], self.trainer.callbacks  # type: ignore[attr-defined]  # documented
         first = 1 + next(number for number, one in enumerate(callbacks) if isinstance(one, FailTogether))
         keeping: list[lightning.Callback] = [RecordsWriter()] * options.records
-        callbacks[first:first] = [*keeping, UnitLedger(options.resume)]
+        callbacks[first:first] = [*keeping, UnitLedger(options.resume), RowBudget(), PrecisionCheck()]
 
     def before_fit(self) -> None:
         """Check the data, and that no masks are asked for."""

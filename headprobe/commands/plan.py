@@ -9,6 +9,8 @@ import lightning
 import torch
 
 from headprobe.backbone.rows import RowPlan
+from headprobe.budget import PAYS_FROM
+from headprobe.callbacks.row_budget import measured_before
 from headprobe.errors import RunError
 from headprobe.metrics.paired import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -32,12 +34,18 @@ def print_plan(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
     probe.to(device)
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
+    images, processes = data.expected_images, trainer.world_size
     with torch.inference_mode():
         probe.plan_passes(data.batch_size)
-        seconds = _seconds_per_image(probe, data.batch_size)
-    lines = [*_masks_lines(probe), _plan_line(probe)]
+        seconds = _seconds_per_image(trainer, probe, data.batch_size)
+        usual, budget_lines = probe.plan, []
+        if images is None or seconds * images / processes >= PAYS_FROM:
+            budget_lines = _budget_lines(trainer, probe)
+        if probe.plan != usual:
+            seconds = _seconds_per_image(trainer, probe, data.batch_size)
+    lines = [*_masks_lines(probe), _plan_line(probe), *budget_lines]
     lines.append(f"memory: {_memory_text(device)} at the peak of a trial forward pass, a process")
-    lines += _time_lines(seconds, data.expected_images, trainer.world_size)
+    lines += _time_lines(seconds, images, processes)
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
@@ -62,15 +70,30 @@ def _plan_line(probe: HeadProbe) -> str:
     )
 
 
-def _seconds_per_image(probe: HeadProbe, batch_size: int) -> float:
+def _budget_lines(trainer: lightning.Trainer, probe: HeadProbe) -> list[str]:
+    """Take the row budget that a long run would take, and say where it is from; nothing to say of one asked for."""
+    if probe.passes is None or probe.row_budget is not None:
+        return []
+    rows = measured_before(trainer, probe, probe.passes)
+    if rows is None:
+        return [
+            f"budget: {counted(_plan(probe).budget, 'row')} a forward pass here; the run first tries which is fastest "
+            "(--model.row_budget ROWS takes one without a trial)"
+        ]
+    probe.passes.take(rows)
+    return [f"budget: {counted(rows, 'row')} a forward pass, as measured before"]
+
+
+def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:
     """Time whole batches of noise under all masks, as the run will compute them, and return the median, per image."""
     size = probe.data_config["input_size"]
     noise = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=probe.device)
-    _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, and shows if memory suffices
-    images = min(batch_size, _plan(probe).images)
-    times: list[float] = []
-    while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):
-        times.append(_timed(probe, noise[:images]))
+    with trainer.precision_plugin.forward_context():
+        _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, and shows if memory suffices
+        images = min(batch_size, _plan(probe).images)
+        times: list[float] = []
+        while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):
+            times.append(_timed(probe, noise[:images]))
     return sorted(times)[len(times) // 2] / images
 
 

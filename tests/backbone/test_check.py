@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from headprobe.backbone import ablation, bench, check, growing, joins, seen_attention
+from headprobe.backbone import ablation, arguments, bench, check, growing, joins, seen_attention
 from headprobe.backbone.check import check_backbone, prove_masks
 from headprobe.backbone.check_report import PROOFS, CheckReport, Verdict
 from headprobe.backbone.form import HeadChannels
@@ -486,10 +486,10 @@ def test_masks_join_nowhere_if_only_modules_too_far_in_are_tried(monkeypatch: py
 
 
 def test_a_growing_pass_that_copies_the_wrong_rows_fails_join_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    grown = growing.grown
+    grown = arguments.grown
 
-    def flipped(args: Any, kwargs: Any, arguments: Any, images: int, copies: int) -> Any:
-        (first, *others), named = grown(args, kwargs, arguments, images, copies)
+    def flipped(args: Any, kwargs: Any, batched: Any, images: int, copies: int) -> Any:
+        (first, *others), named = grown(args, kwargs, batched, images, copies)
         return (torch.cat([first[:images], first[images:].flip(0)]), *others), named
 
     monkeypatch.setattr(growing, "grown", flipped)

@@ -1,6 +1,7 @@
 """Hand-written loops do the work they say, and headprobe, given the same setting, counts the same."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import headprobe
 from benchmarks.ours import found, options
 from benchmarks.peers import bare_loop, best_batch, layers_with_hooks, timm_loop, with_hooks
-from benchmarks.peers.common import BASELINE, Counts, Setting, attentions, decoded, read, right
+from benchmarks.peers.common import BASELINE, Score, Scores, Setting, as_json, attentions, decoded, read, scored
 from benchmarks.setting import Materials, prepare, usual
 from tests.cli_runs import command
 
@@ -35,14 +36,14 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)  # the other tests keep theirs
 
 
-def counted(prepared: Callable[[Setting], Callable[[], Counts]], setting: Setting) -> Counts:
+def scores_of(prepared: Callable[[Setting], Callable[[], Scores]], setting: Setting) -> Scores:
     loop = prepared(setting)
     with torch.inference_mode():
         return loop()
 
 
-def with_columns_zeroed(setting: Setting, layer: int, heads: list[int]) -> int:
-    """Count what is right when heads' columns of the projection are zero in the weights themselves."""
+def with_columns_zeroed(setting: Setting, layer: int, heads: list[int]) -> tuple[int, float]:
+    """Return what is right, and the mean NLL, when heads' columns of the projection are zero in the weights."""
     model = timm.create_model(setting.model, num_classes=setting.classes, **setting.options)
     state = load_file(setting.weights)
     for head in heads:
@@ -50,7 +51,9 @@ def with_columns_zeroed(setting: Setting, layer: int, heads: list[int]) -> int:
     model.load_state_dict(state)
     images, labels = decoded(setting)
     with torch.inference_mode():
-        return right(model.eval()(images), labels)
+        logits = model.eval()(images)
+    nll = -logits.double().log_softmax(dim=1)[range(len(labels)), labels]
+    return int((logits.argmax(dim=1) == labels).sum()), float(nll.mean())
 
 
 def test_the_copied_images_are_images_of_the_data_with_their_labels(setting: Setting) -> None:
@@ -63,33 +66,52 @@ def test_the_copied_images_are_images_of_the_data_with_their_labels(setting: Set
     assert set(taken) <= there
 
 
+def agrees(score: Score, expected: tuple[int, float]) -> None:
+    assert score.images == IMAGES
+    assert score.right == expected[0]
+    assert score.mean_nll == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_scores_add_up_and_unknown_nll_stays_unknown() -> None:
+    both = scored(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])) + Score(1, 2, 0.0)
+    assert (both.right, both.images) == (2, 4)
+    assert both.mean_nll == pytest.approx(math.log(2) / 2)
+    assert as_json({"a": both + Score(1, 1, None), "b": both}) == {
+        "top1": {"a": 3, "b": 2},
+        "nll": {"b": both.mean_nll},
+    }
+
+
 def test_hooks_count_what_zeroed_weights_count(setting: Setting) -> None:
-    counts = counted(with_hooks.prepared, setting)
-    assert len(counts) == 1 + 24
+    heads = scores_of(with_hooks.prepared, setting)
+    assert len(heads) == 1 + 24
     for layer, head in ((0, 2), (3, 0), (5, 3)):
-        assert counts[f"head:{layer}.{head}"] == with_columns_zeroed(setting, layer, [head])
-    layers = counted(layers_with_hooks.prepared, setting)
-    assert [layers[f"layer:{layer}"] for layer in range(6)] == [
-        with_columns_zeroed(setting, layer, [0, 1, 2, 3]) for layer in range(6)
-    ]
-    assert layers["layer:0"] < layers[BASELINE]
+        agrees(heads[f"head:{layer}.{head}"], with_columns_zeroed(setting, layer, [head]))
+    layers = scores_of(layers_with_hooks.prepared, setting)
+    for layer in range(6):
+        agrees(layers[f"layer:{layer}"], with_columns_zeroed(setting, layer, [0, 1, 2, 3]))
+    assert layers["layer:0"].right < layers[BASELINE].right
 
 
 def test_loops_that_decode_as_they_go_count_what_hooks_count(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = counted(layers_with_hooks.prepared, setting)
+    layers = scores_of(layers_with_hooks.prepared, setting)
     monkeypatch.setattr("sys.argv", ["bare_loop", "setting.json", "0"])
-    assert counted(bare_loop.prepared, setting) == {name: layers[name] for name in (BASELINE, "layer:0")}
-    assert counted(timm_loop.prepared, setting) == {BASELINE: layers[BASELINE]}
+    bare, timm_own = scores_of(bare_loop.prepared, setting), scores_of(timm_loop.prepared, setting)
+    assert list(bare) == [BASELINE, "layer:0"]
+    assert list(timm_own) == [BASELINE]
+    for name, score in [*bare.items(), *timm_own.items()]:
+        assert (score.right, score.images) == (layers[name].right, IMAGES)
+        assert score.mean_nll == pytest.approx(layers[name].mean_nll, abs=1e-5)
 
 
 def test_headprobe_given_the_same_setting_counts_the_same(setting: Setting, tmp_path: Path) -> None:
     ended = command(tmp_path, "test", *options(setting), "--mask-spec", "each:layer")
     assert ended.code == 0, ended.err
-    ours = found(tmp_path, "", replace(setting, decoding=0.0))
-    assert ours.counts == counted(layers_with_hooks.prepared, setting)
-    assert ours.loop == json.loads((ended.directory() / "run.json").read_text())["seconds"]
-    # Lightning decodes the first batch, here the first unit, before headprobe's clock starts
-    assert found(tmp_path, "", replace(setting, decoding=10.0)).loop == pytest.approx(ours.loop + 3 * 10)
+    ours, by_hand = found(tmp_path, ""), as_json(scores_of(layers_with_hooks.prepared, setting))
+    assert ours.counts == by_hand["top1"]
+    assert ours.nll == pytest.approx(by_hand["nll"], abs=1e-5)
+    record = json.loads((ended.directory() / "run.json").read_text())
+    assert ours.loop == record["seconds_loop"] + record["seconds_writing"]
 
 
 def test_masks_of_random_weights_make_a_difference(tmp_path: Path) -> None:
@@ -102,7 +124,7 @@ def test_masks_of_random_weights_make_a_difference(tmp_path: Path) -> None:
     images, labels = decoded(setting)
     with torch.inference_mode():
         plain = model(images)
-        assert right(plain, labels) == len(labels) == 4
+        assert scored(plain, labels).right == len(labels) == 4
         attentions(model)[0].proj.weight[:, :64] = 0
         assert (model(images) - plain).abs().max() > 0.01 * plain.abs().max()
 
@@ -116,4 +138,3 @@ def test_the_best_batch_size_is_one_of_those_tried(
     best_batch.main(str(file))
     said = json.loads(capsys.readouterr().out)
     assert said["batch"] in (1, 2)
-    assert said["decoding"] > 0

@@ -1,6 +1,7 @@
 """Contestants take turns in processes of their own; ratios appear only where all did the same work."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from benchmarks.contestant import Contestant, Found, said
 from benchmarks.rounds import Comparison, as_json, compete, text
 
 
-def contestant(name: str, top1: dict[str, int], **more: Any) -> Contestant:
+def contestant(name: str, top1: dict[str, int], nll: dict[str, float] | None = None, **more: Any) -> Contestant:
     """Return a command that says at once that it counted these."""
-    report = json.dumps({"loop": 0.5, "top1": top1})
+    report = json.dumps({"loop": 0.5, "top1": top1, "nll": nll or {}})
     return Contestant(name, (sys.executable, "-S", "-c", f"print({report!r})"), said, 1, **more)
 
 
@@ -77,6 +78,21 @@ def test_counts_may_differ_by_one_image_and_in_bfloat16_by_any() -> None:
     assert not compete(both, 1, quiet).refused
     growing = comparison(contestant("few", {"none": 1}), contestant("many", {"none": 9}), same_work=False)
     assert not compete(growing, 1, quiet).refused
+
+
+def test_no_ratio_is_printed_where_the_mean_nll_differs_by_more_than_rounding() -> None:
+    top1 = {"none": 9, "head:0.0": 5}
+    right = contestant("right", top1, {"none": 0.5, "head:0.0": 20.0}, ours=True)
+    for nll, refused in (
+        ({"none": 0.50005, "head:0.0": 20.001}, []),
+        ({}, []),
+        ({"none": 0.5002}, ["other has a mean NLL of 0.50020 under none, not 0.50000 as right"]),
+        ({"head:0.0": 20.003}, ["other has a mean NLL of 20.00300 under head:0.0, not 20.00000 as right"]),
+        ({"none": math.nan}, ["other has a mean NLL of nan under none, not 0.50000 as right"]),
+    ):
+        assert compete(comparison(right, contestant("other", top1, nll)), 1, quiet).refused == refused
+        half = contestant("other", top1, nll, exact=False)
+        assert not compete(comparison(right, half), 1, quiet).refused
 
 
 def test_who_is_not_installed_or_fails_has_a_line_instead_of_numbers() -> None:

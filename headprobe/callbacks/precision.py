@@ -1,0 +1,77 @@
+"""Says what a cheaper number format changes: how many of the first predictions differ from float32's."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.copies import in_single
+from headprobe.backbone.trace import evaluating
+from headprobe.module import HeadProbe
+from headprobe.report.table import console
+
+EXACT = ("32-true", "64-true")
+FIRST_IMAGES = 64
+
+
+class PrecisionCheck(lightning.Callback):
+    """Runs the baseline again in float32 on the first images of a run in another precision, and prints what differs.
+
+    It refuses nothing: how much rounding a question bears is for its asker to say.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0  #: images compared
+        self.predictions = 0  #: of them, those with another predicted class
+        self.logits = 0.0  #: largest difference of a logit
+        self._single: nn.Module | None = None
+        self._said = False
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Compare the first batches of the first process."""
+        if (
+            self._said
+            or trainer.precision in EXACT
+            or not trainer.is_global_zero
+            or not isinstance(pl_module, HeadProbe)
+        ):
+            return
+        if len(batch.images):
+            self._compare(pl_module, batch.images, outputs.logits[0])
+        if self.images >= FIRST_IMAGES:
+            self._say(trainer)
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Speak of fewer images where there were no more."""
+        if self.images and not self._said:
+            self._say(trainer)
+
+    def _compare(self, probe: HeadProbe, images: Tensor, found: Tensor) -> None:
+        if self._single is None:
+            self._single = in_single(probe.backbone, probe.source.name)
+        with evaluating(self._single), torch.inference_mode():
+            expected: Tensor = self._single(probe.normalised(images, torch.float32))
+        if probe.valid_classes is not None:
+            expected = expected[:, probe.valid_classes.to(expected.device)]
+        self.images += len(images)
+        self.predictions += int((expected.argmax(dim=1) != found.argmax(dim=1)).sum())
+        self.logits = max(self.logits, float((expected - found.float()).abs().max()))
+
+    def _say(self, trainer: lightning.Trainer) -> None:
+        self._said, self._single = True, None
+        console.print(
+            f"{trainer.precision}: {self.predictions:,} of the first {self.images:,} baseline predictions differ from "
+            f"float32 (largest difference of a logit: {self.logits:.2g})",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
