@@ -6,25 +6,22 @@ row carries its own mask. Each module runs once; nothing is cached and nothing i
 decided by trial (`headprobe.backbone.joins`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.ablation import HookCount, ablate_heads, ablating
-from headprobe.backbone.arguments import Arguments, Batched, first_rows, grown
-from headprobe.backbone.calls import inside
+from headprobe.backbone.ablation import HookCount, ablating
+from headprobe.backbone.arguments import Arguments, Batched, grown
 from headprobe.backbone.heads import HeadLayout
-from headprobe.backbone.leading_queries import LeadingQueries
+from headprobe.backbone.leaving_out import Hook, LeavingOut, PassRows
 from headprobe.backbone.rows import RowPlan
-from headprobe.backbone.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
+from headprobe.backbone.shortcuts import NO_SHORTCUTS, Shortcuts
 from headprobe.backbone.taps import RowsOfLayer, Tap, tapping
 from headprobe.errors import RunError
-
-Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None]
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,10 @@ class GrowingPass:
         shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> None:
         self.backbone, self.layout, self.joins = backbone, layout, tuple(joins)
-        self.keep, self.shortcuts = keep, shortcuts
+        self.keep = keep
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
-        self._rows = _Rows(0, (), 0)
+        self._less = LeavingOut(backbone, layout, keep, shortcuts)
         self._stack = ExitStack()
         self._count = HookCount(len(layout.layers))
 
@@ -96,40 +93,28 @@ class GrowingPass:
 
     def __enter__(self) -> "GrowingPass":
         with ExitStack() as stack:
-            for module, hook in self._hooks():
+            joins = {join.module: join for join in self.joins}.values()
+            for module, hook in [*((join.module, self._join_hook(join)) for join in joins), *self._less.hooks()]:
                 handle = self.backbone.get_submodule(module).register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
+            stack.enter_context(self._less.asking())
             # last, for hooks run in the order in which they were installed: heads are zeroed in rows that are all there
-            stack.enter_context(self._asking_for_pooled())
             self._count = stack.enter_context(ablating(self.backbone, self.layout, self._keep_of_layer))
             self._stack = stack.pop_all()
         return self
-
-    def _hooks(self) -> Iterator[tuple[str, Hook]]:
-        """Yield modules with their pre-hooks, those of one module in the order in which they must run."""
-        for join in {join.module: join for join in self.joins}.values():
-            yield join.module, self._join_hook(join)
-        pooled = self.shortcuts.pooled
-        if pooled is not None:
-            yield pooled.block, self._keep_pooled(pooled)
-            yield pooled.entry, self._all_tokens
-            yield self.layout.layers[-1].point, self._pooled_only(pooled)
-        for _, core in self.shortcuts.cores:
-            yield core.entry, self._leave_out(core)
-            yield self.layout.layers[core.layer].point, self._put_back(core)
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def joined(self, mask: int) -> bool:
         """Say whether rows of a mask exist in the forward pass under way; before they do, the trunk's stand for it."""
-        return mask in self._rows.chunk[: self._rows.joined]
+        return mask in self._less.rows.chunk[: self._less.rows.joined]
 
     def rows_of(self, mask: int | None = None) -> RowsOfLayer:
         """Return where a tap finds the rows of a mask, or without one those of the trunk: the baseline."""
 
         def rows(_layer: int, _images: int) -> slice:
-            now = self._rows
+            now = self._less.rows
             copy = 1 + now.chunk.index(mask) if mask is not None and self.joined(mask) else 0
             return slice(copy * now.images, (copy + 1) * now.images)
 
@@ -172,11 +157,11 @@ class GrowingPass:
             chunk: Numbers of the masks.
             whole: Take no shortcut.
         """
-        self._rows = _Rows(len(images), chunk, joined=0, whole=whole)
+        rows = self._less.rows = PassRows(len(images), chunk, whole=whole)
         try:
             logits: Tensor = self.backbone(images)
         finally:
-            rows, self._rows = self._rows, _Rows(0, (), 0)
+            self._less.rows = PassRows()
         self._count.check(self.layout)
         joined = rows.joined
         if rows.left_out or joined != len(chunk) or len(logits) != len(images) * (1 + joined):
@@ -185,10 +170,11 @@ class GrowingPass:
 
     def _keep_of_layer(self, layer: int) -> Tensor | None:
         """Return which heads of `layer` the trunk and the masks joined so far keep."""
-        joined, waiting = self._rows.chunk[: self._rows.joined], self._rows.chunk[self._rows.joined :]
+        rows = self._less.rows
+        joined, waiting = rows.chunk[: rows.joined], rows.chunk[rows.joined :]
         if any(self._masked[mask][layer] for mask in waiting):
             raise RunError(f"a mask of {self.layout.layers[layer].name!r} of {self.layout.model!r} joined too late")
-        zeroed, self._rows.zeroed = self._rows.zeroed, 0
+        zeroed, rows.zeroed = rows.zeroed, 0
         if not any(self._masked[mask][layer] for mask in joined[: len(joined) - zeroed]):
             return None
         masks = self.keep[list(joined), layer]
@@ -198,7 +184,7 @@ class GrowingPass:
         """Build the pre-hook that appends the trunk's rows for the masks joining at `join`."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            rows = self._rows
+            rows = self._less.rows
             joining = 0
             for mask in rows.chunk[rows.joined :]:
                 layer = self.first_layers[mask]
@@ -210,93 +196,3 @@ class GrowingPass:
             return grown(args, kwargs, join.batched, rows.images, joining) if joining else None
 
         return hook
-
-    def _leave_out(self, core: SharedCore) -> Hook:
-        """Build the pre-hook that takes the rows that have just joined away again: the trunk's stand for them."""
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            rows = self._rows
-            if rows.whole or not rows.joining:
-                return None
-            rows.left_out, rows.joining = rows.joining, 0
-            return first_rows(args, kwargs, core.batched, rows.images * (1 + rows.joined - rows.left_out))
-
-        return hook
-
-    def _put_back(self, core: SharedCore) -> Hook:
-        """Build the pre-hook of a head-concat point that appends the trunk's heads for the rows that were left out.
-
-        They are zeroed before they are appended: that is a few rows, and the others need no copy of their own then.
-        """
-        layer = self.layout.layers[core.layer]
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            rows = self._rows
-            if not rows.left_out:
-                return None
-            heads_out, copies = args[0], rows.left_out
-            rows.left_out, rows.zeroed = 0, copies
-            trunk = heads_out[: rows.images * layer.rows]
-            keep = self.keep[list(rows.chunk[rows.joined - copies : rows.joined]), core.layer, : layer.heads]
-            masked = ablate_heads(torch.cat([trunk] * copies), keep, layer.channels)
-            return (torch.cat([heads_out, masked]), *args[1:]), kwargs
-
-        return hook
-
-    def _keep_pooled(self, pooled: PooledTokens) -> Hook:
-        """Build the pre-hook of the last block that keeps the residual stream of the pooled tokens only."""
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            if self._rows.whole:
-                return None
-            self._rows.stream = args[0]
-            return (args[0][:, : pooled.tokens], *args[1:]), kwargs
-
-        return hook
-
-    def _all_tokens(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        """Give the last attention, which needs all tokens, the stream that its block was given."""
-        stream, self._rows.stream = self._rows.stream, None
-        return None if stream is None else ((stream, *args[1:]), kwargs)
-
-    def _asking_for_pooled(self) -> AbstractContextManager[None]:
-        """Let only the pooled tokens ask in the last attention, while the context is open."""
-        pooled = self.shortcuts.pooled
-        if pooled is None or not pooled.queries:
-            return nullcontext()
-        last = self.backbone.get_submodule(self.layout.layers[-1].name)
-        tokens = pooled.tokens
-        return inside([last], lambda _: LeadingQueries(None if self._rows.whole else tokens))
-
-    def _pooled_only(self, pooled: PooledTokens) -> Hook:
-        """Build the pre-hook of the last head-concat point that leaves the heads of the pooled tokens only."""
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            return None if self._rows.whole else ((args[0][:, : pooled.tokens], *args[1:]), kwargs)
-
-        return hook
-
-
-@dataclass
-class _Rows:
-    """What the rows of the forward pass under way are.
-
-    Attributes:
-        images: Images of the trunk.
-        chunk: Numbers of the masks in the order in which they join.
-        joined: How many of them have joined.
-        whole: No shortcut may be taken.
-        joining: How many of them joined at the last join, and are nothing but copies of the trunk since.
-        left_out: How many of these are left out for the moment.
-        zeroed: How many of the last rows' masks have been applied already in the layer under way.
-        stream: What the last block was given, until its attention has taken it.
-    """
-
-    images: int
-    chunk: tuple[int, ...]
-    joined: int
-    whole: bool = False
-    joining: int = 0
-    left_out: int = 0
-    zeroed: int = 0
-    stream: Tensor | None = None

@@ -139,7 +139,7 @@ def test_a_short_run_takes_the_usual_budget_without_a_trial(tmp_path: Path, monk
 
 @pytest.mark.usefixtures("pays")
 def test_a_run_without_a_choice_takes_the_usual_budget(tmp_path: Path) -> None:
-    ended = command(tmp_path, *TEST, "--data.batch_size", "1", "--mask-spec", "each:head")
+    ended = command(tmp_path, "test", "--mask-spec", "each:head", *QUICK, "--data.batch_size", "1")
     assert ended.code == 0, ended.err
     assert "Row budget" not in ended.out
     assert record(ended, 0)["row_plan"]["budget"] == 80
