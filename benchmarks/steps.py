@@ -190,7 +190,7 @@ def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         for kind in ("clock", "cpu"):
             cells += [f"{row[f'{kind}_ms']:.1f}"]
             cells += [f"{row[f'{kind}_{key}']:.3f}" for key in ("ratio_of_minima", "median_ratio")]
-        lines.append((*cells, f"{row['difference']:.0e}"))
+        lines.append((*cells, f"{row['difference']:.0e}" if row["difference"] else "0"))
     return markdown(setting, columns, lines)
 
 

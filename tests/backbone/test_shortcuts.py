@@ -14,8 +14,9 @@ from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.rows import RowPlan
 from headprobe.backbone.shortcuts import NO_SHORTCUTS, Shortcuts
-from headprobe.backbone.taps import Tap
+from headprobe.backbone.taps import Tap, tapping
 from tests.backbone.shortcut_cases import (
+    DEPTH,
     HEADS,
     SINGLE,
     TOKENS,
@@ -125,6 +126,22 @@ def test_while_taps_listen_nothing_is_left_out_but_chunks_without_listeners_may(
     untapped = seen_in(keep, 2, shortcuts, plan)
     assert untapped["blocks.0.norm1"] == [(2, TOKENS), (2, TOKENS)]
     assert untapped["blocks.2.norm2"] == [(6, 1), (6, 1)]
+
+
+@torch.inference_mode()
+def test_what_taps_hear_of_the_trunk_is_what_they_hear_of_the_plain_model() -> None:
+    model, (layout, joins, shortcuts, _) = setup()
+    plain: list[LayerRecord] = []
+    with tapping(model, layout, [Tap(plain.append)]):
+        model(noise(2))
+    heard: list[LayerRecord] = []
+    with GrowingPass(model, layout, joins, SINGLE, shortcuts) as growing:
+        growing.logits(noise(2), growing.plan(2, 100), [Tap(heard.append, growing.rows_of())])
+    assert len(heard) == len(plain) == DEPTH
+    for mine, expected in zip(heard, plain, strict=True):
+        torch.testing.assert_close(mine.heads_out, expected.heads_out, atol=1e-5, rtol=1e-5)
+        assert mine.stream_after is not None
+        torch.testing.assert_close(mine.stream_after, expected.stream_after, atol=1e-5, rtol=1e-5)
 
 
 # -- equal logits ------------------------------------------------------------------------------------------------------

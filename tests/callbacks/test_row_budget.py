@@ -186,10 +186,9 @@ def test_a_budget_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> No
 
 def _prefer_by_rank(folder: str, words: Sequence[str], environment: Mapping[str, str], log: str) -> None:
     """Work as a forked process whose trials pay, and find 42 rows the fastest in the first process, 21 in others."""
-    from headprobe.callbacks import row_budget
-
-    row_budget.PAYS_FROM = 0.0
-    BudgetTrials._seconds = prefer(42 if environment.get("LOCAL_RANK", "0") == "0" else 21)  # type: ignore[method-assign]
+    patch = pytest.MonkeyPatch()  # ends with the process
+    patch.setattr("headprobe.callbacks.row_budget.PAYS_FROM", 0.0)
+    patch.setattr(BudgetTrials, "_seconds", prefer(42 if environment["LOCAL_RANK"] == "0" else 21))
     _WORK(folder, words, environment, log)
 
 

@@ -85,12 +85,12 @@ def planned(folder: Path, *words: str) -> list[str]:
 @pytest.mark.usefixtures("_long")
 def test_a_long_run_is_planned_with_the_budget_that_was_measured(tmp_path: Path) -> None:
     before, says = planned(tmp_path)
-    assert before.startswith("plan: 11 images a forward pass, growing to 77 rows each")
+    assert before.startswith("plan: 11 images a forward pass, growing to 7 rows each")
     assert says.startswith("budget: 80 rows a forward pass here; the run first tries which is fastest")
     assert list(tmp_path.iterdir()) == []
     assert "Row budget: 42 rows" in command(tmp_path, *SWEEP).out
     after, says = planned(tmp_path)
-    assert after.startswith("plan: 6 images a forward pass, growing to 42 rows each")
+    assert after.startswith("plan: 6 images a forward pass, growing to 7 rows each")
     assert says == "budget: 42 rows a forward pass, as measured before"
 
 
@@ -98,12 +98,12 @@ def test_a_long_run_is_planned_with_the_budget_that_was_measured(tmp_path: Path)
 def test_a_plan_with_the_budget_that_is_asked_for_says_nothing_of_trials(tmp_path: Path) -> None:
     command(tmp_path, *SWEEP)
     (line,) = planned(tmp_path, "--model.row_budget", "28")
-    assert line.startswith("plan: 4 images a forward pass, growing to 28 rows each")
+    assert line.startswith("plan: 4 images a forward pass, growing to 7 rows each")
 
 
 def test_a_short_run_is_planned_with_the_usual_budget(tmp_path: Path) -> None:
     (line,) = planned(tmp_path)
-    assert line.startswith("plan: 11 images a forward pass, growing to 77 rows each")
+    assert line.startswith("plan: 11 images a forward pass, growing to 7 rows each")
 
 
 def test_a_run_of_unknown_length_tries_budgets() -> None:
