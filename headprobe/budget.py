@@ -4,6 +4,7 @@ Few rows leave the cores of a processor or GPU without work, many fall out of a 
 taken anew from the system for each large tensor. Where the best lies depends on the model, so it is measured.
 """
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,8 +18,8 @@ from headprobe.passes import ForwardPasses
 
 PAYS_FROM = 60.0
 """Seconds that a run must take for trials to pay."""
-SHARE, LEAST = 0.01, 2.0
-"""Part of the run's seconds that trials may take, and what they may take in any case."""
+SHARE, LEAST, MOST = 0.01, 2.0, 60.0
+"""Part of the run's seconds that trials may take, what they may take in any case, and what at most: others wait."""
 FASTER = 0.97
 """More rows are better if an image takes this part of the time of the best so far; less is noise."""
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
@@ -54,6 +55,7 @@ class BudgetTrials:
     def __init__(self, passes: ForwardPasses, device: torch.device, arithmetic: Arithmetic = nullcontext) -> None:
         self.passes, self.device, self.arithmetic = passes, device, arithmetic
         self.trials: list[Trial] = []
+        self._image = 0.0  # seconds of one, as estimated
 
     def estimate(self, images: int) -> float:
         """Return about how many seconds so many images take under all masks: from one image and one chunk of masks.
@@ -62,31 +64,44 @@ class BudgetTrials:
         ends with that: the run itself finds what fits.
         """
         plan = self.passes.plan
-        one, many = replace(plan, images=1, chunks=plan.chunks[:1]), len(plan.chunks) * images
-        first = (self._seconds_if_it_fits(one) or 0.0) * many
-        return first if first < PAYS_FROM else min(first, (self._seconds_if_it_fits(one) or 0.0) * many)
+        one = replace(plan, images=1, chunks=plan.chunks[:1])
+        self._image = (self._seconds_if_it_fits(one) or 0.0) * len(plan.chunks)
+        if self._image * images >= PAYS_FROM:
+            self._image = min(self._image, (self._seconds_if_it_fits(one) or 0.0) * len(plan.chunks))
+        return self._image * images
 
     def fastest(self, seconds: float) -> Trial | None:
         """Return the fastest budget that could be found in about so many seconds, None where two could not be tried.
 
-        From few rows upwards, until two in a row gain nothing, memory ends, or time would.
+        From few rows upwards, until two in a row gain nothing, memory ends, or half of the time would; then all of
+        them once more, downwards: a machine that others slow down for a while is unfair to all alike.
         """
-        ends = time.perf_counter() + seconds
-        best: Trial | None = None
-        in_vain = 0
+        self._upwards(time.perf_counter() + seconds / 2)
+        if len(self.trials) < 2:
+            return None
+        again = [Trial(one.plan, min(one.seconds, self._image_seconds(one.plan))) for one in reversed(self.trials)]
+        self.trials = again[::-1]
+        best = self.trials[0]
+        for trial in self.trials[1:]:
+            best = trial if trial.seconds < FASTER * best.seconds else best
+        return best
+
+    def _upwards(self, ends: float) -> None:
+        """Try each plan once, while that pays and memory lasts."""
+        best, in_vain = self._image, 0
         for plan in self._plans():
-            if best is not None and time.perf_counter() + 2 * best.seconds * plan.images > ends:
-                break
-            tried = self._tried(plan)
-            if tried is None:
-                break
-            if best is None or tried.seconds < FASTER * best.seconds:
-                best, in_vain = tried, 0
-            else:
-                in_vain += 1
-            if in_vain == 2:
-                break
-        return best if len(self.trials) > 1 else None
+            if in_vain == 2 or time.perf_counter() + best * plan.images > ends:
+                return
+            seconds = self._seconds_if_it_fits(plan)
+            if seconds is None:
+                return
+            self.trials.append(Trial(plan, seconds / plan.images))
+            gained = len(self.trials) == 1 or seconds / plan.images < FASTER * best
+            best, in_vain = (seconds / plan.images, 0) if gained else (best, in_vain + 1)
+
+    def _image_seconds(self, plan: RowPlan) -> float:
+        seconds = self._seconds_if_it_fits(plan)
+        return math.inf if seconds is None else seconds / plan.images
 
     def _plans(self) -> list[RowPlan]:
         """Return plans by their rows: more and more images under all masks, where masks are many also under some."""
@@ -99,16 +114,6 @@ class BudgetTrials:
         for plan in plans:  # a larger budget may give the same passes
             by_shape.setdefault((plan.images, len(plan.chunks)), plan)
         return sorted(by_shape.values(), key=lambda plan: plan.most_rows)
-
-    def _tried(self, plan: RowPlan) -> Trial | None:
-        """Try a plan twice, None where memory ends."""
-        first = self._seconds_if_it_fits(plan)
-        again = None if first is None else self._seconds_if_it_fits(plan)
-        if first is None or again is None:
-            return None
-        trial = Trial(plan, min(first, again) / plan.images)
-        self.trials.append(trial)
-        return trial
 
     def _seconds_if_it_fits(self, plan: RowPlan) -> float | None:
         try:

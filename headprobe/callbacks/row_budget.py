@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning
 
-from headprobe.budget import LEAST, PAYS_FROM, SHARE, BudgetTrials, Trial
+from headprobe.backbone.weights import built_options
+from headprobe.budget import LEAST, MOST, PAYS_FROM, SHARE, BudgetTrials, Trial
 from headprobe.errors import RunError
 from headprobe.gather import from_first
 from headprobe.module import HeadProbe
@@ -59,7 +60,7 @@ def _chosen(trainer: lightning.Trainer, probe: HeadProbe, passes: ForwardPasses)
     if rows is not None:
         _say(f"Row budget: {counted(rows, 'row')} a forward pass, as measured before")
         return rows
-    best = trials.fastest(max(LEAST, SHARE * run))
+    best = trials.fastest(min(MOST, max(LEAST, SHARE * run)))
     if best is None:
         return passes.plan.budget
     tried = {trial.plan.budget: trial.seconds for trial in trials.trials}
@@ -81,7 +82,7 @@ def _about(trainer: lightning.Trainer, probe: HeadProbe, passes: ForwardPasses) 
     """Return what the speed of a forward pass depends on."""
     return {
         "model": probe.source.name,
-        "options": probe.source.options,
+        "options": built_options(probe.source),
         "input_size": list(passes.growing.layout.input_size),
         "classes": probe.num_classes,
         "joins": " ".join(str(place) for place in passes.growing.join_places),
