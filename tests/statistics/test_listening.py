@@ -8,6 +8,7 @@ from torch import Tensor
 from headprobe.backbone.ablation import ablating, masks_of_rows
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.taps import Tap, tapping
+from headprobe.backbone.growing import GrowingPass
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
@@ -104,18 +105,22 @@ def test_without_statistics_no_tap_is_opened(monkeypatch: pytest.MonkeyPatch) ->
     assert set(opened) == {0}
 
 
-def test_describing_changes_no_bit_of_the_logits() -> None:
+def test_describing_changes_no_bit_of_the_logits_but_takes_no_shortcut() -> None:
     probe = tiny_probe("vit")
     images = noise(probe, 4)
     prepare(probe, [AttentionSums()], ["layer:1"], units=1, batch=4)
     with torch.inference_mode():
-        plain = probe.masked_logits(images)
+        short = probe.masked_logits(images)
         assert probe.passes is not None
+        growing = probe.passes.growing
+        with GrowingPass(probe.backbone, probe.layout, growing.joins, growing.keep) as whole:
+            plain = whole.logits(probe.normalised(images), probe.passes.plan)
         listening = probe.passes.listening
         assert listening is not None
         tapped = probe._logits(images, lambda part: listening.taps(0, torch.arange(4)[part]))
     assert listening.heard
     assert torch.equal(plain, tapped)
+    torch.testing.assert_close(short, tapped, atol=1e-5, rtol=1e-5)
 
 
 def fails_at(probe: HeadProbe, layer: int) -> Iterator[torch.utils.hooks.RemovableHandle]:
