@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from headprobe.backbone.ablation import ablating, masks_of_rows
+from headprobe.backbone.growing import GrowingPass
 from headprobe.backbone.layer_record import LayerRecord
 from headprobe.backbone.taps import Tap, tapping
-from headprobe.backbone.growing import GrowingPass
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
