@@ -62,7 +62,7 @@ class HeadProbe(FitSteps):
         semantics: What masking takes away where a head's slot holds more than what it attended to: the whole slot, or
             the attention alone (docs/heads.md). The same thing in most models.
         row_budget: Rows (images x masks) that share a forward pass; without it a run of more than a minute tries what
-            is fastest, and others take 80 on CPUs and 1024 on GPUs.
+            is fastest, and others take 48 on CPUs and 1024 on GPUs.
         torch_compile: Compile what stands beside attention in each block: a few percent faster after up to a minute of
             compiling (benchmarks/README.md), so for long runs only.
         per_class: Also count each class, for classes.csv.

@@ -133,7 +133,7 @@ def test_a_short_run_takes_the_usual_budget_without_a_trial(tmp_path: Path, monk
     ended = command(tmp_path, *TEST)
     assert ended.code == 0, ended.err
     assert "Row budget" not in ended.out
-    assert record(ended, 0)["row_plan"]["budget"] == 80
+    assert record(ended, 0)["row_plan"]["budget"] == 48
     assert not (tmp_path / "lightning_logs" / "row_budgets").exists()
 
 
@@ -142,7 +142,7 @@ def test_a_run_without_a_choice_takes_the_usual_budget(tmp_path: Path) -> None:
     ended = command(tmp_path, "test", "--mask-spec", "each:head", *QUICK, "--data.batch_size", "1")
     assert ended.code == 0, ended.err
     assert "Row budget" not in ended.out
-    assert record(ended, 0)["row_plan"]["budget"] == 80
+    assert record(ended, 0)["row_plan"]["budget"] == 48
 
 
 @pytest.mark.usefixtures("prefers_42")

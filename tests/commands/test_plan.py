@@ -64,11 +64,11 @@ def test_every_chunk_of_masks_adds_its_own_trunk() -> None:
 
 @pytest.fixture
 def _long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every run be one that tries row budgets, of which 42 rows are found the fastest."""
+    """Let every run be one that tries row budgets, of which 28 rows are found the fastest."""
     monkeypatch.setattr(plan, "PAYS_FROM", 0.0)
     monkeypatch.setattr("headprobe.callbacks.row_budget.PAYS_FROM", 0.0)
     monkeypatch.setattr(
-        BudgetTrials, "_seconds", lambda _, tried: tried.images * (1 if tried.budget == 42 else 2) / 1e6
+        BudgetTrials, "_seconds", lambda _, tried: tried.images * (1 if tried.budget == 28 else 2) / 1e6
     )
 
 
@@ -85,25 +85,25 @@ def planned(folder: Path, *words: str) -> list[str]:
 @pytest.mark.usefixtures("_long")
 def test_a_long_run_is_planned_with_the_budget_that_was_measured(tmp_path: Path) -> None:
     before, says = planned(tmp_path)
-    assert before.startswith("plan: 11 images a forward pass, growing to 7 rows each")
-    assert says.startswith("budget: 80 rows a forward pass here; the run first tries which is fastest")
+    assert before.startswith("plan: 6 images a forward pass, growing to 7 rows each")
+    assert says.startswith("budget: 48 rows a forward pass here; the run first tries which is fastest")
     assert list(tmp_path.iterdir()) == []
-    assert "Row budget: 42 rows" in command(tmp_path, *SWEEP).out
+    assert "Row budget: 28 rows" in command(tmp_path, *SWEEP).out
     after, says = planned(tmp_path)
-    assert after.startswith("plan: 6 images a forward pass, growing to 7 rows each")
-    assert says == "budget: 42 rows a forward pass, as measured before"
+    assert after.startswith("plan: 4 images a forward pass, growing to 7 rows each")
+    assert says == "budget: 28 rows a forward pass, as measured before"
 
 
 @pytest.mark.usefixtures("_long")
 def test_a_plan_with_the_budget_that_is_asked_for_says_nothing_of_trials(tmp_path: Path) -> None:
     command(tmp_path, *SWEEP)
-    (line,) = planned(tmp_path, "--model.row_budget", "28")
-    assert line.startswith("plan: 4 images a forward pass, growing to 7 rows each")
+    (line,) = planned(tmp_path, "--model.row_budget", "14")
+    assert line.startswith("plan: 2 images a forward pass, growing to 7 rows each")
 
 
 def test_a_short_run_is_planned_with_the_usual_budget(tmp_path: Path) -> None:
     (line,) = planned(tmp_path)
-    assert line.startswith("plan: 11 images a forward pass, growing to 7 rows each")
+    assert line.startswith("plan: 6 images a forward pass, growing to 7 rows each")
 
 
 def test_a_run_of_unknown_length_tries_budgets() -> None:
