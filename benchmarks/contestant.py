@@ -88,10 +88,8 @@ class Contestant:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             began = time.perf_counter()
-            code, cpu, peak = _waited(self.words, folder, self.threads)
+            cpu, peak = _waited(self.words, folder, self.threads)
             wall = time.perf_counter() - began
-            if code:
-                raise ContestantError(_last_line(folder / "stderr") or f"it ended with code {code}")
             found = self.find(folder, (folder / "stdout").read_text())
         return Round(wall, cpu, peak, found.loop, found.counts, found.nll)
 
@@ -115,15 +113,17 @@ def run_for_json(words: Sequence[str], threads: int) -> dict[str, Any]:
         ContestantError: It failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        code, _, _ = _waited(words, Path(folder), threads)
-        if code:
-            raise ContestantError(_last_line(Path(folder, "stderr")) or f"it ended with code {code}")
+        _waited(words, Path(folder), threads)
         found: dict[str, Any] = json.loads(Path(folder, "stdout").read_text().strip().splitlines()[-1])
     return found
 
 
-def _waited(words: Sequence[str], folder: Path, threads: int) -> tuple[int, float, float]:
-    """Run a command in `folder` and return its exit code, CPU seconds and peak memory in MB."""
+def _waited(words: Sequence[str], folder: Path, threads: int) -> tuple[float, float]:
+    """Run a command in `folder` and return its CPU seconds and peak memory in MB.
+
+    Raises:
+        ContestantError: It failed.
+    """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
@@ -131,7 +131,9 @@ def _waited(words: Sequence[str], folder: Path, threads: int) -> tuple[int, floa
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)  # else Popen would wait for it once more
-    return process.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * PEAK_UNIT / 1e6
+    if process.returncode:
+        raise ContestantError(_last_line(folder / "stderr") or f"it ended with code {process.returncode}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * PEAK_UNIT / 1e6
 
 
 def _last_line(file: Path) -> str:

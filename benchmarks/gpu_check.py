@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from headprobe.backbone.heads import HeadLayout, find_heads
 from headprobe.backbone.perturbed import perturbed
+from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.passes import ForwardPasses
 
 
@@ -30,11 +31,8 @@ def model_of(name: str, options: dict[str, Any], device: torch.device) -> tuple[
 
 def single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
     """Return the masks of single heads `[heads, layers, max heads]`, True = keep."""
-    heads = [(layer, head) for layer, of_layer in enumerate(layout.heads_per_layer) for head in range(of_layer)]
-    keep = torch.ones(len(heads), len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool, device=device)
-    for mask, (layer, head) in enumerate(heads):
-        keep[mask, layer, head] = False
-    return keep
+    named = expand_all([MaskSpec("each:head")], layout.heads_per_layer, layout.model)
+    return torch.stack([one.mask.keep() for one in named]).to(device)
 
 
 def noise(layout: HeadLayout, images: int, device: torch.device) -> Tensor:
