@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
-from headprobe.backbone.facts import LayerFacts, layer_facts
-from headprobe.backbone.heads import HeadLayout, find_heads
-from headprobe.backbone.layer_record import LayerRecord
-from headprobe.backbone.taps import Listener, Tap, tapping
-from headprobe.statistics.attention import AttentionSums
-from headprobe.statistics.base import HeadStatistic, Seen, Subject
-from headprobe.statistics.similarity import SimilaritySums
-from headprobe.statistics.spectrum import SpectrumSums
+from headprobe.backbone.capture.layer_facts import LayerFacts, layer_facts
+from headprobe.backbone.capture.layer_record import LayerRecord
+from headprobe.backbone.capture.taps import Listener, Tap, tapping
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.describe.attention import AttentionSums
+from headprobe.describe.base import HeadStatistic, Seen, Subject
+from headprobe.describe.similarity import SimilaritySums
+from headprobe.describe.spectrum import SpectrumSums
 
 UNITS = 100  # of the data set; a batch belongs to one, which is never finished here
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "deit_tiny" / "model.safetensors"

@@ -6,8 +6,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.heads import HeadLayout, find_heads
-from headprobe.backbone.perturbed import perturbed
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.sandbox import perturbed
 from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.passes import ForwardPasses
 

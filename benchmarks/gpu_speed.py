@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_check import noise, normalised, single_heads
-from headprobe.backbone.heads import HeadLayout
+from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.passes import ForwardPasses
 
 PROJECTED = 50_000

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
-from headprobe.metrics.accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.module import HeadProbe
-from headprobe.run.ledger import Ledger
+from headprobe.units.store import Ledger
 
 PLAIN, OURS = "plain loop", "units and ledger"
 Times = dict[str, list[tuple[float, float]]]

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.peers.common import Setting, batches, build, decoded
-from headprobe.backbone.perturbed import perturbed
+from headprobe.backbone.sandbox import perturbed
 from headprobe.backbone.weights import BUNDLED, ModelSource, built_options, create_backbone, data_config
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.data.decode import image_bytes
-from headprobe.data.imagenet import ImageNetDataModule
-from headprobe.data.opening import open_source
-from headprobe.data.source import Request
+from headprobe.data.sources.open import open_source
+from headprobe.data.sources.source import Request
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DIGITS = "digits"

@@ -22,12 +22,14 @@ from benchmarks.peers.common import attentions, head_zeroed
 from benchmarks.peers.common import single_heads as heads_of
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.backbone.compiled import compile_parts
-from headprobe.backbone.growing import GrowingPass
-from headprobe.backbone.heads import HeadLayout, find_heads
-from headprobe.backbone.joins import Company, find_joins
-from headprobe.backbone.perturbed import perturbed
-from headprobe.backbone.shortcut_trials import find_shortcuts
-from headprobe.backbone.shortcuts import NO_SHORTCUTS, Shortcuts
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.backbone.growing.joins import find_joins
+from headprobe.backbone.growing.shortcut_trials import find_shortcuts
+from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Shortcuts
+from headprobe.backbone.growing.trials import Company
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.sandbox import perturbed
 from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config
 from headprobe.errors import RunError, UsageError
 

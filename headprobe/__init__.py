@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headprobe.backbone.held import ablate, check
-    from headprobe.data.imagenet import ImageNetDataModule
+    from headprobe.api import ablate, check
+    from headprobe.data.datamodule import ImageNetDataModule
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
     from headprobe.run.results import load_run
@@ -18,10 +18,10 @@ __all__ = ["HeadProbe", "ImageNetDataModule", "MaskSpec", "ablate", "check", "lo
 
 _HOMES = {
     "HeadProbe": "headprobe.module",
-    "ImageNetDataModule": "headprobe.data.imagenet",
+    "ImageNetDataModule": "headprobe.data.datamodule",
     "MaskSpec": "headprobe.masks.spec",
-    "ablate": "headprobe.backbone.held",
-    "check": "headprobe.backbone.held",
+    "ablate": "headprobe.api",
+    "check": "headprobe.api",
     "load_run": "headprobe.run.results",
 }
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headprobe.backbone.memory import is_out_of_memory
-from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.growing.row_plan import RowPlan
+from headprobe.backbone.numerics import is_out_of_memory
 from headprobe.passes import ForwardPasses
 
 PAYS_FROM = 60.0

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _lightning(words: list[str] | None) -> None:
-    from headprobe.commands.lightning import run
+    from headprobe.commands.test_and_fit import run
 
     run(words)
 
@@ -118,7 +118,7 @@ _COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
 def _fail(message: str, code: int) -> int:
     """Say what went wrong, once and not once per process, and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        from headprobe.run.redact import without_secrets
+        from headprobe.redact import without_secrets
 
         sys.stderr.write(f"headprobe: error: {without_secrets(message)}\n")
     return code

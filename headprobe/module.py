@@ -8,22 +8,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from headprobe.backbone.capture.layer_facts import layer_facts
 from headprobe.backbone.compiled import compile_parts
-from headprobe.backbone.facts import layer_facts
-from headprobe.backbone.heads import HeadLayout, Semantics, find_heads
-from headprobe.backbone.rows import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
+from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.weights import ModelSource, built_options, create_backbone, data_config, weights_digest
+from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
-from headprobe.fitting import FitSteps
-from headprobe.gather import from_first, gather_nodes
+from headprobe.fit_steps import FitSteps
 from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
-from headprobe.metrics.accuracy import PairedAccuracy
-from headprobe.metrics.coverage import Coverage
-from headprobe.metrics.parts import Part, read_part, write_part
-from headprobe.metrics.scores import PairedScores, paired_scores
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
-from headprobe.statistics.base import HeadStatistic, Subject
-from headprobe.units import COVERAGE, SCORES, UnitBook
+from headprobe.processes import from_first
+from headprobe.units.coverage import Coverage
+from headprobe.units.parts import Part, read_part, write_part
+from headprobe.units.unit_sums import COVERAGE, SCORES, UnitBook, gather_nodes
 
 
 @dataclass

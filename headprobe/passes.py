@@ -6,18 +6,19 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.check import prove_masks
-from headprobe.backbone.copies import in_single
-from headprobe.backbone.growing import GrowingPass, Join, first_layers
-from headprobe.backbone.heads import HeadLayout
-from headprobe.backbone.joins import Company, find_joins
-from headprobe.backbone.memory import is_out_of_memory
-from headprobe.backbone.shortcut_trials import find_shortcuts
-from headprobe.backbone.shortcuts import Shortcuts
-from headprobe.backbone.taps import Tap
+from headprobe.backbone.capture.taps import Tap
+from headprobe.backbone.growing.growing_pass import GrowingPass, Join, first_layers
+from headprobe.backbone.growing.joins import find_joins
+from headprobe.backbone.growing.shortcut_trials import find_shortcuts
+from headprobe.backbone.growing.shortcuts import Shortcuts
+from headprobe.backbone.growing.trials import Company
+from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.numerics import is_out_of_memory
+from headprobe.backbone.proofs.check import prove_masks
+from headprobe.backbone.sandbox import in_single
+from headprobe.describe.base import HeadStatistic, Subject
+from headprobe.describe.observing import Listening
 from headprobe.errors import RunError
-from headprobe.statistics.base import HeadStatistic, Subject
-from headprobe.statistics.listening import Listening
 
 TapsOf = Callable[[slice], Sequence[Tap]]
 """Gives who listens to the pass over a part of the images."""

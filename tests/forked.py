@@ -22,7 +22,7 @@ import headprobe
 from tests.cli_runs import Ended
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["headprobe.commands.lightning", "timm", "datasets", "tests.forked"])
+_SERVER.set_forkserver_preload(["headprobe.commands.test_and_fit", "timm", "datasets", "tests.forked"])
 
 DIGITS = Path(headprobe.__file__).with_name("data") / "digits"
 

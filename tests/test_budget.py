@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from headprobe import budget
-from headprobe.backbone.growing import GrowingPass
-from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.backbone.growing.row_plan import RowPlan
 from headprobe.budget import BudgetTrials
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe

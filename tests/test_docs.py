@@ -13,7 +13,7 @@ import pytest
 from headprobe import cli
 from headprobe.callbacks.records import SCHEMA
 from headprobe.masks.spec import MaskSpec
-from headprobe.metrics.accuracy import PairedAccuracy, paired_scores
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
 from headprobe.run.results import class_rows, mask_rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,14 +8,14 @@ import timm
 import torch
 from torch import Tensor
 
-from headprobe.backbone.check import prove_masks
-from headprobe.backbone.growing import GrowingPass
-from headprobe.backbone.heads import Semantics
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.backbone.heads.layout import Semantics
+from headprobe.backbone.proofs.check import prove_masks
 from headprobe.backbone.weights import save_backbone
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
-from headprobe.metrics.scores import PairedScores
+from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import HeadProbe, restrict_classes
 from tests.conftest import perturbed
 
@@ -70,7 +70,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
 
 
 def _joins_of(probe: HeadProbe) -> Any:
-    from headprobe.backbone.joins import find_joins
+    from headprobe.backbone.growing.joins import find_joins
 
     joins = find_joins(probe.backbone, probe.layout)
     return lambda backbone, layout, layers, proven: joins

@@ -171,7 +171,7 @@ def test_bad_images_are_listed_however_long_the_first_process_writes(tmp_path: P
     write_table(tmp_path / "set", table([png(1), png(2)], [0, 1]), "validation-1.parquet")
     (tmp_path / "slow.py").write_text(
         "import time, lightning\n"
-        "import headprobe.callbacks.results as results, headprobe.callbacks.together as together\n"
+        "import headprobe.callbacks.results as results, headprobe.callbacks.fail_together as together\n"
         "together.SECONDS_TO_HAND_OVER = 0.5\n"
         "real = results.write_tensorboard\n"
         "def slowly(*args):\n"

@@ -1,1 +1,1 @@
-"""What a timm model's heads are and how to reach them: finding, ablating, growing, proving."""
+"""A timm model and its heads: found, masked, grown, proven."""

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.heads import HeadLayout, parent_of
-from headprobe.backbone.joins import agree
-from headprobe.backbone.trace import evaluating, example_images
+from headprobe.backbone.heads.layout import HeadLayout, parent_of
+from headprobe.backbone.numerics import agree
+from headprobe.backbone.sandbox import evaluating, example_images
 from headprobe.errors import UsageError
-from headprobe.wording import first_line
+from headprobe.text import first_line
 
 TOLERANCE = 1e-3
 """Largest difference that fused kernels may make to a logit in float32, relative to the largest."""

@@ -17,7 +17,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from headprobe.errors import RunError, UsageError
-from headprobe.wording import first_line
+from headprobe.text import first_line
 
 BUNDLED = ("digits_vit", "digits_swin")
 """Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from headprobe.callbacks.heads import Columns, HeadCallback
+from headprobe.callbacks.head_callback import Columns, HeadCallback
 from headprobe.callbacks.tensorboard import save_figures
+from headprobe.describe.base import BASELINE, CHANGE, MASKED
 from headprobe.module import HeadProbe
 from headprobe.report.table import console, layers_table
-from headprobe.run.heads import head_rows, write_arrays
-from headprobe.run.results import write_rows
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED
+from headprobe.run.results import head_rows, write_arrays, write_rows
 
 
 def write_descriptions(

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning
 
 from headprobe.backbone.weights import save_backbone
-from headprobe.callbacks.directory import run_directory
+from headprobe.callbacks.identity import run_directory
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
 

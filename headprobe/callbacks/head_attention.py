@@ -4,13 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.callbacks.heads import Columns, HeadCallback, by_layer_mean
-from headprobe.metrics.attention import HeadTable
-from headprobe.metrics.offsets import WITHOUT_MAP
+from headprobe.callbacks.head_callback import Columns, HeadCallback, by_layer_mean
+from headprobe.describe.attention import AttentionSums
+from headprobe.describe.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
+from headprobe.metrics.attention.offsets import WITHOUT_MAP
+from headprobe.metrics.attention.statistics import HeadTable
 from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.offset_figures import offset_grid
-from headprobe.statistics.attention import AttentionSums
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
 
 UNIFORM = {"attention_distance_px": "attention_distance_ratio", "entropy_nats": "entropy_ratio"}
 """Statistics with a value under uniform attention, and what divides by it."""

@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.callbacks.heads import Columns, HeadCallback, by_layer_mean
-from headprobe.metrics.similarity import MEASURES, VARIANCE, Measure, title
+from headprobe.callbacks.head_callback import Columns, HeadCallback, by_layer_mean
+from headprobe.describe.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
+from headprobe.describe.similarity import SimilaritySums
+from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure, title
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
-from headprobe.statistics.similarity import SimilaritySums
 
 DRAWN: tuple[Measure, ...] = ("svcca", "cka_unbiased")
 """Measures that get figures, if they are computed; all are in `similarity.npz`."""

@@ -6,13 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from headprobe.backbone.facts import CONTRIBUTION
-from headprobe.callbacks.heads import Columns, HeadCallback, by_layer_mean
-from headprobe.metrics.spectrum import WITHOUT_SPECTRUM, SpectrumTable
+from headprobe.backbone.capture.layer_facts import CONTRIBUTION
+from headprobe.callbacks.head_callback import Columns, HeadCallback, by_layer_mean
+from headprobe.describe.base import BASELINE, CHANGE, MASKED
+from headprobe.describe.spectrum import SpectrumSums
+from headprobe.metrics.spectrum.spectra import WITHOUT_SPECTRUM, SpectrumTable
 from headprobe.report.spectrum_figures import spectra_by_layer, stream_spectra
 from headprobe.run.results import Row
-from headprobe.statistics.base import BASELINE, CHANGE, MASKED
-from headprobe.statistics.spectrum import SpectrumSums
 
 TOO_SMALL = "the grid has no more than two rows or columns, whose diagonal carries frequency 0 alone"
 

@@ -2,16 +2,17 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from timm.layers import use_fused_attn
 
-from headprobe.callbacks.heads import head_callbacks
+from headprobe.callbacks.head_callback import head_callbacks
 from headprobe.module import HeadProbe
+from headprobe.redact import safe_command
 from headprobe.run.record import versions
-from headprobe.run.redact import safe_command
 
 
 def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
@@ -72,3 +73,15 @@ def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer) -> dict[str
 def command_line() -> str:
     """Return the command that this process was started with, without anything secret."""
     return safe_command(["headprobe", *sys.argv[1:]])
+
+
+# -- Where a run's files go --
+
+
+def run_directory(trainer: lightning.Trainer) -> Path:
+    """Return the run's directory, as in `lightning_logs/version_0`.
+
+    Call it from `setup` and on every process: Lightning broadcasts the name each time it is asked, and a process that
+    asks alone hangs all of them.
+    """
+    return Path(trainer.log_dir or trainer.default_root_dir)

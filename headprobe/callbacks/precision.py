@@ -6,8 +6,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.copies import in_single
-from headprobe.backbone.trace import evaluating
+from headprobe.backbone.sandbox import evaluating, in_single
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
 

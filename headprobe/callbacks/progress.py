@@ -8,7 +8,7 @@ import lightning
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from headprobe.wording import duration
+from headprobe.text import duration
 
 LINE_EVERY_SHARE = 0.1
 LINE_EVERY_SECONDS = 600.0

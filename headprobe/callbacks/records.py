@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from headprobe.callbacks.directory import run_directory
-from headprobe.callbacks.ledger import unit_ledger
-from headprobe.metrics.accuracy import top_five
+from headprobe.callbacks.identity import run_directory
+from headprobe.callbacks.resume import unit_ledger
+from headprobe.files import cannot_write, partial_path
+from headprobe.metrics.accuracy.paired_accuracy import top_five
 from headprobe.module import HeadProbe, StepResult
-from headprobe.run.files import cannot_write, partial_path
 from headprobe.run.results import BASELINE
 
 SCHEMA = pa.schema(

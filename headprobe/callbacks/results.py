@@ -12,21 +12,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.counting import bad_images_message, check_coverage, images_read
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
-from headprobe.callbacks.directory import run_directory
-from headprobe.callbacks.heads import head_callbacks
-from headprobe.callbacks.identity import command_line, identify, what_counts
-from headprobe.callbacks.ledger import unit_ledger
+from headprobe.callbacks.head_callback import head_callbacks
+from headprobe.callbacks.identity import command_line, identify, run_directory, what_counts
+from headprobe.callbacks.resume import unit_ledger
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
-from headprobe.metrics.coverage import Coverage
+from headprobe.files import now
 from headprobe.module import HeadProbe
 from headprobe.report.table import console, masks_table
-from headprobe.run.files import now
 from headprobe.run.record import hardware, run_key
 from headprobe.run.results import Row, class_rows, mask_rows, write_masks, write_record, write_rows
-from headprobe.wording import counted
+from headprobe.text import counted
+from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
 
 class ResultsWriter(lightning.Callback):

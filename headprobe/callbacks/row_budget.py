@@ -9,13 +9,13 @@ import lightning
 from headprobe.backbone.weights import built_options
 from headprobe.budget import LEAST, MOST, PAYS_FROM, SHARE, BudgetTrials, Trial
 from headprobe.errors import RunError
-from headprobe.gather import from_first
 from headprobe.module import HeadProbe
 from headprobe.passes import ForwardPasses
+from headprobe.processes import from_first
 from headprobe.report.table import console
 from headprobe.run.budgets import keep_budget, measured_budget
 from headprobe.run.record import hardware, versions
-from headprobe.wording import counted
+from headprobe.text import counted
 
 
 class RowBudget(lightning.Callback):

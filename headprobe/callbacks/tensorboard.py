@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from headprobe.files import write_bytes
 from headprobe.module import HeadProbe
 from headprobe.report.figures import drop_curve, head_heat_map
-from headprobe.run.files import write_bytes
 from headprobe.run.results import Row
 
 SIGNIFICANT_Q = 0.05

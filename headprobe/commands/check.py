@@ -40,8 +40,8 @@ def check_model(name: str, model: Any, *, as_json: bool) -> None:
     Raises:
         RunError: A proof failed.
     """
-    from headprobe.backbone.check import check_backbone
-    from headprobe.backbone.check_report import report_data, report_text
+    from headprobe.backbone.proofs.check import check_backbone
+    from headprobe.backbone.proofs.report import report_data, report_text
     from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config
 
     pretrained = model.pretrained or name in BUNDLED

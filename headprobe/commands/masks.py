@@ -7,7 +7,7 @@ from typing import Any
 
 from headprobe.commands.parser import Parser
 from headprobe.masks.spec import MaskSpec, NamedMask
-from headprobe.wording import counted, ranges
+from headprobe.text import counted, ranges
 
 
 def run(words: list[str]) -> None:
@@ -32,7 +32,7 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
     Raises:
         UsageError: The model's name is wrong, or the spec does not fit it.
     """
-    from headprobe.backbone.heads import find_heads
+    from headprobe.backbone.heads.find import find_heads
     from headprobe.backbone.weights import ModelSource, create_backbone, data_config
 
     backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))

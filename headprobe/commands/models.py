@@ -8,9 +8,9 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib import metadata
 
-from headprobe.backbone.families import FamilyTable, shipped_families
-from headprobe.commands.families_page import markdown_page
-from headprobe.commands.families_text import family_text, record_text, table_text
+from headprobe.catalog.families import FamilyTable, shipped_families
+from headprobe.catalog.page import markdown_page
+from headprobe.catalog.text import family_text, record_text, table_text
 from headprobe.commands.parser import Parser
 from headprobe.errors import UsageError
 
@@ -47,14 +47,14 @@ def _is_model(word: str, table: FamilyTable) -> bool:
         return False
     if any(word in family.names for family in table.families.values()):
         return True
-    from headprobe.backbone.survey import is_name
+    from headprobe.catalog.survey import is_name
 
     return is_name(word)
 
 
 def _model(name: str, *, as_json: bool) -> str:
     """Walk one model now and return what was found."""
-    from headprobe.backbone.survey import walk
+    from headprobe.catalog.survey import walk
 
     record = walk(name)
     return json.dumps(asdict(record), indent=1) + "\n" if as_json else record_text(record)
@@ -62,7 +62,7 @@ def _model(name: str, *, as_json: bool) -> str:
 
 def _walk(pattern: str | None, workers: int) -> FamilyTable:
     """Walk the installed timm, or what fits the pattern of it."""
-    from headprobe.backbone.survey import family_of_names, survey
+    from headprobe.catalog.survey import family_of_names, survey
 
     families = family_of_names()
     names = [name for name, family in families.items() if pattern is None or _fits(pattern, family, name)]

@@ -8,14 +8,14 @@ from typing import Any
 import lightning
 import torch
 
-from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.growing.row_plan import RowPlan
 from headprobe.budget import PAYS_FROM
 from headprobe.callbacks.row_budget import measured_before
 from headprobe.errors import RunError
-from headprobe.metrics.paired import smallest_resolvable_drop
+from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
-from headprobe.wording import counted, duration
+from headprobe.text import counted, duration
 
 TIMED_SECONDS = 3.0
 TIMED_PASSES = 3

@@ -7,9 +7,9 @@ from typing import Any
 
 from headprobe.commands.parser import Parser
 from headprobe.errors import RunError
-from headprobe.run.ledger import find_units
-from headprobe.run.status import Status, all_units, read_status
-from headprobe.wording import counted, duration
+from headprobe.text import counted, duration
+from headprobe.units.status import Status, all_units, read_status
+from headprobe.units.store import find_units
 
 
 def run(words: list[str]) -> None:

@@ -13,12 +13,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from headprobe.data.source import Unreadable
+from headprobe.data.sources.source import MOST_BYTES, Unreadable
 from headprobe.errors import UsageError
 
 # What image datasets hold, all decoded inside this process. Pillow knows more: its readers of EPS and others start
 # external programs (Ghostscript), and every further one is code that meets unknown bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
 # Everything Pillow's readers were seen or are documented to raise on damaged files.
 PILLOW_ERRORS = (
     OSError,  # truncated, unidentified
@@ -34,14 +36,22 @@ PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-MOST_BYTES = 2**28
+
+
 # Pillow takes up to twice as many with a warning: at 4 bytes per pixel and one copy for the conversion that would be
 # 1.4 GB in every worker. ImageNet's largest image has 61 million.
 MOST_PIXELS = 89_478_485
+
+
 LONGEST_ASPECT = 1000  # the resize keeps the aspect: 1 x 100,000 pixels would become 200 x 20,000,000
+
+
 # Every scan of a progressive JPEG passes over the whole image and may have 20 bytes; encoders write about 10 scans.
 MOST_SCANS = 500
+
+
 WORTH_COUNTING = 2**38  # pixels times bytes: 500 x 500 pixels in 1 MB
+
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors reach the terminal, without a file's name
 

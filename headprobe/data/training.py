@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from headprobe.data.batch import ImageBatch
 from headprobe.data.fitted import FittedData
+from headprobe.data.stream import ImageBatch
 from headprobe.errors import RunError, UsageError
 
 MOST_IMAGES = 50_000

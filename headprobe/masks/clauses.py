@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from headprobe.masks.draws import Head
 from headprobe.masks.numbers import Numbers
-from headprobe.masks.source import Piece
+from headprobe.masks.piece import Piece
 
 MAX_MASKS = 100_000
 

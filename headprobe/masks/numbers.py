@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from headprobe.masks.source import Piece
+from headprobe.masks.piece import Piece
 
 MAX_NUMBERS = 100_000  # far above any model's heads, and still nothing to a computer
 MAX_DIGITS = 9

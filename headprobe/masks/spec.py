@@ -22,12 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from headprobe.errors import UsageError
 from headprobe.masks.clauses import Clause, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.parse import parse
-from headprobe.masks.source import MaskSpecError
+from headprobe.masks.piece import MaskSpecError
 from headprobe.masks.tree import Tree
 
 __all__ = ["MaskSpec", "MaskSpecError", "NamedMask", "expand_all"]
@@ -166,3 +168,25 @@ def _no_text(value: object) -> str:
     if isinstance(value, dict):
         return f"{why}: YAML reads 'layer: 3' as a mapping, so write layer:3 without a blank, got {value}"
     return f"{why}, got {value!r}"
+
+
+class MaskSpecs(tuple[MaskSpec, ...]):
+    """The specs of one run: a single text, or a YAML list of texts, whose masks are scored together.
+
+    Raises:
+        MaskSpecError: A text is no mask spec.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, specs: Any = ()) -> MaskSpecs:
+        """Check every text."""
+        texts = specs if isinstance(specs, (list, tuple)) else [specs]
+        if not texts:
+            raise UsageError("the list of mask specs is empty; write none for the baseline alone, got []")
+        return super().__new__(cls, (MaskSpec(text) for text in texts))
+
+
+def plain_specs(specs: MaskSpecs) -> str | list[str]:
+    """Return what a config file shows: one text, or a list of texts."""
+    return str(specs[0]) if len(specs) == 1 else [str(spec) for spec in specs]

@@ -1,11 +1,13 @@
 """The metric whose states are sums: merged by adding, written and read back as arrays, kept in full precision."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -104,3 +106,22 @@ def mean_and_error(
         mean = total / np.where(count > 0, count, np.nan)
         variance = np.maximum(square - total * mean, 0) / np.where(count > 1, count - 1, np.nan)
         return mean, np.sqrt(variance / count)
+
+
+# -- Work on many small matrices, which threads make slower and not faster --
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch and BLAS compute on one thread while the context is open.
+
+    Their threads wait for each other after each small matrix: on two shared cores that was seen to take sixty times as
+    long as the work itself.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)

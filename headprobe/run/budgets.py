@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.errors import RunError
-from headprobe.run.files import write_text
+from headprobe.files import write_text
 from headprobe.run.record import run_key
 
 

@@ -10,17 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headprobe.errors import UsageError
+from headprobe.files import write_bytes, write_text
 from headprobe.masks.spec import NamedMask
-from headprobe.metrics.paired import bh_q
-from headprobe.metrics.scores import PairedScores
-from headprobe.run.files import write_text
+from headprobe.metrics.accuracy.paired_tests import bh_q
+from headprobe.metrics.accuracy.scores import PairedScores
 
 Cell = str | int | float
+
+
 Row = dict[str, Cell]
+
 
 BASELINE = "none"
 """Name of the baseline's row: the canonical spec that masks no head."""
+
 
 SCORE_COLUMNS = (
     "images",
@@ -169,15 +176,9 @@ def load_run(path: str | Path) -> Run:
     return Run(directory, rows, heads, record)
 
 
-def read_units(path: Path) -> str | None:
-    """Return where a run's units are, relative to its directory; None where no `run.json` there says so."""
-    try:
-        return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["units"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 _TEXT_COLUMNS = frozenset({"mask", "family", "ablation"})
+
+
 _INTEGER_COLUMNS = frozenset(
     {"heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}
 )
@@ -198,3 +199,29 @@ def _is_nan(cell: Cell) -> bool:
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write `run.json`."""
     write_text(directory / "run.json", json.dumps(record, indent=1, default=str) + "\n")
+
+
+# -- The description of heads as files: `heads.csv`, `heads_change.csv`, and arrays as npz --
+
+
+def head_rows(heads_per_layer: Sequence[int], models: Mapping[str, Mapping[str, NDArray[np.generic]]]) -> list[Row]:
+    """Return a row per model, layer and head.
+
+    Args:
+        heads_per_layer: Heads of each layer.
+        models: By the model's name its columns, one entry per head in the order of (layer, head).
+    """
+    places = [(layer, head) for layer, heads in enumerate(heads_per_layer) for head in range(heads)]
+    rows: list[Row] = []
+    for name, columns in models.items():
+        for number, (layer, head) in enumerate(places):
+            cells: dict[str, Cell] = {column: values[number].item() for column, values in columns.items()}
+            rows.append({"model": name, "layer": layer, "head": head, **cells})
+    return rows
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Write arrays as a compressed npz file, in one step."""
+    out, content = io.BytesIO(), dict[str, Any](arrays)
+    np.savez_compressed(out, **content)
+    write_bytes(path, out.getvalue())

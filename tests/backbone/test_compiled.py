@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from headprobe.backbone.compiled import compile_parts
-from headprobe.backbone.growing import GrowingPass
-from headprobe.backbone.joins import find_joins
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.backbone.growing.joins import find_joins
 from headprobe.errors import UsageError
-from tests.backbone.test_growing import setup, single_head_masks
+from tests.backbone.growing.test_growing_pass import setup, single_head_masks
 
 
 @pytest.fixture

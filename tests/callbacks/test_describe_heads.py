@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from headprobe.callbacks.head_attention import HeadAttention
 from headprobe.callbacks.head_spectrum import HeadSpectrum
-from headprobe.data.imagenet import ImageNetDataModule
-from headprobe.metrics.attention import RATIOS, STATISTICS
+from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.metrics.attention.statistics import RATIOS, STATISTICS
 from headprobe.module import HeadProbe
 from tests.cli_runs import QUICK, Ended, command, only_message
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.module import HeadProbe
 from tests.cli_runs import QUICK, command
 

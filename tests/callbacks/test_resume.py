@@ -14,10 +14,10 @@ import pytest
 import timm
 import torch
 
-from headprobe.backbone.growing import GrowingPass
+from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.weights import ModelSource, create_backbone, save_backbone
-from headprobe.callbacks.ledger import UnitLedger
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.callbacks.resume import UnitLedger
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
@@ -406,7 +406,7 @@ def test_a_disk_that_fails_half_way_loses_nothing_that_was_stored(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         patch.setattr(HeadProbe, "test_step", test_step)
-        patch.setattr("headprobe.run.ledger.COST", 1e9)  # store after every unit
+        patch.setattr("headprobe.units.store.COST", 1e9)  # store after every unit
         ended = command(folder, *RUN)
     assert ended.code == 1
     message = only_message(ended)

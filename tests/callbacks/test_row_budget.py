@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 import pytest
 
-from headprobe.backbone.rows import RowPlan
+from headprobe.backbone.growing.row_plan import RowPlan
 from headprobe.budget import BudgetTrials
 from headprobe.callbacks.row_budget import choose_budget
 from headprobe.errors import RunError

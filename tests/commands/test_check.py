@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headprobe.backbone.sites import SITES
+from headprobe.backbone.heads.sites import SITES
 from tests.cli_runs import command, only_message
 
 VIT = "timm.layers.attention.Attention"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from headprobe.backbone.families import FamilyTable, shipped_families
+from headprobe.catalog.families import FamilyTable, shipped_families
 from headprobe.commands import models
 from tests.cli_runs import command, only_message
 from tests.test_imports import modules_after

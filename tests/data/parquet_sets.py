@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headprobe.data.batch import BadImage, ImageBatch
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.data.stream import BadImage, ImageBatch
 from headprobe.errors import RunError, UsageError
 
 CLASSES = 10

@@ -4,7 +4,7 @@ import datasets
 import pytest
 import torch
 
-from headprobe.data.batch import BadImage, ImageBatch
+from headprobe.data.stream import BadImage, ImageBatch
 from tests.data.parquet_sets import bound, png, table, write_table
 
 GOOD = png(7)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headprobe.masks.numbers import number_text, parse_numbers
-from headprobe.masks.source import MaskSpecError, Piece
+from headprobe.masks.piece import MaskSpecError, Piece
 
 
 def whole(text: str) -> Piece:

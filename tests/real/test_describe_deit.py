@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from headprobe.describe.attention import AttentionSums
+from headprobe.describe.similarity import SimilaritySums
+from headprobe.describe.spectrum import SpectrumSums
 from headprobe.module import HeadProbe
-from headprobe.statistics.attention import AttentionSums
-from headprobe.statistics.similarity import SimilaritySums
-from headprobe.statistics.spectrum import SpectrumSums
 from tests.conftest import SHARED
-from tests.statistics import oracles
-from tests.statistics.driving import describe, normalised
+from tests.describe.driving import describe, normalised
+from tests.describe import oracles
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

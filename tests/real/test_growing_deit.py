@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headprobe.backbone.growing import GrowingPass
-from headprobe.backbone.heads import find_heads
-from headprobe.backbone.joins import find_joins
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.backbone.growing.joins import find_joins
+from headprobe.backbone.heads.find import find_heads
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.masks.spec import MaskSpec, expand_all
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

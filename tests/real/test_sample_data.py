@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.data.datamodule import ImageNetDataModule
 
 DATA_CONFIG = {
     "input_size": (3, 224, 224),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from headprobe.data.imagenet import ImageNetDataModule
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 

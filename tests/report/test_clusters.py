@@ -3,7 +3,7 @@ import pytest
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
-from headprobe.report.clusters import cluster
+from headprobe.report.matrices import cluster
 from headprobe.report.style import FloatArray
 
 

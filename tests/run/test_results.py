@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from headprobe.errors import RunError, UsageError
+from headprobe.files import write_text
 from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
-from headprobe.metrics.accuracy import PairedAccuracy
-from headprobe.metrics.scores import PairedScores, paired_scores
-from headprobe.run.files import write_text
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.run.record import run_key, versions
 from headprobe.run.results import class_rows, load_run, mask_rows, write_masks, write_record, write_rows
 

@@ -1,0 +1,131 @@
+"""For a timm model that you hold: prove that masks take effect on it, and run it under a mask.
+
+```python
+print(headprobe.check(model))
+with headprobe.ablate(model, "layer:3"):
+    logits = model(images)
+```
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.heads.layout import HeadLayout, Semantics
+from headprobe.backbone.heads.refusals import refuse_unreachable
+from headprobe.backbone.masking.ablation import HookCount, ablating, masks_of_rows
+from headprobe.backbone.proofs.check import check_backbone, prove_masks
+from headprobe.backbone.proofs.report import CheckReport
+from headprobe.backbone.sandbox import in_single, quiet
+from headprobe.backbone.weights import data_config
+from headprobe.errors import RunError, UsageError
+from headprobe.masks.spec import MaskSpec, expand_all
+
+
+def check(
+    model: nn.Module, *, input_size: tuple[int, int, int] | None = None, semantics: Semantics = "slot"
+) -> CheckReport:
+    """Prove, layer by layer, that head masks take effect on `model`; `print` the report to see its table.
+
+    The model is left as it was: weights, modes and hooks.
+
+    Args:
+        model: A timm model, on any device, trained or not.
+        input_size: `(channels, height, width)` of the images to try it on; without it those it was built for.
+        semantics: What masking takes away where a head's slot holds more than what it attended to: the whole `slot`, or
+            the `attention` alone.
+
+    Raises:
+        UsageError: The model has no attention heads, or attention that cannot be masked at all.
+    """
+    refuse_unreachable(model, _name(model))
+    with quiet(model):
+        return check_backbone(model, _input_size(model, input_size), _name(model), semantics)
+
+
+@contextmanager
+def ablate(
+    model: nn.Module,
+    spec: str | MaskSpec,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    semantics: Semantics = "slot",
+) -> Iterator[HeadLayout]:
+    """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
+
+    The cheap proofs run first, on noise. Your own hooks are silent then, and work as always under the mask. Contexts
+    may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with gradient
+    checkpointing call `backward` inside too. Use a model in one thread at a time.
+
+    Args:
+        model: A timm model, on any device.
+        spec: A mask spec that stands for one mask, such as `layer:3` or `head:3.1+head:5.0`.
+        input_size: `(channels, height, width)` of your images; without it those the model was built for.
+        semantics: What masking takes away, as in `check`.
+
+    Yields:
+        The model's attention layers.
+
+    Raises:
+        UsageError: The spec does not fit the model or stands for several masks, or a proof fails.
+        RunError: A forward pass did not apply the mask exactly once per layer, or there was none at all: the mask would
+            have done nothing.
+    """
+    spec = MaskSpec(spec) if isinstance(spec, str) else spec
+    refuse_unreachable(model, _name(model))
+    with quiet(model):
+        layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
+        masks = expand_all([spec], layout.heads_per_layer, layout.model)
+        if len(masks) != 1:
+            raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(masks)} masks")
+        prove_masks(in_single(model, layout.model), layout)
+    keep = masks[0].mask.keep().to(_device(model))
+    with ExitStack() as stack:
+        count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None])))
+        stack.enter_context(_counted(model, layout, count))
+        yield layout
+        if not count.ever:
+            raise RunError(
+                f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything "
+                "(where the model was compiled before, call torch.compiler.reset() first)"
+            )
+
+
+@contextmanager
+def _counted(model: nn.Module, layout: HeadLayout, count: HookCount) -> Iterator[None]:
+    """Check after every forward pass that each layer's mask was applied exactly once."""
+
+    def begin(*_: object) -> None:
+        count.restart()
+
+    def end(*_: object) -> None:
+        count.check(layout)
+
+    handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    if not any(True for _ in model.parameters()):
+        raise UsageError(f"a model to check must have weights, got {type(model).__name__}")
+    size = data_config(model)["input_size"] if given is None else given
+    if not isinstance(size, tuple | list) or len(size) != 3 or any(type(n) is not int or n < 1 for n in size):
+        raise UsageError(f"input_size must be three whole numbers (channels, height, width), got {size!r}")
+    return (size[0], size[1], size[2])
+
+
+def _name(model: nn.Module) -> str:
+    """Return timm's name of the architecture, or the class's."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)

@@ -1,0 +1,118 @@
+"""Gathers a layer's attention weights, values and outputs from the calls of its operator."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headprobe.backbone.capture.layer_record import FusedAttention, PlainAttention
+from headprobe.backbone.heads.slots import Operator
+from headprobe.backbone.operator_calls import CallKind, WatchCalls
+
+
+@dataclass(frozen=True)
+class _OperatorCall:
+    """One call of the operator, as it was made."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Tensor
+
+
+@dataclass(frozen=True)
+class AppliedWeights:
+    """What one call of the operator applied, all `[rows, heads, ...]`, windows being rows.
+
+    Attributes:
+        attention: What the weights follow from.
+        values: What they were applied to, `[rows, heads, keys, head_dim]`.
+        outputs: What came of it, `[rows, heads, queries, head_dim]`.
+    """
+
+    attention: FusedAttention | PlainAttention
+    values: Tensor
+    outputs: Tensor
+
+
+class SeeAttention(WatchCalls):
+    """Notes the operator's calls, and the softmax before them, while entered around one call of a layer.
+
+    Args:
+        operator: Which calls are the operator's.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__(self._note)
+        self.operator = operator
+        self._seen = 0
+        self._calls: list[_OperatorCall] = []
+        self._softmaxes: list[tuple[Tensor, Tensor]] = []  # of each call: what entered the last one, and what left it
+        self._softmax: tuple[Tensor, Tensor] | None = None
+
+    def _note(self, kind: CallKind, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Tensor:
+        if kind == "softmax":
+            self._softmax = (_argument(args, kwargs, 0, "input"), result)
+        if kind == self.operator.kind:
+            if self._seen in self.operator.calls:
+                self._calls.append(_OperatorCall(args, kwargs, result))
+                if self._softmax is not None:
+                    self._softmaxes.append(self._softmax)
+            self._seen += 1
+        return result
+
+    def applied(self) -> list[AppliedWeights]:
+        """Return what each map of the layer was applied to: one, or two where attention is the difference of two maps.
+
+        Nothing is returned where the calls were not all seen.
+        """
+        if len(self._calls) != len(self.operator.calls):
+            return []
+        if self.operator.fused:
+            return [self._fused(call) for call in self._calls]
+        if len(self._softmaxes) != len(self._calls):
+            return []
+        parts = [self._plain(call, softmax) for call, softmax in zip(self._calls, self._softmaxes, strict=True)]
+        return [_joined(parts)] if self.operator.form == "by call" else parts
+
+    def _fused(self, call: _OperatorCall) -> AppliedWeights:
+        """Read the fused operator's arguments as it does."""
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, call.args, strict=False)) | call.kwargs
+        query, key, value, scale = given["query"], given["key"], given["value"], given.get("scale")
+        mask = given.get("attn_mask")
+        if mask is not None and mask.dim() == query.dim() and mask.shape[0] == query.shape[0] and mask.dim() != 4:
+            mask = self.operator.rows(mask)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        query, key, value, outputs = (self.operator.rows(tensor) for tensor in (query, key, value, call.result))
+        if key.shape[1] != query.shape[1]:  # grouped or multiple queries share keys and values
+            share = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
+        return AppliedWeights(FusedAttention(query, key, scale, mask, bool(given.get("is_causal"))), value, outputs)
+
+    def _plain(self, call: _OperatorCall, softmax: tuple[Tensor, Tensor]) -> AppliedWeights:
+        """Read a matrix product: weights @ values, or values.mT @ weights.mT."""
+        left, right = _argument(call.args, call.kwargs, 0, "input"), _argument(call.args, call.kwargs, 1, "other")
+        weights, values, outputs = left, right, call.result
+        logits, result = softmax
+        if right.mT.shape == result.shape and (left.shape != result.shape or _same(right, result)):
+            weights, values, outputs = right.mT, left.mT, call.result.mT
+        own = self.operator.rows(logits) if _same(weights, result) and logits.shape == weights.shape else None
+        attention = PlainAttention(own, self.operator.rows(weights))
+        return AppliedWeights(attention, self.operator.rows(values), self.operator.rows(outputs))
+
+
+def _joined(parts: list[AppliedWeights]) -> AppliedWeights:
+    """Put heads together that were computed one by one."""
+    results = torch.cat([part.attention.weights(slice(None), slice(None))[0] for part in parts], dim=1)
+    values, outputs = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("values", "outputs"))
+    return AppliedWeights(PlainAttention(None, results), values, outputs)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are the same numbers in memory; on the meta device all are."""
+    return one.data_ptr() == other.data_ptr()
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs[name]

@@ -1,0 +1,248 @@
+"""Hands each layer's heads, attention and residual stream to whoever listens, while a model runs; keeps nothing.
+
+Fused attention stays on: a `TorchFunctionMode` sees the arguments of the operator, after every norm, rotation and bias
+that a model applies, and of `softmax` where a model does without the operator. Hooks say which layer is running.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.capture.layer_record import FusedAttention, LayerRecord, PlainAttention
+from headprobe.backbone.capture.operator_record import AppliedWeights, SeeAttention
+from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, parent_of
+from headprobe.backbone.sandbox import without_autocast
+from headprobe.errors import RunError
+
+Listener = Callable[[LayerRecord], None]
+
+
+RowsOfLayer = Callable[[int, int], slice | None]
+"""Gives, for a layer's number and the images in the batch there, which of them to hand over; None hands over nothing.
+
+In a growing pass the batch is several copies of the images, and those of a mask begin to exist at its join."""
+
+
+SECOND_HALF = ("norm2", "mlp")  # of timm's blocks: the first of them to be called is given the stream after attention
+
+
+def all_rows(_: int, images: int) -> slice:
+    """Ask for the whole batch at every layer."""
+    return slice(0, images)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One listener and the rows that it wants.
+
+    Attributes:
+        listen: Called once per layer and forward pass, in the order of the layers, without gradients or autocast.
+        rows: Which images of the batch it is given.
+    """
+
+    listen: Listener
+    rows: RowsOfLayer = all_rows
+
+
+@contextmanager
+def tapping(backbone: nn.Module, layout: HeadLayout, taps: Sequence[Tap]) -> Iterator[None]:
+    """Call the taps in every forward pass of `backbone` while the context is open, then remove all hooks.
+
+    Open it inside `ablating` or `GrowingPass`: hooks run in the order in which they were installed, and taps are to see
+    heads after their ablation. Without taps nothing is installed. It does not see models compiled before.
+
+    Raises:
+        RunError: A layer ran out of turn or not at all, or its attention could not be seen: numbers would be wrong.
+    """
+    if not taps:
+        yield
+        return
+    pass_ = _Pass(layout, tuple(taps))
+    with ExitStack() as stack:
+        stack.callback(pass_.watch.close)
+        for number, layer in enumerate(layout.layers):
+            for handle in _install(backbone, number, layer, pass_):
+                stack.callback(handle.remove)
+        yield
+        pass_.check_ended()
+
+
+@dataclass
+class _Seen:
+    """What has been seen so far of the layer under way, for all rows."""
+
+    layer: int
+    stream_before: Tensor | None
+    heads_out: Tensor | None = None
+    projected: Tensor | None = None
+    see: SeeAttention | None = None
+
+
+@dataclass
+class _Pass:
+    """The forward pass under way."""
+
+    layout: HeadLayout
+    taps: tuple[Tap, ...]
+    next_layer: int = 0
+    streams: dict[int, Tensor] = field(default_factory=dict)
+    seen: _Seen | None = None
+    watch: ExitStack = field(default_factory=ExitStack)  # holds the mode, inside attention modules only: it costs time
+
+    def begin(self, layer: int) -> None:
+        """Note that a layer's attention module is entered."""
+        name = self.layout.layers[layer].name
+        if self.seen is not None or layer != self.next_layer % len(self.layout.layers):
+            raise RunError(f"layer {name!r} of {self.layout.model!r} ran out of turn; its heads cannot be tapped")
+        self.seen = _Seen(layer, self.streams.pop(layer, None))
+        operator = self.layout.layers[layer].operator
+        if operator is not None and self.layout.layers[layer].site.maps == "weights":
+            self.seen.see = self.watch.enter_context(SeeAttention(operator))
+
+    def end(self, stream_after: Tensor | None, norm_follows: bool) -> None:
+        """Hand the layer over to the taps."""
+        seen, self.seen = self.seen, None
+        if seen is None:
+            return
+        self.next_layer = (seen.layer + 1) % len(self.layout.layers)
+        layer = self.layout.layers[seen.layer]
+        if seen.heads_out is None or seen.projected is None:
+            raise RunError(f"the heads of layer {layer.name!r} of {self.layout.model!r} could not be seen")
+        images, rest = divmod(len(seen.heads_out), layer.rows)
+        if rest:
+            raise RunError(
+                f"the batch of layer {layer.name!r} of {self.layout.model!r} must have {layer.rows} rows per image, "
+                f"got {len(seen.heads_out)}"
+            )
+        applied = self._applied(seen, layer, images)
+        with torch.no_grad(), without_autocast(seen.heads_out.device.type):
+            for tap in self.taps:
+                wanted = tap.rows(seen.layer, images)
+                if wanted is not None:
+                    tap.listen(_record(seen, layer, applied, images, wanted, stream_after, norm_follows))
+
+    def _applied(self, seen: _Seen, layer: AttentionLayer, images: int) -> AppliedWeights | None:
+        """Return the weights that a layer applied, None where it has none between tokens."""
+        if seen.see is None:
+            return None
+        applied = seen.see.applied()
+        if len(applied) != 1:
+            raise RunError(f"the attention of layer {layer.name!r} of {self.layout.model!r} could not be seen")
+        rows, heads = applied[0].attention.shape[:2]
+        if rows % images or heads != layer.heads:
+            raise RunError(
+                f"the attention of layer {layer.name!r} of {self.layout.model!r} must be that of {layer.heads} heads "
+                f"of {images} images, got {heads} heads in {rows} rows"
+            )
+        return applied[0]
+
+    def check_ended(self) -> None:
+        """Raise unless the last forward pass came to its end."""
+        if self.seen is not None or self.next_layer:
+            name = self.layout.layers[self.next_layer].name
+            raise RunError(f"the forward pass of {self.layout.model!r} ended before layer {name!r} was tapped")
+
+
+def _record(
+    seen: _Seen,
+    layer: AttentionLayer,
+    applied: AppliedWeights | None,
+    images: int,
+    wanted: slice,
+    stream_after: Tensor | None,
+    norm_follows: bool,
+) -> LayerRecord:
+    """Cut the wanted images out of what was seen."""
+    if seen.heads_out is None or seen.projected is None:
+        raise RunError(f"the heads of layer {layer.name!r} could not be seen")
+    start, stop, _ = wanted.indices(images)
+    rows = slice(start * layer.rows, stop * layer.rows)
+    heads_out = layer.channels.split(seen.heads_out[rows])
+    same = seen.projected is seen.heads_out
+    attention: FusedAttention | PlainAttention | None = None
+    values: Tensor | None = None
+    if applied is not None:
+        windows = applied.attention.shape[0] // images
+        of_images = slice(start * windows, stop * windows)
+        attention, values = applied.attention.rows(of_images), applied.values[of_images]
+    return LayerRecord(
+        layer=seen.layer,
+        images=stop - start,
+        windows=layer.rows,
+        heads_out=heads_out,
+        projected=heads_out if same else layer.channels.split(seen.projected[rows]),
+        values=values,
+        attention=attention,
+        stream_before=_stream(seen.stream_before, layer, images, start, stop),
+        stream_after=_stream(stream_after, layer, images, start, stop),
+        norm_follows=norm_follows,
+    )
+
+
+def _stream(stream: Tensor | None, layer: AttentionLayer, images: int, start: int, stop: int) -> Tensor | None:
+    """Return images of a stream as `[images, tokens, dim]`, from `[images, (tokens | rows, columns), dim]`.
+
+    None where what a block is given are not the layer's own tokens: blocks in convolutional models take channels first.
+    """
+    if stream is None or stream.dim() < 3 or len(stream) != images:
+        return None
+    tokens = stream[start:stop].flatten(1, -2)
+    own = layer.rows * layer.tokens if layer.grid is None else layer.prefix + math.prod(layer.grid)
+    return tokens if tokens.shape[1] == own else None
+
+
+def _install(
+    backbone: nn.Module, number: int, layer: AttentionLayer, pass_: _Pass
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hook one layer; its record is complete when its block's second half is entered."""
+    module = backbone.get_submodule(layer.name)
+    point, projection = backbone.get_submodule(layer.point), backbone.get_submodule(layer.projection)
+    parent = parent_of(layer.name)
+    block = backbone.get_submodule(parent) if parent and layer.site.residual else None
+    halves = _second_half(block)
+
+    def enter_block(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            pass_.streams[number] = args[0]
+
+    def enter_attention(*_: object) -> None:
+        pass_.begin(number)
+
+    def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if pass_.seen is not None and pass_.seen.heads_out is None:
+            pass_.seen.heads_out = args[0]
+
+    def at_projection(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if pass_.seen is not None:
+            pass_.seen.projected = args[0]
+
+    def leave_attention(*_: object) -> None:
+        pass_.watch.close()
+        if not halves:
+            pass_.end(None, norm_follows=False)
+
+    def enter_second_half(half: nn.Module, args: tuple[Any, ...]) -> None:
+        if pass_.seen is not None and pass_.seen.layer == number:
+            # blocks that normalise what attention returns, and add it then, call the mlp before norm2
+            pass_.end(args[0], norm_follows=half is halves[-1])
+
+    handles = [
+        module.register_forward_pre_hook(enter_attention),
+        point.register_forward_pre_hook(at_site),
+        projection.register_forward_pre_hook(at_projection),
+        module.register_forward_hook(leave_attention),
+    ]
+    if block is not None:
+        handles.append(block.register_forward_pre_hook(enter_block))
+    return handles + [half.register_forward_pre_hook(enter_second_half) for half in halves]
+
+
+def _second_half(block: nn.Module | None) -> list[nn.Module]:
+    """Return the modules whose first call is given the stream after attention; none if one is missing."""
+    halves = [half for name in SECOND_HALF if isinstance(half := getattr(block, name, None), nn.Module)]
+    return halves if len(halves) == len(SECOND_HALF) else []

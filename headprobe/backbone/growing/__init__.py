@@ -1,0 +1,1 @@
+"""Many masks in one forward pass whose batch grows with depth."""

@@ -1,0 +1,220 @@
+"""Where masks may join the growing pass: found from how the model calls its modules, and proven by trial."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.growing.batch_arguments import batched
+from headprobe.backbone.growing.growing_pass import Join
+from headprobe.backbone.growing.trials import Calls, Company, growing_logits, record_calls, rounding_of
+from headprobe.backbone.heads.layout import HeadLayout, parent_of
+from headprobe.backbone.masking.ablation import masked_logits
+from headprobe.backbone.numerics import MOST_ROUNDING, SAME_SHAPE, agree
+from headprobe.backbone.sandbox import evaluating, example_images
+from headprobe.errors import UsageError
+
+PART_OF_EFFECT = 5e-5
+
+
+CROWD = 6
+"""Copies of one mask that join at once: with the trunk seven times the rows, by which few shapes divide by chance."""
+
+
+ROW_PIXELS = 1 << 22
+"""Pixels of all rows of a trial: 83 rows of 224 x 224. Larger images are tried in smaller company, to fit in memory."""
+
+
+def find_joins(
+    backbone: nn.Module,
+    layout: HeadLayout,
+    layers: Collection[int] | None = None,
+    proven: list[Company] | None = None,
+) -> tuple[Join, ...]:
+    """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
+
+    Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
+    passes with one mask each on noise: alone, and in company of others and of copies, since a module that reads the
+    batch's size in one place and uses it in another may go wrong with some numbers of rows only. A layer whose logits
+    differ moves one candidate outward.
+
+    Args:
+        backbone: The model.
+        layout: Its attention layers.
+        layers: Layers at which masks will join; the joins of others are not tried and cannot be used. None tries all.
+        proven: Is filled with the last trials, in which masks of all these layers joined, two of each.
+
+    Raises:
+        UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
+            each other.
+    """
+    wanted = sorted(range(len(layout.layers)) if layers is None else layers)
+    with evaluating(backbone), torch.inference_mode():
+        calls = [record_calls(backbone, layout, images) for images in (2, 3)]
+        candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
+        if not wanted:
+            return tuple(options[0] for options in candidates)
+        keep = _single_heads(layout, next(backbone.parameters()).device)
+        images = example_images(backbone, layout.input_size, 2, seed=1)
+        _refuse_mixing(backbone, layout, images)
+        expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
+        plain: Tensor = backbone(images)
+        trial = _Trial(backbone, layout, keep, images, plain, expected, rounding_of(backbone, images, plain))
+        joins = _settle(trial, candidates)
+        if proven is not None:
+            proven.extend(trial.companies[:-1])  # the last is the crowd, which says nothing of other layers
+        return tuple(joins)
+
+
+def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> None:
+    """Raise a UsageError where an image's logits depend on the other image of its batch.
+
+    The batch's shape stays the same, so rounding does too: what differs is influence.
+    """
+    first, other = images
+    among_others = (torch.stack([first, one]) for one in (other, other.flip(-1) + 1))
+    found, expected = (backbone(batch)[0] for batch in among_others)
+    if not agree(found, expected, SAME_SHAPE * torch.finfo(expected.dtype).eps):
+        raise UsageError(
+            f"model {layout.model!r}: rows of one batch influence each other: an image's logits change by "
+            f"{float((found - expected).abs().max()):.1g} with the other image of its batch, so several masks cannot "
+            "share a forward pass"
+        )
+
+
+def _single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
+    """Return masks `[layers, layers, max heads]`, mask l of one head of layer l: others could hide an error there."""
+    layers, most = len(layout.layers), max(layout.heads_per_layer)
+    keep = torch.ones(layers, layers, most, dtype=torch.bool)
+    for number, heads in enumerate(layout.heads_per_layer):
+        keep[number, number, number % heads] = False
+    return keep.to(device)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What joins are held to.
+
+    Attributes:
+        backbone: The model.
+        layout: Its attention layers.
+        keep: `[layers, layers, max heads]`, mask l of one head of layer l.
+        images: Noise.
+        plain: Logits `[images, classes]` without a mask.
+        expected: Logits of the plain forward pass with mask l, for the layers that are tried.
+        rounding: What rounding alone changes, relative to the largest logit.
+        companies: Trials that were right, since all masks were last tried together.
+    """
+
+    backbone: nn.Module
+    layout: HeadLayout
+    keep: Tensor
+    images: Tensor
+    plain: Tensor
+    expected: dict[int, Tensor]
+    rounding: float
+    companies: list[Company] = field(default_factory=list)
+
+    def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
+        """Run the masks of these layers together; return those whose logits differ, None if the pass is impossible."""
+        keep = self.keep[layers]
+        found = growing_logits(self.backbone, self.layout, joins, keep, self.images)
+        if found is None:
+            return None
+        wrong = {
+            layer
+            for logits, layer in zip(found[1:], layers, strict=True)
+            if not agree(logits, self.expected[layer], self.tolerance(layer) if len(layers) == 1 else MOST_ROUNDING)
+        }
+        if not wrong:
+            self.companies.append(Company(self.images, keep, found, self.rounding))
+        return wrong
+
+    def tolerance(self, layer: int) -> float:
+        """Return how much a layer's logits may differ where its mask joins alone, relative to the largest.
+
+        Rounding depends on the number of rows, more so in deep convolutional nets; a wrong join differs by what the
+        mask changes, or by other images. So a small part of the mask's own effect is allowed. There is a bound: where
+        rows influence each other for other reasons than rounding, that is no tolerance but the fault.
+        """
+        expected = self.expected[layer]
+        effect = float((expected - self.plain).abs().max() / expected.abs().max().clamp(min=1e-6))
+        return min(max(self.rounding, min(effect / 20, PART_OF_EFFECT)), MOST_ROUNDING)
+
+
+def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
+    """Move layers outward until every mask's logits agree with its plain forward pass."""
+    chosen = [0] * len(candidates)
+    agreed: set[tuple[int, int]] = set()  # layers that were right alone, with the candidate
+    while True:
+        joins = [options[choice] for options, choice in zip(candidates, chosen, strict=True)]
+        untried = [layer for layer in trial.expected if (layer, chosen[layer]) not in agreed]
+        wrong = {layer for layer in untried if trial.wrong(joins, [layer]) != set()}
+        agreed |= {(layer, chosen[layer]) for layer in untried if layer not in wrong}
+        wrong = wrong or _wrong_together(trial, joins)
+        if not wrong:
+            return [replace(join, proven=layer in trial.expected) for layer, join in enumerate(joins)]
+        for layer in wrong:
+            chosen[layer] += 1
+            if chosen[layer] >= len(candidates[layer]):
+                name = trial.layout.layers[layer].name
+                raise UsageError(
+                    f"model {trial.layout.model!r}: rows of one batch influence each other at {name!r}, "
+                    "so several masks cannot share a forward pass"
+                )
+
+
+def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
+    """Return layers whose masks go wrong in company, each of them being right alone."""
+    trial.companies.clear()
+    for company in _companies(trial.expected, joins, trial.images):
+        wrong = trial.wrong(joins, company)
+        if wrong is None:  # the shapes do not fit: which join's masks spoil the pass?
+            return {_spoiler(trial, joins, company)}
+        if wrong:
+            return wrong
+    return set()
+
+
+def _companies(layers: Collection[int], joins: Sequence[Join], images: Tensor) -> list[list[int]]:
+    """Return the layers whose masks are tried together: all twice over, and a crowd at the first join.
+
+    As many at a time as `ROW_PIXELS` of these images allow.
+    """
+    masks = max(5, ROW_PIXELS // (images.shape[-2] * images.shape[-1]) // len(images)) - 1
+    order = sorted(layers, key=lambda layer: joins[layer].place)
+    share = masks // 2
+    pairs = [
+        [layer for layer in order[start : start + share] for _ in range(2)] for start in range(0, len(order), share)
+    ]
+    return [*pairs, order[:1] * min(CROWD, masks)]
+
+
+def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:
+    """Return the first layer, in the order of their joins, whose masks make the pass impossible or wrong."""
+    order = list(dict.fromkeys(company))
+    for count in range(1, len(order)):
+        if trial.wrong(joins, [layer for layer in company if layer in order[:count]]) != set():
+            return order[count - 1]
+    return order[-1]
+
+
+def _candidates(
+    layout: HeadLayout,
+    layer: int,
+    two: Calls,
+    three: Calls,
+) -> list[Join]:
+    """Return the modules around a layer, innermost first, with the arguments that grow with the number of images."""
+    attention = layout.layers[layer]
+    name = attention.name
+    names = [name] if attention.joins_itself else []
+    while name:
+        name = parent_of(name)
+        names.append(name)
+    return [
+        Join(name, two[name][0], batched(two[name][1], three[name][1]))
+        for name in names
+        if name in two and two[name][0] >= 0
+    ]

@@ -1,0 +1,1 @@
+"""A model's heads: which modules hold them, where they are concatenated, and which models are refused."""

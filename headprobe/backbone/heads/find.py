@@ -1,0 +1,205 @@
+"""Finds the attention heads of a timm model and describes them; a model whose heads cannot be found is refused."""
+
+import math
+from contextlib import ExitStack
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, Semantics, Size, parent_of
+from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises, try_output
+from headprobe.backbone.heads.sites import Kind, Site, class_path, known_site
+from headprobe.backbone.heads.slots import HeadChannels, Operator
+from headprobe.backbone.heads.trace import Call, Trace, point_of, recording
+from headprobe.backbone.sandbox import evaluating, example_images
+from headprobe.errors import UsageError
+
+
+def find_heads(
+    backbone: nn.Module, input_size: tuple[int, int, int], model: str, semantics: Semantics = "slot"
+) -> HeadLayout:
+    """Find every attention layer of `backbone` by running one image through it.
+
+    Args:
+        backbone: A timm model.
+        input_size: `(channels, height, width)` of the images it takes.
+        model: Its name, for messages.
+        semantics: What masking a head takes away where its slot holds more than what it attended to.
+
+    Raises:
+        UsageError: The model has no heads, or has attention that cannot be masked: it is never run unmasked.
+    """
+    if semantics not in get_args(Semantics):
+        raise UsageError(f"semantics must be one of {', '.join(get_args(Semantics))}, got {semantics!r}")
+    sites = attention_sites(backbone, model)
+    trace = Trace()
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(backbone))
+        stack.enter_context(recording(backbone, sites, trace))
+        stack.enter_context(torch.inference_mode())
+        given = try_output(backbone, example_images(backbone, input_size, 1), model)
+    if not isinstance(given, Tensor):
+        raise UsageError(
+            f"model {model!r} returns a {type(given).__name__} and not one tensor, so masks have no single output to "
+            "change; build it without features_only, or wrap it so that it returns the logits"
+        )
+    refuse_surprises(backbone, sites, trace, model)
+    prefix = _prefix_tokens(backbone)
+    layers: list[AttentionLayer] = []
+    for name in trace.order:
+        before = layers[-1] if layers else None
+        layers.append(_describe(backbone, name, sites[name], trace, input_size, prefix, semantics, before))
+    return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_headless))
+
+
+def _prefix_tokens(backbone: nn.Module) -> int:
+    """Return how many tokens have no place on the patch grid."""
+    return int(getattr(backbone, "num_prefix_tokens", 0))
+
+
+def _describe(
+    backbone: nn.Module,
+    name: str,
+    site: Site,
+    trace: Trace,
+    input_size: tuple[int, int, int],
+    prefix: int,
+    semantics: Semantics,
+    before: AttentionLayer | None,
+) -> AttentionLayer:
+    """Put together what is known of one attention layer."""
+    module = backbone.get_submodule(name)
+    point = point_of(module, name, site)
+    point_module = backbone.get_submodule(point)
+    shape, heads = trace.shapes[name], int(site.heads(module))
+    operator = _operator(trace.calls[name], site, heads)
+    channels = _channels(name, site, point_module, shape, heads, trace.calls[name], operator)
+    rows, tokens = shape[0], math.prod(shape[1:]) // shape[channels.axis]
+    windowed = site.kind == "window" and site.residual  # Swin: windows of known places
+    kind = _kind(site, rows, operator, trace.calls[name])
+    grid, own_prefix = None, 0
+    if windowed:
+        grid = _window_grid(trace.block_shapes.get(parent_of(name)))
+    elif kind != "window":
+        grid, own_prefix = _grid(site, shape, channels.axis, input_size, prefix)
+    return AttentionLayer(
+        name=name,
+        attention_class=class_path(module),
+        site=site,
+        known=known_site(module) is not None,
+        point=point,
+        channels=channels,
+        operator=operator,
+        kind=kind,
+        rows=rows,
+        tokens=tokens,
+        prefix=own_prefix,
+        stage=_stage(rows * tokens, kind, before),
+        grid=grid,
+        window=_pair(module.window_size) if windowed else None,
+        shift=_pair(getattr(backbone.get_submodule(parent_of(name)), "shift_size", 0)) if windowed else (0, 0),
+        inner_norm=point.endswith(".norm") and not isinstance(point_module, nn.Identity),
+        semantics=semantics,
+    )
+
+
+def _operator(calls: list[Call], site: Site, heads: int) -> Operator | None:
+    """Find the calls in which attention is applied to the values: all fused ones, else the last matrix product."""
+    if any(call.kind == "fused" for call in calls):
+        fused = range(sum(call.kind == "fused" for call in calls))
+        return Operator(True, tuple(fused), site.form, heads)
+    products = [(number, call) for number, call in enumerate(calls) if call.kind == "product"]
+    chosen = [place for place, _ in enumerate(products)][-1:]
+    if site.form == "by call":  # those that follow a softmax, one for each head
+        chosen = [place for place, (at, _) in enumerate(products) if at and calls[at - 1].kind == "softmax"]
+    elif site.form == "every":
+        of_heads = [len(call.shape) >= 4 and call.shape[1] == heads for _, call in products]
+        chosen = [place for place, whether in enumerate(of_heads) if whether]
+    if not chosen or (site.form == "by call" and len(chosen) != heads):
+        return None
+    return Operator(False, tuple(chosen), site.form, heads)
+
+
+def _output_shape(operator: Operator | None, calls: list[Call]) -> torch.Size:
+    """Return the shape of what the operator's first call gives."""
+    if operator is None:
+        return torch.Size()
+    return [call.shape for call in calls if call.kind == operator.kind][operator.calls[0]]
+
+
+def _channels(
+    name: str,
+    site: Site,
+    point: nn.Module,
+    shape: torch.Size,
+    heads: int,
+    calls: list[Call],
+    operator: Operator | None,
+) -> HeadChannels:
+    """Say which channels belong to which head."""
+    convolves = any(isinstance(part, nn.Conv2d) for part in point.modules())
+    axis = site.axis if site.axis is not None else 1 if convolves else -1
+    width = shape[axis]
+    if site.leading and operator is not None:  # channels of an mlp follow those of the heads
+        width = heads * _output_shape(operator, calls)[-1]
+    if heads < 1 or width % heads or width > shape[axis]:
+        raise UsageError(
+            f"attention module {name!r} concatenates {shape[axis]} channels, which are not those of {heads} heads"
+        )
+    return HeadChannels(heads, width // heads, axis, site.interleaved)
+
+
+def _kind(site: Site, rows: int, operator: Operator | None, calls: list[Call]) -> Kind:
+    """Return the site's kind, or `window` where the rows turn out to be parts of an image."""
+    apart = rows > 1 or (len(_output_shape(operator, calls)) == 5 and site.form == "axis")
+    return "window" if site.kind == "global" and apart else site.kind
+
+
+def _stage(tokens: int, kind: Kind, before: AttentionLayer | None) -> int:
+    """Count the times that the tokens of an image became fewer."""
+    if before is None:
+        return 0
+    return before.stage + (kind not in ("pool", "class") and tokens < before.rows * before.tokens)
+
+
+def _window_grid(block: torch.Size | None) -> Size | None:
+    """Return the patch grid of a Swin block by the shape of its input.
+
+    Swin v1 and v2 take `[rows, height, width, channels]`; v2-CR takes `[rows, channels, height, width]` outside its
+    stages.
+    """
+    return (block[1], block[2]) if block is not None and len(block) == 4 else None
+
+
+def _grid(
+    site: Site, shape: torch.Size, axis: int, input_size: tuple[int, int, int], prefix: int
+) -> tuple[Size | None, int]:
+    """Return the patch grid at a layer whose rows are images, and how many tokens without a place come before it."""
+    if len(shape) == 4 and axis == 1:
+        return (shape[2], shape[3]), 0
+    if not site.ordered:
+        return None, 0
+    if len(shape) == 4:
+        return (shape[1], shape[2]), 0
+    if len(shape) != 3:
+        return None, 0
+    for leading in dict.fromkeys((prefix, 0)):  # class tokens may join later than the first layers
+        grid = _grid_of(shape[1] - leading, input_size[1:])
+        if grid is not None:
+            return grid, leading
+    return None, prefix
+
+
+def _grid_of(patches: int, image: Size) -> Size | None:
+    """Return rows and columns of so many patches that cover an image at one stride, with or without its last bit."""
+    for stride in range(1, max(image) + 1):
+        for rounded in (math.floor, math.ceil):
+            grid = (rounded(image[0] / stride), rounded(image[1] / stride))
+            if math.prod(grid) == patches:
+                return grid
+    return None
+
+
+def _pair(size: Any) -> Size:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

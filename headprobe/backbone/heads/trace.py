@@ -1,0 +1,160 @@
+"""Watches one forward pass: which modules run, in what order, on what shapes, and where attention is computed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.heads.sites import Site, class_path
+from headprobe.backbone.operator_calls import CallKind, WatchCalls
+from headprobe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that attention is made of.
+
+    Attributes:
+        kind: What was called.
+        shape: Shape of its result.
+    """
+
+    kind: CallKind
+    shape: torch.Size
+
+
+@dataclass
+class Trace:
+    """What one forward pass showed.
+
+    Attributes:
+        order: Names of the attention layers in the order of their calls.
+        entered: How often each of them was called.
+        shapes: For each of them the shape of its concatenated heads.
+        calls: For each of them its calls before the heads were concatenated.
+        late: For each of them its calls afterwards.
+        ran: Modules that were called.
+        block_shapes: For every module the shape of its first argument.
+        open_layers: Attention layers that are running.
+        open_modules: Modules that are running.
+        stray: Modules that make such calls outside every layer, with the calls.
+    """
+
+    order: list[str] = field(default_factory=list)
+    entered: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    block_shapes: dict[str, torch.Size] = field(default_factory=dict)
+    open_layers: list[str] = field(default_factory=list)
+    open_modules: list[str] = field(default_factory=list)
+    stray: dict[str, list[Call]] = field(default_factory=dict)
+    late: dict[str, list[Call]] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
+
+    def saw(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
+        """Note one call."""
+        call = Call(kind, result.shape)
+        if not self.open_layers:
+            module = self.open_modules[-1] if self.open_modules else ""
+            self.stray.setdefault(module, []).append(call)
+        elif self.open_layers[-1] not in self.shapes:
+            self.calls[self.open_layers[-1]].append(call)
+        else:
+            self.late.setdefault(self.open_layers[-1], []).append(call)
+        return result
+
+    @property
+    def late_attention(self) -> list[str]:
+        """Layers that attend again after their heads were concatenated."""
+        return [layer for layer, calls in self.late.items() if _is_fused(calls) or _attending(calls)]
+
+    @property
+    def stray_attention(self) -> list[str]:
+        """Modules outside every layer that call fused attention, or attend with several heads."""
+        return [
+            module
+            for module, calls in self.stray.items()
+            if _is_fused(calls) or any(len(call.shape) > 3 and call.shape[1] > 1 for call in _attending(calls))
+        ]
+
+    @property
+    def stray_headless(self) -> list[str]:
+        """Modules outside every layer that apply a softmax by a matrix product, without several heads."""
+        return [m for m, calls in self.stray.items() if _attending(calls) and m not in self.stray_attention]
+
+
+def _is_fused(calls: list[Call]) -> bool:
+    return any(call.kind == "fused" for call in calls)
+
+
+def _attending(calls: list[Call]) -> list[Call]:
+    """Return the calls of softmax that a matrix product follows."""
+    kinds = [call.kind for call in calls]
+    return [call for at, call in enumerate(calls) if call.kind == "softmax" and "product" in kinds[at:]]
+
+
+@contextmanager
+def recording(backbone: nn.Module, sites: Mapping[str, Site], trace: Trace) -> Iterator[None]:
+    """Fill `trace` while the context is open.
+
+    Args:
+        backbone: The model.
+        sites: Its attention modules by name.
+        trace: Is filled.
+    """
+    with ExitStack() as stack:
+        for name, module in backbone.named_modules():
+            for handle in _watch(backbone, name, module, sites.get(name), trace):
+                stack.callback(handle.remove)
+        stack.enter_context(WatchCalls(trace.saw))
+        yield
+
+
+def _watch(
+    backbone: nn.Module, name: str, module: nn.Module, site: Site | None, trace: Trace
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hook one module so that it notes its calls in `trace`."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+        trace.open_modules.append(name)
+        trace.ran.add(name)
+        if site is not None:
+            trace.order.extend([] if name in trace.entered else [name])
+            trace.entered[name] = trace.entered.get(name, 0) + 1
+            trace.calls.setdefault(name, [])
+            trace.open_layers.append(name)
+        if args and isinstance(args[0], Tensor):
+            trace.block_shapes.setdefault(name, args[0].shape)
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        trace.open_modules.pop()
+        if site is not None:
+            trace.open_layers.pop()
+
+    def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if not args:
+            raise UsageError(
+                f"attention module {name!r} ({class_path(module)}) hands its heads on as a keyword argument, where "
+                "they cannot be masked; make it a positional one"
+            )
+        trace.shapes.setdefault(name, args[0].shape)
+
+    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    if site is not None:
+        point = backbone.get_submodule(point_of(module, name, site))
+        handles.append(point.register_forward_pre_hook(at_site))
+    return handles
+
+
+def point_of(module: nn.Module, name: str, site: Site) -> str:
+    """Return the qualified name of the head-concat point of an attention module."""
+    for point in site.points:
+        if isinstance(getattr(module, point, None), nn.Module):
+            return f"{name}.{point}" if name else point
+    raise UsageError(
+        f"attention module {name!r} ({class_path(module)}) has none of the sub-modules {', '.join(site.points)} "
+        "that its class has in the timm releases headprobe knows; install a supported timm"
+    )

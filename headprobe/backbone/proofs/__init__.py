@@ -1,0 +1,1 @@
+"""Proofs that masks take effect on a model, layer by layer."""

@@ -1,0 +1,144 @@
+"""The proofs that need one attention layer alone; `headprobe.backbone.proofs.check` says what each of them proves."""
+
+import torch
+from torch import Tensor
+
+from headprobe.backbone.numerics import agree, relative
+from headprobe.backbone.proofs.layer_alone import LayerBench
+from headprobe.backbone.proofs.report import LayerReport, Verdict
+from headprobe.text import first_line
+
+MAP_TOLERANCE = 1e-4
+"""Largest difference, relative to the largest output, between recomputed attention and the operator's own output."""
+
+
+def prove_alone(report: LayerReport, bench: LayerBench) -> None:
+    """Run the proofs that need no other layer."""
+    subsets = telling_subsets(bench)
+    for name, proof in {"keep": prove_keep, "operator": prove_operator, "columns": prove_columns}.items():
+        report.proofs[name] = proof(bench, subsets)
+    report.proofs["effect"], _ = prove_effect(bench)
+    report.proofs["map"] = prove_map(bench)
+
+
+def telling_subsets(bench: LayerBench) -> list[Tensor]:
+    """Return sets of heads to keep, `[heads]` bool each, in which no two heads are always masked together.
+
+    Set b masks the heads whose number plus one has bit b: every head is masked in one at least.
+    """
+    heads = bench.layer.heads
+    numbers = torch.arange(1, heads + 1, device=_device(bench))
+    return [(numbers >> bit) % 2 == 0 for bit in range(heads.bit_length())]
+
+
+def _device(bench: LayerBench) -> torch.device:
+    return next(value for value in (*bench.args, *bench.kwargs.values()) if isinstance(value, Tensor)).device
+
+
+def prove_keep(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
+    """(a) Keep every head, with the fill really run."""
+    plain = bench.output()
+    kept = bench.masked(torch.ones_like(subsets[0])[None])
+    same = torch.equal(kept, plain)
+    return Verdict(same, "" if same else f"a mask that keeps every head changes the output by {_worst(kept, plain)}")
+
+
+def prove_operator(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
+    """(b) Zero the heads in the operator's own output, or in what it is given where that is how they are masked."""
+    if bench.layer.operator is None:
+        return Verdict(False, "its attention operator was not seen: no fused call and no matrix product")
+    oracle = bench.operands_zeroed if bench.layer.masked_at_operator else bench.operator_zeroed
+    try:
+        if bench.layer.ambiguous and not bench.layer.masked_at_operator:
+            return _own_slots(bench)
+        return _compared([(bench.masked(keep[None]), oracle(keep[None])) for keep in subsets], "zeroing the operator")
+    except (RuntimeError, IndexError, ValueError) as error:  # what torch raises where no axis is that of the heads
+        return Verdict(False, f"the operator's output is not that of {bench.layer.heads} heads ({first_line(error)})")
+
+
+def _own_slots(bench: LayerBench) -> Verdict:
+    """(b) Where a slot holds more than the operator's output: what a head attended to is in its own slot alone."""
+    plain = bench.heads_out()
+    for head in range(bench.layer.heads):
+        keep = torch.ones(1, bench.layer.heads, dtype=torch.bool, device=plain.device)
+        keep[0, head] = False
+        masked = bench.slots(keep)
+        emptied = [slot for slot in range(bench.layer.heads) if _differs(masked, plain, slot)]
+        if emptied != [head] or bool(masked[:, :, head].any()):
+            return Verdict(False, f"masking head {head} changes the slots {emptied}")
+        zeroed = bench.heads_out(keep)
+        changed = [slot for slot in range(bench.layer.heads) if _differs(zeroed, plain, slot)]
+        allowed = range(head, bench.layer.heads) if bench.layer.site.cascades else [head]
+        if head not in changed or not set(changed) <= set(allowed):
+            return Verdict(False, f"what head {head} attended to is in the slots {changed}")
+    return Verdict(True, "in its own slot")
+
+
+def _differs(one: Tensor, other: Tensor, slot: int) -> bool:
+    return not torch.equal(one[:, :, slot], other[:, :, slot])
+
+
+def prove_columns(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
+    """(b) Zero the heads' columns of the output projection."""
+    if bench.layer.inner_norm:
+        return Verdict(None, "a norm over all heads stands before the projection")
+    if not bench.layer.site.columns:
+        return Verdict(None, "the projection is in the block around, behind a norm and an activation")
+    if bench.projection is None:
+        return Verdict(None, "there is no projection")
+    pairs = [(bench.slots_masked(keep[None]), bench.columns_zeroed(keep)) for keep in subsets]
+    return _compared(pairs, "zeroing the columns")
+
+
+def prove_effect(bench: LayerBench) -> tuple[Verdict, list[int]]:
+    """(c) Mask each head alone; return the verdict and the heads without effect whose projection is zero.
+
+    A head whose output is zero already, behind an activation, changes nothing either; then the operator says so too.
+    """
+    plain = bench.output()
+    keep = ~torch.eye(bench.layer.heads, dtype=torch.bool, device=plain.device)[:, None]  # [head, 1, heads]
+    idle = [head for head, kept in enumerate(keep) if torch.equal(bench.masked(kept), plain)]
+    silent = [head for head in idle if head in bench.silent_heads()]
+    dead = [head for head in idle if head not in silent and _is_dead(bench, keep[head], plain)]
+    ignored = [head for head in idle if head not in silent + dead]
+    if ignored:
+        return Verdict(False, f"masking head {ignored} changes nothing"), silent
+    details = [f"the projection of {silent} is zero"] * bool(silent) + [f"the output of {dead} is zero"] * bool(dead)
+    return Verdict(True, "; ".join(details)), silent
+
+
+def _is_dead(bench: LayerBench, keep: Tensor, plain: Tensor) -> bool:
+    """Say whether zeroing a head in the operator's own output changes nothing either."""
+    return bench.layer.operator is not None and torch.equal(bench.operator_zeroed(keep), plain)
+
+
+def prove_map(bench: LayerBench) -> Verdict:
+    """(g) Apply the captured weights to the values."""
+    if bench.layer.site.maps == "none":
+        return Verdict(None, bench.layer.site.why)
+    applied = bench.applied()
+    if not applied:
+        return Verdict(False, "its attention weights were not seen")
+    worst = 0.0
+    for part in applied:
+        weights, _ = part.attention.weights(slice(None), slice(None))
+        rows, heads, queries, keys = weights.shape
+        if part.values.shape[:3] != (rows, heads, keys) or part.outputs.shape[:3] != (rows, heads, queries):
+            return Verdict(False, "the captured weights do not fit the values")
+        found = weights @ part.values.to(weights.dtype)
+        scale = float(part.outputs.abs().max().clamp(min=1e-12))
+        worst = max(worst, float((found - part.outputs).abs().max()) / scale)
+    if worst <= MAP_TOLERANCE:
+        return Verdict(True, f"{worst:.0e}")
+    return Verdict(False, f"weights @ values differ from the heads' output by {worst:.1g} of it")
+
+
+def _compared(pairs: list[tuple[Tensor, Tensor]], to: str) -> Verdict:
+    """Compare outputs with what they are to be, relative to the largest."""
+    worst = max(relative(found, expected) for found, expected in pairs)
+    passed = all(agree(found, expected) for found, expected in pairs)
+    return Verdict(passed, f"{worst:.0e}" if passed else f"masking differs from {to} by {worst:.1g} of the output")
+
+
+def _worst(found: Tensor, expected: Tensor) -> str:
+    return f"{float((found - expected).abs().max()):.1g}"

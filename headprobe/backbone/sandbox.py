@@ -1,0 +1,149 @@
+"""Evaluates a model without leaving a trace: modes, precision, hooks, copies and noise to try it on."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headprobe.errors import UsageError
+from headprobe.text import first_line
+
+
+def copied(backbone: nn.Module, model: str) -> nn.Module:
+    """Return a copy of a model.
+
+    Raises:
+        UsageError: It cannot be copied.
+    """
+    try:
+        return deepcopy(backbone)
+    except (RuntimeError, TypeError) as error:  # tensors that a graph has made, as of pruned weights, are not copied
+        raise UsageError(
+            f"model {model!r} cannot be copied, and it is tried on a copy ({first_line(error)}); make pruned or "
+            "otherwise computed weights permanent first"
+        ) from error
+
+
+def in_single(backbone: nn.Module, model: str) -> nn.Module:
+    """Return the model, or a float32 copy of one in half precision, whose rounding would hide errors."""
+    half = next(backbone.parameters()).dtype.itemsize < 4
+    return copied(backbone, model).float() if half else backbone
+
+
+# -- Perturbs every parameter of a model: zero-initialised projections, scales and tables would hide errors --
+
+
+def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
+    """Add seeded normal noise to every parameter in place, and return the model.
+
+    Weights of more than one axis get noise that keeps the size of what passes through them: half a standard deviation
+    over the square root of their inputs. Vectors, which are norms, biases and scales, get 0.1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.is_floating_point():
+                inputs = parameter[0].numel() if parameter.dim() > 1 else 0
+                size = 0.5 / math.sqrt(inputs) if inputs else 0.1
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(size * noise.to(parameter.device, parameter.dtype))
+    return backbone
+
+
+# -- Silences the hooks that a model carries while headprobe tries it on noise --
+
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+"""Where `torch.nn.Module` keeps them."""
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Set aside the forward hooks of `model` and its parts, and put them back in their order afterwards."""
+    aside = [(hooks, dict(hooks)) for module in model.modules() for hooks in _hooks_of(module)]
+    for hooks, _ in aside:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in aside:
+            hooks.clear()
+            hooks.update(own)
+
+
+def hook_count(model: nn.Module) -> int:
+    """Return how many forward hooks a model and its parts carry."""
+    return sum(len(hooks) for module in model.modules() for hooks in _hooks_of(module))
+
+
+def _hooks_of(module: nn.Module) -> list[dict[int, object]]:
+    return [getattr(module, name) for name in HOOKS]
+
+
+def example_images(backbone: nn.Module, input_size: tuple[int, int, int], images: int, seed: int = 0) -> Tensor:
+    """Return seeded normal noise `[images, channels, height, width]` on the backbone's device and in its dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(images, *input_size, generator=generator)
+    like = next(backbone.parameters())
+    return noise.to(device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Hold `module` in evaluation mode and float32 at its word, and give every part its own mode back afterwards.
+
+    What parts keep from earlier passes is forgotten before and after: timm's attention biases, which are cached in
+    evaluation mode and which entering the training mode clears. They would be those of other weights.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.train()
+    module.eval()
+    try:
+        with _unrounded(_device(module)):
+            yield
+    finally:
+        module.train()
+        for part, training in modes:
+            part.training = training
+
+
+def _device(module: nn.Module) -> str:
+    return next((parameter.device.type for parameter in module.parameters()), "cpu")
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Switch autocast off on a kind of device; the meta device has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+@contextmanager
+def _unrounded(device: str) -> Iterator[None]:
+    """Switch off what computes float32 more coarsely: autocast, and TF32, which convolutions on GPUs use by default.
+
+    It would round by 1e-3, otherwise for another batch shape, and hide errors or look like one.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(without_autocast(device))
+        if device == "cuda":
+            stack.enter_context(_ieee_float32())
+        yield
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Compute float32 products and convolutions in float32; torch refuses to mix its two ways of saying so."""
+    backends: Any = torch.backends
+    ways: list[tuple[Any, str, Any]] = [(backends.cudnn, "benchmark", False)]
+    if hasattr(backends, "fp32_precision"):  # torch 2.9 and later
+        ways += [(part, "fp32_precision", "ieee") for part in (backends.cuda.matmul, backends.cudnn.conv)]
+    else:
+        ways += [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
+    with ExitStack() as stack:
+        for part, name, value in ways:
+            stack.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
+        yield

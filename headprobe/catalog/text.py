@@ -1,0 +1,219 @@
+"""The table of timm's architectures as text: its rows, its numbered notes, and one family or model in full."""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from headprobe.catalog.families import ClassTally, Family, FamilyTable, ModelRecord, Tally
+from headprobe.text import counted, ranges
+
+STATISTICS: Mapping[str, str] = {
+    "keys": "entropy_all_keys_nats",
+    "patch": "entropy_nats",
+    "place": "attention_distance_px",
+    "value": "value_weighted_attention",
+    "norm": "output_norm_ratio",
+    "spec": "spectrum",
+    "adds": "contribution_spectrum",
+}
+"""Columns of the table, and the statistic that stands for each."""
+
+
+COLUMNS = ("family", "masked", "layers", "kinds", "maps", *STATISTICS, "notes")
+
+
+NUMBERS = ("masked", "layers")
+
+
+MEANING: Mapping[str, str] = {
+    "masked": "names whose every head can be masked, of all names of the family",
+    "layers": "attention layers of those names",
+    "kinds": "what a query attends to",
+    "maps": "layers that have an attention map for each head",
+    "keys": "layers with entropy_all_keys_nats and sink_mass: the map is weights that sum to 1",
+    "patch": "layers with entropy_nats, confidence, self_mass and mutual_information: which patches attend is known",
+    "place": "layers with attention distances and offset maps: the patches' places on the image are known",
+    "value": "layers with value_weighted_attention",
+    "norm": "layers with output_norm_ratio",
+    "spec": "layers with spectra of the heads' outputs",
+    "adds": "layers with spectra of what the heads add to the residual stream",
+    "notes": "what a head is, and why something is missing: the numbers below",
+}
+"""What the columns hold."""
+
+
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The numbered remarks of a table.
+
+    Attributes:
+        columns: Every remark in the order of its number, from 1, with the columns that it explains.
+    """
+
+    columns: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, families: Iterable[Family]) -> "Notes":
+        """Number the remarks on families: first what a head is, then why statistics are missing."""
+        found: dict[str, dict[str, None]] = {}
+        places = [*STATISTICS, ""]
+        remarks = [remark for family in families for remark in _remarks(family)]
+        for remark, column in sorted(remarks, key=lambda one: (places.index(one[1]) + 1) % len(places)):
+            found.setdefault(remark, {})[column] = None
+        return cls({remark: tuple(filter(None, columns)) for remark, columns in found.items()})
+
+    def on(self, family: Family) -> str:
+        """Return the numbers of the remarks on a family."""
+        own = {remark for remark, _ in _remarks(family)}
+        return ranges([number for number, remark in enumerate(self.columns, start=1) if remark in own])
+
+    def lines(self) -> list[str]:
+        """Return every remark with the columns that it explains."""
+        return [f"{remark} ({', '.join(columns)})" if columns else remark for remark, columns in self.columns.items()]
+
+
+def _remarks(family: Family) -> Iterator[tuple[str, str]]:
+    """Return what must be said of a family, each with the column that it explains; empty for what a head is."""
+    tally = family.tally
+    yield from ((remark, "") for remark in head_remarks(tally))
+    if family.headless:
+        yield "further modules compute attention without heads, which no mask reaches", ""
+    for column, statistic in STATISTICS.items():
+        yield from ((why, column) for why in tally.undefined.get(statistic, {}))
+
+
+def head_remarks(tally: Tally) -> list[str]:
+    """Return what must be said of the heads of some layers."""
+    remarks = [f"a head is {what}" for what in tally.head_is] + list(tally.beside)
+    return remarks + ["some layers have one head alone: masking it masks the layer"] * bool(tally.one_head)
+
+
+def row(family: Family, notes: Notes) -> tuple[str, ...]:
+    """Return a family's row of the table."""
+    tally = family.tally
+    return (
+        family.name,
+        f"{len(family.models)}/{len(family.names)}",
+        f"{tally.layers:,}",
+        ",".join(sorted(tally.kinds, key=lambda kind: -tally.kinds[kind])),
+        _share(tally.with_maps, tally.layers),
+        *(_share(tally.defined(statistic), tally.layers) for statistic in STATISTICS.values()),
+        notes.on(family),
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    """Return `all`, `no`, or the share in percent, never rounded to 0 or 100."""
+    if part in (0, whole):
+        return "all" if part else "no"
+    return f"{min(max(round(100 * part / whole), 1), 99)}%"
+
+
+def totals(table: FamilyTable) -> str:
+    """Return the totals of a table as one sentence."""
+    families = table.with_heads.values()
+    total = Tally.total(family.tally for family in families)
+    return (
+        f"{sum(len(family.models) for family in families):,} names of {counted(len(families), 'family')} have "
+        f"{total.heads:,} heads in {total.layers:,} layers of {counted(len(table.classes), 'attention class')}; "
+        f"{sum(family.mapped for family in families):,} of the names have maps in every layer."
+    )
+
+
+def refusals(table: FamilyTable) -> list[str]:
+    """Return for every reason how many names of which families are refused."""
+    return [
+        f"{sum(map(len, by_family.values())):,} names, {reason}: "
+        + ", ".join(f"{family} {len(names)}" for family, names in by_family.items())
+        for reason, by_family in table.refused.items()
+    ]
+
+
+def table_text(table: FamilyTable, names: Sequence[str] = ()) -> str:
+    """Return the table of families for a terminal of 120 columns.
+
+    Args:
+        table: The families.
+        names: Names of models to list below it.
+    """
+    families = list(table.with_heads.values())
+    notes = Notes.of(families)
+    lines: list[str] = []
+    if families:
+        lines += [*_aligned([COLUMNS, *(row(family, notes) for family in families)]), "", *_wrapped(totals(table))]
+        lines += ["", "Columns (all layers, none, or their share):"]
+        lines += [f"  {name:8} {meaning}" for name, meaning in MEANING.items()]
+        lines += ["", "Notes:"] if notes.columns else []
+        lines += [
+            line for number, note in enumerate(notes.lines(), start=1) for line in _wrapped(f"{number:4}  {note}")
+        ]
+    if table.refused:
+        lines += ["", "Refused:", *(line for refusal in refusals(table) for line in _wrapped(f"  {refusal}"))]
+    if names:
+        lines += ["", *_wrapped(f"Names that fit ({len(names):,}): {', '.join(names)}")]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def family_text(family: Family) -> str:
+    """Return all that is known of a family."""
+    lines = [f"timm.models.{family.name}: {len(family.models)} of {counted(len(family.names), 'name')} with heads"]
+    if family.models:
+        lines += _described(family.tally, family.classes, family.headless)
+        lines += ["", "Names (layers, heads):"]
+        lines += _wrapped("  " + ", ".join(f"{name} ({a}, {b:,})" for name, (a, b) in family.models.items()))
+    for reason, names in family.refused.items():
+        lines += ["", *_wrapped(f"Refused, {reason} ({len(names)}): {', '.join(names)}")]
+    return "\n".join(lines) + "\n"
+
+
+def record_text(record: ModelRecord) -> str:
+    """Return all that is known of one model."""
+    if record.refused:
+        return f"{record.name} (timm.models.{record.family}): refused, {record.refused}\n"
+    classes = {kind: ClassTally(1, tally) for kind, tally in record.classes.items()}
+    lines = [f"{record.name} (timm.models.{record.family})", *_described(record.tally, classes, record.headless)]
+    return "\n".join(lines) + "\n"
+
+
+def _described(tally: Tally, classes: Mapping[str, ClassTally], headless: int) -> list[str]:
+    """Say what layers there are and which statistics they have."""
+    lines = ["", f"Layers: {tally.layers:,} with {tally.heads:,} heads"]
+    for kind, one in classes.items():
+        kinds = ", ".join(f"{count:,} {name}" for name, count in one.tally.kinds.items())
+        lines += _wrapped(f"  {kind}: {kinds}; " + "; ".join([_maps(one.tally), *head_remarks(one.tally)]))
+    if headless:
+        lines += [f"  {counted(headless, 'further module')}: attention without heads, which no mask reaches"]
+    lines += ["", "Statistics, of so many layers:"]
+    alike: dict[str, list[str]] = {}
+    for statistic in tally.undefined:
+        whys = "; ".join(f"not in {count:,}: {why}" for why, count in tally.undefined[statistic].items())
+        alike.setdefault(f"{_share(tally.defined(statistic), tally.layers)} ({whys})", []).append(statistic)
+    for share, statistics in alike.items():
+        lines += _wrapped(f"  {', '.join(statistics)}: {share}")
+    return [*lines, "  all others: all" if alike else "  every statistic: all"]
+
+
+def _maps(tally: Tally) -> str:
+    """Say what the attention maps of a class are."""
+    said = {"weights": "maps of weights", "signed": "signed maps", "channels": "maps of channels", "none": "no maps"}
+    return ", ".join(said[kind] for kind in tally.maps)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines, columns of numbers aligned to the right."""
+    widths = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
+    lines = []
+    for line in rows:
+        cells = zip(COLUMNS, line, widths, strict=True)
+        aligned = [cell.rjust(width) if name in NUMBERS else cell.ljust(width) for name, cell, width in cells]
+        narrow, shares = COLUMNS.index("kinds"), COLUMNS.index("maps")
+        parts = [aligned[:narrow], aligned[narrow:shares], aligned[shares:-1], aligned[-1:]]
+        lines.append("  ".join(" ".join(part) for part in parts).rstrip())
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, width=WIDTH, subsequent_indent="      ", break_on_hyphens=False)

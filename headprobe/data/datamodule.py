@@ -1,0 +1,270 @@
+"""ImageNetDataModule: an image dataset with labels, streamed in units so that every image is scored exactly once."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from headprobe.data.decode import ImageReader
+from headprobe.data.fitted import FittedData, default_workers
+from headprobe.data.labels.class_map import ClassMap, read_class_map
+from headprobe.data.labels.numbering import number_labels
+from headprobe.data.sources.open import is_local, open_source
+from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels
+from headprobe.data.stream import ImageBatch, UnitStream
+from headprobe.data.training import TrainingSet, collate, load_training_set
+from headprobe.errors import RunError, UsageError
+from headprobe.processes import on_all
+
+Part = TypeVar("Part")
+
+
+class ImageNetDataModule(LightningDataModule):
+    """An image dataset with labels: the bundled digits, a local folder or Parquet files, or a hub dataset.
+
+    Args:
+        path: `digits` (bundled), a hub id, a local folder (Parquet files, or one folder per class), or a Parquet glob.
+        name: Configuration of a hub dataset that has several.
+        split: Split to score; by default validation, else test, else the only one.
+        revision: Branch, tag or commit of a hub dataset.
+        image_column: Column of images.
+        label_column: Column of labels.
+        class_map: JSON, YAML or text file: the model's class of each dataset class; or `identity`.
+        restrict_classes: With a dataset of fewer classes than the model, choose among these classes only.
+        max_images: Score only this many images, an even share of every unit's first rows.
+        on_bad_image: What an image that cannot be read does: `error` lists all at the end and fails the run, `skip`
+            leaves them out of all numbers, `wrong` counts them as wrong.
+        batch_size: Images per batch; a batch never crosses a unit.
+        num_workers: Processes that read and decode, per device; by default chosen by cores and units.
+        unit: What is read as one piece: `auto` is row groups of local files, whole files of the hub.
+        train_split: Split that `fit` trains on.
+        augment: Whether `fit` shifts, turns and scales training images a little at random.
+        seed: Seed of the order in which `fit` sees its images.
+
+    Attributes:
+        todo: Units that the next loaders read, in this order; None for all.
+
+    Raises:
+        UsageError: An option is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str = "digits",
+        name: str | None = None,
+        split: str = "",
+        revision: str | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        class_map: str | None = None,
+        restrict_classes: bool = True,
+        max_images: int | None = None,
+        on_bad_image: Literal["error", "skip", "wrong"] = "error",
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        unit: UnitRule = "auto",
+        train_split: str = "train",
+        augment: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.prepare_data_per_node = False  # it looks and stores nothing; `setup` opens the data on every machine
+        _at_least(1, "max_images", max_images)
+        _at_least(1, "batch_size", batch_size)
+        _at_least(0, "num_workers", num_workers)
+        if not path:
+            raise UsageError("--data.path must name a dataset: digits, a hub id, a folder or a file, got nothing")
+        self._request = Request(path, name, split, revision, image_column, label_column, unit, max_images is not None)
+        self._map: ClassMap | None = read_class_map(class_map) if class_map is not None else None
+        self._restrict = restrict_classes
+        self._train_split = train_split
+        self._augment = augment
+        self._seed = seed
+        self._source: Source | None = None
+        self._data: FittedData | None = None
+        self._training: TrainingSet | None = None
+        self._checked = False
+        self.max_images = max_images
+        self.on_bad_image = on_bad_image
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.todo: Sequence[int] | None = None
+
+    def prepare_data(self) -> None:
+        """Open the dataset and read its first images, in one process, so that one clear error is shown and not many.
+
+        Raises:
+            UsageError: The dataset is not there, not accessible, or not usable as asked.
+            RunError: It cannot be reached or read.
+        """
+        if self._checked:  # our command line asks before Lightning does
+            return
+        source = self._open()
+        labels = first_labels(source)
+        if labels and all(label == -1 for label in labels):
+            raise UsageError(
+                f"{self._request.path} has no labels in this split (all are -1): choose another --data.split, "
+                f"got {source.facts['split']}"
+            )
+        if self.max_images is not None and len(labels) > 1 and len(set(map(str, labels))) == 1:
+            warnings.warn(
+                "the labels come sorted: the first rows of each unit (max_images) may leave classes out", stacklevel=2
+            )
+        self._checked = True
+
+    def setup(self, stage: str) -> None:
+        """Fit the dataset to the trainer's model; for `fit`, read the training split into memory.
+
+        Raises:
+            UsageError: The dataset's classes cannot be matched to the model's, or the training split is too large.
+            RunError: The dataset cannot be reached or read.
+        """
+        trainer = self.trainer
+        if trainer is not None:
+            module: Any = trainer.lightning_module
+            # another machine may lack the data: all must know, or the others wait for it without a word
+            on_all(trainer, lambda: self.bind(module.data_config, module.num_classes))
+        if stage == "fit":
+            data = _bound(self._data)
+            source = open_source(replace(self._request, split=self._train_split))
+            data = replace(data, source=source, max_images=None)
+            self._training = load_training_set(data, self._augment)
+
+    def bind(self, data_config: Mapping[str, Any], num_classes: int) -> None:
+        """Fit the dataset to a model: its transform (timm's `resolve_model_data_config`) and number of classes.
+
+        `setup` does this with the trainer's model; call it yourself to use the data without a trainer.
+
+        Raises:
+            UsageError: The dataset's classes cannot be matched to the model's.
+            RunError: The dataset cannot be reached or read.
+        """
+        source = self._open()
+        numbering = number_labels(source.labels, num_classes, self._map)
+        self._data = FittedData(source, ImageReader(data_config), numbering, self.max_images, self.batch_size)
+
+    def _open(self) -> Source:
+        if self._source is None:
+            self._source = open_source(self._request)
+        return self._source
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, in the model's numbering."""
+        return _bound(self._data).numbering.classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The dataset's name of each model class ("" where it has none); None if the dataset names no classes."""
+        return _bound(self._data).numbering.names
+
+    @property
+    def valid_classes(self) -> list[int] | None:
+        """Sorted model classes to choose among; None for all (the dataset has them all, or no restriction is wanted).
+
+        Scoring ImageNet-A or -R, of 200 classes, with a model of 1000 among these 200 is their authors' protocol, and
+        `--valid-labels` of timm's validate.py.
+        """
+        return _bound(self._data).numbering.valid_classes if self._restrict else None
+
+    @property
+    def units(self) -> int:
+        """Number of units; their ids count from 0."""
+        return _bound(self._data).source.units
+
+    @property
+    def unit_sizes(self) -> list[int] | None:
+        """Images that each unit gives (after `max_images`), good and bad; None where only reading would tell."""
+        return _bound(self._data).unit_sizes
+
+    @property
+    def expected_images(self) -> int | None:
+        """Images that all units give (after `max_images`), good and bad; None where only reading would tell."""
+        return _bound(self._data).images
+
+    @property
+    def images_to_do(self) -> int | None:
+        """Images of the units in `todo`, good and bad; None where only reading would tell."""
+        sizes, data = self.unit_sizes, _bound(self._data)
+        if self.todo is None or len(self.todo) == data.source.units:
+            return data.images
+        return sum(sizes[unit] for unit in self.todo) if sizes is not None else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the images and labels of this run, as JSON values: equal means the same numbers.
+
+        Local data are known by name and size of their files, Parquet also by footer and labels, wherever they lie.
+        """
+        data = _bound(self._data)
+        local = is_local(self._request.path)
+        return {
+            "path": file_name(self._request.path) if local else self._request.path,
+            "local": local,
+            "name": self._request.name,
+            **data.source.facts,
+            "image_column": self._request.image_column,
+            "label_column": self._request.label_column,
+            "class_map": self._map.digest if self._map else None,
+            "classes_sha256": data.numbering.digest,
+            "restrict_classes": self._restrict,
+            "transform": data.reader.text,
+            "max_images": self.max_images,
+            "units": self.units,
+            "images": self.expected_images,
+        }
+
+    def stream(self, process: int = 0, processes: int = 1) -> UnitStream:
+        """Return the batches of one process of several, read in this process; `todo` chooses the units.
+
+        Raises:
+            UsageError: `todo` names a unit that is not there.
+        """
+        return _bound(self._data).stream(self.todo, process, processes)
+
+    def test_dataloader(self) -> "DataLoader[ImageBatch]":
+        """Return the loader of this process's units."""
+        trainer = self.trainer
+        process, processes = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        stream = self.stream(process, processes)
+        return DataLoader(stream, batch_size=None, num_workers=self._workers(processes), pin_memory=self._on_gpu())
+
+    def val_dataloader(self) -> "DataLoader[ImageBatch]":
+        """Return the same loader as for `test`, for the end of each epoch of `fit`."""
+        return self.test_dataloader()
+
+    def train_dataloader(self) -> "DataLoader[tuple[Tensor, int, int]]":
+        """Return the shuffled training images, as batches of unit -1."""
+        return DataLoader(
+            _bound(self._training),
+            self.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self._seed),
+            collate_fn=collate,
+            num_workers=self.num_workers or 0,
+            pin_memory=self._on_gpu(),
+        )
+
+    def _workers(self, processes: int) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        local = self.trainer.num_devices if self.trainer is not None else 1
+        return default_workers(self.units, self.expected_images, processes, local)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _bound(value: Part | None) -> Part:
+    if value is None:
+        raise RunError("the data module is not set up yet: call bind(data_config, num_classes), or use a Trainer")
+    return value
+
+
+def _at_least(least: int, option: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"--data.{option} must be at least {least}, got {value}")

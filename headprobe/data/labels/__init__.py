@@ -1,0 +1,1 @@
+"""From a dataset's labels to the model's class numbers."""

@@ -1,0 +1,149 @@
+"""Datasets streamed from the Hugging Face hub, and what to do when the hub says no."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HfHubHTTPError
+
+from headprobe.data.sources.footer import check_one_schema, plan_units, read_footer
+from headprobe.data.sources.retries import AGAIN, be_patient, gave_up
+from headprobe.data.sources.safety import check_inside, outside, safe_text
+from headprobe.data.sources.source import Chunk, Request, Source, UnitRule, choose_split, file_name
+from headprobe.data.sources.streamed import StreamedSource
+from headprobe.errors import RunError, UsageError
+
+# HfHubHTTPError is an OSError in recent releases of huggingface_hub only.
+HUB_ERRORS = (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError)
+
+
+class HubSource(StreamedSource):
+    """A dataset on the hub: reading waits for it, within bounds."""
+
+    def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
+        """Read a unit from its first row, `rows` rows at a time."""
+        be_patient(reading=True)
+        yield from super().chunks(unit, rows)
+
+    def explain_read(self, error: Exception, unit: int) -> RunError:
+        """Turn an error in the middle of a unit into one message with the remedy."""
+        trouble = f"{self.unit_name(unit)} (unit {unit}) cannot be read: {safe_text(error)}"
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if status in (401, 403):
+            remedy = "Check the login (`hf auth login` or HF_TOKEN) and the terms on the dataset's page"
+        elif status == 404:
+            remedy = "Set --data.revision to a commit that has the file"
+        else:
+            remedy = "Mend the file or the network"
+        return gave_up() or RunError(f"{trouble}. {remedy}, then {AGAIN}")
+
+
+def open_hub(request: Request) -> Source:
+    """Open a hub dataset; a handful of requests, no image is read.
+
+    Raises:
+        UsageError: It does not exist, needs a login or accepted terms, or lacks the split or a column.
+        RunError: The hub cannot be reached.
+    """
+    be_patient(reading=False)
+    try:
+        builder = datasets.load_dataset_builder(request.path, request.name, revision=request.revision)
+        there = {name: [str(file) for file in found] for name, found in (builder.config.data_files or {}).items()}
+        check_inside(list(chain.from_iterable(there.values())), f"hf://datasets/{request.path}@", request.path)
+        streams = builder.as_streaming_dataset()
+    except (UsageError, RunError):
+        raise
+    except HUB_ERRORS as error:
+        raise gave_up() or explain(error, request) from None
+    split = choose_split(request.split, [str(name) for name in streams], request.path)
+    files = there.get(split, [])
+    known = (builder.info.splits or {}).get(split)
+    images = (known.num_examples or None) if known else None
+    return _cut(streams[split], split, files, images, request)
+
+
+def _cut(
+    stream: datasets.IterableDataset, split: str, files: Sequence[str], images: int | None, request: Request
+) -> Source:
+    rule: UnitRule = "file" if request.unit == "auto" else request.unit
+    names = [file_name(file) for file in files]
+    sizes = None
+    if rule == "row_group" and not _all_parquet(files):
+        raise UsageError(
+            f"--data.unit must be file or auto: {request.path} is not made of Parquet files, got row_group"
+        )
+    if _all_parquet(files) and (rule == "row_group" or request.sizes):
+        footers = [read_footer(file) for file in files]
+        check_one_schema(footers, request)
+        names, sizes = plan_units(footers, rule)
+    try:
+        stream = stream.reshard() if rule == "row_group" else stream
+    except HUB_ERRORS as error:
+        raise gave_up() or explain(error, request) from None
+    if len(names) != stream.num_shards:  # archives can hold several shards, or be one shard together
+        names = [f"{request.path} {split} part {index}" for index in range(stream.num_shards)]
+    facts = {"split": split, "revision": commit(files) or request.revision, "unit": rule, "files": _file_facts(files)}
+    return HubSource(stream, names, sizes, images, request, facts)
+
+
+def _all_parquet(files: Sequence[str]) -> bool:
+    return bool(files) and all(file.endswith(".parquet") for file in files)
+
+
+def _file_facts(files: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"name": file_name(file)} for file in files]
+
+
+def commit(files: Sequence[str]) -> str | None:
+    """Return the commit that `hf://datasets/owner/name@commit/...` addresses were resolved to, if it is in them."""
+    found = re.search(r"@([0-9a-f]{40})/", files[0]) if files else None
+    return found.group(1) if found else None
+
+
+def explain(error: Exception, request: Request) -> UsageError | RunError:
+    """Turn an error of the hub's client into one message with the remedy.
+
+    The client raises the same class, without a cause, for a missing login, terms not accepted and a missing dataset:
+    only its text tells them apart.
+    """
+    text = safe_text(error)
+    path = request.path
+    page = f"https://huggingface.co/datasets/{path}"
+    if "must be authenticated" in text:
+        return UsageError(
+            f"{path} is gated: log in with `hf auth login` (or set HF_TOKEN) and accept the terms at {page}, "
+            "or give --data.path a local copy"
+        )
+    if "is a gated dataset" in text or "ask for access" in text:
+        return UsageError(
+            f"{path} is gated and this account has no access yet: accept the terms at {page} and run again"
+        )
+    if "doesn't exist on the Hub" in text or "cannot be accessed" in text:
+        return UsageError(
+            f"there is no such folder here and no such dataset on the hub (a private one needs `hf auth login` or "
+            f"HF_TOKEN): check --data.path and --data.revision, got {path}"
+        )
+    if "OfflineModeIsEnabled" in text or "ffline mode" in text:
+        return RunError(
+            f"{path} is no folder here, and HF_HUB_OFFLINE is set: unset it, or give --data.path a local copy "
+            "(a folder of Parquet files)"
+        )
+    if isinstance(error, ConnectionError) or "Couldn't reach" in text:
+        return RunError(
+            f"{path} is no folder here, and the hub does not answer: check the network and run again, or give "
+            "--data.path a local copy (a folder of Parquet files)"
+        )
+    if isinstance(error, HfHubHTTPError):
+        return RunError(f"the hub refused to serve {path}: {text}. Wait a little, then {AGAIN}")
+    if "cripts are no longer supported" in text:
+        return UsageError(
+            f"{path} is made by a script, which is never run: choose a dataset of Parquet files, or its Parquet copy "
+            f"with --data.revision refs/convert/parquet, got {request.revision}"
+        )
+    if "don't belong to" in text:
+        return outside(path)
+    options = f"--data.name {request.name}, --data.revision {request.revision}"
+    return UsageError(f"{path} cannot be opened: {text}. Change --data.name or --data.revision, got {options}")

@@ -1,0 +1,1 @@
+"""What is said of every head beside its drop: one kind of statistic a file."""

@@ -1,0 +1,100 @@
+"""What the paired counts and sums of a run say: accuracies, drops, flips and their intervals. Needs no torch."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headprobe.metrics.accuracy import paired_tests as paired
+
+FloatArray = NDArray[np.float64]
+
+
+IntArray = NDArray[np.int64]
+
+
+class PairedScores(NamedTuple):
+    """One entry per row, ``[1 + masks]``, the baseline first; a fraction or mean over no image is NaN.
+
+    The baseline's differences from itself are 0, and their intervals and p are NaN: there is nothing to test.
+    (A named tuple because torchmetrics refuses frozen dataclasses from ``compute``.)
+    """
+
+    images: IntArray  #: images that count, the same in every row
+    top1_count: IntArray  #: images whose label is the first prediction
+    top5_count: IntArray  #: images whose label is among the first five
+    top1: FloatArray  #: fraction
+    top5: FloatArray  #: fraction
+    nll: FloatArray  #: mean negative log-likelihood of the label, nats
+    drop_pp: FloatArray  #: baseline top-1 minus this row's, percentage points
+    drop_low_pp: FloatArray  #: lower limit of its paired 95% interval (Tango)
+    drop_high_pp: FloatArray  #: upper limit
+    right_to_wrong: IntArray  #: images that only the baseline has right
+    wrong_to_right: IntArray  #: images that only this row has right
+    mcnemar_p: FloatArray  #: exact, two-sided
+    agreement: FloatArray  #: fraction with the baseline's first prediction
+    kl_nats: FloatArray  #: mean KL(baseline || this row) of the predicted distributions
+    nll_rise: FloatArray  #: this row's mean NLL minus the baseline's, nats
+    nll_rise_low: FloatArray  #: lower limit of its paired 95% interval (Student's t)
+    nll_rise_high: FloatArray  #: upper limit
+    nonfinite: (
+        IntArray  #: images with a NaN or infinite logit; counted as wrong, and they make nll or kl_nats NaN or infinite
+    )
+    class_images: IntArray | None = None  #: images per label, ``[classes]``
+    class_top1_count: IntArray | None = None  #: ``[1 + masks, classes]``
+    class_top1: FloatArray | None = None  #: fraction, ``[1 + masks, classes]``; NaN for a class without images
+
+
+def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) -> PairedScores:
+    """Derive everything from the sums of `PairedAccuracy.to_arrays`.
+
+    Args:
+        arrays: The sums.
+        unread: Images that could not be read and count as wrong in every row: they are in the denominators of
+            accuracies and drops, not in those of agreement, NLL and KL, for which there are no logits, nor of classes.
+
+    Raises:
+        ValueError: the flips contradict the number of images.
+    """
+    counts = {name: np.asarray(value, dtype=np.int64) for name, value in arrays.items() if value.dtype.kind in "iu"}
+    sums = {name: np.asarray(value, dtype=np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
+    read = np.broadcast_to(counts["images"], counts["top1"].shape).copy()
+    images = read + unread
+    flips = counts["right_to_wrong"], counts["wrong_to_right"]
+    nll_total = sums["nll"] - sums["nll"][0]
+    drop_low, drop_high = paired.drop_interval_pp(*flips, images)
+    rise_low, rise_high = paired.mean_interval(nll_total, sums["nll_difference_square"], read)
+    return PairedScores(
+        images=images,
+        top1_count=counts["top1"],
+        top5_count=counts["top5"],
+        top1=_per(counts["top1"], images),
+        top5=_per(counts["top5"], images),
+        nll=_per(sums["nll"], read),
+        drop_pp=paired.drop_pp(*flips, images),
+        drop_low_pp=_untested_baseline(drop_low),
+        drop_high_pp=_untested_baseline(drop_high),
+        right_to_wrong=counts["right_to_wrong"],
+        wrong_to_right=counts["wrong_to_right"],
+        mcnemar_p=_untested_baseline(np.where(images > 0, paired.mcnemar_p(*flips), np.nan)),
+        agreement=_per(counts["agreement"], read),
+        kl_nats=_per(sums["kl"], read),
+        nll_rise=_per(nll_total, read),
+        nll_rise_low=_untested_baseline(rise_low),
+        nll_rise_high=_untested_baseline(rise_high),
+        nonfinite=counts["nonfinite"],
+        class_images=counts.get("class_images"),
+        class_top1_count=counts.get("class_top1"),
+        class_top1=_per(counts["class_top1"], counts["class_images"]) if "class_images" in counts else None,
+    )
+
+
+def _per(total: IntArray | FloatArray, images: IntArray) -> FloatArray:
+    """Total per image; NaN without images."""
+    return np.asarray(total / np.where(images > 0, images, np.nan), dtype=np.float64)
+
+
+def _untested_baseline(values: FloatArray) -> FloatArray:
+    """The values with NaN in the baseline's place."""
+    return np.concatenate([[np.nan], values[1:]])

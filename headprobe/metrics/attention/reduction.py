@@ -1,0 +1,278 @@
+"""Attention weights of one layer reduced to numbers per image and head, chunk by chunk, as they are recomputed.
+
+Queries and keys are patches unless said otherwise, and weights between patches are renormalised to sum to 1 per query:
+what a patch sends to prefix tokens is a number of its own. In shifted windows the tokens that can see each other form
+groups (`TokenGrid.groups`); what is defined over a set of queries or keys is taken per group and averaged over queries.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headprobe.metrics.attention.weights_chunk import WeightsChunk, a_ln_a, a_ln_a_of
+from headprobe.metrics.token_grid import GridTables, TokenGrid, tables_of
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What one batch of a layer's attention comes to.
+
+    Attributes:
+        values: By statistic `[images, heads]`; statistics that are not defined in this layer are missing.
+        aligned: Renormalised weights summed over images, float64 `[heads, windows, patches, patches]`, if asked for;
+            windows that are all alike are summed.
+    """
+
+    values: dict[str, Tensor]
+    aligned: Tensor | None
+
+
+@torch.no_grad()
+def reduce_attention(
+    grid: TokenGrid,
+    images: int,
+    chunks: Iterable[WeightsChunk],
+    value_norms: Tensor | None = None,
+    aligned: bool = False,
+) -> Reduction:
+    """Reduce the attention weights of one layer and batch.
+
+    Args:
+        grid: Where the layer's tokens lie.
+        images: Images of the batch.
+        chunks: Every row and query once, queries of an image in ascending order.
+        value_norms: Norms of the values after the output projection `[rows, heads, keys]`, for value-weighted
+            attention.
+        aligned: Also sum the weights over images, for offset maps.
+
+    Definitions and sources, a = weights between patches, renormalised:
+        `attention_distance_px`: sum over keys of a x distance between the patches' places, mean over queries
+            (Dosovitskiy 2021, appendix D.7, https://arxiv.org/abs/2010.11929); `attention_distance_raw_px` the same
+            without renormalising, as the code of probing-vits does.
+        `entropy_nats`: - sum a ln a, mean over queries; `entropy_all_keys_nats` over all keys, prefix tokens included
+            (in a pooling layer the queries are its learned ones, and anonymous tokens are all their window has).
+        `mutual_information`: MI(query; key) / sqrt(H(query) H(key)) with p(query) = 1 / queries (Park 2023,
+            https://arxiv.org/abs/2305.00729); 0 = all queries look alike, or at a single key.
+        `confidence`: largest a, mean over queries (Voita 2019, https://arxiv.org/abs/1905.09418).
+        `class_mass`, `register_mass`, `self_mass`: weight on the class token, on all other prefix tokens, on the query
+            itself, not renormalised.
+        `sink_mass`: largest over all keys of the mean over all queries, prefix tokens included in both.
+        `value_weighted_attention`: mean over queries of sum over all keys of weight x ||W_O v||, over the plain mean of
+            ||W_O v||: below 1, attention rests on keys with little to say (norms: Kobayashi 2020,
+            https://arxiv.org/abs/2004.10102; heads that do nothing: Bondarenko 2023, https://arxiv.org/abs/2306.12929).
+    """
+    reducer: _Reducer | None = None
+    for chunk in chunks:
+        if reducer is None:
+            reducer = _Reducer(grid, images, chunk.weights.float(), aligned)
+        reducer.add(chunk)
+    if reducer is None:
+        return Reduction({}, None)
+    return reducer.finish(value_norms)
+
+
+class _Reducer:
+    """Accumulates the chunks of one layer and batch.
+
+    A chunk is passed over as few times as can be: what follows from sums over keys is kept by query, or by key, and
+    made of them once for the whole batch.
+    """
+
+    def __init__(self, grid: TokenGrid, images: int, like: Tensor, aligned: bool) -> None:
+        heads, keys = like.shape[1], like.shape[3]
+        self.grid = grid
+        self.tables = None if grid.anonymous else tables_of(grid, like.device)
+        self.queries = 0
+        self.by_query: dict[str, Tensor] = {}  # `[images, windows, heads, queries]`, patches only
+        self.entropy = like.new_zeros(images, heads)  # of anonymous tokens, summed over queries
+        # per key: weights summed over prefix queries, over patches, and over patches renormalised
+        self.columns = like.new_zeros(images, grid.windows, heads, 3, keys)
+        self.aligned: Tensor | None = None
+        if aligned and self.tables is not None and self.tables.distance is not None:
+            inside = grid.tokens - grid.prefix
+            shape = (len(self.tables.distance), heads, inside, inside)
+            self.aligned = like.new_zeros(shape, dtype=torch.float64)
+
+    def add(self, chunk: WeightsChunk) -> None:
+        """Reduce one chunk."""
+        windows = self.grid.windows
+        chunk = chunk.prepared(self.grid.prefix)
+        images = slice(chunk.rows.start // windows, chunk.rows.stop // windows)
+        weights = torch.unflatten(chunk.weights, 0, (-1, windows))
+        self.queries = max(self.queries, chunk.queries.stop)
+        if self.tables is None:
+            self.columns[images, ..., 0, :] += weights.sum(dim=-2)
+            terms, log_top = a_ln_a_of(chunk.logits, weights, weights.amax(dim=-1))
+            self.entropy[images] -= (terms.sum(dim=-1) + log_top).sum(dim=(1, 3))
+            return
+        before = max(self.grid.prefix - chunk.queries.start, 0)
+        first, stop = chunk.queries.start + before - self.grid.prefix, chunk.queries.stop - self.grid.prefix
+        patches = _Patches(self.grid, self.tables, slice(first, max(first, stop)), weights[..., before:, :])
+        logits = None if chunk.logits is None else chunk.logits[..., before:, :]
+        terms, log_top = a_ln_a_of(logits, patches.all_keys, patches.top)
+        scratch = self._add_entropy(images, patches, terms, log_top)
+        self._add_columns(images, weights, before, patches)
+        self._add_patches(images, patches, scratch)
+
+    def _add_entropy(self, images: slice, patches: "_Patches", terms: Tensor, log_top: Tensor) -> Tensor:
+        """Keep sums of a ln a; return what the terms between patches took, to be used again."""
+        prefix = self.grid.prefix
+        of_patches = terms[..., prefix:]
+        if self.grid.padded:
+            inside = (of_patches * patches.real_keys).sum(dim=-1)
+            everything = of_patches.sum(dim=-1)
+        else:
+            inside = of_patches.sum(dim=-1)
+            everything = inside + terms[..., :prefix].sum(dim=-1)
+        self._keep("inside", images, patches.inside, inside + patches.mass * log_top)
+        self._keep("everything", images, patches.inside, everything + log_top)
+        return of_patches
+
+    def _add_columns(self, images: slice, weights: Tensor, before: int, patches: "_Patches") -> None:
+        """Sum over queries in three ways, with one product."""
+        factors = weights.new_zeros(*weights.shape[:3], 3, weights.shape[3])
+        factors[..., 0, :before] = 1
+        factors[..., 1, before:] = patches.real
+        factors[..., 2, before:] = patches.real / patches.mass
+        self.columns[images] += factors @ weights
+
+    def _add_patches(self, images: slice, patches: "_Patches", scratch: Tensor) -> None:
+        """Keep by query what concerns weights between patches, and the masses; sum them over images."""
+        keys, grid, inside = patches.keys, self.grid, patches.inside
+        self._keep("mass", images, inside, patches.mass)
+        self._keep("confidence", images, inside, patches.largest)
+        self._keep("self_mass", images, inside, keys.diagonal(offset=inside.start, dim1=-2, dim2=-1))
+        if grid.class_token:
+            self._keep("class_mass", images, inside, patches.all_keys[..., 0])
+        if grid.registers:
+            registers = patches.all_keys[..., int(grid.class_token) : grid.prefix]
+            self._keep("register_mass", images, inside, registers.sum(dim=-1))
+        if patches.distance is not None:
+            pixels = torch.mul(keys, patches.distance, out=scratch).sum(dim=-1)
+            self._keep("pixels", images, inside, pixels)
+        if self.aligned is not None:
+            shares = torch.mul(keys, (patches.real / patches.mass)[..., None], out=scratch)
+            total = self.aligned[:, :, inside]
+            for image in shares.flatten(0, 1).unsqueeze(1) if len(self.aligned) == 1 else shares:
+                total += image  # one by one: the sum does not depend on how images are batched
+
+    def _keep(self, name: str, images: slice, queries: slice, values: Tensor) -> None:
+        """Note `[images, windows, heads, queries]`."""
+        if name not in self.by_query:
+            patches = self.grid.tokens - self.grid.prefix
+            self.by_query[name] = self.columns.new_zeros(*self.columns.shape[:3], patches)
+        self.by_query[name][images, ..., queries] = values
+
+    def finish(self, value_norms: Tensor | None) -> Reduction:
+        """Turn what was kept by query into means over queries, and the sums per key into what they stand for."""
+        if self.tables is None:
+            sinks = self.columns[..., 0, :].amax(dim=3).mean(dim=1)
+            entropy = self.entropy / self.grid.windows
+            return Reduction({"entropy_all_keys_nats": entropy / self.queries, "sink_mass": sinks / self.queries}, None)
+        prefix, real = self.grid.prefix, self.tables.real[:, None, self.grid.prefix :]
+        of_query = self._statistics()
+        values = {name: (value * real).sum(dim=(1, 3)) / self.grid.patches for name, value in of_query.items()}
+        members = self.tables.members * self.tables.real[:, None]
+        patch_members = members[..., prefix:]
+        entropy = torch.einsum("bwhq,wgq->bwhg", of_query["entropy_nats"] * real, self._by_window(patch_members))
+        shared = mutual_information(self.columns[..., 2, prefix:] * real, entropy, patch_members)
+        if shared is not None:
+            values["mutual_information"] = shared
+        values["sink_mass"] = sink(self.columns[..., :2, :].sum(dim=-2), self.tables)
+        if value_norms is not None:
+            norms = torch.unflatten(value_norms, 0, (-1, self.grid.windows))
+            sizes = patch_members.sum(dim=-1)
+            values["value_weighted_attention"] = value_weighted(self.columns[..., 1, :], norms, sizes, self.tables)
+        return Reduction(values, self.aligned)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Return the statistics that are means over queries, by query."""
+        kept = self.by_query
+        mass = kept.pop("mass")
+        masses = ("self_mass", "class_mass", "register_mass")
+        found: dict[str, Tensor] = {name: kept[name] for name in masses if name in kept}
+        found["confidence"] = kept["confidence"] / mass
+        found["entropy_nats"] = mass.log() - kept["inside"] / mass
+        found["entropy_all_keys_nats"] = -kept["everything"]
+        if "pixels" in kept:
+            found["attention_distance_px"] = kept["pixels"] / mass
+            found["attention_distance_raw_px"] = kept["pixels"]
+        return found
+
+    def _by_window(self, table: Tensor) -> Tensor:
+        return table.expand(self.grid.windows, *table.shape[1:])
+
+
+class _Patches:
+    """The rows of a chunk whose queries are patches, with the tables' entries for them.
+
+    `real`, `mass` and all others broadcast against `[images, windows, heads, queries(, keys)]`.
+    """
+
+    def __init__(self, grid: TokenGrid, tables: GridTables, inside: slice, weights: Tensor) -> None:
+        self.inside = inside
+        tokens = slice(inside.start + grid.prefix, inside.stop + grid.prefix)
+        self.all_keys = weights
+        self.real = tables.real[:, None, tokens]
+        self.real_keys = tables.real[:, None, None, grid.prefix :]
+        self.distance = None if tables.distance is None else tables.distance[:, None, inside]
+        self.keys = weights[..., grid.prefix :]
+        self.mass = weights.new_ones(())
+        if grid.padded:
+            self.keys = self.keys * self.real_keys
+            self.mass = self.keys.sum(dim=-1) + (1 - self.real)  # padding may see padding only: 0 / 0 would spread
+        elif grid.prefix:
+            self.mass = self.keys.sum(dim=-1)
+        self.largest = self.top = self.keys.amax(dim=-1)  # between patches, and of all keys, padding too
+        if grid.padded or grid.prefix:
+            others = weights if grid.padded else weights[..., : grid.prefix]
+            self.top = torch.maximum(self.largest, others.amax(dim=-1))
+
+
+# -- Statistics of a layer's attention that follow from sums over queries, key by key --
+
+
+def mutual_information(shares: Tensor, entropy: Tensor, members: Tensor) -> Tensor | None:
+    """Return the normalised mutual information of query and key `[images, heads]`, None where no two patches meet.
+
+    Args:
+        shares: Renormalised weights summed over queries `[images, windows, heads, keys]`.
+        entropy: Entropies of the queries' weights, summed over each group `[images, windows, heads, groups]`.
+        members: `[windows, groups, keys]`, 1 where a patch is in the group.
+    """
+    sizes = members.sum(dim=-1)  # [windows, groups]
+    counted = torch.where(sizes > 1, sizes, 0.0).expand(shares.shape[1], -1)
+    if not float(counted.sum()):
+        return None
+    size_of_key = torch.einsum("wg,wgk->wk", sizes, members).clamp_min(1)
+    marginal = a_ln_a(shares / size_of_key[:, None])
+    of_key = -torch.einsum("bwhk,wgk->bwhg", marginal, members.expand(shares.shape[1], -1, -1))
+    information = (of_key - entropy / sizes.clamp_min(1)[:, None]).clamp_min(0)
+    scale = (of_key.clamp_min(0) * sizes.clamp_min(1).log()[:, None]).sqrt()
+    normalised = torch.where(scale <= 0, 0.0, information / scale)  # NaN stays NaN
+    return (normalised * counted[:, None]).sum(dim=(1, 3)) / counted.sum()
+
+
+def sink(columns: Tensor, tables: GridTables) -> Tensor:
+    """Return the sink mass `[images, heads]` from weights summed over all queries `[images, windows, heads, keys]`."""
+    queries = (tables.members * tables.real[:, None]).sum(dim=-1)  # [windows, groups]
+    mean = columns / torch.einsum("wg,wgk->wk", queries, tables.members).clamp_min(1)[:, None]
+    largest = torch.stack([(mean * group[:, None]).amax(dim=-1) for group in tables.members.unbind(dim=1)], dim=-1)
+    share = (queries / queries.expand(columns.shape[1], -1).sum()).expand(columns.shape[1], -1)
+    return (largest * share[:, None]).sum(dim=(1, 3))
+
+
+def value_weighted(columns: Tensor, norms: Tensor, sizes: Tensor, tables: GridTables) -> Tensor:
+    """Return value-weighted attention `[images, heads]`.
+
+    Args:
+        columns: Weights summed over patches `[images, windows, heads, keys]`.
+        norms: Norms of the values, alike.
+        sizes: Patches of each group `[windows, groups]`.
+        tables: The layer's tables.
+    """
+    members = tables.members.expand(columns.shape[1], -1, -1)
+    plain = torch.einsum("bwhk,wgk->bwhg", norms, members) / members.sum(dim=-1).clamp_min(1)[:, None]
+    return (columns * norms).sum(dim=(1, 3)) / (plain * sizes[:, None]).sum(dim=(1, 3))

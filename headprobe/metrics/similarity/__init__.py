@@ -1,0 +1,1 @@
+"""How alike heads are: moments of their outputs, and the measures that follow from them."""

@@ -1,0 +1,126 @@
+"""What a sample of a layer is, and how the layers of a batch wait for each other until a block of them is complete."""
+
+from collections.abc import Hashable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headprobe.errors import RunError, UsageError
+from headprobe.metrics.similarity.head_blocks import Block, LayerHeads
+
+Sampling = Literal["tokens", "patches", "class", "mean"]
+
+
+def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampling) -> Tensor:
+    """Return the samples ``[images, samples, heads, head_dim]`` of a layer's outputs ``[images, tokens, ...]``.
+
+    ``tokens`` are all tokens, ``patches`` all but the prefix tokens, ``class`` is the first token and ``mean`` the
+    mean over all tokens, each one sample per image.
+
+    Raises:
+        UsageError: The outputs are not this layer's, or hold no such token.
+    """
+    wanted = (shape.heads, shape.head_dim)
+    if outputs.ndim != 4 or tuple(outputs.shape[2:]) != wanted or not outputs.is_floating_point():
+        rule = f"outputs of layer {layer} must be floating point [images, tokens, {wanted[0]}, {wanted[1]}]"
+        raise UsageError(f"{rule}, got {outputs.dtype} {list(outputs.shape)}")
+    needed = {"tokens": 1, "mean": 1, "class": 1, "patches": shape.prefix_tokens + 1}[sampling]
+    if outputs.shape[1] < needed:
+        rule = f"layer {layer} has no {sampling} sample: it hands over too few tokens; choose another sampling"
+        raise UsageError(f"{rule}, got {outputs.shape[1]} tokens, {shape.prefix_tokens} of them prefix")
+    if sampling == "mean":
+        return outputs.mean(dim=1, keepdim=True, dtype=torch.float64)
+    return {"tokens": outputs, "patches": outputs[:, shape.prefix_tokens :], "class": outputs[:, :1]}[sampling]
+
+
+class LayerQueue:
+    """Collects the layers of each unit's batch and gives out every block once all its layers are there."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = blocks
+        self.needed = frozenset(layer for block in blocks for layer in block.layers)
+        self._arrived: dict[Hashable, dict[int, Tensor | None]] = {}  # None: came, and no block waits for it any more
+
+    def add(self, unit: Hashable, layer: int, samples: Tensor) -> list[tuple[int, list[Tensor]]]:
+        """Return the number and samples of every block that this layer completes.
+
+        Raises:
+            UsageError: The block's layers differ in images or tokens.
+            RunError: The layer came twice before all others came once.
+        """
+        arrived = self._arrived.setdefault(unit, {})
+        if layer in arrived:
+            missing = sorted(self.needed - arrived.keys())
+            raise RunError(f"every batch sends each layer once: layers {missing} are missing, got layer {layer} again")
+        arrived[layer] = samples
+        complete = [
+            (number, _together(block, arrived))
+            for number, block in enumerate(self.blocks)
+            if layer in block.layers and arrived.keys() >= set(block.layers)
+        ]
+        for other in arrived:
+            if all(arrived.keys() >= set(block.layers) for block in self.blocks if other in block.layers):
+                arrived[other] = None
+        if arrived.keys() == self.needed:
+            del self._arrived[unit]
+        return complete
+
+    def waiting(self, unit: Hashable) -> list[int]:
+        """Layers that are still missing from the unit's batch."""
+        return sorted(self.needed - self._arrived[unit].keys()) if unit in self._arrived else []
+
+
+def _together(block: Block, arrived: dict[int, Tensor | None]) -> list[Tensor]:
+    samples = [tensor for layer in block.layers if (tensor := arrived[layer]) is not None]
+    counts = {layer: tuple(part.shape[:2]) for layer, part in zip(block.layers, samples, strict=True)}
+    if len(set(counts.values())) > 1:
+        rule = "layers of different token counts have no common tokens: compare them by the sampling 'mean'"
+        raise UsageError(f"{rule}, got [images, tokens] by layer {counts}")
+    return samples
+
+
+# -- Every image beside the next one of its unit: their cross moment tells how similar unrelated images look --
+
+
+class Ends(NamedTuple):
+    """What is kept of a unit between batches, each ``[tokens, columns]``."""
+
+    first: Tensor
+    last: Tensor
+    images: int
+
+
+class NextImage:
+    """Sums ``z_i z_(i+1)^T`` over the images of a unit, the last of them paired with the first.
+
+    As the pairs close to a ring, both sides hold the same images, and the cross moment is that of a permutation that
+    leaves no image in its place: its means and second moments are the unpaired ones. Samples are paired at the same
+    token. All that is carried from batch to batch is the first and the last image of each unit that is still open.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Hashable, Ends] = {}
+
+    def add(self, key: Hashable, rows: Tensor, tokens: int) -> Tensor:
+        """Return the cross moment of a batch's rows ``[images * tokens, columns]``, joined to what came before.
+
+        Raises:
+            UsageError: An image has other tokens than the one before.
+        """
+        first, last = rows[:tokens], rows[-tokens:].clone()
+        total, images = rows[:-tokens].T @ rows[tokens:], len(rows) // tokens
+        before = self._open.get(key)
+        if before is None:
+            self._open[key] = Ends(first.clone(), last, images)
+            return total
+        if len(before.last) != tokens:
+            rule = "the noise floor pairs images of equal token counts: switch it off, or sample 'class' or 'mean'"
+            raise UsageError(f"{rule}, got {tokens} tokens after {len(before.last)}")
+        self._open[key] = Ends(before.first, last, before.images + images)
+        return total.addmm_(before.last.T, first)
+
+    def close(self, key: Hashable) -> Tensor | None:
+        """Return the cross moment of the last image with the first; None for fewer than two images."""
+        ends = self._open.pop(key, None)
+        return None if ends is None or ends.images < 2 else ends.last.T @ ends.first

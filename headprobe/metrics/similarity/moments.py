@@ -1,0 +1,169 @@
+"""Moments of head outputs, streamed: float64 sums over samples, from which all similarities of heads follow."""
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from headprobe.errors import RunError, UsageError
+from headprobe.metrics.similarity.extended_moments import extend, gram, move
+from headprobe.metrics.similarity.head_blocks import LayerHeads, MomentOptions
+from headprobe.metrics.similarity.head_moments import HeadMoments, take_apart
+from headprobe.metrics.similarity.layer_samples import LayerQueue, NextImage, take_samples
+from headprobe.metrics.similarity.moment_states import MomentStates
+
+__all__ = ["LayerHeads", "MomentOptions", "Moments"]
+
+
+CHUNK = 4096  # samples multiplied at once: bounds the scratch memory, and the length of a float32 sum
+
+
+class Moments(MomentStates):
+    """Sums over the head outputs of a model, streamed layer by layer; memory is fixed in the number of images.
+
+    The caller hands over each layer of a batch once, with the unit that its images belong to, and closes the unit
+    after its last batch. Images of a unit must come in their order; units may interleave. For the noise floor the
+    first and the last image of every open unit are carried along, so the states are complete only between units:
+    `merge`, `to_arrays` and `compute` refuse while one is open. Results do not depend on the batch size.
+
+    Sums are taken about a shift, each channel's mean over the first batch, so a mean far above the deviation costs
+    nothing. Products and sums are float64. ``precision="float32"`` multiplies chunks of 4,096 samples in float32, as
+    precisely as torch is set to, and adds those up in float64: about 3e-7 of relative error, for half of the cost on
+    a CPU. The noise floor of tokens and patches is always multiplied so; with one sample per image all is float64.
+
+    Args:
+        layers: Every attention layer's heads, channels and prefix tokens.
+        options: What is summed.
+        pairs: Pairs of layers, for the scope ``pairs``.
+
+    Raises:
+        UsageError: Options outside their choices, jackknife groups with another scope than ``within``, or class
+            tokens of a layer that has none.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(
+        self,
+        layers: Sequence[LayerHeads],
+        options: MomentOptions | None = None,
+        pairs: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        super().__init__(layers, options or MomentOptions(), pairs)
+        without = [layer for layer in sorted(self.needed) if not self.layers[layer].prefix_tokens]
+        if self.options.sampling == "class" and without:
+            raise UsageError(f"layers {without} have no class token: sample 'tokens' or 'mean', got sampling 'class'")
+
+    @property
+    def needed(self) -> frozenset[int]:
+        """Layers that the blocks are made of; others are ignored."""
+        return self._queue.needed
+
+    def update(self, layer: int, outputs: Tensor, unit: Hashable = 0, group: int = 0) -> None:
+        """Add one layer's outputs ``[images, tokens, heads, head_dim]`` of a batch, images in the unit's order.
+
+        A layer that waits for others of its block (scopes ``all`` and ``pairs``) is kept until they come.
+
+        Raises:
+            UsageError: No such layer or group, a wrong shape, or layers of different token counts in one block.
+            RunError: A layer came twice before all others came once.
+        """
+        for what, number, count in (("layer", layer, len(self.layers)), ("group", group, self.options.groups)):
+            if not 0 <= number < count:
+                raise UsageError(f"the {what} must be in 0 to {count - 1}, got {number}")
+        if layer not in self.needed or not len(outputs):
+            return
+        samples = take_samples(layer, outputs.detach(), self.layers[layer], self.options.sampling)
+        self._open.add(unit)
+        for number, parts in self._queue.add(unit, layer, samples):
+            self._add(number, parts, unit, group)
+        self.resolution = self.resolution.clamp(min=torch.finfo(outputs.dtype).eps)
+        if layer == min(self.needed):  # every needed layer comes once per batch: one of them counts the images
+            self._writable("images")[group] += len(outputs)
+
+    def close(self, unit: Hashable = 0) -> None:
+        """End a unit after its last batch; a unit without images may be closed too.
+
+        Raises:
+            RunError: A layer of its last batch is missing.
+        """
+        if missing := self._queue.waiting(unit):
+            raise RunError(f"unit {unit} ended before its last batch was whole, got all but layers {missing}")
+        with torch.autocast(self.sums.device.type, enabled=False):
+            for number in range(len(self.blocks)):
+                ring = self._next.close((unit, number))
+                if ring is not None:
+                    self._block("shifted", number)[0].add_(ring)
+        self._open.discard(unit)
+
+    def compute(self) -> list[HeadMoments]:
+        """Centred moments of each block over all images.
+
+        Raises:
+            RunError: A unit is open.
+        """
+        self._refuse_open()
+        every = list(range(self.options.groups))
+        return [self._centred(number, every, self.options.noise_floor) for number in range(len(self.blocks))]
+
+    def left_out(self, number: int) -> Iterator[HeadMoments]:
+        """Yield the moments of block `number` with one group of images left out at a time, without noise floor.
+
+        Groups without an image do not count; fewer than two groups yield nothing.
+
+        Raises:
+            RunError: A unit is open.
+        """
+        self._refuse_open()
+        filled = self.images.nonzero().flatten().tolist()
+        for group in filled if len(filled) > 1 else ():
+            yield self._centred(number, [other for other in filled if other != group], False)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._queue, self._next = LayerQueue(self.blocks), NextImage()
+
+    def _add(self, number: int, parts: list[Tensor], unit: Hashable, group: int) -> None:
+        """Add the samples ``[images, tokens, heads, head_dim]`` of a block's layers."""
+        block, (images, tokens) = self.blocks[number], parts[0].shape[:2]
+        if not self._shift_known[number]:
+            self._set_shift(number, _batch_mean(parts))
+        shift, sums, at_once = self._shift(number), self._block("sums", number)[group], max(1, CHUNK // tokens)
+        with torch.autocast(parts[0].device.type, enabled=False):
+            for start in range(0, images, at_once):
+                chunk = [part[start : start + at_once] for part in parts]
+                rows = extend(chunk, block, shift, self.options.products)
+                sums += gram(rows, block.width)
+                if self.options.noise_floor:
+                    rows = rows.to(self.options.shifted_products)
+                    self._block("shifted", number)[0].add_(self._next.add((unit, number), rows, tokens))
+
+    def _centred(self, number: int, groups: list[int], noise_floor: bool) -> HeadMoments:
+        block, sums = self.blocks[number], self._block("sums", number)[groups].sum(dim=0)
+        count = sums[-1, -1].clamp(min=1)
+        step = sums[: block.width, -1] / count
+        centred = move(sums, step, block)
+        shifted = move(self._block("shifted", number)[0], step, block) if noise_floor else None
+        layer, head = block.axes
+        return HeadMoments(
+            layer=layer,
+            head=head,
+            dims=block.dims,
+            sampling=self.options.sampling,
+            images=int(self.images[groups].sum()),
+            mean=(self._shift(number) + step).cpu().numpy(),
+            offset=step.cpu().numpy(),
+            norms=centred[block.width : -1, -1].cpu().numpy(),
+            own=take_apart((centred + centred.T).cpu().numpy() / 2, block.width),
+            shifted=None if shifted is None else take_apart(shifted.cpu().numpy(), block.width),
+            resolution=float(self.resolution),
+            rounding=0.0 if self.options.products == torch.float64 else torch.finfo(torch.float32).eps,
+        )
+
+
+def _batch_mean(parts: list[Tensor]) -> Tensor:
+    """Mean of each channel, ``[width]``, rounded so that subtracting it from float32 loses nothing near it."""
+    means = torch.cat([part.double().mean(dim=(0, 1)).flatten() for part in parts])
+    return means.float().double().nan_to_num(0.0, 0.0, 0.0)

@@ -1,0 +1,1 @@
+"""Which image frequencies heads carry: log amplitudes by frequency, as sums over images."""

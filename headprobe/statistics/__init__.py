@@ -1,1 +1,0 @@
-"""What is said of every head beside its drop: one kind of statistic a file, collected while the model runs."""

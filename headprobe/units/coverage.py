@@ -1,0 +1,178 @@
+"""Which rows of which units were counted: the proof that every image counts exactly once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headprobe.errors import RunError
+from headprobe.text import counted, ranges
+
+BadRow = dict[str, Any]
+"""A row that could not be used: `unit`, `row` (from 0 inside the unit), `source` and `reason`."""
+
+
+class Coverage:
+    """The rows of finished units, those that could not be used, and the row budget that they were computed with.
+
+    Attributes:
+        rows: Rows of each finished unit, good and bad.
+        budgets: Row budget of the forward passes of each finished unit; less than asked for where memory ended.
+        bad: Rows that could not be used, in the order of units and rows.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.budgets: dict[int, int] = {}
+        self.bad: list[BadRow] = []
+
+    def merge(self, other: "Coverage") -> None:
+        """Add other units.
+
+        Raises:
+            RunError: A unit is in both.
+        """
+        twice = sorted(self.rows.keys() & other.rows.keys())
+        if twice:
+            raise RunError(f"units {ranges(twice)} were counted twice")
+        self.rows |= other.rows
+        self.budgets |= other.budgets
+        self.bad = sorted([*self.bad, *other.bad], key=lambda bad: (bad["unit"], bad["row"]))
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return everything as arrays; the bad rows as bytes of JSON."""
+        units = sorted(self.rows)
+        return {
+            "units": np.asarray(units, dtype=np.int64),
+            "rows": np.asarray([self.rows[unit] for unit in units], dtype=np.int64),
+            "budgets": np.asarray([self.budgets[unit] for unit in units], dtype=np.int64),
+            "bad": np.frombuffer(json.dumps(self.bad).encode(), dtype=np.uint8),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Return the coverage that `to_arrays` was called on.
+
+        Raises:
+            ValueError: The arrays are not those of a coverage.
+        """
+        if arrays.keys() != {"units", "rows", "budgets", "bad"}:
+            raise ValueError(f"the arrays must be units, rows, budgets and bad, got {', '.join(sorted(arrays))}")
+        coverage = cls()
+        units = arrays["units"].tolist()
+        coverage.rows = dict(zip(units, arrays["rows"].tolist(), strict=True))
+        coverage.budgets = dict(zip(units, arrays["budgets"].tolist(), strict=True))
+        coverage.bad = json.loads(arrays["bad"].tobytes().decode())
+        return coverage
+
+
+class OpenUnit:
+    """The rows of a unit that is being read, each of which must come exactly once."""
+
+    def __init__(self) -> None:
+        self.bad: list[BadRow] = []
+        self._rows: set[int] = set()
+
+    def add(self, rows: Sequence[int], bad: Sequence[BadRow], name: str) -> None:
+        """Note the rows of one batch, those of images and the bad ones.
+
+        Raises:
+            RunError: A row came before.
+        """
+        for row in [*rows, *(bad_row["row"] for bad_row in bad)]:
+            if row in self._rows:
+                raise RunError(f"row {row} of {name} was sent twice; its image would be counted double")
+            self._rows.add(row)
+        self.bad += bad
+
+    def close(self, unit: int, expected: int | None, budget: int, name: str) -> Coverage:
+        """Return the coverage of this unit.
+
+        Args:
+            unit: Its number.
+            expected: The rows that it must have, None where nothing says so.
+            budget: Row budget of its forward passes.
+            name: What it is called in messages.
+
+        Raises:
+            RunError: Rows are missing, or there are too many.
+        """
+        wanted = set(range(len(self._rows) if expected is None else expected))
+        missing, strange = sorted(wanted - self._rows), sorted(self._rows - wanted)
+        if missing or strange:
+            found = f"rows {ranges(missing)} are missing" if missing else f"rows {ranges(strange)} are too many"
+            raise RunError(
+                f"{name} did not give each of its {len(wanted):,} rows once: {found}. Nothing of it is counted; check "
+                "the file, then run the same command again to resume"
+            )
+        coverage = Coverage()
+        coverage.rows, coverage.budgets, coverage.bad = {unit: len(wanted)}, {unit: budget}, self.bad
+        return coverage
+
+
+# -- The last check of a test: every image of the data set was counted exactly once, or is listed as unusable --
+
+
+SHOWN = 20
+
+
+def check_coverage(coverage: Coverage, data: Any) -> None:
+    """Compare the rows that were counted with those that the data set has.
+
+    Args:
+        coverage: What was counted.
+        data: The data module.
+
+    Raises:
+        RunError: Units or rows are missing or too many, or no image could be read.
+    """
+    missing = [unit for unit in range(data.units) if unit not in coverage.rows]
+    if missing:
+        raise _wrong(f"units {ranges(missing)} of {data.units} are missing")
+    for unit, size in enumerate(data.unit_sizes or ()):
+        if coverage.rows[unit] != size:
+            raise _wrong(f"unit {unit} gave {coverage.rows[unit]:,} rows and has {size:,}")
+    total = sum(coverage.rows.values())
+    if data.expected_images is not None and total != data.expected_images:
+        by_unit = ", ".join(f"{unit}: {rows:,}" for unit, rows in sorted(coverage.rows.items())[:SHOWN])
+        raise _wrong(f"{total:,} rows came and the data set has {data.expected_images:,} (rows by unit: {by_unit})")
+    if total == len(coverage.bad):
+        first = f"; the first: {_line(coverage.bad[0])}" if coverage.bad else ""
+        raise RunError(
+            f"no image was scored ({counted(total, 'image')} could not be read); check --data.path and "
+            f"--data.split{first}"
+        )
+
+
+def images_read(coverage: Coverage) -> int:
+    """Return how many images were scored."""
+    return sum(coverage.rows.values()) - len(coverage.bad)
+
+
+def _wrong(what: str) -> RunError:
+    return RunError(
+        f"not every image was counted exactly once: {what}; nothing was written, since these numbers would be wrong. "
+        "Please report this, with the command"
+    )
+
+
+def bad_images_message(bad: Sequence[BadRow], directory: Path) -> str:
+    """Return the message that lists the images that could not be used, and says what to do about them."""
+    lines = [f"  {_line(row)}" for row in bad[:SHOWN]]
+    more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    return "\n".join(
+        [
+            f"{counted(len(bad), 'image')} could not be used; the results in {directory} are of the others only:",
+            *lines,
+            *more,
+            f"all are listed in {directory / 'bad_images.csv'}; --data.on_bad_image skip or wrong accepts them, and "
+            "scores nothing again",
+        ]
+    )
+
+
+def _line(row: BadRow) -> str:
+    return f"{row['source']}, row {row['row']}: {row['reason']}"

@@ -1,0 +1,287 @@
+"""The ledger: what finished units gave, on disk, so that the same command goes on where the last one stopped.
+
+One directory, `units/<key>/`, belongs to one run's key: all that changes numbers. It holds `ledger.json`, which says
+what the key stands for and who worked on it, and files such as `units-00000-00007.npz` with the sums of neighbouring
+units. Neighbours that were added up replace their own files, so that there are few, whatever the number of units. Files
+appear whole or not at all; a crash may leave one beside the smaller ones that it replaces, which then no longer
+count.
+"""
+
+import json
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headprobe.errors import RunError, UsageError
+from headprobe.files import cannot_write, now, write_text, writing
+from headprobe.units.coverage import Coverage
+from headprobe.units.lock import Lock
+from headprobe.units.parts import Arrays, Part, read_part, write_part
+from headprobe.units.tree import Node, Span, file_of, node_of, span_of, unit_files, within
+
+LEDGER = "ledger.json"
+
+
+# What reading a file that is not one of ours was seen to raise.
+BROKEN = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a ledger holds.
+
+    Attributes:
+        nodes: The nodes of the unit tree that are stored.
+        rows: Rows of each finished unit.
+        least_budget: The smallest row budget that a unit was computed with, None where there is no unit.
+        bad: How many rows could not be used.
+    """
+
+    nodes: tuple[Node, ...]
+    rows: dict[int, int]
+    least_budget: int | None
+    bad: int
+
+
+COST = 0.02
+"""Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
+
+
+class Ledger:
+    """The finished units of one key.
+
+    Args:
+        directory: Where they are, `units/<key>`.
+        units: Number of units of the data set.
+    """
+
+    def __init__(self, directory: Path, units: int) -> None:
+        self.directory = directory
+        self.units = units
+        self._stored: set[Span] = set()
+        self._written = self._took = 0.0
+        self._lock = Lock(directory / "lock")
+
+    def open(self, describe: Mapping[str, Any], session: Mapping[str, Any]) -> Finished:
+        """Begin a session: lock the ledger against other runs and return what is finished; for one process only.
+
+        Args:
+            describe: What the key stands for.
+            session: What is to be known of this session: its command, processes and hardware.
+
+        Raises:
+            UsageError: Another run works on it.
+            RunError: It cannot be written, or `ledger.json` is broken.
+        """
+        self._lock.take()
+        content = read_ledger(self.directory) or {"units": self.units, "describe": dict(describe), "sessions": []}
+        self.tidy()
+        finished = self.finished()
+        begun = {
+            "began": now(),
+            "status": "running",
+            "units_before": len(finished.rows),
+            "images_before": sum(finished.rows.values()),
+        }
+        content["sessions"].append({**begun, **session})
+        self._write(content)
+        return finished
+
+    def end(self, status: str) -> None:
+        """End the session.
+
+        Raises:
+            RunError: `ledger.json` cannot be written.
+        """
+        content = read_ledger(self.directory)
+        if self._lock.taken and content is not None and content["sessions"]:
+            content["sessions"][-1] |= {"ended": now(), "status": status}
+            self._write(content)
+
+    def close(self) -> None:
+        """Let others work on the ledger."""
+        self._lock.release()
+
+    def forget(self) -> None:
+        """Delete all finished units; for one process only, before `open`.
+
+        Raises:
+            UsageError: Another run works on them.
+            RunError: They cannot be deleted.
+        """
+        self._lock.take()
+        try:
+            for file in [*unit_files(self.directory).values(), *self.records.glob("unit-*.parquet")]:
+                file.unlink(missing_ok=True)
+            (self.directory / LEDGER).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.directory, error) from error
+
+    @property
+    def records(self) -> Path:
+        """Where the records of finished units are kept (`--records`)."""
+        return self.directory / "records"
+
+    # -- units -----------------------------------------------------------------------------------------------------
+
+    def finished(self) -> Finished:
+        """Read which units are finished.
+
+        Raises:
+            RunError: A file is broken.
+        """
+        rows: dict[int, int] = {}
+        budgets: list[int] = []
+        bad = 0
+        nodes = []
+        for span in self._largest():
+            try:
+                nodes.append(node_of(span, self.units))
+                coverage = Coverage.from_arrays(self._read(nodes[-1], "coverage")["coverage"])
+            except BROKEN as error:
+                raise broken_file(self.directory / file_of(span), error) from None
+            rows |= coverage.rows
+            budgets += coverage.budgets.values()
+            bad += len(coverage.bad)
+        return Finished(tuple(nodes), rows, min(budgets, default=None), bad)
+
+    def load(self, node: Node) -> dict[str, Arrays]:
+        """Return the arrays of stored units, by metric and name.
+
+        Raises:
+            RunError: The file is broken or gone.
+        """
+        arrays = self._read(node)
+        self._stored.add(span_of(node, self.units))
+        return arrays
+
+    def broken(self, node: Node, error: Exception) -> RunError:
+        """Return the message for stored units that are not those of this run."""
+        return broken_file(self.directory / file_of(span_of(node, self.units)), error)
+
+    def save(self, nodes: Mapping[Node, Part]) -> None:
+        """Store those nodes that are not yet, then delete what they replace.
+
+        Raises:
+            RunError: A file cannot be written; what was stored before is untouched.
+        """
+        for node, part in nodes.items():
+            span = span_of(node, self.units)
+            if span in self._stored:
+                continue
+            with writing(self.directory / file_of(span)) as file:
+                write_part(part, file)
+            for replaced in [own for own in self._stored if within(own, span)]:
+                (self.directory / file_of(replaced)).unlink(missing_ok=True)
+                self._stored.discard(replaced)
+            self._stored.add(span)
+
+    def save_in_time(self, nodes: Mapping[Node, Part]) -> None:
+        """Store what is not stored yet, but not so often that writing takes more than `COST` of the time.
+
+        Raises:
+            RunError: A file cannot be written.
+        """
+        began = time.monotonic()
+        if began - self._written >= self._took / COST:
+            self.save(nodes)
+            self._written = time.monotonic()
+            self._took = self._written - began
+
+    def tidy(self) -> None:
+        """Delete files whose units are in a larger one, and what crashes left half-written."""
+        kept = set(self._largest())
+        for span, path in unit_files(self.directory).items():
+            if span not in kept:
+                path.unlink(missing_ok=True)
+        for path in [*self.directory.glob("*.tmp"), *self.records.glob("*.tmp")]:
+            path.unlink(missing_ok=True)
+
+    def _largest(self) -> list[Span]:
+        """Return the stored files, without those that are part of another."""
+        spans = sorted(unit_files(self.directory))
+        return [span for span in spans if not any(within(span, other) for other in spans)]
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        write_text(self.directory / LEDGER, json.dumps(content, indent=1, default=str) + "\n")
+
+    def _read(self, node: Node, metrics: str = "") -> dict[str, Arrays]:
+        path = self.directory / file_of(span_of(node, self.units))
+        try:
+            with path.open("rb") as file:
+                return read_part(file, metrics)
+        except FileNotFoundError:
+            raise RunError(
+                f"{str(path)!r} was replaced while it was read: a process of an earlier run is still at work; wait "
+                "until it has ended, then run the same command again to resume"
+            ) from None
+        except BROKEN as error:
+            raise broken_file(path, error) from None
+
+
+def broken_file(path: Path, error: BaseException) -> RunError:
+    """Return the message for a file of the ledger that cannot be read."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return RunError(
+        f"{str(path)!r}, which holds finished units, is broken ({reason}): "
+        "delete it and run the same command again; its units are scored again"
+    )
+
+
+def read_ledger(directory: Path) -> dict[str, Any] | None:
+    """Read `ledger.json`, None where there is none.
+
+    Raises:
+        RunError: It is broken.
+    """
+    path = directory / LEDGER
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{str(path)!r} cannot be read ({error}): {_DELETE}") from None
+    kinds = {"units": int, "describe": dict, "sessions": list}
+    right = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    if not right or not all(isinstance(session, dict) for session in content["sessions"]):
+        raise RunError(f"{str(path)!r} is no ledger of headprobe: {_DELETE}")
+    return dict(content)
+
+
+_DELETE = "delete this file alone and run the same command again; the units beside it stay"
+
+
+def find_units(path: Path) -> Path:
+    """Return the directory of units that a path names: itself, or that of a run's results.
+
+    Raises:
+        UsageError: It names neither.
+    """
+    if (path / LEDGER).is_file():
+        return path
+    place = read_units(path)
+    units = path / place if place else path
+    if not (units / LEDGER).is_file():
+        raise no_units(path)
+    return units
+
+
+def no_units(path: Path) -> UsageError:
+    """Return the message for a path without units."""
+    return UsageError(
+        "there are no units of a run here; give the directory of a run, such as lightning_logs/version_0, or its "
+        f"units, lightning_logs/units/KEY, got {str(path)!r}"
+    )
+
+
+def read_units(path: Path) -> str | None:
+    """Return where a run's units are, relative to its directory; None where no `run.json` there says so."""
+    try:
+        return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["units"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,143 @@
+"""Metrics of finished units, merged in one fixed order: a binary tree over the units' numbers.
+
+Whoever computed which unit, and in which order they were finished, the same metrics are merged in the same pairs: first
+neighbours, then pairs of neighbours, and so on. So floats are equal to the last bit, and as neighbours merge as soon as
+both are there, only a few metrics are kept, whatever the number of units.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from headprobe.errors import RunError
+from headprobe.text import ranges
+
+M = TypeVar("M")
+
+
+Node = tuple[int, int]
+"""Level and index: the metric of units `index * 2**level` up to, but without, `(index + 1) * 2**level`."""
+
+
+class UnitTree(Generic[M]):
+    """The metrics of the units finished so far.
+
+    Args:
+        units: Number of units of the whole data set.
+        merge: Adds its second metric to its first.
+    """
+
+    def __init__(self, units: int, merge: Callable[[M, M], None]) -> None:
+        self.units = units
+        self._merge = merge
+        self._nodes: dict[Node, M] = {}
+
+    @property
+    def nodes(self) -> Mapping[Node, M]:
+        """The metrics that wait for a neighbour; a whole tree has one."""
+        return self._nodes
+
+    def add(self, unit: int, metric: M) -> None:
+        """Add the metric of a finished unit.
+
+        Raises:
+            RunError: There is no such unit, or it was added before.
+        """
+        self.add_node((0, unit), metric)
+
+    def add_node(self, node: Node, metric: M) -> None:
+        """Add the metric of a finished unit, or of neighbours that another process has merged.
+
+        Raises:
+            RunError: There is no such unit, or one of them was added before.
+        """
+        level, index = node
+        first, stop = index << level, min((index + 1) << level, self.units)
+        if not 0 <= first < stop:
+            raise RunError(f"unit {first} of {self.units} is none of the data set's; its images must not be counted")
+        twice = [other for other in self._nodes if _overlap(node, other)]
+        if twice:
+            raise RunError(f"units {first} to {stop - 1} of {self.units} were sent twice; images would count double")
+        while (level, index ^ 1) in self._nodes or self._alone(level, index):
+            neighbour = self._nodes.pop((level, index ^ 1), None)
+            if neighbour is not None:
+                left, right = (neighbour, metric) if index & 1 else (metric, neighbour)
+                self._merge(left, right)
+                metric = left
+            level, index = level + 1, index >> 1
+        self._nodes[level, index] = metric
+
+    def holds(self, unit: int) -> bool:
+        """Say whether a unit is finished."""
+        return any(index == unit >> level for level, index in self._nodes)
+
+    def whole(self) -> M | None:
+        """Return the metric of all units, None where the data set has no unit.
+
+        Raises:
+            RunError: Units are missing.
+        """
+        if not self.units:
+            return None
+        found = sum(min((index + 1) << level, self.units) - (index << level) for level, index in self._nodes)
+        if found < self.units:
+            missing = [unit for unit in range(self.units) if not self.holds(unit)]
+            raise RunError(f"{len(missing)} of {self.units} units of the data were not counted: {ranges(missing)}")
+        (metric,) = self._nodes.values()
+        return metric
+
+    def _alone(self, level: int, index: int) -> bool:
+        """Say whether a node's neighbour lies behind the last unit, so that it moves up as it is."""
+        return index > 0 and not index & 1 and (index + 1) << level >= self.units
+
+
+def _overlap(one: Node, other: Node) -> bool:
+    """Say whether two nodes hold a common unit."""
+    low, high = sorted((one, other))
+    return high[1] == low[1] >> (high[0] - low[0])
+
+
+# -- Which units a file of the ledger holds: neighbours that were added up, a node of the unit tree --
+
+
+Span = tuple[int, int]
+"""The first and the last unit of a file."""
+
+
+_NAME = re.compile(r"units-(\d{5,})-(\d{5,})\.npz")
+
+
+def unit_files(directory: Path) -> dict[Span, Path]:
+    """Return the files of finished units."""
+    found = ((_NAME.fullmatch(path.name), path) for path in directory.glob("units-*.npz"))
+    return {(int(match[1]), int(match[2])): path for match, path in found if match}
+
+
+def file_of(span: Span) -> str:
+    """Return the name of the file of neighbouring units."""
+    return f"units-{span[0]:05d}-{span[1]:05d}.npz"
+
+
+def span_of(node: Node, units: int) -> Span:
+    """Return the first and the last unit of a node of the unit tree."""
+    level, index = node
+    return index << level, min((index + 1) << level, units) - 1
+
+
+def node_of(span: Span, units: int) -> Node:
+    """Return the lowest node of the unit tree that holds exactly these units.
+
+    Raises:
+        ValueError: There is none.
+    """
+    level = max(0, (span[1] - span[0]).bit_length())
+    node = level, span[0] >> level
+    if span_of(node, units) != span:
+        raise ValueError(f"units {span[0]} to {span[1]} are no node of {units} units")
+    return node
+
+
+def within(inner: Span, outer: Span) -> bool:
+    """Say whether one file's units are a part of another's."""
+    return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]

@@ -1,0 +1,171 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.backbone.growing.joins import find_joins
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.masking.ablation import masked_logits
+from headprobe.backbone.sandbox import example_images
+from headprobe.errors import RunError, UsageError
+from tests.conftest import tiny
+
+
+def setup(kind: str, images: int = 3) -> tuple[nn.Module, HeadLayout, Tensor]:
+    model: Any = tiny(kind)
+    layout = find_heads(model, (3, *model.patch_embed.img_size), kind)
+    return model, layout, example_images(model, layout.input_size, images)
+
+
+def single_head_masks(layout: HeadLayout) -> Tensor:
+    heads = [(layer, head) for layer, count in enumerate(layout.heads_per_layer) for head in range(count)]
+    keep = torch.ones(len(heads), len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
+    for mask, (layer, head) in enumerate(heads):
+        keep[mask, layer, head] = False
+    return keep
+
+
+def random_masks(layout: HeadLayout, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    keep = torch.rand(count, len(layout.layers), max(layout.heads_per_layer), generator=generator) < 0.8
+    for layer, heads in enumerate(layout.heads_per_layer):
+        keep[:, layer, heads:] = True
+    keep[1] = True  # a mask without heads
+    return keep
+
+
+@torch.inference_mode()
+def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str) -> None:
+    model, layout, images = setup(tiny_kind)
+    keep = torch.cat([single_head_masks(layout), random_masks(layout, 5)])
+    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+        found = growing.logits(images, growing.plan(3, 10_000))
+    expected = torch.stack([model(images), *(masked_logits(model, layout, images, mask) for mask in keep)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("budget", [1, 2, 5, 12, 10_000])
+def test_chunks_change_nothing(budget: int) -> None:
+    model, layout, images = setup("swin")
+    keep = random_masks(layout, 9)
+    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+        plan = growing.plan(3, budget)
+        found = torch.cat([growing.logits(part, plan) for part in images.split(plan.images)], dim=1)
+    expected = torch.stack([model(images), *(masked_logits(model, layout, images, mask) for mask in keep)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_without_masks_the_logits_are_the_plain_models_bit_for_bit(tiny_kind: str) -> None:
+    model, layout, images = setup(tiny_kind)
+    keep = torch.ones(0, len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
+    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+        assert torch.equal(growing.logits(images, growing.plan(3, 64))[0], model(images))
+
+
+@torch.inference_mode()
+def test_a_mask_without_heads_gets_the_baselines_logits_bit_for_bit() -> None:
+    model, layout, images = setup("vit")
+    with GrowingPass(model, layout, find_joins(model, layout), random_masks(layout, 4)) as growing:
+        logits = growing.logits(images, growing.plan(3, 64))
+    assert torch.equal(logits[2], logits[0])
+
+
+@torch.inference_mode()
+def test_no_module_runs_more_than_once_and_rows_grow_with_depth() -> None:
+    model, layout, images = setup("vit")
+    rows: list[int] = []
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    with GrowingPass(model, layout, find_joins(model, layout), single_head_masks(layout)) as growing:
+        rows.clear()
+        growing.logits(images, growing.plan(3, 10_000))
+    assert rows == [3 * (1 + 2 * (layer + 1)) for layer in range(6)]
+
+
+@torch.inference_mode()
+def test_siglip_masks_of_the_pooling_head_join_at_the_pooling_head() -> None:
+    model, layout, _ = setup("siglip")
+    assert [join.module for join in find_joins(model, layout)] == ["blocks.0", "blocks.1", "blocks.2", "attn_pool"]
+
+
+class Shortcut(nn.Module):
+    """A path around each pair of blocks: rows that join inside it would not fit what goes around."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+@torch.inference_mode()
+def test_where_a_path_leads_around_a_block_the_join_moves_outward() -> None:
+    model: Any = tiny("vit")
+    model.blocks[2] = Shortcut(model.blocks[2])
+    layout = find_heads(model, (3, 160, 160), "shortcut")
+    joins = find_joins(model, layout)
+    assert [join.module for join in joins][1:4] == ["blocks.1", "blocks.2", "blocks.3"]
+    images = example_images(model, layout.input_size, 2)
+    keep = single_head_masks(layout)
+    with GrowingPass(model, layout, joins, keep) as growing:
+        found = growing.logits(images, growing.plan(2, 100))
+    expected = torch.stack([masked_logits(model, layout, images, mask) for mask in keep])
+    torch.testing.assert_close(found[1:], expected, atol=1e-5, rtol=1e-5)
+
+
+class BatchMean(nn.Module):
+    """A model whose images influence each other: no row can be trusted beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny("vit")
+        self.num_prefix_tokens = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return logits - logits.mean(dim=0)
+
+
+def test_a_model_whose_rows_influence_each_other_is_refused() -> None:
+    model = BatchMean()
+    layout = find_heads(model, (3, 160, 160), "batch_mean")
+    with pytest.raises(UsageError, match="rows of one batch influence each other"):
+        find_joins(model, layout)
+
+
+@torch.inference_mode()
+def test_after_an_exception_no_hook_is_left() -> None:
+    model, layout, images = setup("swin")
+    plain = model(images)
+    joins = find_joins(model, layout)
+    with pytest.raises(RuntimeError), GrowingPass(model, layout, joins, random_masks(layout, 3)) as growing:
+        growing.logits(images[:, :1], growing.plan(3, 64))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(images), plain)
+
+
+@torch.inference_mode()
+def test_masks_that_join_after_their_layer_are_an_error_and_never_scored() -> None:
+    model, layout, images = setup("vit")
+    joins = tuple(reversed(find_joins(model, layout)))
+    with (
+        GrowingPass(model, layout, joins, single_head_masks(layout)) as growing,
+        pytest.raises(RunError, match="too late"),
+    ):
+        growing.logits(images, growing.plan(3, 64))
+
+
+@torch.inference_mode()
+def test_masks_that_never_join_are_an_error_and_never_scored() -> None:
+    model, layout, images = setup("vit")
+    keep = single_head_masks(layout)[:1]
+    nowhere = [replace(join, module="head_drop") for join in find_joins(model, layout)]
+    with GrowingPass(model, layout, nowhere, keep) as growing, pytest.raises(RunError):
+        growing.logits(images, growing.plan(3, 64))

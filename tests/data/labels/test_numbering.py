@@ -1,0 +1,174 @@
+import json
+from pathlib import Path
+
+import pytest
+from timm.data.imagenet_info import ImageNetInfo
+
+from headprobe.data.labels.class_map import ClassMap, read_class_map
+from headprobe.data.labels.numbering import LabelError, number_labels
+from headprobe.data.sources.source import LabelColumn
+from headprobe.errors import UsageError
+
+PETS = LabelColumn("class", ("cat", "dog", "eel"))
+NUMBERS = LabelColumn("number")
+TEXTS = LabelColumn("text")
+
+
+def class_map(path: Path, content: str, name: str = "map.json") -> ClassMap:
+    (path / name).write_text(content)
+    return read_class_map(str(path / name))
+
+
+def test_as_many_named_classes_as_the_model_has_are_taken_as_they_are() -> None:
+    numbering = number_labels(PETS, 3, None)
+    assert [numbering(label) for label in range(3)] == [0, 1, 2]
+    assert numbering.names == ["cat", "dog", "eel"]
+    assert numbering.valid_classes is None
+
+
+def test_another_number_of_classes_is_refused_with_both_counts_and_the_remedy() -> None:
+    with pytest.raises(UsageError, match=r"3 classes and the model 1000: give --data\.class_map .*, got cat, dog, eel"):
+        number_labels(PETS, 1000, None)
+
+
+def test_wordnet_ids_are_looked_up_for_an_imagenet_model() -> None:
+    # n02123045 is "tabby" and n07734744 "mushroom": 281 and 947 in every published list
+    numbering = number_labels(LabelColumn("class", ("n07734744", "n02123045")), 1000, None)
+    assert [numbering(0), numbering(1)] == [947, 281]
+    assert numbering.valid_classes == [281, 947]
+    assert numbering.names is not None
+    assert (numbering.names[281], numbering.names[0]) == ("n02123045", "")
+
+
+def test_all_wordnet_ids_of_imagenet_are_the_identity() -> None:
+    names = tuple(ImageNetInfo().label_names())
+    numbering = number_labels(LabelColumn("class", names), 1000, None)
+    assert numbering.to_model == tuple(range(1000))
+    assert numbering.valid_classes is None
+
+
+def test_a_wordnet_id_outside_imagenet_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"not among ImageNet-1k's classes.*got n00000001"):
+        number_labels(LabelColumn("class", ("n07734744", "n00000001")), 1000, None)
+
+
+def test_wordnet_ids_do_not_matter_to_a_model_of_other_classes() -> None:
+    assert number_labels(LabelColumn("class", ("n07734744", "n02123045")), 2, None).to_model == (0, 1)
+
+
+def test_bare_numbers_need_the_users_word() -> None:
+    with pytest.raises(UsageError, match=r"plain numbers .*or the word identity"):
+        number_labels(NUMBERS, 3, None)
+    numbering = number_labels(NUMBERS, 3, read_class_map("identity"))
+    assert numbering(2) == 2
+    assert numbering.names is None
+
+
+def test_classes_named_by_numbers_in_text_order_are_never_guessed() -> None:
+    column = LabelColumn("class", tuple(sorted(map(str, range(1000)))))
+    with pytest.raises(UsageError, match=r"order of texts \(0, 1, 10 and 997 more\).*identity"):
+        number_labels(column, 1000, None)
+    numbering = number_labels(column, 1000, read_class_map("identity"))
+    assert [numbering(place) for place in range(4)] == [0, 1, 10, 100]
+
+
+def test_classes_named_by_numbers_beyond_the_models_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"the model's classes are 0\.\.11, got 12"):
+        number_labels(LabelColumn("class", ("0", "12")), 12, read_class_map("identity"))
+
+
+def test_texts_need_a_map_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="labels are texts"):
+        number_labels(TEXTS, 3, None)
+    numbering = number_labels(TEXTS, 3, class_map(tmp_path, '{"cat": 2, "dog": 0}'))
+    assert numbering("cat") == 2
+    assert numbering.valid_classes == [0, 2]
+    with pytest.raises(LabelError, match="'eel' is not in the class map"):
+        numbering("eel")
+
+
+def test_texts_refuse_a_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="need an object"):
+        number_labels(TEXTS, 3, class_map(tmp_path, "[0, 1]"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("map.json", "[5, 0, 3]"),
+        ("map.json", '{"dog": 0, "eel": 3, "cat": 5}'),
+        ("map.json", '{"0": 5, "1": 0, "eel": 3}'),
+        ("map.yaml", "dog: 0\ncat: 5\neel: 3\n"),
+        ("map.yml", "{0: 5, 1: 0, 2: 3}"),
+        ("map.yaml", "- 5\n- 0\n- 3\n"),
+        ("map.txt", "# cat, dog, eel\n5\n\n0  # dog\n3\n"),
+    ],
+)
+def test_every_form_of_a_class_map_says_the_same(tmp_path: Path, name: str, content: str) -> None:
+    numbering = number_labels(PETS, 6, class_map(tmp_path, content, name))
+    assert [numbering(label) for label in range(3)] == [5, 0, 3]
+    assert numbering.valid_classes == [0, 3, 5]
+    assert numbering.names == ["dog", "", "", "eel", "", "cat"]
+
+
+def test_a_map_overrules_equal_counts(tmp_path: Path) -> None:
+    assert number_labels(PETS, 3, class_map(tmp_path, "[2, 1, 0]"))(0) == 2
+
+
+def test_several_dataset_classes_may_be_one_model_class(tmp_path: Path) -> None:
+    numbering = number_labels(PETS, 2, class_map(tmp_path, "[1, 1, 0]"))
+    assert numbering.names == ["eel", "cat / dog"]
+
+
+def test_a_name_that_is_a_number_is_a_name_first(tmp_path: Path) -> None:
+    numbering = number_labels(LabelColumn("class", ("1", "0")), 2, class_map(tmp_path, '{"0": 0, "1": 1}'))
+    assert numbering.to_model == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[0, 1]", "one line for each of the dataset's 3 classes, got 2"),
+        ("[0, 1, 6]", r"must be in 0\.\.5, got 6"),
+        ("[0, 1, -1]", r"must be in 0\.\.5, got -1"),
+        ("[0, 1, true]", "whole numbers, got True"),
+        ("[0, 1, 2.0]", r"whole numbers, got 2\.0"),
+        ('{"cat": 0, "dog": 1}', r"every class of the dataset, got none for \['eel'\]"),
+        ('{"cat": 0, "dog": 1, "eel": 2, "fox": 3}', "no such class, got fox"),
+        ('{"cat": 0, "dog": 1, "eel": 2, "3": 3}', "no such class, got 3"),
+        ('{"cat": 0, "0": 1, "dog": 1, "eel": 2}', "got 0 again"),
+        ('{"cat": 0, "cat": 1}', "stands twice"),
+        ("[]", "a JSON or YAML list"),
+        ("7", "a JSON or YAML list"),
+        ("[0, 1", "a JSON or YAML list"),
+    ],
+)
+def test_a_wrong_class_map_is_refused_with_the_culprit(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        number_labels(PETS, 6, class_map(tmp_path, content))
+
+
+def test_a_yaml_word_that_became_a_boolean_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"quote it.*got False"):
+        class_map(tmp_path, "no: 1\ncat: 2", "map.yaml")
+
+
+def test_a_missing_class_map_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"No such file.*got nowhere\.json"):
+        read_class_map("nowhere.json")
+
+
+def test_the_digest_knows_the_content_and_not_its_layout(tmp_path: Path) -> None:
+    digests = {
+        class_map(tmp_path, "[1,2]").digest,
+        class_map(tmp_path, "[ 1, 2 ]\n").digest,
+        class_map(tmp_path, "1\n2", "m.txt").digest,
+    }
+    assert len(digests) == 1
+    assert class_map(tmp_path, json.dumps([2, 1])).digest not in digests
+
+
+@pytest.mark.parametrize("label", [True, 1.0, "cat", [1]])
+def test_a_label_that_is_no_class_number_is_refused(label: object) -> None:
+    with pytest.raises(LabelError):
+        number_labels(PETS, 3, None)(label)
