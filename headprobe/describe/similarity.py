@@ -13,8 +13,7 @@ from headprobe.describe.base import BASELINE, CHANGE, MASKED, Arrays, HeadStatis
 from headprobe.describe.head_axes import SPREAD, HeadAxes
 from headprobe.errors import UsageError
 from headprobe.metrics.similarity.comparison import Comparison, changes, compare
-from headprobe.metrics.similarity.head_blocks import MAX_GROUPS, Precision, Scope
-from headprobe.metrics.similarity.layer_samples import Sampling
+from headprobe.metrics.similarity.head_blocks import MAX_GROUPS, Precision, Sampling, Scope
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
 from headprobe.metrics.spectrum.spectra import on_image

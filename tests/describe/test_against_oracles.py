@@ -14,8 +14,8 @@ from headprobe.describe.spectrum import SpectrumSums
 from headprobe.metrics.attention.statistics import HeadTable
 from headprobe.metrics.spectrum.spectra import SpectrumTable
 from headprobe.module import HeadProbe
-from tests.describe.driving import describe, noise, normalised, small_probe, tiny_probe
 from tests.describe import oracles
+from tests.describe.driving import describe, noise, normalised, small_probe, tiny_probe
 
 Array = oracles.Array
 IMAGES = 12

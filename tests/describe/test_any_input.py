@@ -15,8 +15,8 @@ from headprobe.describe.spectrum import SpectrumSums
 from headprobe.errors import UsageError
 from headprobe.metrics.similarity.comparison import jackknife
 from headprobe.module import HeadProbe
-from tests.describe.driving import describe, feed, noise, normalised, prepare, small_probe, tiny_probe
 from tests.describe import oracles
+from tests.describe.driving import describe, feed, noise, normalised, prepare, small_probe, tiny_probe
 
 MEASURES = tuple(oracles.MEASURES)
 SMALL = {"embed_dim": 48, "num_heads": 3, "depth": 2}

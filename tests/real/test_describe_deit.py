@@ -18,8 +18,8 @@ from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
 from headprobe.module import HeadProbe
 from tests.conftest import SHARED
-from tests.describe.driving import describe, normalised
 from tests.describe import oracles
+from tests.describe.driving import describe, normalised
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from headprobe.errors import UsageError
-from headprobe.metrics.similarity.layer_samples import Sampling
 
 Scope = Literal["within", "all", "pairs"]
+Sampling = Literal["tokens", "patches", "class", "mean"]
 
 
 class LayerHeads(NamedTuple):

@@ -1,15 +1,13 @@
 """What a sample of a layer is, and how the layers of a batch wait for each other until a block of them is complete."""
 
 from collections.abc import Hashable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from headprobe.errors import RunError, UsageError
-from headprobe.metrics.similarity.head_blocks import Block, LayerHeads
-
-Sampling = Literal["tokens", "patches", "class", "mean"]
+from headprobe.metrics.similarity.head_blocks import Block, LayerHeads, Sampling
 
 
 def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampling) -> Tensor:
