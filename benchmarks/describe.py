@@ -20,7 +20,7 @@ from headprobe.backbone.capture.taps import Listener, Tap, tapping
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.describe.attention import AttentionSums
-from headprobe.describe.base import HeadStatistic, Seen, Subject
+from headprobe.describe.base import HeadStatistic, Observation, Subject
 from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
 
@@ -90,7 +90,7 @@ def listeners(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Li
             statistic.begin(Subject(layout, facts, units=UNITS))
 
         def listen(record: LayerRecord) -> None:
-            seen = Seen(0, torch.arange(record.images), (record,))
+            seen = Observation(0, torch.arange(record.images), (record,))
             for statistic in statistics:
                 statistic.observe(seen)
 

@@ -20,7 +20,7 @@ from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.module import HeadProbe
-from headprobe.units.store import Ledger
+from headprobe.units.store import UnitStore
 
 PLAIN, OURS = "plain loop", "units and ledger"
 Times = dict[str, list[tuple[float, float]]]
@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def prepare(options: argparse.Namespace) -> tuple[HeadProbe, ImageNetDataModule]:
     """Return the model under its mask, its passes planned, and the data bound to it."""
     probe = HeadProbe(options.model, options.weights).eval()
-    probe.ablate([MaskSpec(options.mask)])
+    probe.choose_masks([MaskSpec(options.mask)])
     data = ImageNetDataModule(options.data, num_workers=0)
     data.prepare_data()
     data.bind(probe.data_config, probe.num_classes)
@@ -91,7 +91,7 @@ def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[flo
     directory = Path(tempfile.mkdtemp())
     metric = PairedAccuracy(len(probe.masks), probe.num_classes)
     probe.begin_units(data.units, None, data.unit_sizes)
-    ledger, book = Ledger(directory, data.units), probe.book
+    ledger, book = UnitStore(directory, data.units), probe.unit_sums
     if book is None:
         raise SystemExit("the model has no book of units")
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from headprobe.backbone.compiled import compile_parts
 from torch import Tensor
 
 from benchmarks.gpu_check import single_heads
 from benchmarks.peers.common import attentions, head_zeroed
 from benchmarks.peers.common import single_heads as heads_of
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
-from headprobe.backbone.compiled import compile_parts
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.shortcut_trials import find_shortcuts
@@ -109,7 +109,7 @@ def load(options: argparse.Namespace) -> Any:
 def all_ways(model: Any, layout: HeadLayout, options: argparse.Namespace) -> dict[str, Way]:
     """Return what is compared, by name; a step that the model does not allow is left out."""
     companies: list[Company] = []
-    joins = find_joins(model, layout, proven=companies)
+    joins = find_joins(model, layout, proven=companies).joins
     ways: dict[str, Way] = {PLAIN: partial(by_hooks, model, options.batch)}
     found = find_shortcuts(model, layout, joins, companies)
     for name, shortcuts in steps(found).items():

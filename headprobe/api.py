@@ -78,11 +78,11 @@ def ablate(
     refuse_unreachable(model, _name(model))
     with quiet(model):
         layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
-        masks = expand_all([spec], layout.heads_per_layer, layout.model)
-        if len(masks) != 1:
-            raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(masks)} masks")
+        variants = expand_all([spec], layout.heads_per_layer, layout.model)
+        if len(variants) != 1:
+            raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(variants)} masks")
         prove_masks(in_single(model, layout.model), layout)
-    keep = masks[0].mask.keep().to(_device(model))
+    keep = variants[0].mask.mask.keep().to(_device(model))
     with ExitStack() as stack:
         count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None])))
         stack.enter_context(_counted(model, layout, count))

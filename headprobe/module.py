@@ -3,28 +3,30 @@
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
 from headprobe.backbone.capture.layer_facts import layer_facts
-from headprobe.backbone.compiled import compile_parts
+from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
+from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import ModelSource, built_options, create_backbone, data_config, weights_digest
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
-from headprobe.fit_steps import FitSteps
-from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
+from headprobe.masks.spec import ZERO, MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.units.coverage import Coverage
-from headprobe.units.parts import Part, read_part, write_part
-from headprobe.units.unit_sums import COVERAGE, SCORES, UnitBook, gather_nodes
+from headprobe.units.named_sums import NamedSums, read_sums, write_sums
+from headprobe.units.store import FinishedUnits
+from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums, gather_nodes
 
 
 @dataclass
@@ -32,7 +34,7 @@ class StepResult:
     """What a test step measured, for callbacks.
 
     Attributes:
-        logits: `[1 + masks, images, classes]`, the baseline first.
+        logits: `[1 + variants, images, classes]`, the baseline first.
         labels: `[images]`, in the numbering of the logits' classes.
         unit: The unit that the images belong to.
         rows: `[images]`, their rows inside the unit.
@@ -46,12 +48,12 @@ class StepResult:
     last: bool
 
 
-class HeadProbe(FitSteps):
+class HeadProbe(lightning.LightningModule):
     """Scores a timm model with and without chosen attention heads, on the same images, in one pass.
 
-    `ablate` chooses the masks, then `Trainer.test` does the rest: `begin_units` makes room for sums, `plan_passes`
-    proves the masks and plans the forward passes, `masked_logits` runs them. `statistics` describe the heads meanwhile:
-    the baseline's and, with a single mask, the masked model's too.
+    `choose_masks` chooses the masks, then `ProbeTrainer.test` does the rest: `begin_units` makes room for sums,
+    `plan_passes` proves the masks and plans the forward passes, `masked_logits` runs them. `statistics` describe the
+    heads meanwhile: the baseline's and, with a single variant, the masked model's too.
 
     Args:
         name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
@@ -59,21 +61,13 @@ class HeadProbe(FitSteps):
         pretrained: False starts from random weights.
         num_classes: Classes of the classifier; without it the weights' own number.
         options: Further arguments of timm.create_model, such as {img_size: 384} or pretrained_cfg_overlay.
-        ablation: What a masked head's output is replaced by; zero is the only choice so far.
         semantics: What masking takes away where a head's slot holds more than what it attended to: the whole slot, or
             the attention alone (docs/heads.md). The same thing in most models.
-        row_budget: Rows (images x masks) that share a forward pass; without it a run of more than a minute tries what
-            is fastest, and others take 48 on CPUs and 1024 on GPUs.
-        torch_compile: Compile what stands beside attention in each block: a few percent faster after up to a minute of
-            compiling (benchmarks/README.md), so for long runs only.
+        row_budget: Rows (images x masks) that share a forward pass; 48 on CPUs and 1024 on GPUs if not given.
         per_class: Also count each class, for classes.csv.
-        learning_rate: Peak learning rate of `fit`.
-        weight_decay: Weight decay of `fit`.
-        warmup: Fraction of `fit`'s steps with a rising learning rate.
-        label_smoothing: Label smoothing of `fit`.
     """
 
-    head_mask: Tensor  #: `[masks, layers, max heads]` bool, True = keep
+    head_mask: Tensor  #: `[variants, layers, max heads]` bool, True = keep
 
     def __init__(
         self,
@@ -82,15 +76,9 @@ class HeadProbe(FitSteps):
         pretrained: bool = True,
         num_classes: int | None = None,
         options: dict[str, Any] | None = None,
-        ablation: Literal["zero"] = "zero",
         semantics: Semantics = "slot",
         row_budget: int | None = None,
-        torch_compile: bool = False,
         per_class: bool = False,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.05,
-        warmup: float = 0.1,
-        label_smoothing: float = 0.1,
     ) -> None:
         super().__init__()
         if row_budget is not None and row_budget < 1:
@@ -100,17 +88,16 @@ class HeadProbe(FitSteps):
         self.backbone = create_backbone(self.source)
         self.data_config = data_config(self.backbone)
         self.num_classes = int(self.backbone.num_classes)  # type: ignore[arg-type]  # timm: int
-        self.ablation, self.semantics, self.per_class, self.row_budget = ablation, semantics, per_class, row_budget
-        self.torch_compile, self._compiled_parts = torch_compile, 0
-        self.masks: list[NamedMask] = []
+        self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
+        self.variants: list[Variant] = []
         self.valid_classes: Tensor | None = None
+        self.statistics: tuple[HeadStatistic, ...] = ()
         self.passes: ForwardPasses | None = None
+        self.unit_sums: UnitSums | None = None
         self.scores: PairedScores | None = None
         self.coverage: Coverage | None = None
-        self.most_rows: int | None = None
-        self.statistics: list[HeadStatistic] = []
+        self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
-        self.book: UnitBook | None = None
         self._bad_are_wrong = False
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
         if self.num_classes < 1:
@@ -130,18 +117,35 @@ class HeadProbe(FitSteps):
             self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
         return self._layout
 
-    def ablate(self, specs: Sequence[MaskSpec]) -> None:
-        """Choose the masks to score, beside the baseline that is always scored.
+    def choose_masks(self, specs: str | Sequence[str], ablations: Sequence[str] = (ZERO,)) -> None:
+        """Choose what to score beside the baseline, which is always scored.
+
+        Args:
+            specs: A mask spec such as `each:layer`, or several.
+            ablations: What masked heads are replaced by; each mask is scored under every one.
 
         Raises:
-            UsageError: A spec names a layer or head that the model does not have.
+            UsageError: A spec is wrong or names a layer or head that the model does not have, or there is no such
+                ablation.
         """
-        self.masks = expand_all(specs, self.layout.heads_per_layer, self.source.name)
-        empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
-        self.head_mask = torch.stack([named.mask.keep() for named in self.masks]) if self.masks else empty
-        self.passes = self.book = self.scores = self.coverage = None  # all of them were made for other masks
+        unknown = [name for name in ablations if name not in REPLACEMENTS]
+        if unknown:
+            raise UsageError(f"an ablation must be one of {', '.join(REPLACEMENTS)}, got {unknown[0]}")
+        texts = [specs] if isinstance(specs, str) else specs
+        checked = [MaskSpec(text) for text in texts]
+        self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, ablations)
 
-    def describe(self) -> dict[str, Any]:
+        keep = [variant.mask.mask.keep() for variant in self.variants]
+        empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
+        self.head_mask = torch.stack(keep) if keep else empty
+        self.passes = self.unit_sums = self.scores = self.coverage = None  # all of them were made for other masks
+
+    @property
+    def described_variant(self) -> int | None:
+        """Number of the variant whose model is described beside the baseline: the only one, if it masks any head."""
+        return 0 if len(self.variants) == 1 and self.variants[0].mask.mask.count else None
+
+    def identity(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data for a run's record and key."""
         return {
             "name": self.source.name,
@@ -160,17 +164,26 @@ class HeadProbe(FitSteps):
 
     def setup(self, stage: str) -> None:
         """Make room for the sums of every unit that the data module is going to send."""
-        if stage == "fit":
-            self.backbone.train()
         if stage == "test":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+            if data is None:
+                raise UsageError("HeadProbe needs a data module that cuts its data into units: test(datamodule=...)")
             self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
+
+    def continue_after(self, finished: FinishedUnits | None) -> None:
+        """Continue a test that finished some units before: begin with the rows that fitted into memory then."""
+        self._finished = finished
 
     def on_test_start(self) -> None:
         """Prove the masks on this model and device, then plan the forward passes."""
+        if not any(getattr(callback, "writes_results", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            lightning.pytorch.utilities.rank_zero_warn(
+                "this Trainer writes no results: use headprobe.ProbeTrainer, which writes the files of the command "
+                "line, or read the `scores` of the HeadProbe afterwards"
+            )
         self.plan_passes(int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32)))
         self.scores = self.coverage = None
-        self.listen()
+        self.observe_heads()
 
     def plan_passes(self, batch_size: int) -> RowPlan:
         """Prove the masks on this model and device, then plan the forward passes for batches of `batch_size` images.
@@ -180,11 +193,17 @@ class HeadProbe(FitSteps):
             RunError: Not even the proofs' few rows fit into memory.
         """
         usual = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
-        given = [rows for rows in (self.row_budget, self.most_rows) if rows is not None]
-        budget = min(given, default=usual)
-        self.passes = ForwardPasses(self.backbone, self.layout, self.head_mask, self.normalised, batch_size, budget)
-        if self.torch_compile and not self._compiled_parts:  # after the proofs, which look at the model as it is
-            self._compiled_parts = compile_parts(self.backbone, self.layout)
+        fitted = None if self._finished is None else self._finished.least_budget
+        given = [rows for rows in (self.row_budget, fitted) if rows is not None]
+        self.passes = ForwardPasses(
+            self.backbone,
+            self.layout,
+            self.head_mask,
+            [REPLACEMENTS[variant.ablation] for variant in self.variants],
+            self.normalised,
+            batch_size,
+            budget=min(given, default=usual),
+        )
         return self.passes.plan
 
     @property
@@ -194,7 +213,7 @@ class HeadProbe(FitSteps):
 
     @property
     def work(self) -> float:
-        """Work of one image under all masks in plain forward passes, counted in layers.
+        """Work of one image under all variants in plain forward passes, counted in layers.
 
         Raises:
             RunError: Nothing is planned.
@@ -203,12 +222,7 @@ class HeadProbe(FitSteps):
             raise RunError("plan_passes must be called before the work is known")
         return self.passes.work
 
-    @property
-    def described_mask(self) -> int | None:
-        """Number of the mask whose model is described beside the baseline: that of a run with one mask of any heads."""
-        return 0 if len(self.masks) == 1 and self.masks[0].mask.count else None
-
-    def listen(self) -> None:
+    def observe_heads(self) -> None:
         """Connect the statistics, if there are any, to the forward passes.
 
         Raises:
@@ -217,18 +231,19 @@ class HeadProbe(FitSteps):
         """
         if not self.statistics:
             return
-        if self.book is None or self.passes is None:
-            raise RunError("begin_units and plan_passes must be called before statistics can listen")
-        self.book.statistics = tuple(self.statistics)
-        mask = self.described_mask
+        if self.unit_sums is None or self.passes is None:
+            raise RunError("begin_units and plan_passes must be called before statistics can observe")
+        variant = self.described_variant
         subject = Subject(
             layout=self.layout,
             facts=layer_facts(self.backbone, self.layout),
-            units=self.book.units,
-            mask=None if mask is None else self.masks[mask].name,
+            units=self.unit_sums.units,
+            mask=None if variant is None else self.variants[variant].name,
             device=_double_device(self.device),
         )
-        self.passes.listen(self.statistics, subject, mask)
+        for statistic in self.statistics:
+            statistic.begin(subject)
+        self.passes.observe(self.statistics, variant)
         if self.device.type == "cuda":
             self.passes.rehearse(self.device)
 
@@ -239,7 +254,7 @@ class HeadProbe(FitSteps):
         sizes: Sequence[int] | None = None,
         bad_are_wrong: bool = False,
     ) -> None:
-        """Make room for the sums of `units` pieces of data.
+        """Make room for the sums of `units` pieces of data; `statistics` must be set before.
 
         Args:
             units: Number of units of the data set.
@@ -249,34 +264,36 @@ class HeadProbe(FitSteps):
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
-        self.book = UnitBook(units, lambda: PairedAccuracy(len(self.masks), classes, self.per_class), sizes)
+        variants, per_class = len(self.variants), self.per_class
+        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), sizes, self.statistics)
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
-        """Score one batch under every mask; no collective, no logging."""
-        if self.book is None or self.passes is None:
+        """Score one batch under every variant; no collective, no logging."""
+        if self.unit_sums is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         if batch.failure is not None:
             raise RunError(batch.failure)
         name = batch.name or f"unit {batch.unit}"
-        metric = self.book.open(batch.unit, batch.rows.tolist(), [asdict(bad) for bad in batch.bad], name)
-        listening = self.passes.listening
-        logits = self._logits(
-            batch.images, lambda part: listening.taps(batch.unit, batch.rows[part]) if listening else ()
-        )
-        labels = batch.labels
+        opened = self.unit_sums.open(batch.unit, batch.rows.tolist(), [asdict(bad) for bad in batch.bad], name)
+        observing = self.passes.observing
+
+        def taps_of(part: slice) -> Sequence[Tap]:
+            return observing.taps(opened.statistics, batch.unit, batch.rows[part]) if observing else ()
+
+        logits, labels = self._logits(batch.images, taps_of), batch.labels  # [1 + variants, images, classes], [images]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
-        metric.to(_double_device(logits.device))
-        metric.update(logits.to(metric.images.device), labels.to(metric.images.device))
+        device = _double_device(logits.device)
+        opened.scores.to(device).update(logits.to(device), labels.to(device))
         if batch.last:
-            self.book.close(batch.unit, self.passes.plan.budget, name)
+            self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
     def masked_logits(self, images: Tensor) -> Tensor:
-        """Return logits `[1 + masks, images, classes]` of uint8 images `[images, channels, height, width]`.
+        """Return logits `[1 + variants, images, classes]` of uint8 images `[images, channels, height, width]`.
 
-        An out-of-memory halves the row budget and goes on. Statistics do not listen.
+        An out-of-memory halves the row budget and goes on. Statistics do not observe.
         """
         return self._logits(images, lambda _: ())
 
@@ -284,7 +301,7 @@ class HeadProbe(FitSteps):
         if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
-            return images.new_empty(1 + len(self.masks), 0, self.num_classes, dtype=torch.float32)
+            return images.new_empty(1 + len(self.variants), 0, self.num_classes, dtype=torch.float32)
         return self.passes.logits(images, taps_of)
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -300,24 +317,25 @@ class HeadProbe(FitSteps):
         Raises:
             RunError: Units are missing, or were counted twice.
         """
-        if self.book is None:
+        if self.unit_sums is None:
             raise RunError("begin_units must be called before the first batch")
-        gather_nodes(self.trainer, self.book)
-        arrays = read_part(io.BytesIO(from_first(self.trainer, self._added_up)))
+        gather_nodes(self.trainer, self.unit_sums)
+        arrays = read_sums(io.BytesIO(from_first(self.trainer, self._added_up)))
         self.coverage = Coverage.from_arrays(arrays[COVERAGE])
         self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
 
     def _added_up(self) -> bytes:
-        """Add up what this process knows, and return what all processes need of it."""
-        whole: Part = self.book.whole() if self.book is not None else {}
+        """Add up what this process has, and return what all processes need of it."""
+        whole: NamedSums = self.unit_sums.whole() if self.unit_sums is not None else {}
         out = io.BytesIO()
-        write_part({name: whole[name] for name in (COVERAGE, SCORES)}, out)
+        write_sums({name: whole[name] for name in (COVERAGE, SCORES)}, out)
         return out.getvalue()
 
     def teardown(self, stage: str) -> None:
         """Let statistics go; the hooks are gone already."""
+        self._finished = None
         if self.passes is not None:
-            self.passes.listening = None
+            self.passes.observing = None
 
 
 def _check_channels(config: dict[str, Any], channels: int | None) -> None:

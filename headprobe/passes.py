@@ -1,4 +1,4 @@
-"""The forward passes of a test: planned, proven, listened to, and run again with fewer rows where memory ends."""
+"""The forward passes of a test: planned, proven, observed, and run again with fewer rows where memory ends."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -11,17 +11,17 @@ from headprobe.backbone.growing.growing_pass import GrowingPass, Join, first_lay
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import Shortcuts
-from headprobe.backbone.growing.trials import Company
 from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.masking.replacement import Replacement
 from headprobe.backbone.numerics import is_out_of_memory
 from headprobe.backbone.proofs.check import prove_masks
 from headprobe.backbone.sandbox import in_single
-from headprobe.describe.base import HeadStatistic, Subject
-from headprobe.describe.observing import Listening
+from headprobe.describe.base import HeadStatistic
+from headprobe.describe.observing import Observing
 from headprobe.errors import RunError
 
 TapsOf = Callable[[slice], Sequence[Tap]]
-"""Gives who listens to the pass over a part of the images."""
+"""Gives the taps of the pass over a part of the images."""
 
 
 class ForwardPasses:
@@ -30,7 +30,8 @@ class ForwardPasses:
     Args:
         backbone: The model.
         layout: Its attention layers.
-        keep: `[masks, layers, max heads]` bool, True = keep.
+        keep: `[variants, layers, max heads]` bool, True = keep.
+        replacements: What fills the masked slots of each variant.
         normalised: Takes uint8 images to what the backbone takes.
         batch_size: Images of a batch.
         budget: Rows that may share a forward pass.
@@ -45,15 +46,16 @@ class ForwardPasses:
         backbone: nn.Module,
         layout: HeadLayout,
         keep: Tensor,
+        replacements: Sequence[Replacement],
         normalised: Callable[[Tensor], Tensor],
         batch_size: int,
         budget: int,
     ) -> None:
         used = {layer for layer in first_layers(keep) if layer is not None}
         joins, shortcuts = _proven(backbone, layout, used)
-        self.growing = GrowingPass(backbone, layout, joins, keep, shortcuts)
+        self.growing = GrowingPass(backbone, layout, joins, keep, shortcuts, replacements)
         self.plan = self.growing.plan(batch_size, budget)
-        self.listening: Listening | None = None
+        self.observing: Observing | None = None
         self.normalised, self._batch_size = normalised, batch_size
 
     def take(self, budget: int) -> None:
@@ -63,15 +65,15 @@ class ForwardPasses:
     @property
     def work(self) -> float:
         """Work of one image under all masks in plain forward passes, counted in layers."""
-        return len(self.plan.chunks) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
+        return len(self.plan.waves) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
 
     def logits(self, images: Tensor, taps_of: TapsOf = lambda _: ()) -> Tensor:
-        """Return logits `[1 + masks, images, classes]` of one or more uint8 images.
+        """Return logits `[1 + variants, images, classes]` of one or more uint8 images.
 
         An out-of-memory halves the row budget and goes on.
 
         Raises:
-            RunError: Not even one image fits, or memory ended while statistics were listening.
+            RunError: Not even one image fits, or memory ended while statistics observed.
         """
         parts: list[Tensor] = []
         done = 0
@@ -86,33 +88,32 @@ class ForwardPasses:
             done = now.stop
         return torch.cat(parts, dim=1)
 
-    def listen(self, statistics: Sequence[HeadStatistic], subject: Subject, mask: int | None) -> None:
-        """Let statistics listen from now on.
+    def observe(self, statistics: Sequence[HeadStatistic], variant: int | None) -> None:
+        """Let statistics observe from now on.
 
         Args:
-            statistics: Who listens.
-            subject: The model.
-            mask: Number of the mask whose model is described beside the baseline; None for the baseline alone.
+            statistics: What observes.
+            variant: Number of the variant that is described beside the baseline; None for the baseline alone.
         """
-        self.listening = Listening(statistics, subject, self.growing, mask)
+        self.observing = Observing(statistics, self.growing, variant)
 
     def rehearse(self, device: torch.device) -> None:
-        """Find the rows that fit while statistics listen, on images that do not count.
+        """Find the rows that fit while statistics observe, on images that do not count.
 
         An out-of-memory in the middle of a described pass could not be mended: some layers have been summed by then.
         """
-        listening = self.listening
-        while listening is not None:
+        observing = self.observing
+        while observing is not None:
             images = torch.zeros(self.plan.images, *self.growing.layout.input_size, dtype=torch.uint8, device=device)
             try:
                 with self.growing:
-                    taps = listening.taps(0, torch.arange(len(images)))
+                    taps = observing.rehearsal(len(images))
                     self.growing.logits(self.normalised(images), self.plan, taps)
             except RuntimeError as error:
-                listening.begin()
+                observing.end_rehearsal()
                 self._halve_rows(error, device)
                 continue
-            listening.begin()
+            observing.end_rehearsal()
             return
 
     def _halve_rows(self, error: RuntimeError, device: torch.device) -> None:
@@ -120,7 +121,7 @@ class ForwardPasses:
         if not is_out_of_memory(error):
             raise error
         rows = self.plan.most_rows
-        if self.listening is not None and self.listening.heard:
+        if self.observing is not None and self.observing.began:
             # statistics hold some layers of this pass already: running it again would count its images twice
             raise RunError(
                 f"out of memory with {rows} rows in a forward pass while heads were described; run the same command "
@@ -147,9 +148,8 @@ def _proven(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) ->
     proven = in_single(backbone, layout.model)
     try:
         prove_masks(proven, layout)
-        together: list[Company] = []
-        joins = find_joins(proven, layout, layers, together)
-        shortcuts = find_shortcuts(proven, layout, joins, together)
+        joins, companies = find_joins(proven, layout, layers)
+        shortcuts = find_shortcuts(proven, layout, joins, companies)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

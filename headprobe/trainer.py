@@ -1,4 +1,7 @@
-"""`ProbeTrainer`: Lightning's trainer with everything that a test needs to write its results."""
+"""`ProbeTrainer`: Lightning's trainer with the callbacks that every run of headprobe has, in one ordered list.
+
+The command line, Python users and studies all start their tests here, so all write the same files.
+"""
 
 import os
 import sys
@@ -7,21 +10,45 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from headprobe.callbacks.export import WeightsExport
 from headprobe.callbacks.fail_together import FailTogether
+from headprobe.callbacks.precision import EXACT, PrecisionCheck
 from headprobe.callbacks.progress import progress_for
+from headprobe.callbacks.records import RecordsWriter
+from headprobe.callbacks.results import ResultsWriter
+from headprobe.callbacks.resume import AUTO, Resume
 from headprobe.errors import UsageError
+
+OFF = {
+    "enable_autolog_hparams": False,  # ResultsWriter logs what differs between runs, with their results
+    "enable_model_summary": False,
+    "enable_checkpointing": False,  # no checkpoints: they are pickles
+}
+"""What Lightning switches on by itself and no run of headprobe needs."""
 
 
 class ProbeTrainer(lightning.Trainer):
-    """Where and how to run."""
+    """Where and how to run. Takes every option of Lightning's Trainer.
+
+    ```python
+    probe = headprobe.HeadProbe("digits_vit")
+    probe.choose_masks("each:layer")
+    headprobe.ProbeTrainer().test(probe, datamodule=headprobe.ImageNetDataModule())
+    ```
+
+    Raises:
+        UsageError: The options do not fit together or this machine.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         progress = [] if kwargs.get("enable_progress_bar") is False else [progress_for(sys.stderr)]
-        kwargs["callbacks"] = [FailTogether(), *progress, *(kwargs.get("callbacks") or [])]
+        kwargs["callbacks"] = [*progress, *_listed(kwargs.get("callbacks"))]
+        kwargs |= {name: off for name, off in OFF.items() if kwargs.get(name) is None}
         if kwargs.get("logger") in (None, True):
-            # named here and not left to Lightning, which falls back to CSV files where TensorBoard is missing
+            # Named here and not left to Lightning, which falls back to CSV files where TensorBoard is missing.
             root = kwargs.get("default_root_dir") or "."
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
         try:
@@ -31,21 +58,73 @@ class ProbeTrainer(lightning.Trainer):
             raise UsageError(f"Lightning cannot use these --trainer options: {error}") from error
         _refuse_lonely_nodes(self)
 
-    def test(self, *args: Any, **kwargs: Any) -> Any:
-        """Score a model with and without chosen attention heads, on the same images, in one pass."""
+    def test(self, *args: Any, resume: str = AUTO, records: bool = False, **kwargs: Any) -> Any:
+        """Score a model with and without chosen attention heads, on the same images, in one pass.
+
+        Args:
+            *args: As Lightning's.
+            resume: auto: continue with units that the same command has finished before; never: score all again; or the
+                directory of a run or of its units, to continue with them.
+            records: Also write one row per image and mask (Parquet).
+            **kwargs: As Lightning's.
+        """
+        _refuse_limits(self)
+        self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
         return super().test(*args, **kwargs)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train a model from nothing on a small data set; how the bundled models were made."""
+        self._use_callbacks([], after=[WeightsExport()])
         return super().fit(*args, **kwargs)
+
+    def _use_callbacks(self, before: list[lightning.Callback], after: list[lightning.Callback]) -> None:
+        """Put the standard callbacks around the user's; of a kind that the user gave, the user's own stays alone."""
+        standard = getattr(self, "_standard", [])
+        given = [callback for callback in self.callbacks if not any(callback is one for one in standard)]  # type: ignore[has-type]
+        kinds = {type(callback) for callback in given}
+        before, after = ([one for one in some if type(one) not in kinds] for some in (before, after))
+        self._standard = [*before, *after]
+        bars = [callback for callback in given if isinstance(callback, ProgressBar)]
+        others = [callback for callback in given if not isinstance(callback, ProgressBar)]
+        self.callbacks = [*before, *bars, *others, *after]
+
+
+def _before(trainer: lightning.Trainer, resume: str, records: bool) -> list[lightning.Callback]:
+    """Return the callbacks of a test that stand before the user's, in their order.
+
+    Failures of other processes come first. Records come before `Resume`: a unit is finished only with its records.
+    """
+    callbacks: list[lightning.Callback] = [FailTogether()] if trainer.world_size > 1 else []
+    if records:
+        callbacks.append(RecordsWriter())
+    callbacks.append(Resume(resume))
+    if trainer.precision not in EXACT:
+        callbacks.append(PrecisionCheck())
+    return callbacks
+
+
+def _listed(callbacks: Any) -> list[lightning.Callback]:
+    """Return callbacks as Lightning takes them: none, one or several."""
+    if callbacks is None:
+        return []
+    return [callbacks] if isinstance(callbacks, lightning.Callback) else list(callbacks)
 
 
 def _refuse_lonely_nodes(trainer: lightning.Trainer) -> None:
-    """Refuse to wait for other machines of which nothing is known: Lightning would, without a word and without end."""
+    """Refuse to wait for machines with unknown addresses: Lightning would wait without a word and without end."""
     launched = getattr(trainer.strategy, "cluster_environment", None)
     unknown = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if trainer.num_nodes > 1 and isinstance(launched, LightningEnvironment) and unknown:
         raise UsageError(
             f"--trainer.num_nodes needs to know the other machines: start it with srun or torchrun, or set "
             f"{', '.join(unknown)} on each of them (docs/imagenet.md), got {trainer.num_nodes} nodes"
+        )
+
+
+def _refuse_limits(trainer: lightning.Trainer) -> None:
+    """Refuse Lightning's ways to end a test early: they count batches per process and would break units."""
+    if trainer.limit_test_batches != 1.0:
+        raise UsageError(
+            "--trainer.limit_test_batches and --trainer.fast_dev_run would score parts of units; use --data.max_images "
+            f"instead, got {trainer.limit_test_batches}"
         )

@@ -193,7 +193,7 @@ def test_none_changes_no_bit_against_the_plain_timm_model() -> None:
     probe = HeadProbe()
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        probe.ablate([MaskSpec("none")])
+        probe.choose_masks([MaskSpec("none")])
         probe.plan_passes(batch_size=8)
         assert torch.equal(probe.masked_logits(images)[0], plain(probe.normalised(images)))
 

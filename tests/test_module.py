@@ -23,7 +23,7 @@ from tests.conftest import perturbed
 def score(probe: HeadProbe, tmp_path: Path, spec: str = "each:layer", **options: Any) -> PairedScores:
     """Score 60 digits."""
     data = ImageNetDataModule(max_images=60, num_workers=0, **options)
-    probe.ablate([MaskSpec(spec)])
+    probe.choose_masks([MaskSpec(spec)])
     trainer = lightning.Trainer(
         accelerator="cpu",
         logger=False,
@@ -72,7 +72,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
 def _joins_of(probe: HeadProbe) -> Any:
     from headprobe.backbone.growing.joins import find_joins
 
-    joins = find_joins(probe.backbone, probe.layout)
+    joins = find_joins(probe.backbone, probe.layout).joins
     return lambda backbone, layout, layers, proven: joins
 
 
@@ -100,7 +100,7 @@ def test_an_error_that_is_not_out_of_memory_is_not_swallowed(tmp_path: Path, mon
 
 def test_the_head_mask_is_no_part_of_the_weights() -> None:
     probe = HeadProbe()
-    probe.ablate([MaskSpec("each:head")])
+    probe.choose_masks([MaskSpec("each:head")])
     assert probe.head_mask.shape == (24, 6, 4)
     assert not [name for name in probe.state_dict() if not name.startswith("backbone.")]
 
@@ -152,16 +152,16 @@ def test_bf16_weights_run_and_keep_exact_counts(tmp_path: Path) -> None:
 
 def test_new_masks_make_the_old_plan_void() -> None:
     probe = HeadProbe()
-    probe.ablate([MaskSpec("each:layer")])
+    probe.choose_masks([MaskSpec("each:layer")])
     probe.plan_passes(4)
-    probe.ablate([MaskSpec("layer:5")])
+    probe.choose_masks([MaskSpec("layer:5")])
     with pytest.raises(RunError, match="plan_passes must be called"):
         probe.masked_logits(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_a_batch_without_a_good_image_counts_nothing() -> None:
     probe = HeadProbe()
-    probe.ablate([MaskSpec("each:layer")])
+    probe.choose_masks([MaskSpec("each:layer")])
     probe.plan_passes(4)
     with torch.inference_mode():
         assert probe.masked_logits(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (7, 0, 10)
@@ -177,7 +177,7 @@ def test_half_precision_is_proven_in_full_precision(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("headprobe.passes.prove_masks", noting)
     probe = HeadProbe().to(torch.bfloat16)
-    probe.ablate([MaskSpec("layer:0")])
+    probe.choose_masks([MaskSpec("layer:0")])
     probe.plan_passes(4)
     assert seen == [torch.float32]
     assert next(probe.backbone.parameters()).dtype == torch.bfloat16
@@ -199,13 +199,13 @@ def test_a_grey_model_saved_with_its_recipe_is_loaded_without_naming_its_channel
 
 def test_the_batch_size_is_part_of_the_plan() -> None:
     probe = HeadProbe()
-    probe.ablate([MaskSpec("each:head")])
+    probe.choose_masks([MaskSpec("each:head")])
     assert probe.plan_passes(4).to_json() != probe.plan_passes(32).to_json()
 
 
 def test_the_work_of_a_sweep_counts_the_layers_that_are_run() -> None:
     probe = HeadProbe()
-    probe.ablate([MaskSpec("each:layer")])
+    probe.choose_masks([MaskSpec("each:layer")])
     probe.plan_passes(4)
     assert probe.work == pytest.approx(1 + (6 + 5 + 4 + 3 + 2 + 1) / 6)
 
@@ -219,7 +219,7 @@ def test_what_masking_takes_away_is_chosen_by_the_model_and_part_of_its_descript
         probe = HeadProbe("mvitv2_tiny", pretrained=False, num_classes=5, options=options, semantics=semantics)
         perturbed(probe.backbone)
         assert probe.describe()["semantics"] == semantics
-        probe.ablate([MaskSpec("layer:2")])
+        probe.choose_masks([MaskSpec("layer:2")])
         probe.plan_passes(2)
         noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():

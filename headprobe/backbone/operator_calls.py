@@ -27,23 +27,23 @@ KINDS: dict[Callable[..., Any], CallKind] = {
 }
 
 
-Saw = Callable[[CallKind, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
+Watch = Callable[[CallKind, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
 """Is given a call's kind, arguments, keyword arguments and result, and returns what the model is to go on with."""
 
 
 class WatchCalls(TorchFunctionMode):
-    """Shows every such call to `saw` while it is entered; fused attention stays on."""
+    """Shows every such call to `watch` while it is entered; fused attention stays on."""
 
-    def __init__(self, saw: Saw) -> None:
+    def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self.saw = saw
+        self.watch = watch
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         kind = KINDS.get(func)
-        return result if kind is None else self.saw(kind, args, kwargs or {}, result)
+        return result if kind is None else self.watch(kind, args, kwargs or {}, result)
 
 
 @contextmanager

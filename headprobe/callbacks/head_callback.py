@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.describe.base import Arrays, HeadStatistic
+from headprobe.describe.base import HeadStatistic
 from headprobe.errors import UsageError
 from headprobe.module import HeadProbe
 from headprobe.run.results import Row
+from headprobe.units.named_sums import Arrays
 
 Columns = dict[str, NDArray[np.generic]]
 """Columns of `heads.csv`, one entry per head in the order of (layer, head)."""
@@ -39,12 +40,12 @@ class HeadCallback(lightning.Callback):
         if sum(type(other) is type(self) for other in mine) > 1:
             raise UsageError(f"trainer.callbacks may hold one {type(self).__name__}, got two")
         # all of this trainer's, and none that a broken run has left behind
-        pl_module.statistics[:] = [callback.statistic for callback in mine]
+        pl_module.statistics = tuple(callback.statistic for callback in mine)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Stop listening."""
-        if isinstance(pl_module, HeadProbe) and self.statistic in pl_module.statistics:
-            pl_module.statistics.remove(self.statistic)
+        if isinstance(pl_module, HeadProbe):
+            pl_module.statistics = tuple(one for one in pl_module.statistics if one is not self.statistic)
 
     # What was found, asked for on process 0 after the test -------------------------------------------------------
 

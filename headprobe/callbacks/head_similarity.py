@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from headprobe.callbacks.head_callback import Columns, HeadCallback, by_layer_mean
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, Arrays, prefixed
+from headprobe.describe.base import BASELINE, CHANGE, MASKED, prefixed
 from headprobe.describe.similarity import SimilaritySums
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure, title
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
+from headprobe.units.named_sums import Arrays
 
 DRAWN: tuple[Measure, ...] = ("svcca", "cka_unbiased")
 """Measures that get figures, if they are computed; all are in `similarity.npz`."""
@@ -85,7 +86,7 @@ class HeadSimilarity(HeadCallback):
         """Return a model's two figures of one measure."""
         values, floor = self._matrix(prefixed(model, measure)), prefixed(model, f"{measure}_floor")
         floors = self._matrix(floor) if floor in self.statistic.matrices() else None
-        label, heading = title(measure, self.statistic.options.sampling), self._title(measure, model, about)
+        label, heading = title(measure, self.statistic.moment_options.sampling), self._title(measure, model, about)
         axes = (self._axis("layer"), self._axis("head"))
         return {
             f"{measure}/by_layer_{model}": similarity_by_layer(values, *axes, heading, label, floor=floors),
@@ -93,7 +94,7 @@ class HeadSimilarity(HeadCallback):
         }
 
     def _title(self, measure: Measure, model: str, about: str) -> str:
-        name, whose = title(measure, self.statistic.options.sampling), self.statistic.subject.title(model)
+        name, whose = title(measure, self.statistic.moment_options.sampling), self.statistic.subject.title(model)
         return f"{name} of heads: {whose}\n{about}, {self.note()}"
 
     def _matrix(self, name: str) -> NDArray[np.float64]:
@@ -104,7 +105,7 @@ class HeadSimilarity(HeadCallback):
 
     def undefined(self) -> dict[str, dict[str, list[int]]]:
         """Return the layers whose heads were compared with no other."""
-        options, heads = self.statistic.options, self.statistic.subject.layout.heads_per_layer
+        options, heads = self.statistic.moment_options, self.statistic.subject.layout.heads_per_layer
         compared = {layer for one in self.statistic.comparisons()[BASELINE] for layer in one.moments.layer.tolist()}
         outside = [layer for layer in range(len(heads)) if layer not in compared]
         alone = [layer for layer in sorted(compared) if heads[layer] == 1 and options.scope == "within"]
@@ -115,7 +116,7 @@ class HeadSimilarity(HeadCallback):
     def summary(self) -> dict[str, ArrayLike]:
         """Return each layer's mean similarity of different heads, and that of unrelated images."""
         arrays, measure = self.statistic.matrices(), self.statistic.measures[0]
-        name = title(measure, self.statistic.options.sampling)
+        name = title(measure, self.statistic.moment_options.sampling)
         found: dict[str, ArrayLike] = {name: by_layer_mean(self._axis("layer"), others_mean(arrays[measure]))}
         if f"{measure}_floor" in arrays:
             found["its floor"] = by_layer_mean(self._axis("layer"), others_mean(arrays[f"{measure}_floor"]))
@@ -123,7 +124,7 @@ class HeadSimilarity(HeadCallback):
 
     def note(self) -> str:
         """Return what a sample is, and how many there are."""
-        arrays, options = self.statistic.matrices(), self.statistic.options
+        arrays, options = self.statistic.matrices(), self.statistic.moment_options
         what = {"tokens": "all tokens", "patches": "patch tokens", "class": "class tokens", "mean": "token means"}
         counts = np.asarray(arrays["samples"], dtype=np.int64)
         least, most = int(counts[counts > 0].min(initial=counts.max())), int(counts.max())

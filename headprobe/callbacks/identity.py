@@ -27,21 +27,19 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
     # a unit is not finished without its records, where a callback keeps a row per image
     records = any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     scored = ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records]
-    statistics = [callback.statistic.describe() for callback in head_callbacks(trainer)]
+    statistics = [callback.statistic.options() for callback in head_callbacks(trainer)]
     device = trainer.strategy.root_device
     return {
-        "model": probe.describe(),
-        "data": trainer.datamodule.describe(),  # type: ignore[attr-defined]  # set by Lightning where there is one
-        # a list: the sums have the masks' order
-        "masks": [[named.name, named.mask.digest] for named in probe.masks],
-        "ablation": probe.ablation,
+        "model": probe.identity(),
+        "data": trainer.datamodule.identity(),  # type: ignore[attr-defined]  # set by Lightning where there is one
+        # A list: the sums have the variants' order.
+        "variants": [[one.mask.name, one.mask.mask.digest, one.ablation, one.draw] for one in probe.variants],
         "statistics": [*scored, *statistics],
         "precision": str(trainer.precision),
-        "torch_compile": probe.torch_compile,
         "arithmetic": arithmetic(),
         "device": device.type,
         "batch_size": trainer.datamodule.batch_size,  # type: ignore[attr-defined]
-        "row_budget": probe.row_budget or "auto",
+        "row_budget": probe.row_budget or "usual",
         "versions": versions(),
     }
 
@@ -64,8 +62,10 @@ def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer) -> dict[str
     """
     model = {name: value for name, value in numbers["model"].items() if name != "weights"}
     data = {name: value for name, value in numbers["data"].items() if name != "path" or not numbers["data"]["local"]}
-    # sums go by name, whatever the order of the callbacks
-    summed = sorted((callback.statistic.summed() for callback in head_callbacks(trainer)), key=lambda one: one["name"])
+    # Sums are kept by name, whatever the order of the callbacks.
+    summed = sorted(
+        (callback.statistic.options_of_sums() for callback in head_callbacks(trainer)), key=lambda one: one["name"]
+    )
     scored = [one for one in numbers["statistics"] if isinstance(one, str)]
     return {**numbers, "model": model, "data": data, "statistics": [*scored, *summed]}
 

@@ -1,4 +1,4 @@
-"""Says what a cheaper number format changes: how many of the first predictions differ from float32's."""
+"""Prints what a cheaper number format changes: how many of the first predictions differ from float32's."""
 
 from typing import Any
 
@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.sandbox import evaluating, in_single
-from headprobe.module import HeadProbe
+from headprobe.callbacks.after_batch import AfterBatch
+from headprobe.module import HeadProbe, StepResult
 from headprobe.report.table import console
 
 EXACT = ("32-true", "64-true")
 FIRST_IMAGES = 64
 
 
-class PrecisionCheck(lightning.Callback):
+class PrecisionCheck(AfterBatch):
     """Runs the baseline again in float32 on the first images of a run in another precision, and prints what differs.
 
-    It refuses nothing: how much rounding a question bears is for its asker to say.
+    It refuses nothing: how much rounding a study bears is the user's decision.
     """
 
     def __init__(self) -> None:
@@ -25,34 +26,21 @@ class PrecisionCheck(lightning.Callback):
         self.predictions = 0  #: of them, those with another predicted class
         self.logits = 0.0  #: largest difference of a logit
         self._single: nn.Module | None = None
-        self._said = False
+        self._done = False
 
-    def on_test_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Compare the first batches of the first process."""
-        if (
-            self._said
-            or trainer.precision in EXACT
-            or not trainer.is_global_zero
-            or not isinstance(pl_module, HeadProbe)
-        ):
+        if self._done or trainer.precision in EXACT or not trainer.is_global_zero:
             return
         if len(batch.images):
-            self._compare(pl_module, batch.images, outputs.logits[0])
+            self._compare(probe, batch.images, step.logits[0])
         if self.images >= FIRST_IMAGES:
-            self._say(trainer)
+            self._print(trainer)
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Speak of fewer images where there were no more."""
-        if self.images and not self._said:
-            self._say(trainer)
+        """Print what fewer images gave where there were no more."""
+        if self.images and not self._done:
+            self._print(trainer)
 
     def _compare(self, probe: HeadProbe, images: Tensor, found: Tensor) -> None:
         if self._single is None:
@@ -65,8 +53,8 @@ class PrecisionCheck(lightning.Callback):
         self.predictions += int((expected.argmax(dim=1) != found.argmax(dim=1)).sum())
         self.logits = max(self.logits, float((expected - found.float()).abs().max()))
 
-    def _say(self, trainer: lightning.Trainer) -> None:
-        self._said, self._single = True, None
+    def _print(self, trainer: lightning.Trainer) -> None:
+        self._done, self._single = True, None
         console.print(
             f"{trainer.precision}: {self.predictions:,} of the first {self.images:,} baseline predictions differ from "
             f"float32 (largest difference of a logit: {self.logits:.2g})",

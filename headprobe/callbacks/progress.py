@@ -8,6 +8,8 @@ import lightning
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from headprobe.callbacks.after_batch import AfterBatch
+from headprobe.module import HeadProbe, StepResult
 from headprobe.text import duration
 
 LINE_EVERY_SHARE = 0.1
@@ -21,7 +23,7 @@ def progress_for(stream: Any) -> ProgressBar:
     return ImageProgress() if stream.isatty() else LogProgress()
 
 
-class ImageProgress(TQDMProgressBar):
+class ImageProgress(AfterBatch, TQDMProgressBar):
     """A bar that counts images while testing, those of all processes together; elsewhere it is Lightning's own."""
 
     def init_test_tqdm(self) -> Tqdm:
@@ -41,22 +43,14 @@ class ImageProgress(TQDMProgressBar):
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the bar moves at the end of a batch."""
 
-    def on_test_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Move on by the images of this batch."""
         bar = self.test_progress_bar
-        step = _images(batch, trainer)
-        bar.update(step if bar.total is None else min(step, bar.total - bar.n))
+        moved = _images(batch, trainer)
+        bar.update(moved if bar.total is None else min(moved, bar.total - bar.n))
 
 
-class LogProgress(ProgressBar):
+class LogProgress(AfterBatch, ProgressBar):
     """Lines for a log: few, each complete in itself."""
 
     def __init__(self) -> None:
@@ -67,7 +61,7 @@ class LogProgress(ProgressBar):
         self._said_done = 0
 
     def disable(self) -> None:
-        """Say nothing: Lightning calls this on all processes but the first."""
+        """Write nothing: Lightning calls this on all processes but the first."""
         self._enabled = False
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -75,15 +69,7 @@ class LogProgress(ProgressBar):
         self._done = self._said_done = 0
         self._began = self._said = time.monotonic()
 
-    def on_test_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Write a line if one is due."""
         total = getattr(trainer.datamodule, "images_to_do", None)  # type: ignore[attr-defined]
         self._done += _images(batch, trainer)

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from headprobe.callbacks.after_batch import AfterBatch
 from headprobe.callbacks.identity import run_directory
-from headprobe.callbacks.resume import unit_ledger
+from headprobe.callbacks.resume import resume_callback
 from headprobe.files import cannot_write, partial_path
+from headprobe.masks.spec import NONE
 from headprobe.metrics.accuracy.paired_accuracy import top_five
 from headprobe.module import HeadProbe, StepResult
-from headprobe.run.results import BASELINE
 
 SCHEMA = pa.schema(
     [
@@ -24,6 +25,8 @@ SCHEMA = pa.schema(
         pa.field("row", pa.int32()),
         pa.field("label", pa.int32()),
         pa.field("mask", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("ablation", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("draw", pa.int32()),
         pa.field("prediction", pa.int32()),
         pa.field("margin", pa.float32()),
         pa.field("nll", pa.float32()),
@@ -32,11 +35,11 @@ SCHEMA = pa.schema(
 """`margin` is the label's logit minus the largest other one (positive = right), `nll` is in nats."""
 
 
-class RecordsWriter(lightning.Callback):
+class RecordsWriter(AfterBatch):
     """Writes `records/unit-00000.parquet`, one file per unit, so that no two processes write to one file.
 
     They are written beside the sums of their units, which may be finished by several runs, and belong to the results of
-    the run that finishes the last one. Stands before `UnitLedger`: a unit is finished only with its records.
+    the run that finishes the last one. Stands before `Resume`: a unit is finished only with its records.
     """
 
     keeps_records = True
@@ -51,26 +54,16 @@ class RecordsWriter(lightning.Callback):
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Find the units' directory."""
-        units = unit_ledger(trainer)
-        self._directory = units.ledger.records if units is not None and units.ledger is not None else self._results
+        resume = resume_callback(trainer)
+        self._directory = resume.store.records if resume is not None and resume.store is not None else self._results
 
-    def on_test_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Append this batch's rows to its unit's file."""
-        if not isinstance(pl_module, HeadProbe) or not isinstance(outputs, StepResult):
-            return
         try:
-            writer = self._writers.get(outputs.unit) or self._open(outputs.unit)
-            writer.write_batch(_records(outputs, pl_module))
-            if outputs.last:
-                self._finish(outputs.unit)
+            writer = self._writers.get(step.unit) or self._open(step.unit)
+            writer.write_batch(_records(step, probe))
+            if step.last:
+                self._finish(step.unit)
         except OSError as error:
             raise cannot_write(self._directory, error) from error
 
@@ -120,20 +113,24 @@ def _link_or_copy(file: Path, place: Path) -> None:
 
 
 def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
-    """Return the rows of one batch, image by image under each mask in turn."""
-    names = [BASELINE, *(named.name for named in probe.masks)]
-    rows, images = step.logits.shape[:2]
-    labels = step.labels.expand(rows, -1)
+    """Return the rows of one batch, image by image under each variant in turn, the baseline first."""
+    variants, images = step.logits.shape[:2]
+    labels = step.labels.expand(variants, -1)  # [variants, images]
     own = step.logits.gather(-1, labels[..., None])[..., 0].float()
     others = step.logits.float().scatter(-1, labels[..., None], -torch.inf).amax(dim=-1)
     nll = -step.logits.double().log_softmax(dim=-1).gather(-1, labels[..., None])[..., 0]
-    numbers = probe.valid_classes if probe.valid_classes is not None else torch.arange(step.logits.shape[-1])
+    classes = probe.valid_classes if probe.valid_classes is not None else torch.arange(step.logits.shape[-1])
+
+    numbers = torch.arange(variants)[:, None].expand(-1, images)  # of each row's variant
+    draws = torch.tensor([0, *(variant.draw for variant in probe.variants)])
     columns = [
-        torch.full((rows, images), step.unit),
-        step.rows.cpu().expand(rows, -1),
-        numbers[labels.cpu()],
-        pa.DictionaryArray.from_arrays(_flat(torch.arange(rows)[:, None].expand(-1, images), pa.int32()), names),
-        numbers[top_five(step.logits)[..., 0].cpu()],
+        torch.full((variants, images), step.unit),
+        step.rows.cpu().expand(variants, -1),
+        classes[labels.cpu()],
+        _named(numbers, [NONE, *(variant.mask.name for variant in probe.variants)]),
+        _named(numbers, [NONE, *(variant.ablation for variant in probe.variants)]),
+        draws[numbers],
+        classes[top_five(step.logits)[..., 0].cpu()],
         own - others,
         nll,
     ]
@@ -142,6 +139,13 @@ def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
         for column, field in zip(columns, SCHEMA, strict=True)
     ]
     return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _named(numbers: Tensor, names: list[str]) -> pa.DictionaryArray:
+    """Return names by number, as a dictionary: each name is kept once."""
+    distinct = list(dict.fromkeys(names))
+    codes = torch.tensor([distinct.index(name) for name in names])
+    return pa.DictionaryArray.from_arrays(_flat(codes[numbers], pa.int32()), distinct)
 
 
 def _flat(column: Tensor, kind: pa.DataType) -> pa.Array:

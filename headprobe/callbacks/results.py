@@ -12,27 +12,30 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from headprobe.callbacks.after_batch import AfterBatch
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.head_callback import head_callbacks
 from headprobe.callbacks.identity import command_line, identify, run_directory, what_counts
-from headprobe.callbacks.resume import unit_ledger
+from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
 from headprobe.files import now
-from headprobe.module import HeadProbe
+from headprobe.module import HeadProbe, StepResult
 from headprobe.report.table import console, masks_table
 from headprobe.run.record import hardware, run_key
-from headprobe.run.results import Row, class_rows, mask_rows, write_masks, write_record, write_rows
+from headprobe.run.results import Row, class_rows, variant_rows, write_masks, write_record, write_rows
 from headprobe.text import counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
 
-class ResultsWriter(lightning.Callback):
+class ResultsWriter(AfterBatch):
     """Checks that every image was counted once, then writes the run's files and its TensorBoard events.
 
     Args:
         table: Print the table at the end.
     """
+
+    writes_results = True  # by which HeadProbe notices a Trainer that writes nothing
 
     def __init__(self, table: bool = True) -> None:
         self.table = table
@@ -56,15 +59,7 @@ class ResultsWriter(lightning.Callback):
             self._record = _describe_run(trainer, _probe(pl_module), self._directory)
             write_record(self._directory, self._record)
 
-    def on_test_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Note when the last batch was counted."""
         self._counted = time.perf_counter()
 
@@ -80,7 +75,7 @@ class ResultsWriter(lightning.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
         check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
-            self._write(trainer, probe, probe.coverage, mask_rows(probe.masks, probe.scores, probe.ablation))
+            self._write(trainer, probe, probe.coverage, variant_rows(probe.variants, probe.scores))
         # process 0 alone: the others must not wait for all that it writes
         if trainer.is_global_zero and probe.coverage.bad and data.on_bad_image == "error":
             raise RunError(bad_images_message(probe.coverage.bad, self._directory))
@@ -99,10 +94,10 @@ class ResultsWriter(lightning.Callback):
         directory, bad = self._directory, coverage.bad
         policy = trainer.datamodule.on_bad_image  # type: ignore[attr-defined]
         write_rows(directory / "masks.csv", rows)
-        write_masks(directory / "masks.json", probe.masks)
+        write_masks(directory / "masks.json", probe.variants)
         if probe.scores is not None and probe.per_class:
             classes = _scored_classes(trainer, probe)
-            write_rows(directory / "classes.csv", class_rows(probe.masks, probe.scores, classes))
+            write_rows(directory / "classes.csv", class_rows(probe.variants, probe.scores, classes))
         if bad:
             write_rows(directory / "bad_images.csv", bad)
         describing = head_callbacks(trainer)
@@ -154,18 +149,18 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
 
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path) -> dict[str, Any]:
     """Return what `run.json` holds from the start on: enough to run the same again."""
-    units = unit_ledger(trainer)
-    # reading all weights for their digest takes seconds for a large model
-    numbers = units.numbers if units is not None and units.numbers else identify(trainer, probe)
-    ledger = units.ledger if units is not None else None
+    resume = resume_callback(trainer)
+    # Reading all weights for their digest takes seconds for a large model.
+    numbers = resume.identity if resume is not None and resume.identity else identify(trainer, probe)
+    store = resume.store if resume is not None else None
     return {
         "status": "running",
         "key": run_key(what_counts(numbers, trainer)),
         **numbers,
-        "masks": dict(numbers["masks"]),
+        "masks": {name: digest for name, digest, *_ in numbers["variants"]},
         "row_plan": probe.plan.to_json() if probe.plan else None,
-        "units": None if ledger is None else os.path.relpath(ledger.directory, directory),
-        "units_resumed": units.taken_over if units is not None else 0,
+        "units": None if store is None else os.path.relpath(store.directory, directory),
+        "units_resumed": len(resume.finished.rows) if resume is not None else 0,
         "command": command_line(),
         "processes": trainer.world_size,
         "hardware": hardware(),

@@ -60,7 +60,7 @@ def save_figures(loggers: Sequence[Logger], directory: Path, figures: Mapping[st
 def _points(rows: Sequence[Row], probe: HeadProbe) -> dict[int, dict[str, float]]:
     """Return for every step the scalars `column/curve`."""
     points: dict[int, dict[str, float]] = {}
-    for named, row in zip(probe.masks, rows[1:], strict=True):
+    for named, row in zip([variant.mask for variant in probe.variants], rows[1:], strict=True):
         for column in CURVE_COLUMNS:
             points.setdefault(named.step, {})[f"{column}/{named.curve}"] = float(row[column])
     for step in points or {0: {}}:
@@ -71,7 +71,7 @@ def _points(rows: Sequence[Row], probe: HeadProbe) -> dict[int, dict[str, float]
 
 def _figures(rows: Sequence[Row], probe: HeadProbe) -> dict[str, Figure]:
     """Return the figures that these masks allow: a heat map of single heads, drops over layers and indices."""
-    about = f"{probe.source.name}, {rows[0]['images']:,} images, {probe.ablation} ablation"
+    about = f"{probe.source.name}, {rows[0]['images']:,} images, zero ablation"
     figures: dict[str, Figure] = {}
     heads = _single_heads(rows, probe, "drop_pp")
     if np.isfinite(heads).sum() > 1:
@@ -82,7 +82,11 @@ def _figures(rows: Sequence[Row], probe: HeadProbe) -> dict[str, Figure]:
             ringed=_single_heads(rows, probe, "bh_q") < SIGNIFICANT_Q,
         )
     for curve, axis in (("by_layer", "layer masked"), ("by_index", "head index masked in every layer")):
-        points = [(named.step, row) for named, row in zip(probe.masks, rows[1:], strict=True) if named.curve == curve]
+        points = [
+            (named.step, row)
+            for named, row in zip([variant.mask for variant in probe.variants], rows[1:], strict=True)
+            if named.curve == curve
+        ]
         if len(points) > 1:
             columns = ([float(row[name]) for _, row in points] for name in ("drop_pp", "drop_low_pp", "drop_high_pp"))
             drops, lows, highs = columns
@@ -95,7 +99,7 @@ def _single_heads(rows: Sequence[Row], probe: HeadProbe, column: str) -> NDArray
     """Return a column of the masks of exactly one head as `[layers, max heads]`, NaN where none was scored."""
     shape = probe.layout.heads_per_layer
     values = np.full((len(shape), max(shape)), np.nan)
-    for named, row in zip(probe.masks, rows[1:], strict=True):
+    for named, row in zip([variant.mask for variant in probe.variants], rows[1:], strict=True):
         if named.mask.count == 1:
             (head,) = named.mask.masked
             values[head] = float(row[column])
@@ -103,12 +107,12 @@ def _single_heads(rows: Sequence[Row], probe: HeadProbe, column: str) -> NDArray
 
 
 def _hyperparameters(probe: HeadProbe, data: dict[str, Any]) -> dict[str, Any]:
-    families = {named.family or named.name for named in probe.masks}
+    families = {variant.mask.test_family or variant.mask.name for variant in probe.variants}
     return {
         "model": probe.source.name,
         "weights": probe.source.weights or ("pretrained" if probe.source.pretrained else "random"),
         "masks": ", ".join(sorted(families)) or "none",
-        "ablation": probe.ablation,
+        "ablation": ", ".join(sorted({variant.ablation for variant in probe.variants})) or "none",
         "data": str(data.get("path")),
         "split": str(data.get("split")),
     }

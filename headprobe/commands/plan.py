@@ -1,6 +1,5 @@
 """`test --dry-run`: what a spec expands to, what it will cost on this machine, and what it can resolve."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -9,8 +8,6 @@ import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
-from headprobe.budget import PAYS_FROM
-from headprobe.callbacks.row_budget import measured_before
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -38,20 +35,16 @@ def print_plan(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
     with torch.inference_mode():
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
-        usual, budget_lines = probe.plan, []
-        if images is None or seconds * images / processes >= PAYS_FROM:
-            budget_lines = _budget_lines(trainer, probe)
-        if probe.plan != usual:
-            seconds = _seconds_per_image(trainer, probe, data.batch_size)
-    lines = [*_masks_lines(probe), _plan_line(probe), *budget_lines]
-    lines.append(f"memory: {_memory_text(device)} at the peak of a trial forward pass, a process")
+    lines = [*_masks_lines(probe), _plan_line(probe)]
+    if memory := _memory_text(device):
+        lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     lines += _time_lines(seconds, images, processes)
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
 
 def _masks_lines(probe: HeadProbe) -> list[str]:
-    names = [f"{named.name} ({counted(named.mask.count, 'head')})" for named in probe.masks]
+    names = [f"{variant.name} ({counted(variant.mask.mask.count, 'head')})" for variant in probe.variants]
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
@@ -62,26 +55,12 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
 
 def _plan_line(probe: HeadProbe) -> str:
     plan = _plan(probe)
-    rows = 1 + max(map(len, plan.chunks))
-    passes = "one such pass holds" if len(plan.chunks) == 1 else f"{len(plan.chunks):,} such passes hold"
+    rows = 1 + max(map(len, plan.waves))
+    passes = "one such pass holds" if len(plan.waves) == 1 else f"{len(plan.waves):,} such passes hold"
     return (
         f"plan: {counted(plan.images, 'image')} a forward pass, growing to {counted(rows, 'row')} each; {passes} all "
-        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.masks)}"
+        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.variants)}"
     )
-
-
-def _budget_lines(trainer: lightning.Trainer, probe: HeadProbe) -> list[str]:
-    """Take the row budget that a long run would take, and say where it is from; nothing to say of one asked for."""
-    if probe.passes is None or probe.row_budget is not None:
-        return []
-    rows = measured_before(trainer, probe, probe.passes)
-    if rows is None:
-        return [
-            f"budget: {counted(_plan(probe).budget, 'row')} a forward pass here; the run first tries which is fastest "
-            "(--model.row_budget ROWS takes one without a trial)"
-        ]
-    probe.passes.take(rows)
-    return [f"budget: {counted(rows, 'row')} a forward pass, as measured before"]
 
 
 def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:
@@ -125,7 +104,12 @@ def _time_lines(seconds: float, images: int | None, processes: int) -> list[str]
 
 
 def _memory_text(device: torch.device) -> str:
+    """Return the peak memory of this process in words, empty where the system does not tell."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory"
+    try:
+        import resource  # not at module level: Windows has none
+    except ImportError:
+        return ""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB of memory"

@@ -46,7 +46,7 @@ def run(words: list[str]) -> None:
 
 def lines_of(status: Status) -> list[str]:
     """Return what is to be known of a run, in words."""
-    masks = counted(len(status.describe.get("masks", [])), "mask")
+    masks = counted(len(status.identity.get("variants", [])), "mask")
     of = f" of {status.images:,}" if status.images is not None else ""
     lines = [
         f"{status.directory}: {_model(status)} on {status.data}, {masks}",
@@ -58,7 +58,7 @@ def lines_of(status: Status) -> list[str]:
 
 
 def _model(status: Status) -> str:
-    return str(status.describe.get("model", {}).get("name", "an unknown model"))
+    return str(status.identity.get("model", {}).get("name", "an unknown model"))
 
 
 def _state(status: Status) -> str:
@@ -78,7 +78,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "units": str(status.directory),
         "model": _model(status),
         "data": status.data,
-        "masks": len(status.describe.get("masks", [])),
+        "masks": len(status.identity.get("variants", [])),
         "units_done": status.units_done,
         "units_total": status.units,
         "images_done": status.images_done,

@@ -195,7 +195,12 @@ class ImageNetDataModule(LightningDataModule):
             return data.images
         return sum(sizes[unit] for unit in self.todo) if sizes is not None else None
 
-    def describe(self) -> dict[str, Any]:
+    def continue_after(self, finished: Any) -> None:
+        """Leave finished units out."""
+        done = set() if finished is None else set(finished.rows)
+        self.todo = None if finished is None else [unit for unit in range(self.units) if unit not in done]
+
+    def identity(self) -> dict[str, Any]:
         """Return what identifies the images and labels of this run, as JSON values: equal means the same numbers.
 
         Local data are known by name and size of their files, Parquet also by footer and labels, wherever they lie.

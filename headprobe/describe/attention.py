@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Part, Seen, differences
+from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, differences
 from headprobe.metrics.attention.offsets import OffsetMaps
 from headprobe.metrics.attention.reduction import Reduction, reduce_attention
 from headprobe.metrics.attention.statistics import RATIOS, STATISTICS, AttentionStatistics, HeadTable
 from headprobe.metrics.projection import output_norm_ratio
+from headprobe.units.named_sums import NamedSums
 
-MAPS = "_maps"  # of a model's offset maps in a part
+MAPS = "_maps"  # of a model's offset maps among a unit's sums
 
 
 class AttentionSums(HeadStatistic):
@@ -26,34 +27,34 @@ class AttentionSums(HeadStatistic):
     def __init__(self, offset_maps: bool = True) -> None:
         self.offset_maps = offset_maps
 
-    def describe(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Return name and options."""
         return {"name": "attention", "offset_maps": self.offset_maps}
 
-    def make_part(self) -> Part:
+    def empty_sums(self) -> NamedSums:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
         facts, heads = self.subject.facts, self.subject.layout.heads_per_layer
         grids, undefined = [fact.attention for fact in facts], [fact.undefined for fact in facts]
         models = self.subject.models
-        part: Part = {
+        sums: NamedSums = {
             name: AttentionStatistics(grids, heads, undefined) for name in models + ((CHANGE,) * (len(models) > 1))
         }
         if self.offset_maps:
-            part |= {name + MAPS: OffsetMaps(grids, heads) for name in models}
-        return part
+            sums |= {name + MAPS: OffsetMaps(grids, heads) for name in models}
+        return sums
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: Observation, sums: NamedSums) -> None:
         """Recompute the layer's attention weights and reduce them."""
-        part, fact = self.part(seen.unit), self.subject.facts[seen.layer]
+        fact = self.subject.facts[seen.layer]
         found = seen.each(lambda record: describe_attention(record, fact, self.offset_maps))
         images = seen.records[0].images
         for name, reduction in zip(self.subject.models, found, strict=True):
-            part[name].update(seen.layer, images, reduction.values)
+            sums[name].update(seen.layer, images, reduction.values)
             if self.offset_maps:
-                part[name + MAPS].update(seen.layer, images, reduction.aligned)
+                sums[name + MAPS].update(seen.layer, images, reduction.aligned)
         if len(found) > 1:
             baseline, masked = (reduction.values for reduction in found)
-            part[CHANGE].update(seen.layer, images, differences(masked, baseline, self.subject.device))
+            sums[CHANGE].update(seen.layer, images, differences(masked, baseline, self.subject.device))
 
     def tables(self) -> dict[str, HeadTable]:
         """Return the statistics of `baseline` and, with a mask, of `masked` and their `change`."""
@@ -70,7 +71,7 @@ class AttentionSums(HeadStatistic):
 
     def reasons(self) -> list[dict[str, str]]:
         """Return for every layer the statistics that it does not have, with the reasons."""
-        metric, ours = self.make_part()[BASELINE], {*STATISTICS, *RATIOS}
+        metric, ours = self.empty_sums()[BASELINE], {*STATISTICS, *RATIOS}
         return [{name: why for name, why in layer.items() if name in ours} for layer in metric.reasons]
 
 

@@ -12,21 +12,7 @@ from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.errors import RunError
-from headprobe.units.parts import Arrays, Part
-
-__all__ = [
-    "BASELINE",
-    "CHANGE",
-    "MASKED",
-    "Arrays",
-    "HeadStatistic",
-    "Part",
-    "Seen",
-    "Subject",
-    "differences",
-    "prefixed",
-]
-
+from headprobe.units.named_sums import NamedSums
 
 T = TypeVar("T")
 
@@ -69,14 +55,14 @@ def prefixed(model: str, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """One layer of one forward pass.
 
     Attributes:
         unit: The unit that the images belong to.
         rows: `[images]`, their rows inside the unit.
-        records: The baseline's record and, where a mask is described too, the masked model's; the very same object in
-            the layers before the mask's first one, where the masked model is the baseline.
+        records: The baseline's record and, where a mask is described too, the masked model's. Both are the very same
+            object in the layers before the mask's first one, where the masked model is the baseline.
     """
 
     unit: int
@@ -89,7 +75,7 @@ class Seen:
         return self.records[0].layer
 
     def each(self, describe: Callable[[LayerRecord], T]) -> list[T]:
-        """Return what `describe` makes of each model's record; of one that is both models' it is asked once."""
+        """Return what `describe` makes of each model's record; a record of both models is described once."""
         first, *others = self.records
         found = [describe(first)]
         return found + [found[0] if record is first else describe(record) for record in others]
@@ -98,79 +84,72 @@ class Seen:
 class HeadStatistic(ABC):
     """One kind of statistic of every head.
 
-    `begin` makes room, `observe` is called for each layer of each forward pass, `close` ends a unit and gives its sums
-    away. Whoever adds the units up (`headprobe.units.unit_sums`) hands the whole back by `finish`.
+    It keeps its options and, at the end, the sums over all units; the sums of open units are in
+    `headprobe.units.unit_sums`. `begin` fits it to a model. `open` makes room for a unit, `observe` adds one layer of
+    one forward pass to it, `close` ends it, and `finish` takes the sums over all units.
     """
 
     subject: Subject
 
     def begin(self, subject: Subject) -> None:
-        """Forget everything and make room for the sums of a model.
+        """Fit the statistic to a model, and forget any earlier one.
 
         Raises:
             UsageError: The statistic's options do not suit the model.
         """
         self.subject = subject
-        self._open: dict[int, Part] = {}
-        self._whole: Part | None = None
+        self._whole: NamedSums | None = None
 
     @property
     def name(self) -> str:
-        """What its sums are called among those of others."""
-        return str(self.describe()["name"])
+        """Its name among other statistics."""
+        return str(self.options()["name"])
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Return the statistic's name and options as plain data, for a run's record."""
 
-    def summed(self) -> dict[str, Any]:
-        """Return the name and those options that change the sums, for a run's key; all, if not said otherwise."""
-        return self.describe()
+    def options_of_sums(self) -> dict[str, Any]:
+        """Return the name and those options that change the sums, for a run's key: all of them by default."""
+        return self.options()
 
     @abstractmethod
-    def observe(self, seen: Seen) -> None:
-        """Add one layer of one forward pass. Keeps nothing of it but sums."""
-
-    @abstractmethod
-    def make_part(self) -> Part:
-        """Make the empty metrics of one piece of the data."""
+    def empty_sums(self) -> NamedSums:
+        """Make the empty sums of one piece of the data."""
 
     def empty(self, name: str) -> Any:
-        """Return an empty metric of this name, one of those that `close` gives.
+        """Return empty sums of this name, one of those that `close` gives.
 
         Raises:
-            ValueError: There is no such metric.
+            ValueError: There are no such sums.
         """
-        part = self.make_part()
-        if name not in part:
-            raise ValueError(f"the metrics of {self.name} must be {', '.join(part)}, got {name}")
-        return part[name]
+        sums = self.empty_sums()
+        if name not in sums:
+            raise ValueError(f"the metrics of {self.name} must be {', '.join(sums)}, got {name}")
+        return sums[name]
 
-    def part(self, piece: int) -> Part:
-        """Return the open metrics of a piece of the data: of a unit, if not said otherwise."""
-        if piece not in self._open:
-            self._open[piece] = {name: metric.to(self.subject.device) for name, metric in self.make_part().items()}
-        return self._open[piece]
+    def open(self, unit: int) -> NamedSums:
+        """Return empty sums for a unit, on the subject's device."""
+        return {name: metric.to(self.subject.device) for name, metric in self.empty_sums().items()}
 
-    def close(self, unit: int) -> Part:
-        """End a unit after its last batch and return its sums; a unit without images is closed too."""
-        return self._closed(unit)
+    @abstractmethod
+    def observe(self, seen: Observation, sums: NamedSums) -> None:
+        """Add one layer of one forward pass to the sums of its unit."""
 
-    def _closed(self, piece: int) -> Part:
-        part = {name: metric.to("cpu") for name, metric in self.part(piece).items()}
-        del self._open[piece]
-        return part
+    def close(self, unit: int, sums: NamedSums) -> NamedSums:
+        """End a unit after its last batch, or without any image, and return its sums on the CPU."""
+        return {name: metric.to("cpu") for name, metric in sums.items()}
 
-    def finish(self, whole: Part) -> None:
-        """Take the sums over all units; those of a data set without units are empty."""
-        self._whole = whole or self.make_part()
+    def finish(self, whole: NamedSums) -> None:
+        """Take the sums over all units; a data set without units gives empty ones."""
+        self._whole = whole or self.empty_sums()
 
     @property
-    def whole(self) -> Part:
-        """The metrics of the whole data set.
+    def whole(self) -> NamedSums:
+        """The sums over the whole data set.
 
         Raises:
-            RunError: It has not been added up.
+            RunError: They have not been added up.
         """
         if self._whole is None:
             raise RunError(f"the {self.name} statistics were not added up: the test did not end")

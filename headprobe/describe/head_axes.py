@@ -7,9 +7,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headprobe.describe.base import Arrays
 from headprobe.metrics.similarity.comparison import Comparison, above_floor
 from headprobe.metrics.similarity.head_moments import IntArray
+from headprobe.units.named_sums import Arrays
 
 SPREAD = {"error": "se", "low": "low", "high": "high"}
 """Fields of a `Spread`, and what the names of their arrays end in."""

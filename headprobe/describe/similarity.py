@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, Arrays, HeadStatistic, Part, Seen, Subject, prefixed
+from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, Subject, prefixed
 from headprobe.describe.head_axes import SPREAD, HeadAxes
 from headprobe.errors import UsageError
 from headprobe.metrics.similarity.comparison import Comparison, changes, compare
@@ -17,8 +17,7 @@ from headprobe.metrics.similarity.head_blocks import MAX_GROUPS, Precision, Samp
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
 from headprobe.metrics.spectrum.spectra import on_image
-from headprobe.metrics.sums import one_thread
-from headprobe.units.parts import merge_parts
+from headprobe.units.named_sums import Arrays, NamedSums, merge_sums, one_thread
 
 RUN = 8  # neighbouring rows that stay in one group of images, where units are split into several
 
@@ -52,7 +51,7 @@ class SimilaritySums(HeadStatistic):
         noise_floor: bool = True,
         precision: Precision = "float64",
     ) -> None:
-        self.options = MomentOptions(scope, sampling, 1, noise_floor, precision)
+        self.moment_options = MomentOptions(scope, sampling, 1, noise_floor, precision)
         self.pairs = [(first, second) for first, second in pairs]
         self.variance, self.measures = variance, tuple(measures)
         self._wanted = (MAX_GROUPS if scope == "within" else 0) if groups is None else groups
@@ -65,26 +64,26 @@ class SimilaritySums(HeadStatistic):
         Raises:
             UsageError: An option is outside its range, or does not go with another.
         """
-        self.options.check()
+        self.moment_options.check()
         if not 0 < self.variance <= 1:
             raise UsageError(f"variance must be above 0 and at most 1, got {self.variance}")
         if self._wanted != 0 and not 2 <= self._wanted <= MAX_GROUPS:
             raise UsageError(f"groups of images must be 2 to {MAX_GROUPS}, or 0 for no intervals, got {self._wanted}")
-        if self._wanted and self.options.scope != "within":
+        if self._wanted and self.moment_options.scope != "within":
             rule = "intervals keep the moments once per group: only for the scope 'within'; leave groups out"
-            raise UsageError(f"{rule}, got groups {self._wanted} with scope {self.options.scope!r}")
+            raise UsageError(f"{rule}, got groups {self._wanted} with scope {self.moment_options.scope!r}")
         if not self.measures or not set(self.measures) <= set(MEASURES):
             raise UsageError(f"measures must be some of {', '.join(MEASURES)}, got {list(self.measures)}")
 
-    def describe(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Return name and options."""
-        options = {name: value for name, value in self.options._asdict().items() if name != "groups"}
+        options = {name: value for name, value in self.moment_options._asdict().items() if name != "groups"}
         more = {"pairs": [list(pair) for pair in self.pairs], "variance": self.variance, "measures": [*self.measures]}
         return {"name": "similarity", **options, **more, "groups": self._wanted}
 
-    def summed(self) -> dict[str, Any]:
+    def options_of_sums(self) -> dict[str, Any]:
         """Return name and options without those that only matter when the same moments are compared."""
-        return {name: value for name, value in self.describe().items() if name not in ("variance", "measures")}
+        return {name: value for name, value in self.options().items() if name not in ("variance", "measures")}
 
     def begin(self, subject: Subject) -> None:
         """Make room for the moments.
@@ -101,9 +100,9 @@ class SimilaritySums(HeadStatistic):
         self._matrices: Arrays | None = None
         super().begin(subject)
         self._refuse_missing_samples()
-        self.make_part()
+        self.empty_sums()
 
-    def make_part(self) -> Part:
+    def empty_sums(self) -> NamedSums:
         """Make empty moments of each model."""
         return {name: self._moments(1) for name in self.subject.models}
 
@@ -111,27 +110,40 @@ class SimilaritySums(HeadStatistic):
         """Return the group of images that a piece belongs to; a unit's pieces may belong to different ones."""
         return int(np.searchsorted(self._starts, piece, side="right")) - 1
 
-    def observe(self, seen: Seen) -> None:
+    def open(self, unit: int) -> NamedSums:
+        """Return empty moments for every piece of a unit and every model."""
+        return {
+            _of_piece(piece, name): metric.to(self.subject.device)
+            for piece in self._pieces_of(unit)
+            for name, metric in self.empty_sums().items()
+        }
+
+    def observe(self, seen: Observation, sums: NamedSums) -> None:
         """Add the outer products of the layer's head outputs."""
         outputs = seen.each(lambda record: head_outputs(record, self.subject.facts[seen.layer]))
-        pieces = (seen.rows // RUN) % self._pieces
-        for piece in sorted(set(pieces.tolist())):
-            number = seen.unit * self._pieces + piece
-            part, chosen = self.part(number), (pieces == piece).nonzero().flatten().to(outputs[0].device)
+        pieces = (seen.rows // RUN) % self._pieces  # [images], each image's piece of its unit
+        for own_piece in sorted(set(pieces.tolist())):
+            piece = seen.unit * self._pieces + own_piece
+            chosen = (pieces == own_piece).nonzero().flatten().to(outputs[0].device)
             for name, of_model in zip(self.subject.models, outputs, strict=True):
-                # indexing copies: only where a batch falls into several pieces
+                # Indexing copies: only where a batch falls into several pieces.
                 own = of_model if len(chosen) == len(pieces) else of_model[chosen]
-                part[name].update(seen.layer, own, unit=number)
+                sums[_of_piece(piece, name)].update(seen.layer, own, unit=piece)
 
-    def close(self, unit: int) -> Part:
+    def close(self, unit: int, sums: NamedSums) -> NamedSums:
         """End a unit and return its moments, by group of images and model."""
-        whole: Part = {}
-        for piece in range(unit * self._pieces, (unit + 1) * self._pieces):
-            for moments in self.part(piece).values():
+        whole: NamedSums = {}
+        for piece in self._pieces_of(unit):
+            of_piece = {name: sums[_of_piece(piece, name)] for name in self.subject.models}
+            for moments in of_piece.values():
                 moments.close(piece)
             group = self.group_of(piece)
-            merge_parts(whole, {_of_group(group, name): metric for name, metric in self._closed(piece).items()})
+            merge_sums(whole, {_of_group(group, name): moments.to("cpu") for name, moments in of_piece.items()})
         return whole
+
+    def _pieces_of(self, unit: int) -> range:
+        """Return the pieces of a unit, counted over all units."""
+        return range(unit * self._pieces, (unit + 1) * self._pieces)
 
     def empty(self, name: str) -> Any:
         """Return empty moments of one group, as `close` gives them.
@@ -188,8 +200,8 @@ class SimilaritySums(HeadStatistic):
             "samples": axes.spread_out(blocks, samples),
             "groups": np.asarray(one.groups),
             "variance": np.asarray(self.variance),
-            "scope": np.asarray(self.options.scope),
-            "sampling": np.asarray(self.options.sampling),
+            "scope": np.asarray(self.moment_options.scope),
+            "sampling": np.asarray(self.moment_options.sampling),
             "mask": np.asarray(self.subject.mask or ""),
         }
 
@@ -199,7 +211,7 @@ class SimilaritySums(HeadStatistic):
             LayerHeads(layer.heads, layer.head_dim, own_prefix(fact))
             for layer, fact in zip(layout.layers, facts, strict=True)
         ]
-        return Moments(layers, self.options._replace(groups=groups), self.pairs)
+        return Moments(layers, self.moment_options._replace(groups=groups), self.pairs)
 
     def _refuse_missing_samples(self) -> None:
         """Refuse samples that layers do not have, or do not have in common, before the first image.
@@ -209,19 +221,23 @@ class SimilaritySums(HeadStatistic):
         """
         facts, model = self.subject.facts, self.subject.layout.model
         without = [n for n, fact in enumerate(facts) if fact.outputs.pooled or not fact.outputs.class_token]
-        if self.options.sampling == "class" and without:
+        if self.moment_options.sampling == "class" and without:
             raise UsageError(
                 f"layers {without} of {model!r} have no class token among their queries: sample tokens, patches or "
                 "mean, got class"
             )
         together: dict[str, list[tuple[int, ...]]] = {"all": [tuple(range(len(facts)))], "pairs": [*self.pairs]}
-        for layers in together.get(self.options.scope, []):
+        for layers in together.get(self.moment_options.scope, []):
             tokens = {layer: _samples(facts[layer]) for layer in layers if 0 <= layer < len(facts)}
-            if self.options.sampling != "mean" and len(set(tokens.values())) > 1:
+            if self.moment_options.sampling != "mean" and len(set(tokens.values())) > 1:
                 raise UsageError(
                     f"layers of {model!r} with different token counts have no common tokens: compare their heads by "
-                    f"the sampling mean, got {self.options.sampling} with tokens by layer {tokens}"
+                    f"the sampling mean, got {self.moment_options.sampling} with tokens by layer {tokens}"
                 )
+
+
+def _of_piece(piece: int, model: str) -> str:
+    return f"{piece}/{model}"
 
 
 def _of_group(group: int, model: str) -> str:

@@ -7,32 +7,33 @@ from torch import Tensor
 
 from headprobe.backbone.capture.layer_facts import CONTRIBUTION, LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Part, Seen, differences
+from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, differences
 from headprobe.metrics.spectrum.spectra import Spectra, SpectrumTable, head_profiles, stream_profiles
+from headprobe.units.named_sums import NamedSums
 
 
 class SpectrumSums(HeadStatistic):
     """Delta log amplitudes of heads and residual stream (see `headprobe.metrics.spectrum.spectra`)."""
 
-    def describe(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Return the name; there are no options."""
         return {"name": "spectrum"}
 
-    def make_part(self) -> Part:
+    def empty_sums(self) -> NamedSums:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
         grids = [fact.outputs for fact in self.subject.facts]
         names = self.subject.models + ((CHANGE,) if self.subject.mask is not None else ())
         return {name: Spectra(grids, self.subject.layout.heads_per_layer) for name in names}
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: Observation, sums: NamedSums) -> None:
         """Transform the layer's maps."""
-        part, fact = self.part(seen.unit), self.subject.facts[seen.layer]
+        fact = self.subject.facts[seen.layer]
         found = seen.each(lambda record: describe_spectrum(record, fact))
         for name, profiles in zip(self.subject.models, found, strict=True):
-            part[name].update(seen.layer, profiles)
+            sums[name].update(seen.layer, profiles)
         if len(found) > 1:
             baseline, masked = found
-            part[CHANGE].update(seen.layer, differences(masked, baseline, self.subject.device))
+            sums[CHANGE].update(seen.layer, differences(masked, baseline, self.subject.device))
 
     def tables(self) -> dict[str, SpectrumTable]:
         """Return the profiles of `baseline` and, with a mask, of `masked` and their `change`.

@@ -32,7 +32,13 @@ from headprobe.masks.parse import parse
 from headprobe.masks.piece import MaskSpecError
 from headprobe.masks.tree import Tree
 
-__all__ = ["MaskSpec", "MaskSpecError", "NamedMask", "expand_all"]
+__all__ = ["MaskSpec", "MaskSpecError", "MaskSpecs", "NamedMask", "Variant", "expand_all"]
+
+NONE = "none"
+"""Name of the baseline in every file: the canonical spec that masks no head."""
+
+ZERO = "zero"
+"""The ablation that fills the slots of masked heads with 0."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,14 @@ class NamedMask:
     Attributes:
         name: the canonical spec of exactly this mask.
         mask: its heads.
-        family: canonical text of the spec of many masks that it came from; empty for a mask asked for by itself.
+        test_family: canonical text of the spec of many masks that it came from; empty for a mask asked for by itself.
         curve: the TensorBoard curve that the mask is a point of, such as `by_layer`.
         step: its place on the curve: a layer, an index, a seed or a number of heads.
     """
 
     name: str
     mask: HeadMask
-    family: str
+    test_family: str
     curve: str
     step: int
 
@@ -108,11 +114,40 @@ class MaskSpec(str):
         return named
 
 
-def expand_all(specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model: str) -> list[NamedMask]:
-    """The masks of several specs, each name once, in the order of first appearance.
+@dataclass(frozen=True)
+class Variant:
+    """What one row of `masks.csv` is: a mask, what its heads are replaced by, and which draw of that.
 
-    A mask that is asked for by itself and as one of many belongs to the many, so that no family lacks a member that it
-    shares with a single mask.
+    Attributes:
+        mask: the mask.
+        ablation: what the slots of its heads are filled with: zero.
+        draw: number of the draw, of a kind of ablation that draws; else 0.
+    """
+
+    mask: NamedMask
+    ablation: str = ZERO
+    draw: int = 0
+
+    @property
+    def name(self) -> str:
+        """The mask's name, followed by ablation and draw where they are not the usual ones; for messages and tags."""
+        parts = [self.mask.name] + [self.ablation] * (self.ablation != ZERO) + [f"draw {self.draw}"] * (self.draw > 0)
+        return " ".join(parts)
+
+
+def expand_all(
+    specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model: str, ablations: Sequence[str] = (ZERO,)
+) -> list[Variant]:
+    """The variants of several specs: each mask once, in the order of first appearance, under every ablation.
+
+    A mask that is asked for by itself and as one of many belongs to the many, so that no test family lacks a member
+    that it shares with a single mask.
+
+    Args:
+        specs: the specs.
+        heads_per_layer: the number of heads of each layer, in the model's order.
+        model: the model's name, for messages.
+        ablations: what the masked heads are replaced by, one variant of each mask for each.
 
     Raises:
         MaskSpecError: as `MaskSpec.expand` does.
@@ -121,9 +156,9 @@ def expand_all(specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model:
     for spec in specs:
         for mask in spec.expand(heads_per_layer, model):
             known = masks.get(mask.name)
-            if known is None or (mask.family and not known.family):
+            if known is None or (mask.test_family and not known.test_family):
                 masks[mask.name] = mask
-    return list(masks.values())
+    return [Variant(mask, ablation) for mask in masks.values() for ablation in ablations]
 
 
 def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[Head]]]:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headprobe.run.results import BASELINE, Row
+from headprobe.masks.spec import NONE
+from headprobe.run.results import Row
 
 MOST_ROWS = 40
 """A longer table shows the masks with the largest drops; all of them are in `masks.csv`."""
@@ -37,7 +38,7 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
     title = f"{model}, {rows[0]['images']:,} images"
     if len(shown) < len(rows):
         title += f" (the {len(shown) - 1} largest drops of {len(rows) - 1:,} masks)"
-    families = any(row["family"] for row in rows)
+    families = any(row["test_family"] for row in rows)
     table = _table(title, shown, families, narrow=False)
     if console.measure(table).maximum > (width or console.width):
         table = _table(title, shown, families, narrow=True)
@@ -91,7 +92,7 @@ def _table(title: str, rows: Sequence[Row], families: bool, narrow: bool) -> Tab
 
 
 def _cells(row: Row) -> dict[str, str | Text]:
-    baseline = row["mask"] == BASELINE
+    baseline = row["mask"] == NONE
     return {
         "mask": Text("baseline" if baseline else str(row["mask"]), style="dim" if baseline else ""),
         "heads": "" if baseline else str(row["heads_masked"]),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headprobe.errors import UsageError
 from headprobe.files import write_bytes, write_text
-from headprobe.masks.spec import NamedMask
+from headprobe.masks.spec import NONE, Variant
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.scores import PairedScores
 
@@ -23,10 +23,6 @@ Cell = str | int | float
 
 
 Row = dict[str, Cell]
-
-
-BASELINE = "none"
-"""Name of the baseline's row: the canonical spec that masks no head."""
 
 
 SCORE_COLUMNS = (
@@ -68,63 +64,76 @@ class Run:
     record: dict[str, Any]
 
 
-def mask_rows(masks: Sequence[NamedMask], scores: PairedScores, ablation: str) -> list[Row]:
+def variant_rows(variants: Sequence[Variant], scores: PairedScores) -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
 
-    Benjamini-Hochberg's q is taken within each family: the masks that one `each:`, grid or `grow:` form stands for,
-    without masks of no head and without `one-per-layer:` draws, which are what others are compared with.
+    Benjamini-Hochberg's q is taken within each test family: the masks that one `each:`, grid or `grow:` form stands
+    for, under one ablation, without masks of no head and without `one-per-layer:` draws, which are what others are
+    compared with.
     """
-    families = ["", *(_tested_family(named) for named in masks)]
-    q_values = _q_values(masks, scores, families)
-    names = [BASELINE, *(named.name for named in masks)]
-    heads = [0, *(named.mask.count for named in masks)]
+    families = ["", *(_test_family(variant) for variant in variants)]
+    q_values = _q_values(variants, scores, families)
     rows: list[Row] = []
-    for number, name in enumerate(names):
-        row: Row = {"mask": name, "family": families[number], "ablation": ablation, "heads_masked": heads[number]}
+    for number, variant in enumerate([_BASELINE_ROW, *(_key(variant) for variant in variants)]):
+        row: Row = {**variant, "test_family": families[number]}
+        row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
         rows.append(row | {"bh_q": q_values[number]})
     return rows
 
 
-def _tested_family(named: NamedMask) -> str:
-    """Return the family that a mask's p-value is corrected in, empty for none."""
-    null = _NULL_DRAWS.search(named.family)
-    return "" if null or not named.mask.count else named.family
+_BASELINE_ROW: Row = {"mask": NONE, "ablation": NONE, "draw": 0}
+
+
+def _key(variant: Variant) -> Row:
+    """Return the cells by which a row of `masks.csv` is known."""
+    return {"mask": variant.mask.name, "ablation": variant.ablation, "draw": variant.draw}
+
+
+def _test_family(variant: Variant) -> str:
+    """Return the form in which a variant's p-value is corrected, empty for none; of several draws the first counts."""
+    null = _NULL_DRAWS.search(variant.mask.test_family)
+    return "" if null or variant.draw or not variant.mask.mask.count else variant.mask.test_family
 
 
 _NULL_DRAWS = re.compile(r"(^|[+:])one-per-layer:\d+[-,/]")
 """A form of many `one-per-layer:` draws; a single draw joined to a sweep is no null."""
 
 
-def _q_values(masks: Sequence[NamedMask], scores: PairedScores, families: Sequence[str]) -> list[float]:
-    """Return a q per row; masks of the same heads in one family are one test, and share its q."""
-    firsts: dict[tuple[str, str], int] = {}
+def _q_values(variants: Sequence[Variant], scores: PairedScores, families: Sequence[str]) -> list[float]:
+    """Return a q per row; variants of the same heads in one test family are one test, and share its q."""
+    firsts: dict[tuple[str, str, str], int] = {}
     same = [0]
-    for number, (named, family) in enumerate(zip(masks, families[1:], strict=True), start=1):
-        same.append(firsts.setdefault((family, named.mask.digest), number) if family else number)
-    once = [family if same[number] == number else "" for number, family in enumerate(families)]
+    for number, (variant, family) in enumerate(zip(variants, families[1:], strict=True), start=1):
+        test = (family, variant.ablation, variant.mask.mask.digest)
+        same.append(firsts.setdefault(test, number) if family else number)
+
+    # Each test once, in the family of its form and ablation; the empty text stands for no test.
+    once = [""]
+    for number, (variant, family) in enumerate(zip(variants, families[1:], strict=True), start=1):
+        once.append(f"{family} {variant.ablation}" if family and same[number] == number else "")
     q_values = bh_q(scores.mcnemar_p, once)
     return [float(q_values[first]) for first in same]
 
 
-def class_rows(masks: Sequence[NamedMask], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:
-    """Return the rows of `classes.csv`: a row per mask and class that has images.
+def class_rows(variants: Sequence[Variant], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:
+    """Return the rows of `classes.csv`: a row per variant and class that has images.
 
     Args:
-        masks: The masks, without the baseline.
+        variants: The variants, without the baseline.
         scores: Their scores, with the counts of each class.
         classes: Number in the model and name of every class that was scored.
     """
     if scores.class_images is None or scores.class_top1_count is None:
         return []
     rows: list[Row] = []
-    for mask, name in enumerate([BASELINE, *(named.name for named in masks)]):
+    for number, key in enumerate([_BASELINE_ROW, *(_key(variant) for variant in variants)]):
         for index in scores.class_images.nonzero()[0].tolist():
-            images, right = int(scores.class_images[index]), int(scores.class_top1_count[mask, index])
+            images, right = int(scores.class_images[index]), int(scores.class_top1_count[number, index])
             lost = int(scores.class_top1_count[0, index]) - right
             rows.append(
                 {
-                    "mask": name,
+                    **key,
                     "class": classes[index][0],
                     "name": classes[index][1],
                     "images": images,
@@ -146,9 +155,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Cell]]) -> None:
     write_text(path, out.getvalue())
 
 
-def write_masks(path: Path, masks: Sequence[NamedMask]) -> None:
-    """Write `masks.json`: the heads that each mask of `masks.csv` hits, and their digest."""
-    data = {named.name: {**named.mask.to_json(), "digest": named.mask.digest} for named in masks}
+def write_masks(path: Path, variants: Sequence[Variant]) -> None:
+    """Write `masks.json`: for each mask of `masks.csv` its heads, their digest, and its place on a curve."""
+    masks = {variant.mask.name: variant.mask for variant in variants}
+    data = {
+        name: {**mask.mask.to_json(), "digest": mask.mask.digest, "curve": mask.curve, "step": mask.step}
+        for name, mask in masks.items()
+    }
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 
@@ -176,11 +189,11 @@ def load_run(path: str | Path) -> Run:
     return Run(directory, rows, heads, record)
 
 
-_TEXT_COLUMNS = frozenset({"mask", "family", "ablation"})
+_TEXT_COLUMNS = frozenset({"mask", "ablation", "test_family"})
 
 
 _INTEGER_COLUMNS = frozenset(
-    {"heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}
+    {"draw", "heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}
 )
 
 

@@ -69,7 +69,7 @@ class Coverage:
         return coverage
 
 
-class OpenUnit:
+class OpenRows:
     """The rows of a unit that is being read, each of which must come exactly once."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.errors import UsageError
-from headprobe.units.store import no_units, read_ledger
+from headprobe.units.store import no_units, read_store
 
 
 def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
@@ -21,16 +21,16 @@ def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
     return [f"{place}: {next(shown)} here, {next(shown)} there"]
 
 
-def refuse_differences(directory: Path, describe: Mapping[str, Any]) -> None:
+def refuse_differences(directory: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to go on with the units of a run that would give other numbers.
 
     Raises:
-        UsageError: There is no ledger, or it differs; the message lists in what.
+        UsageError: There is no unit store, or it differs; the message lists in what.
     """
-    content = read_ledger(directory)
+    content = read_store(directory)
     if content is None:
         raise no_units(directory)
-    lines = differences(json.loads(json.dumps(describe)), content["describe"])
+    lines = differences(json.loads(json.dumps(identity)), content["identity"])
     if lines:
         command = content["sessions"][-1].get("command", "unknown") if content["sessions"] else "unknown"
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from headprobe.errors import RunError
 from headprobe.units.lock import describe_holder, is_held
-from headprobe.units.store import Finished, Ledger, no_units, read_ledger
+from headprobe.units.store import FinishedUnits, UnitStore, no_units, read_store
 from headprobe.units.tree import unit_files
 
 TRIES = 5  # a run at work replaces files while they are listed
@@ -19,7 +19,7 @@ class Status:
 
     Attributes:
         directory: Its units.
-        describe: What its key stands for.
+        identity: What its key stands for.
         data: The dataset's name.
         units: How many units there are.
         units_done: How many are finished.
@@ -33,7 +33,7 @@ class Status:
     """
 
     directory: Path
-    describe: dict[str, Any]
+    identity: dict[str, Any]
     data: str
     units: int
     units_done: int
@@ -61,16 +61,16 @@ def read_status(directory: Path) -> Status:
         UsageError: There are no units.
         RunError: A file is broken.
     """
-    content = read_ledger(directory)
+    content = read_store(directory)
     if content is None:
         raise no_units(directory)
     session = content["sessions"][-1] if content["sessions"] else {}
-    finished = _finished(Ledger(directory, content["units"]))
+    finished = _finished(UnitStore(directory, content["units"]))
     done = sum(finished.rows.values())
     lock = directory / "lock"
     return Status(
         directory=directory,
-        describe=content["describe"],
+        identity=content["identity"],
         data=str(session.get("data", "an unknown dataset")),
         units=content["units"],
         units_done=len(finished.rows),
@@ -84,13 +84,13 @@ def read_status(directory: Path) -> Status:
     )
 
 
-def _finished(ledger: Ledger) -> Finished:
+def _finished(store: UnitStore) -> FinishedUnits:
     for _ in range(TRIES - 1):
         try:
-            return ledger.finished()
+            return store.finished()
         except RunError:
             continue
-    return ledger.finished()
+    return store.finished()
 
 
 def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float | None:
@@ -106,5 +106,5 @@ def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float |
 
 def all_units(path: Path) -> list[Path]:
     """Return the directories of all units under a directory of results, such as `lightning_logs`, the newest last."""
-    found = [ledger.parent for place in (path, path / "units") for ledger in place.glob("*/ledger.json")]
-    return sorted(found, key=lambda directory: (directory / "ledger.json").stat().st_mtime)
+    found = [store.parent for place in (path, path / "units") for store in place.glob("*/store.json")]
+    return sorted(found, key=lambda directory: (directory / "store.json").stat().st_mtime)

@@ -1,10 +1,9 @@
-"""The ledger: what finished units gave, on disk, so that the same command goes on where the last one stopped.
+"""The unit store: the sums of finished units on disk, so that the same command continues where the last one stopped.
 
-One directory, `units/<key>/`, belongs to one run's key: all that changes numbers. It holds `ledger.json`, which says
-what the key stands for and who worked on it, and files such as `units-00000-00007.npz` with the sums of neighbouring
-units. Neighbours that were added up replace their own files, so that there are few, whatever the number of units. Files
-appear whole or not at all; a crash may leave one beside the smaller ones that it replaces, which then no longer
-count.
+One directory, `units/<key>/`, belongs to one run's key: all that changes numbers. `store.json` in it says what the key
+stands for and which sessions worked on it. Files such as `units-00000-00007.npz` hold the sums of neighbouring units;
+the sum of two neighbours replaces their own files, so there are few files, whatever the number of units. A file appears
+whole or not at all. A crash may leave one beside the smaller ones that it replaces; the smaller ones then do not count.
 """
 
 import json
@@ -13,7 +12,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,18 @@ from headprobe.errors import RunError, UsageError
 from headprobe.files import cannot_write, now, write_text, writing
 from headprobe.units.coverage import Coverage
 from headprobe.units.lock import Lock
-from headprobe.units.parts import Arrays, Part, read_part, write_part
+from headprobe.units.named_sums import Arrays, NamedSums, read_sums, write_sums
 from headprobe.units.tree import Node, Span, file_of, node_of, span_of, unit_files, within
 
-LEDGER = "ledger.json"
-
+STORE = "store.json"
 
 # What reading a file that is not one of ours was seen to raise.
 BROKEN = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a ledger holds.
+class FinishedUnits:
+    """What a unit store holds; what a test that continues does not score again.
 
     Attributes:
         nodes: The nodes of the unit tree that are stored.
@@ -42,17 +40,24 @@ class Finished:
         bad: How many rows could not be used.
     """
 
-    nodes: tuple[Node, ...]
-    rows: dict[int, int]
-    least_budget: int | None
-    bad: int
+    nodes: tuple[Node, ...] = ()
+    rows: dict[int, int] = field(default_factory=dict)
+    least_budget: int | None = None
+    bad: int = 0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "FinishedUnits":
+        """Return what `dataclasses.asdict` took apart and JSON carried."""
+        nodes = tuple((int(level), int(index)) for level, index in data["nodes"])
+        rows = {int(unit): count for unit, count in data["rows"].items()}
+        return cls(nodes, rows, data["least_budget"], data["bad"])
 
 
 COST = 0.02
 """Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
 
 
-class Ledger:
+class UnitStore:
     """The finished units of one key.
 
     Args:
@@ -67,19 +72,19 @@ class Ledger:
         self._written = self._took = 0.0
         self._lock = Lock(directory / "lock")
 
-    def open(self, describe: Mapping[str, Any], session: Mapping[str, Any]) -> Finished:
-        """Begin a session: lock the ledger against other runs and return what is finished; for one process only.
+    def open(self, identity: Mapping[str, Any], session: Mapping[str, Any]) -> FinishedUnits:
+        """Begin a session: lock the store against other runs and return what is finished; for one process only.
 
         Args:
-            describe: What the key stands for.
-            session: What is to be known of this session: its command, processes and hardware.
+            identity: What the key stands for.
+            session: Command, processes and hardware of this session.
 
         Raises:
             UsageError: Another run works on it.
-            RunError: It cannot be written, or `ledger.json` is broken.
+            RunError: It cannot be written, or `store.json` is broken.
         """
         self._lock.take()
-        content = read_ledger(self.directory) or {"units": self.units, "describe": dict(describe), "sessions": []}
+        content = read_store(self.directory) or {"units": self.units, "identity": dict(identity), "sessions": []}
         self.tidy()
         finished = self.finished()
         begun = {
@@ -96,15 +101,15 @@ class Ledger:
         """End the session.
 
         Raises:
-            RunError: `ledger.json` cannot be written.
+            RunError: `store.json` cannot be written.
         """
-        content = read_ledger(self.directory)
+        content = read_store(self.directory)
         if self._lock.taken and content is not None and content["sessions"]:
             content["sessions"][-1] |= {"ended": now(), "status": status}
             self._write(content)
 
     def close(self) -> None:
-        """Let others work on the ledger."""
+        """Let others work on the store."""
         self._lock.release()
 
     def forget(self) -> None:
@@ -118,7 +123,7 @@ class Ledger:
         try:
             for file in [*unit_files(self.directory).values(), *self.records.glob("unit-*.parquet")]:
                 file.unlink(missing_ok=True)
-            (self.directory / LEDGER).unlink(missing_ok=True)
+            (self.directory / STORE).unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.directory, error) from error
 
@@ -129,7 +134,7 @@ class Ledger:
 
     # -- units -----------------------------------------------------------------------------------------------------
 
-    def finished(self) -> Finished:
+    def finished(self) -> FinishedUnits:
         """Read which units are finished.
 
         Raises:
@@ -148,7 +153,7 @@ class Ledger:
             rows |= coverage.rows
             budgets += coverage.budgets.values()
             bad += len(coverage.bad)
-        return Finished(tuple(nodes), rows, min(budgets, default=None), bad)
+        return FinishedUnits(tuple(nodes), rows, min(budgets, default=None), bad)
 
     def load(self, node: Node) -> dict[str, Arrays]:
         """Return the arrays of stored units, by metric and name.
@@ -164,7 +169,7 @@ class Ledger:
         """Return the message for stored units that are not those of this run."""
         return broken_file(self.directory / file_of(span_of(node, self.units)), error)
 
-    def save(self, nodes: Mapping[Node, Part]) -> None:
+    def save(self, nodes: Mapping[Node, NamedSums]) -> None:
         """Store those nodes that are not yet, then delete what they replace.
 
         Raises:
@@ -175,13 +180,13 @@ class Ledger:
             if span in self._stored:
                 continue
             with writing(self.directory / file_of(span)) as file:
-                write_part(part, file)
+                write_sums(part, file)
             for replaced in [own for own in self._stored if within(own, span)]:
                 (self.directory / file_of(replaced)).unlink(missing_ok=True)
                 self._stored.discard(replaced)
             self._stored.add(span)
 
-    def save_in_time(self, nodes: Mapping[Node, Part]) -> None:
+    def save_in_time(self, nodes: Mapping[Node, NamedSums]) -> None:
         """Store what is not stored yet, but not so often that writing takes more than `COST` of the time.
 
         Raises:
@@ -208,13 +213,13 @@ class Ledger:
         return [span for span in spans if not any(within(span, other) for other in spans)]
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        write_text(self.directory / LEDGER, json.dumps(content, indent=1, default=str) + "\n")
+        write_text(self.directory / STORE, json.dumps(content, indent=1, default=str) + "\n")
 
     def _read(self, node: Node, metrics: str = "") -> dict[str, Arrays]:
         path = self.directory / file_of(span_of(node, self.units))
         try:
             with path.open("rb") as file:
-                return read_part(file, metrics)
+                return read_sums(file, metrics)
         except FileNotFoundError:
             raise RunError(
                 f"{str(path)!r} was replaced while it was read: a process of an earlier run is still at work; wait "
@@ -225,7 +230,7 @@ class Ledger:
 
 
 def broken_file(path: Path, error: BaseException) -> RunError:
-    """Return the message for a file of the ledger that cannot be read."""
+    """Return the message for a file of the store that cannot be read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return RunError(
         f"{str(path)!r}, which holds finished units, is broken ({reason}): "
@@ -233,23 +238,23 @@ def broken_file(path: Path, error: BaseException) -> RunError:
     )
 
 
-def read_ledger(directory: Path) -> dict[str, Any] | None:
-    """Read `ledger.json`, None where there is none.
+def read_store(directory: Path) -> dict[str, Any] | None:
+    """Read `store.json`, None where there is none.
 
     Raises:
         RunError: It is broken.
     """
-    path = directory / LEDGER
+    path = directory / STORE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"{str(path)!r} cannot be read ({error}): {_DELETE}") from None
-    kinds = {"units": int, "describe": dict, "sessions": list}
+    kinds = {"units": int, "identity": dict, "sessions": list}
     right = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     if not right or not all(isinstance(session, dict) for session in content["sessions"]):
-        raise RunError(f"{str(path)!r} is no ledger of headprobe: {_DELETE}")
+        raise RunError(f"{str(path)!r} is no unit store of headprobe: {_DELETE}")
     return dict(content)
 
 
@@ -262,11 +267,11 @@ def find_units(path: Path) -> Path:
     Raises:
         UsageError: It names neither.
     """
-    if (path / LEDGER).is_file():
+    if (path / STORE).is_file():
         return path
     place = read_units(path)
     units = path / place if place else path
-    if not (units / LEDGER).is_file():
+    if not (units / STORE).is_file():
         raise no_units(path)
     return units
 

@@ -53,12 +53,15 @@ class UnitTree(Generic[M]):
             RunError: There is no such unit, or one of them was added before.
         """
         level, index = node
-        first, stop = index << level, min((index + 1) << level, self.units)
-        if not 0 <= first < stop:
-            raise RunError(f"unit {first} of {self.units} is none of the data set's; its images must not be counted")
+        units = units_of(node, self.units)
+        if not 0 <= units.start < units.stop:
+            raise RunError(
+                f"unit {units.start} of {self.units} is none of the data set's; its images must not be counted"
+            )
         twice = [other for other in self._nodes if _overlap(node, other)]
         if twice:
-            raise RunError(f"units {first} to {stop - 1} of {self.units} were sent twice; images would count double")
+            first, last = units.start, units.stop - 1
+            raise RunError(f"units {first} to {last} of {self.units} were sent twice; images would count double")
         while (level, index ^ 1) in self._nodes or self._alone(level, index):
             neighbour = self._nodes.pop((level, index ^ 1), None)
             if neighbour is not None:
@@ -80,7 +83,7 @@ class UnitTree(Generic[M]):
         """
         if not self.units:
             return None
-        found = sum(min((index + 1) << level, self.units) - (index << level) for level, index in self._nodes)
+        found = sum(len(units_of(node, self.units)) for node in self._nodes)
         if found < self.units:
             missing = [unit for unit in range(self.units) if not self.holds(unit)]
             raise RunError(f"{len(missing)} of {self.units} units of the data were not counted: {ranges(missing)}")
@@ -98,12 +101,16 @@ def _overlap(one: Node, other: Node) -> bool:
     return high[1] == low[1] >> (high[0] - low[0])
 
 
-# -- Which units a file of the ledger holds: neighbours that were added up, a node of the unit tree --
+def units_of(node: Node, units: int) -> range:
+    """Return the units of a node, of `units` in all; a node behind the last unit has none."""
+    level, index = node
+    return range(index << level, min((index + 1) << level, units))
 
+
+# -- nodes as files: the unit store keeps one file a node ------------------------------------------------------------
 
 Span = tuple[int, int]
 """The first and the last unit of a file."""
-
 
 _NAME = re.compile(r"units-(\d{5,})-(\d{5,})\.npz")
 
@@ -121,8 +128,8 @@ def file_of(span: Span) -> str:
 
 def span_of(node: Node, units: int) -> Span:
     """Return the first and the last unit of a node of the unit tree."""
-    level, index = node
-    return index << level, min((index + 1) << level, units) - 1
+    found = units_of(node, units)
+    return found.start, found.stop - 1
 
 
 def node_of(span: Span, units: int) -> Node:

@@ -16,7 +16,7 @@ import torch
 
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.weights import ModelSource, create_backbone, save_backbone
-from headprobe.callbacks.resume import UnitLedger
+from headprobe.callbacks.resume import Resume
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
@@ -220,10 +220,10 @@ def test_a_test_without_a_ledger_scores_all_after_one_that_resumed(folder: Path)
     broken_off(folder, 3)
     data = ImageNetDataModule(str(folder / "set"), num_workers=0)
     options: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": folder, "enable_progress_bar": False}
-    several: list[list[lightning.Callback]] = [[UnitLedger()], []]
+    several: list[list[lightning.Callback]] = [[Resume()], []]
     for callbacks in several:
         probe = HeadProbe()
-        probe.ablate([MaskSpec("each:layer")])
+        probe.choose_masks([MaskSpec("each:layer")])
         lightning.Trainer(callbacks=callbacks, logger=False, **options).test(probe, datamodule=data, verbose=False)
         assert probe.scores is not None
         assert probe.scores.images[0] == 40
@@ -237,9 +237,9 @@ def test_sums_of_an_earlier_test_never_come_into_another_ledger(folder: Path) ->
 
     options: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": folder, "enable_progress_bar": False}
     probe = HeadProbe()
-    probe.ablate([MaskSpec("layer:0")])
+    probe.choose_masks([MaskSpec("layer:0")])
     digits(folder / "other", 30, 5)
-    ledger = UnitLedger()
+    ledger = Resume()
     first, second = (ImageNetDataModule(str(folder / name), num_workers=0) for name in ("set", "other"))
     lightning.Trainer(callbacks=[ledger], logger=False, **options).test(probe, datamodule=first, verbose=False)
     with pytest.raises(RunError, match="too early"):

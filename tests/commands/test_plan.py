@@ -8,8 +8,8 @@ from typing import Any
 import lightning
 import pytest
 import torch
-
 from headprobe.budget import BudgetTrials
+
 from headprobe.commands import plan
 from headprobe.commands.plan import print_plan
 from headprobe.masks.spec import MaskSpec
@@ -30,7 +30,7 @@ def plan_text(images: int | None, spec: str = "each:layer", **options: Any) -> s
     """Print the plan for a data set of so many images."""
     torch.set_num_threads(1)
     probe = HeadProbe(**options)
-    probe.ablate([MaskSpec(spec)])
+    probe.choose_masks([MaskSpec(spec)])
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with console.capture() as captured:
         print_plan(trainer, probe, SimpleNamespace(batch_size=8, expected_images=images))

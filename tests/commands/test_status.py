@@ -62,11 +62,11 @@ def test_a_broken_run_does_not_hide_the_others(folder: Path) -> None:
     command(folder, *RUN)
     command(folder, *RUN, "--data.max_images", "20")
     one = sorted((folder / "lightning_logs" / "units").iterdir())[0]
-    (one / "ledger.json").write_text("{}")
+    (one / "store.json").write_text("{}")
     ended = command(folder, "status", "lightning_logs")
     assert ended.code == 1
     assert "complete: the same command only adds it up" in ended.out
-    assert "ledger.json' is no ledger of headprobe" in ended.out
+    assert "store.json' is no ledger of headprobe" in ended.out
 
 
 @pytest.mark.parametrize("path", ["nowhere", "set"])

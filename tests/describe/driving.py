@@ -9,7 +9,6 @@ from torch import Tensor
 
 from headprobe.data.stream import ImageBatch
 from headprobe.describe.base import HeadStatistic
-from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 from tests.conftest import TINY, perturbed
 
@@ -46,11 +45,11 @@ def prepare(
     probe: HeadProbe, statistics: Sequence[HeadStatistic], specs: Sequence[str] = (), units: int = 1, batch: int = 16
 ) -> None:
     """Do all that comes before the first image."""
-    probe.ablate([MaskSpec(spec) for spec in specs])
+    probe.choose_masks(list(specs))
     probe.begin_units(units)
     probe.plan_passes(batch)
     probe.statistics = list(statistics)
-    probe.listen()
+    probe.observe_heads()
 
 
 def feed(probe: HeadProbe, images: Tensor, sizes: Sequence[int], batch: int = 16) -> None:
@@ -63,8 +62,8 @@ def feed(probe: HeadProbe, images: Tensor, sizes: Sequence[int], batch: int = 16
             last = first + batch >= size
             with torch.inference_mode():
                 probe.test_step(ImageBatch(images[start + rows], labels, unit, rows, last), 0)
-    assert probe.book is not None
-    probe.book.whole()
+    assert probe.unit_sums is not None
+    probe.unit_sums.whole()
 
 
 def describe(

@@ -10,7 +10,7 @@ from headprobe.backbone.capture.taps import Tap, tapping
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.masking.ablation import ablating, masks_of_rows
 from headprobe.describe.attention import AttentionSums
-from headprobe.describe.base import HeadStatistic, Part, Seen
+from headprobe.describe.base import HeadStatistic, Observation, Part
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
@@ -23,17 +23,17 @@ class Keep(HeadStatistic):
     """Keeps copies of what it is shown."""
 
     def __init__(self) -> None:
-        self.seen: list[Seen] = []
+        self.seen: list[Observation] = []
         self.heads: list[tuple[Tensor, ...]] = []
 
     def describe(self) -> dict[str, Any]:
         return {"name": "keep"}
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: Observation) -> None:
         self.seen.append(seen)
         self.heads.append(tuple(record.heads_out.clone() for record in seen.records))
 
-    def make_part(self) -> Part:
+    def empty_sums(self) -> Part:
         return {}
 
 
@@ -84,7 +84,7 @@ def test_each_image_is_seen_once_in_each_layer_however_many_masks_and_chunks() -
     probe.row_budget = 4  # several chunks of masks, and one image per forward pass
     describe(probe, [keep], noise(probe, 5), ["each:head"], units=[3, 2], batch=2)
     assert probe.plan is not None
-    assert len(probe.plan.chunks) > 1
+    assert len(probe.plan.waves) > 1
     rows = [(seen.unit, seen.layer, row) for seen in keep.seen for row in seen.rows.tolist()]
     layers = range(len(probe.layout.layers))
     assert sorted(rows) == sorted(
@@ -115,7 +115,7 @@ def test_describing_changes_no_bit_of_the_logits_but_takes_no_shortcut() -> None
         growing = probe.passes.growing
         with GrowingPass(probe.backbone, probe.layout, growing.joins, growing.keep) as whole:
             plain = whole.logits(probe.normalised(images), probe.passes.plan)
-        listening = probe.passes.listening
+        listening = probe.passes.observing
         assert listening is not None
         tapped = probe._logits(images, lambda part: listening.taps(0, torch.arange(4)[part]))
     assert listening.heard
@@ -183,7 +183,7 @@ def test_a_rehearsal_finds_the_rows_that_fit_and_leaves_no_trace() -> None:
 
 def test_a_statistic_needs_room_and_a_plan_first() -> None:
     probe = tiny_probe("vit")
-    probe.ablate([MaskSpec("none")])
+    probe.choose_masks([MaskSpec("none")])
     probe.statistics = [AttentionSums()]
     with pytest.raises(RunError, match="plan_passes"):
-        probe.listen()
+        probe.observe_heads()

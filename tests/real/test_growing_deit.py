@@ -73,7 +73,7 @@ def test_every_mask_of_deit_tiny_equals_its_own_forward_pass(deit: nn.Module, im
     masks = expand_all(SPECS, layout.heads_per_layer, layout.model)
     assert len(masks) == 36 + 12 + 3 + 6
     keep = torch.stack([named.mask.keep() for named in masks])
-    with GrowingPass(deit, layout, find_joins(deit, layout), keep) as growing:
+    with GrowingPass(deit, layout, find_joins(deit, layout).joins, keep) as growing:
         plan = growing.plan(len(images), 64)
         found = torch.cat([growing.logits(part, plan) for part in images.split(plan.images)], dim=1)
     assert (found[0] - deit(images)).abs().max() <= 1e-5

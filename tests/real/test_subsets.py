@@ -46,7 +46,7 @@ def test_folders_named_by_wordnet_ids_are_scored_as_their_classes(
     subset: Path, deit_tiny_weights: Path, tmp_path: Path, restrict: bool
 ) -> None:
     probe = HeadProbe("deit_tiny_patch16_224", str(deit_tiny_weights))
-    probe.ablate([MaskSpec("none")])
+    probe.choose_masks([MaskSpec("none")])
     data = ImageNetDataModule(str(subset), num_workers=0, restrict_classes=restrict)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.test(probe, data, verbose=False)

@@ -19,8 +19,8 @@ from headprobe.files import writing
 from headprobe.units.coverage import Coverage
 from headprobe.units.lock import Lock, is_held
 from headprobe.units.mismatch import differences, refuse_differences
-from headprobe.units.parts import Part, merge_parts
-from headprobe.units.store import Ledger, find_units
+from headprobe.units.named_sums import NamedSums, merge_sums
+from headprobe.units.store import UnitStore, find_units
 from headprobe.units.tree import UnitTree, node_of, span_of, unit_files
 
 SESSION = {"command": "headprobe test", "images": 20}
@@ -40,14 +40,14 @@ class Numbers:
         return {"values": self.values}
 
 
-def part(unit: int) -> Part:
+def part(unit: int) -> NamedSums:
     coverage = Coverage()
     coverage.rows, coverage.budgets = {unit: 4}, {unit: 80 - unit}
     return {"coverage": coverage, "scores": Numbers(np.random.default_rng(unit).normal(size=5))}
 
 
-def tree(units: int, done: list[int]) -> UnitTree[Part]:
-    grown: UnitTree[Part] = UnitTree(units, merge_parts)
+def tree(units: int, done: list[int]) -> UnitTree[NamedSums]:
+    grown: UnitTree[NamedSums] = UnitTree(units, merge_sums)
     for unit in done:
         grown.add(unit, part(unit))
     return grown
@@ -70,13 +70,13 @@ def test_units_of_no_node_are_refused(tmp_path: Path) -> None:
         node_of((1, 2), 5)
     (tmp_path / "units-00001-00002.npz").write_bytes(b"")
     with pytest.raises(RunError, match=r"units-00001-00002\.npz', which holds finished units, is broken"):
-        Ledger(tmp_path, 5).finished()
+        UnitStore(tmp_path, 5).finished()
 
 
 def test_stored_units_come_back_with_the_same_bits(tmp_path: Path) -> None:
     grown = tree(5, [0, 1, 2, 4])
-    Ledger(tmp_path, 5).save(grown.nodes)
-    again = Ledger(tmp_path, 5)
+    UnitStore(tmp_path, 5).save(grown.nodes)
+    again = UnitStore(tmp_path, 5)
     finished = again.finished()
     assert finished.rows == {0: 4, 1: 4, 2: 4, 4: 4}
     assert finished.least_budget == 76
@@ -88,7 +88,7 @@ def test_stored_units_come_back_with_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("units", [14, 100])
 def test_few_files_are_kept_and_the_whole_is_one(tmp_path: Path, units: int) -> None:
-    ledger, grown = Ledger(tmp_path, units), tree(units, [])
+    ledger, grown = UnitStore(tmp_path, units), tree(units, [])
     for unit in range(units):
         grown.add(unit, part(unit))
         ledger.save(grown.nodes)
@@ -97,8 +97,8 @@ def test_few_files_are_kept_and_the_whole_is_one(tmp_path: Path, units: int) -> 
 
 
 def test_a_lone_last_unit_is_stored_once_and_not_deleted_by_its_own_successor(tmp_path: Path) -> None:
-    Ledger(tmp_path, 5).save(tree(5, [4]).nodes)
-    again = Ledger(tmp_path, 5)
+    UnitStore(tmp_path, 5).save(tree(5, [4]).nodes)
+    again = UnitStore(tmp_path, 5)
     (node,) = again.finished().nodes
     again.load(node)
     again.save(tree(5, [4]).nodes)
@@ -106,31 +106,31 @@ def test_a_lone_last_unit_is_stored_once_and_not_deleted_by_its_own_successor(tm
 
 
 def test_files_that_a_crash_left_beside_what_replaces_them_do_not_count(tmp_path: Path) -> None:
-    Ledger(tmp_path, 4).save(tree(4, [0]).nodes)
-    Ledger(tmp_path, 4).save(tree(4, [1]).nodes)
-    Ledger(tmp_path, 4).save(tree(4, [0, 1]).nodes)
+    UnitStore(tmp_path, 4).save(tree(4, [0]).nodes)
+    UnitStore(tmp_path, 4).save(tree(4, [1]).nodes)
+    UnitStore(tmp_path, 4).save(tree(4, [0, 1]).nodes)
     (tmp_path / "units-00002-00002.npz.tmp").write_bytes(b"half")
     assert len(names(tmp_path)) == 4
-    ledger = Ledger(tmp_path, 4)
+    ledger = UnitStore(tmp_path, 4)
     assert ledger.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
     assert names(tmp_path) == ["units-00000-00001.npz"]
     ledger.close()
 
 
 def test_a_broken_file_is_an_error_and_never_counts_as_done(tmp_path: Path) -> None:
-    Ledger(tmp_path, 4).save(tree(4, [0, 1]).nodes)
+    UnitStore(tmp_path, 4).save(tree(4, [0, 1]).nodes)
     file = tmp_path / "units-00000-00001.npz"
     for broken in (b"", b"no npz", file.read_bytes()[:-40]):
         file.write_bytes(broken)
         with pytest.raises(RunError, match=r"units-00000-00001\.npz', which holds finished units, is broken .*delete"):
-            Ledger(tmp_path, 4).finished()
+            UnitStore(tmp_path, 4).finished()
 
 
 @pytest.mark.parametrize("arrays", [{}, {"coverage/units": [0]}, {"coverage/bad": "x"}, {"scores/values": [1.0]}])
 def test_a_file_of_other_arrays_is_an_error(tmp_path: Path, arrays: dict[str, Any]) -> None:
     np.savez(tmp_path / "units-00000-00001.npz", **arrays)
     with pytest.raises(RunError, match="which holds finished units, is broken"):
-        Ledger(tmp_path, 4).finished()
+        UnitStore(tmp_path, 4).finished()
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ def test_a_file_of_other_arrays_is_an_error(tmp_path: Path, arrays: dict[str, An
     ["", "[]", "{}", '{"units": "4", "describe": {}, "sessions": []}', '{"units": 4, "describe": {}, "sessions": {}}'],
 )
 def test_a_broken_description_is_named_and_the_units_beside_it_stay(tmp_path: Path, content: str) -> None:
-    Ledger(tmp_path, 4).save(tree(4, [0, 1]).nodes)
-    (tmp_path / "ledger.json").write_text(content)
+    UnitStore(tmp_path, 4).save(tree(4, [0, 1]).nodes)
+    (tmp_path / "store.json").write_text(content)
     with pytest.raises(RunError, match=r"ledger\.json'.* delete this file alone"):
-        Ledger(tmp_path, 4).open(DESCRIBE, SESSION)
-    (tmp_path / "ledger.json").unlink()
-    ledger = Ledger(tmp_path, 4)
+        UnitStore(tmp_path, 4).open(DESCRIBE, SESSION)
+    (tmp_path / "store.json").unlink()
+    ledger = UnitStore(tmp_path, 4)
     assert ledger.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
     ledger.close()
 
@@ -175,16 +175,16 @@ def test_two_processes_that_write_one_file_never_mix_their_bytes(tmp_path: Path)
 
 
 def test_a_damaged_byte_never_changes_a_number(tmp_path: Path) -> None:
-    Ledger(tmp_path, 4).save(tree(4, [0, 1]).nodes)
+    UnitStore(tmp_path, 4).save(tree(4, [0, 1]).nodes)
     file = tmp_path / "units-00000-00001.npz"
     content, draw = file.read_bytes(), random.Random(0)
-    expected = Ledger(tmp_path, 4).load((1, 0))
+    expected = UnitStore(tmp_path, 4).load((1, 0))
     for _ in range(300):
         damaged = bytearray(content)
         damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         file.write_bytes(bytes(damaged))
         try:
-            found = Ledger(tmp_path, 4).load((1, 0))
+            found = UnitStore(tmp_path, 4).load((1, 0))
         except RunError:
             continue
         if found.keys() == expected.keys():  # a damaged name is refused where metrics are made of arrays
@@ -198,7 +198,7 @@ def same(one: dict[str, NDArray[np.generic]], other: dict[str, NDArray[np.generi
 HOLD = """
 import sys, time
 from pathlib import Path
-from headprobe.run.lock import Lock
+from headprobe.units.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 lock.take()
 print("taken", flush=True)
@@ -219,7 +219,7 @@ def test_a_ledger_is_one_runs_at_a_time_and_free_when_its_process_is_killed(tmp_
         with pytest.raises(
             UsageError, match=rf"at work on the same units \(process {holder.pid} on .*headprobe status"
         ):
-            Ledger(tmp_path, 4).open(DESCRIBE, SESSION)
+            UnitStore(tmp_path, 4).open(DESCRIBE, SESSION)
         assert is_held(tmp_path / "lock")
     finally:
         os.kill(holder.pid, signal.SIGKILL)
@@ -227,19 +227,19 @@ def test_a_ledger_is_one_runs_at_a_time_and_free_when_its_process_is_killed(tmp_
     deadline = time.monotonic() + 10
     while is_held(tmp_path / "lock") and time.monotonic() < deadline:
         time.sleep(0.05)
-    ledger = Ledger(tmp_path, 4)
+    ledger = UnitStore(tmp_path, 4)
     assert ledger.open(DESCRIBE, SESSION).rows == {}
     ledger.close()
 
 
 def test_sessions_are_noted(tmp_path: Path) -> None:
     for status in ("interrupted", "done"):
-        ledger = Ledger(tmp_path, 4)
+        ledger = UnitStore(tmp_path, 4)
         ledger.open(DESCRIBE, SESSION)
         ledger.save(tree(4, [0, 1]).nodes)
         ledger.end(status)
         ledger.close()
-    sessions = json.loads((tmp_path / "ledger.json").read_text())["sessions"]
+    sessions = json.loads((tmp_path / "store.json").read_text())["sessions"]
     assert [(one["status"], one["units_before"], one["images_before"]) for one in sessions] == [
         ("interrupted", 0, 0),
         ("done", 2, 8),
@@ -257,7 +257,7 @@ def test_what_differs_is_said_in_words() -> None:
 
 
 def test_units_of_another_run_are_refused(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, 4)
+    ledger = UnitStore(tmp_path, 4)
     ledger.open(DESCRIBE, SESSION)
     ledger.close()
     refuse_differences(tmp_path, DESCRIBE)
@@ -273,8 +273,8 @@ def test_a_place_without_units_is_refused(tmp_path: Path) -> None:
 
 def test_forgetting_deletes_the_units_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
-    Ledger(tmp_path, 4).save(tree(4, [0, 1, 3]).nodes)
-    ledger = Ledger(tmp_path, 4)
+    UnitStore(tmp_path, 4).save(tree(4, [0, 1, 3]).nodes)
+    ledger = UnitStore(tmp_path, 4)
     ledger.forget()
     assert not unit_files(tmp_path)
     assert (tmp_path / "mine.txt").exists()

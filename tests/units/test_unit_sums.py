@@ -9,8 +9,8 @@ import torch
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.units.coverage import Coverage
-from headprobe.units.parts import Arrays, Part, read_part, write_part
-from headprobe.units.unit_sums import COVERAGE, SCORES, UnitBook
+from headprobe.units.named_sums import Arrays, NamedSums, read_sums, write_sums
+from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums
 
 SIZES = [5, 6, 7, 8, 9]
 
@@ -24,21 +24,21 @@ def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 5 + unit, 4, generator=generator), torch.randint(0, 4, (5 + unit,), generator=generator)
 
 
-def count(units: list[int], sizes: list[int] | None = SIZES, total: int = 5) -> UnitBook:
-    book = UnitBook(total, make, sizes)
+def count(units: list[int], sizes: list[int] | None = SIZES, total: int = 5) -> UnitSums:
+    book = UnitSums(total, make, sizes)
     for unit in units:
         book.open(unit, list(range(5 + unit)), [], f"file {unit}").update(*batch(unit))
         book.close(unit, 80, f"file {unit}")
     return book
 
 
-def sent(part: Part) -> dict[str, Arrays]:
+def sent(part: NamedSums) -> dict[str, Arrays]:
     file = io.BytesIO()
-    write_part(part, file)
-    return read_part(io.BytesIO(file.getvalue()))
+    write_sums(part, file)
+    return read_sums(io.BytesIO(file.getvalue()))
 
 
-def arrays(part: Part) -> dict[str, Arrays]:
+def arrays(part: NamedSums) -> dict[str, Arrays]:
     return {name: metric.to_arrays() for name, metric in part.items()}
 
 
@@ -86,7 +86,7 @@ def test_a_unit_that_never_ended_is_an_error() -> None:
 
 
 def test_a_row_that_comes_twice_is_an_error_that_names_the_file() -> None:
-    book = UnitBook(2, make, [4, 4])
+    book = UnitSums(2, make, [4, 4])
     book.open(0, [0, 1], [], "a.parquet")
     with pytest.raises(RunError, match=r"row 1 of a\.parquet was sent twice"):
         book.open(0, [1, 2], [], "a.parquet")
@@ -96,14 +96,14 @@ def test_a_row_that_comes_twice_is_an_error_that_names_the_file() -> None:
     ("rows", "message"), [([0, 1, 3], "rows 2 are missing"), ([0, 1, 2, 3, 4], "rows 4 are too many")]
 )
 def test_a_unit_that_does_not_give_its_rows_is_an_error(rows: list[int], message: str) -> None:
-    book = UnitBook(1, make, [4])
+    book = UnitSums(1, make, [4])
     book.open(0, rows, [], "a.parquet")
     with pytest.raises(RunError, match=rf"a\.parquet did not give each of its 4 rows once: {message}"):
         book.close(0, 80, "a.parquet")
 
 
 def test_a_gap_is_an_error_also_where_the_size_is_unknown() -> None:
-    book = UnitBook(1, make)
+    book = UnitSums(1, make)
     book.open(0, [0, 2], [], "a.tar")
     with pytest.raises(RunError, match="rows 1 are missing"):
         book.close(0, 80, "a.tar")
@@ -111,7 +111,7 @@ def test_a_gap_is_an_error_also_where_the_size_is_unknown() -> None:
 
 def test_bad_rows_count_as_rows_and_are_kept() -> None:
     bad = {"unit": 0, "row": 1, "source": "a.parquet", "reason": "empty"}
-    book = UnitBook(1, make, [3])
+    book = UnitSums(1, make, [3])
     book.open(0, [0, 2], [bad], "a.parquet")
     book.close(0, 40, "a.parquet")
     coverage = book.whole()[COVERAGE]
@@ -127,7 +127,7 @@ def test_sums_of_other_units_under_a_nodes_name_are_an_error() -> None:
 
 def test_sums_of_other_masks_are_an_error() -> None:
     (part,) = count([2]).nodes.values()
-    book = UnitBook(5, lambda: PairedAccuracy(masks=1, classes=4), SIZES)
+    book = UnitSums(5, lambda: PairedAccuracy(masks=1, classes=4), SIZES)
     book.open(3, list(range(8)), [], "file").update(batch(3)[0][:2], batch(3)[1])
     book.close(3, 80, "file")
     with pytest.raises(ValueError, match="can be merged"):

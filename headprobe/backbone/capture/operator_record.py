@@ -35,7 +35,7 @@ class AppliedWeights:
     outputs: Tensor
 
 
-class SeeAttention(WatchCalls):
+class WatchOperator(WatchCalls):
     """Notes the operator's calls, and the softmax before them, while entered around one call of a layer.
 
     Args:
@@ -45,7 +45,7 @@ class SeeAttention(WatchCalls):
     def __init__(self, operator: Operator) -> None:
         super().__init__(self._note)
         self.operator = operator
-        self._seen = 0
+        self._count = 0
         self._calls: list[_OperatorCall] = []
         self._softmaxes: list[tuple[Tensor, Tensor]] = []  # of each call: what entered the last one, and what left it
         self._softmax: tuple[Tensor, Tensor] | None = None
@@ -54,11 +54,11 @@ class SeeAttention(WatchCalls):
         if kind == "softmax":
             self._softmax = (_argument(args, kwargs, 0, "input"), result)
         if kind == self.operator.kind:
-            if self._seen in self.operator.calls:
+            if self._count in self.operator.calls:
                 self._calls.append(_OperatorCall(args, kwargs, result))
                 if self._softmax is not None:
                     self._softmaxes.append(self._softmax)
-            self._seen += 1
+            self._count += 1
         return result
 
     def applied(self) -> list[AppliedWeights]:

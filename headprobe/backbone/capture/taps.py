@@ -1,4 +1,4 @@
-"""Hands each layer's heads, attention and residual stream to whoever listens, while a model runs; keeps nothing.
+"""Hands each layer's heads, attention and residual stream to observers while a model runs; keeps nothing.
 
 Fused attention stays on: a `TorchFunctionMode` sees the arguments of the operator, after every norm, rotation and bias
 that a model applies, and of `softmax` where a model does without the operator. Hooks say which layer is running.
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.capture.layer_record import FusedAttention, LayerRecord, PlainAttention
-from headprobe.backbone.capture.operator_record import AppliedWeights, SeeAttention
+from headprobe.backbone.capture.operator_record import AppliedWeights, WatchOperator
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, parent_of
 from headprobe.backbone.sandbox import without_autocast
 from headprobe.errors import RunError
 
-Listener = Callable[[LayerRecord], None]
+Observer = Callable[[LayerRecord], None]
 
 
 RowsOfLayer = Callable[[int, int], slice | None]
@@ -38,14 +38,14 @@ def all_rows(_: int, images: int) -> slice:
 
 @dataclass(frozen=True)
 class Tap:
-    """One listener and the rows that it wants.
+    """One observer and the rows that it wants.
 
     Attributes:
-        listen: Called once per layer and forward pass, in the order of the layers, without gradients or autocast.
+        observer: Called once per layer and forward pass, in the order of the layers, without gradients or autocast.
         rows: Which images of the batch it is given.
     """
 
-    listen: Listener
+    observer: Observer
     rows: RowsOfLayer = all_rows
 
 
@@ -73,14 +73,14 @@ def tapping(backbone: nn.Module, layout: HeadLayout, taps: Sequence[Tap]) -> Ite
 
 
 @dataclass
-class _Seen:
+class _Gathered:
     """What has been seen so far of the layer under way, for all rows."""
 
     layer: int
     stream_before: Tensor | None
     heads_out: Tensor | None = None
     projected: Tensor | None = None
-    see: SeeAttention | None = None
+    operator: WatchOperator | None = None
 
 
 @dataclass
@@ -91,46 +91,46 @@ class _Pass:
     taps: tuple[Tap, ...]
     next_layer: int = 0
     streams: dict[int, Tensor] = field(default_factory=dict)
-    seen: _Seen | None = None
+    gathered: _Gathered | None = None
     watch: ExitStack = field(default_factory=ExitStack)  # holds the mode, inside attention modules only: it costs time
 
     def begin(self, layer: int) -> None:
         """Note that a layer's attention module is entered."""
         name = self.layout.layers[layer].name
-        if self.seen is not None or layer != self.next_layer % len(self.layout.layers):
+        if self.gathered is not None or layer != self.next_layer % len(self.layout.layers):
             raise RunError(f"layer {name!r} of {self.layout.model!r} ran out of turn; its heads cannot be tapped")
-        self.seen = _Seen(layer, self.streams.pop(layer, None))
+        self.gathered = _Gathered(layer, self.streams.pop(layer, None))
         operator = self.layout.layers[layer].operator
         if operator is not None and self.layout.layers[layer].site.maps == "weights":
-            self.seen.see = self.watch.enter_context(SeeAttention(operator))
+            self.gathered.operator = self.watch.enter_context(WatchOperator(operator))
 
     def end(self, stream_after: Tensor | None, norm_follows: bool) -> None:
         """Hand the layer over to the taps."""
-        seen, self.seen = self.seen, None
-        if seen is None:
+        gathered, self.gathered = self.gathered, None
+        if gathered is None:
             return
-        self.next_layer = (seen.layer + 1) % len(self.layout.layers)
-        layer = self.layout.layers[seen.layer]
-        if seen.heads_out is None or seen.projected is None:
+        self.next_layer = (gathered.layer + 1) % len(self.layout.layers)
+        layer = self.layout.layers[gathered.layer]
+        if gathered.heads_out is None or gathered.projected is None:
             raise RunError(f"the heads of layer {layer.name!r} of {self.layout.model!r} could not be seen")
-        images, rest = divmod(len(seen.heads_out), layer.rows)
+        images, rest = divmod(len(gathered.heads_out), layer.rows)
         if rest:
             raise RunError(
                 f"the batch of layer {layer.name!r} of {self.layout.model!r} must have {layer.rows} rows per image, "
-                f"got {len(seen.heads_out)}"
+                f"got {len(gathered.heads_out)}"
             )
-        applied = self._applied(seen, layer, images)
-        with torch.no_grad(), without_autocast(seen.heads_out.device.type):
+        applied = self._applied(gathered, layer, images)
+        with torch.no_grad(), without_autocast(gathered.heads_out.device.type):
             for tap in self.taps:
-                wanted = tap.rows(seen.layer, images)
+                wanted = tap.rows(gathered.layer, images)
                 if wanted is not None:
-                    tap.listen(_record(seen, layer, applied, images, wanted, stream_after, norm_follows))
+                    tap.observer(_record(gathered, layer, applied, images, wanted, stream_after, norm_follows))
 
-    def _applied(self, seen: _Seen, layer: AttentionLayer, images: int) -> AppliedWeights | None:
+    def _applied(self, gathered: _Gathered, layer: AttentionLayer, images: int) -> AppliedWeights | None:
         """Return the weights that a layer applied, None where it has none between tokens."""
-        if seen.see is None:
+        if gathered.operator is None:
             return None
-        applied = seen.see.applied()
+        applied = gathered.operator.applied()
         if len(applied) != 1:
             raise RunError(f"the attention of layer {layer.name!r} of {self.layout.model!r} could not be seen")
         rows, heads = applied[0].attention.shape[:2]
@@ -143,13 +143,13 @@ class _Pass:
 
     def check_ended(self) -> None:
         """Raise unless the last forward pass came to its end."""
-        if self.seen is not None or self.next_layer:
+        if self.gathered is not None or self.next_layer:
             name = self.layout.layers[self.next_layer].name
             raise RunError(f"the forward pass of {self.layout.model!r} ended before layer {name!r} was tapped")
 
 
 def _record(
-    seen: _Seen,
+    gathered: _Gathered,
     layer: AttentionLayer,
     applied: AppliedWeights | None,
     images: int,
@@ -158,12 +158,12 @@ def _record(
     norm_follows: bool,
 ) -> LayerRecord:
     """Cut the wanted images out of what was seen."""
-    if seen.heads_out is None or seen.projected is None:
+    if gathered.heads_out is None or gathered.projected is None:
         raise RunError(f"the heads of layer {layer.name!r} could not be seen")
     start, stop, _ = wanted.indices(images)
     rows = slice(start * layer.rows, stop * layer.rows)
-    heads_out = layer.channels.split(seen.heads_out[rows])
-    same = seen.projected is seen.heads_out
+    heads_out = layer.channels.split(gathered.heads_out[rows])
+    same = gathered.projected is gathered.heads_out
     attention: FusedAttention | PlainAttention | None = None
     values: Tensor | None = None
     if applied is not None:
@@ -171,14 +171,14 @@ def _record(
         of_images = slice(start * windows, stop * windows)
         attention, values = applied.attention.rows(of_images), applied.values[of_images]
     return LayerRecord(
-        layer=seen.layer,
+        layer=gathered.layer,
         images=stop - start,
         windows=layer.rows,
         heads_out=heads_out,
-        projected=heads_out if same else layer.channels.split(seen.projected[rows]),
+        projected=heads_out if same else layer.channels.split(gathered.projected[rows]),
         values=values,
         attention=attention,
-        stream_before=_stream(seen.stream_before, layer, images, start, stop),
+        stream_before=_stream(gathered.stream_before, layer, images, start, stop),
         stream_after=_stream(stream_after, layer, images, start, stop),
         norm_follows=norm_follows,
     )
@@ -214,12 +214,12 @@ def _install(
         pass_.begin(number)
 
     def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
-        if pass_.seen is not None and pass_.seen.heads_out is None:
-            pass_.seen.heads_out = args[0]
+        if pass_.gathered is not None and pass_.gathered.heads_out is None:
+            pass_.gathered.heads_out = args[0]
 
     def at_projection(_: nn.Module, args: tuple[Any, ...]) -> None:
-        if pass_.seen is not None:
-            pass_.seen.projected = args[0]
+        if pass_.gathered is not None:
+            pass_.gathered.projected = args[0]
 
     def leave_attention(*_: object) -> None:
         pass_.watch.close()
@@ -227,7 +227,7 @@ def _install(
             pass_.end(None, norm_follows=False)
 
     def enter_second_half(half: nn.Module, args: tuple[Any, ...]) -> None:
-        if pass_.seen is not None and pass_.seen.layer == number:
+        if pass_.gathered is not None and pass_.gathered.layer == number:
             # blocks that normalise what attention returns, and add it then, call the mlp before norm2
             pass_.end(args[0], norm_follows=half is halves[-1])
 

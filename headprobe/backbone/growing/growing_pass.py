@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from headprobe.backbone.capture.taps import RowsOfLayer, Tap, tapping
 from headprobe.backbone.growing.batch_arguments import Arguments, Batched, grown
 from headprobe.backbone.growing.row_plan import PassRows, RowPlan
-from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Hook, LeavingOut, Shortcuts
+from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Hook, Shortcuts, Shortcutting
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import HookCount, ablating
+from headprobe.backbone.masking.replacement import WITH_ZERO, Replacement, check_replacements
 from headprobe.errors import RunError
 
 
@@ -31,7 +32,7 @@ class Join:
         module: Its qualified name, empty for the whole model.
         place: When it is called, counted over all modules of one forward pass.
         batched: Its tensor arguments that carry the batch, with their rows per image.
-        proven: Masks that join here were seen to give the logits of plain forward passes.
+        proven: Masks that join here gave the logits of plain forward passes in a trial.
     """
 
     module: str
@@ -42,12 +43,12 @@ class Join:
 
 def first_layers(keep: Tensor) -> list[int | None]:
     """Return the first layer that each mask of `[masks, layers, max heads]` masks, None for one without heads."""
-    masked = (~keep).any(dim=2).cpu()
+    masked = (~keep).any(dim=2).cpu()  # [masks, layers]
     return [int(row.int().argmax()) if bool(row.any()) else None for row in masked]
 
 
 class GrowingPass:
-    """Runs a backbone on images under many head masks at once.
+    """Runs a backbone on images under many variants at once: each a head mask and what fills its slots.
 
     Use it as a context manager: hooks live only inside.
 
@@ -55,8 +56,12 @@ class GrowingPass:
         backbone: The model that `layout` describes.
         layout: Its attention layers.
         joins: For every layer where its masks join, from `find_joins`.
-        keep: `[masks, layers, max heads]` bool, True = keep.
-        shortcuts: What may be left out, from `find_shortcuts`; while taps listen nothing is.
+        keep: `[variants, layers, max heads]` bool, True = keep.
+        shortcuts: What may be left out, from `find_shortcuts`; a tapped pass leaves nothing out.
+        replacements: What fills the masked slots of each variant; zero if not given.
+
+    Raises:
+        UsageError: A layer does not allow one of the replacements.
     """
 
     def __init__(
@@ -66,23 +71,26 @@ class GrowingPass:
         joins: Sequence[Join],
         keep: Tensor,
         shortcuts: Shortcuts = NO_SHORTCUTS,
+        replacements: Sequence[Replacement] = (),
     ) -> None:
-        self.backbone, self.layout, self.joins = backbone, layout, tuple(joins)
-        self.keep = keep
+        self.backbone, self.layout, self.joins, self.keep = backbone, layout, tuple(joins), keep
+        self.replacements = tuple(replacements) or (WITH_ZERO,) * len(keep)
+        check_replacements(layout, self.replacements)
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
-        self._less = LeavingOut(backbone, layout, keep, shortcuts)
+        self._rows = PassRows()
+        self._shortcutting = Shortcutting(backbone, layout, keep, self.replacements, shortcuts, self._rows)
         self._stack = ExitStack()
         self._count = HookCount(len(layout.layers))
 
     @property
     def join_places(self) -> list[int | None]:
-        """For every mask the place of its join point in execution order, None for a mask without heads."""
+        """For every variant when its join is called in a forward pass, None for a mask without heads."""
         return [None if layer is None else self.joins[layer].place for layer in self.first_layers]
 
     @property
     def layers_run(self) -> list[int]:
-        """For every mask how many layers its rows run through: those from its join point on."""
+        """For every variant how many layers its rows run through: those from its join on."""
         places = [join.place for join in self.joins]
         return [0 if place is None else sum(other >= place for other in places) for place in self.join_places]
 
@@ -93,100 +101,109 @@ class GrowingPass:
     def __enter__(self) -> "GrowingPass":
         with ExitStack() as stack:
             joins = {join.module: join for join in self.joins}.values()
-            for module, hook in [*((join.module, self._join_hook(join)) for join in joins), *self._less.hooks()]:
+            hooks = [(join.module, self._join_hook(join)) for join in joins]
+            for module, hook in [*hooks, *self._shortcutting.hooks()]:
                 handle = self.backbone.get_submodule(module).register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
-            stack.enter_context(self._less.asking())
-            # last, for hooks run in the order in which they were installed: heads are zeroed in rows that are all there
-            self._count = stack.enter_context(ablating(self.backbone, self.layout, self._keep_of_layer))
+            stack.enter_context(self._shortcutting.few_queries())
+            # Last: hooks run in the order of their installation, and slots are filled when all rows are there.
+            masking = ablating(self.backbone, self.layout, self._keep_of_layer, self._replacements_now)
+            self._count = stack.enter_context(masking)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def joined(self, mask: int) -> bool:
-        """Say whether rows of a mask exist in the forward pass under way; before they do, the trunk's stand for it."""
-        return mask in self._less.rows.chunk[: self._less.rows.joined]
+    def joined(self, variant: int) -> bool:
+        """Say whether rows of a variant exist in the pass under way; before they do, the trunk's stand for it."""
+        return variant in self._rows.wave[: self._rows.joined]
 
-    def rows_of(self, mask: int | None = None) -> RowsOfLayer:
-        """Return where a tap finds the rows of a mask, or without one those of the trunk: the baseline."""
+    def rows_of(self, variant: int | None = None) -> RowsOfLayer:
+        """Return where a tap finds the rows of a variant, or without one the rows of the trunk: the baseline."""
 
         def rows(_layer: int, _images: int) -> slice:
-            now = self._less.rows
-            copy = 1 + now.chunk.index(mask) if mask is not None and self.joined(mask) else 0
+            now = self._rows
+            copy = 1 + now.wave.index(variant) if variant is not None and self.joined(variant) else 0
             return slice(copy * now.images, (copy + 1) * now.images)
 
         return rows
 
     def logits(self, images: Tensor, plan: RowPlan, taps: Sequence[Tap] = ()) -> Tensor:
-        """Return logits `[1 + masks, images, classes]`, the baseline first, of at most `plan.images` images.
+        """Return logits `[1 + variants, images, classes]`, the baseline first, of at most `plan.images` images.
 
-        The baseline is the trunk of the first chunk, one and the same for every mask.
+        The baseline is the trunk of the first wave, one and the same for every variant.
 
         Args:
             images: `[images, channels, height, width]`, normalised.
-            plan: Which masks share a forward pass.
-            taps: Listen to the first chunk, heads being seen after their ablation.
+            plan: Which variants share a forward pass.
+            taps: Observe the first wave; they get heads after their ablation.
 
         Raises:
             RunError: A mask did not join, a hook did not fire exactly once, or a tap missed a layer.
         """
         out: Tensor | None = None
-        for chunk in plan.chunks:
-            listening = taps if out is None else ()
-            with tapping(self.backbone, self.layout, listening):
-                by_mask = self._forward(images, chunk, whole=bool(listening))
+        for wave in plan.waves:
+            taps_now = taps if out is None else ()
+            with tapping(self.backbone, self.layout, taps_now):
+                of_wave = self._forward(images, wave, whole=bool(taps_now))  # [1 + variants of the wave, images, ...]
             if out is None:
-                out = by_mask.new_empty(1 + len(self.first_layers), *by_mask.shape[1:])
-                out[0] = by_mask[0]
-            for place, mask in enumerate(chunk):
-                out[1 + mask] = by_mask[1 + place]
+                out = of_wave.new_empty(1 + len(self.first_layers), *of_wave.shape[1:])
+                out[0] = of_wave[0]
+            for place, variant in enumerate(wave):
+                out[1 + variant] = of_wave[1 + place]
         if out is None:
-            raise RunError("the row plan has no chunk")
-        for mask in plan.idle:
-            out[1 + mask] = out[0]
+            raise RunError("the row plan has no wave")
+        for variant in plan.idle:
+            out[1 + variant] = out[0]
         return out
 
-    def _forward(self, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
-        """Run one chunk and return `[1 + masks of the chunk, images, classes]`.
+    def _forward(self, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:
+        """Run one wave and return `[1 + variants of the wave, images, classes]`.
 
         Args:
             images: `[images, channels, height, width]`, normalised.
-            chunk: Numbers of the masks.
+            wave: Numbers of the variants.
             whole: Take no shortcut.
         """
-        rows = self._less.rows = PassRows(len(images), chunk, whole=whole)
+        self._rows.begin(len(images), wave, whole)
         try:
             logits: Tensor = self.backbone(images)
+            joined, left_out = self._rows.joined, self._rows.left_out
         finally:
-            self._less.rows = PassRows()
+            self._rows.begin(0, (), whole=False)
         self._count.check(self.layout)
-        joined = rows.joined
-        if rows.left_out or joined != len(chunk) or len(logits) != len(images) * (1 + joined):
-            raise RunError(f"{joined} of {len(chunk)} masks joined the forward pass of {self.layout.model!r}")
+        if left_out or joined != len(wave) or len(logits) != len(images) * (1 + joined):
+            raise RunError(f"{joined} of {len(wave)} masks joined the forward pass of {self.layout.model!r}")
         return logits.reshape(1 + joined, len(images), *logits.shape[1:])
 
     def _keep_of_layer(self, layer: int) -> Tensor | None:
-        """Return which heads of `layer` the trunk and the masks joined so far keep."""
-        rows = self._less.rows
-        joined, waiting = rows.chunk[: rows.joined], rows.chunk[rows.joined :]
-        if any(self._masked[mask][layer] for mask in waiting):
+        """Return which heads of `layer` the trunk and the variants joined so far keep, `[1 + joined, max heads]`."""
+        rows = self._rows
+        joined, waiting = rows.wave[: rows.joined], rows.wave[rows.joined :]
+        if any(self._masked[variant][layer] for variant in waiting):
             raise RunError(f"a mask of {self.layout.layers[layer].name!r} of {self.layout.model!r} joined too late")
-        zeroed, rows.zeroed = rows.zeroed, 0
-        if not any(self._masked[mask][layer] for mask in joined[: len(joined) - zeroed]):
+
+        # The last rows may have been filled before they were put back: then only earlier rows can need a fill.
+        filled, rows.filled = rows.filled, 0
+        if not any(self._masked[variant][layer] for variant in joined[: len(joined) - filled]):
             return None
         masks = self.keep[list(joined), layer]
         return torch.cat([torch.ones_like(masks[:1]), masks])
 
+    def _replacements_now(self) -> Sequence[Replacement]:
+        """Return what fills the slots of the trunk's rows, where nothing is masked, and of each joined variant's."""
+        joined = [self.replacements[variant] for variant in self._rows.wave[: self._rows.joined]]
+        return [joined[0] if joined else WITH_ZERO, *joined]
+
     def _join_hook(self, join: Join) -> Hook:
-        """Build the pre-hook that appends the trunk's rows for the masks joining at `join`."""
+        """Build the pre-hook that appends the trunk's rows for the variants joining at `join`."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            rows = self._less.rows
+            rows = self._rows
             joining = 0
-            for mask in rows.chunk[rows.joined :]:
-                layer = self.first_layers[mask]
+            for variant in rows.wave[rows.joined :]:
+                layer = self.first_layers[variant]
                 if layer is None or self.joins[layer].module != join.module:
                     break
                 joining += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,19 @@ ROW_PIXELS = 1 << 22
 """Pixels of all rows of a trial: 83 rows of 224 x 224. Larger images are tried in smaller company, to fit in memory."""
 
 
-def find_joins(
-    backbone: nn.Module,
-    layout: HeadLayout,
-    layers: Collection[int] | None = None,
-    proven: list[Company] | None = None,
-) -> tuple[Join, ...]:
+class FoundJoins(NamedTuple):
+    """Where masks join, and the trials that proved it.
+
+    Attributes:
+        joins: For every layer the module at whose input its masks join.
+        companies: The last trials, in which masks of all tried layers joined, two of each.
+    """
+
+    joins: tuple[Join, ...]
+    companies: tuple[Company, ...]
+
+
+def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] | None = None) -> FoundJoins:
     """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
 
     Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
@@ -43,7 +51,6 @@ def find_joins(
         backbone: The model.
         layout: Its attention layers.
         layers: Layers at which masks will join; the joins of others are not tried and cannot be used. None tries all.
-        proven: Is filled with the last trials, in which masks of all these layers joined, two of each.
 
     Raises:
         UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
@@ -54,7 +61,7 @@ def find_joins(
         calls = [record_calls(backbone, layout, images) for images in (2, 3)]
         candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
         if not wanted:
-            return tuple(options[0] for options in candidates)
+            return FoundJoins(tuple(options[0] for options in candidates), ())
         keep = _single_heads(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
         _refuse_mixing(backbone, layout, images)
@@ -62,9 +69,8 @@ def find_joins(
         plain: Tensor = backbone(images)
         trial = _Trial(backbone, layout, keep, images, plain, expected, rounding_of(backbone, images, plain))
         joins = _settle(trial, candidates)
-        if proven is not None:
-            proven.extend(trial.companies[:-1])  # the last is the crowd, which says nothing of other layers
-        return tuple(joins)
+        # The last company is the crowd of one mask, which says nothing of other layers.
+        return FoundJoins(tuple(joins), tuple(trial.companies[:-1]))
 
 
 def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> None:

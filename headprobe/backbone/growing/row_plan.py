@@ -2,7 +2,7 @@
 
 A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then one copy of the trunk's
 rows for every mask, in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that
-do not fit together are spread over chunks; every chunk runs its own trunk. Nothing else decides the order of
+do not fit together are spread over waves; every wave runs its own trunk. Nothing else decides the order of
 rows.
 """
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from headprobe.errors import UsageError
 
-ROW_BUDGET_CPU = 48  # DeiT-Ti's largest activation of more than 54 rows is above 32 MiB, which C libraries take anew
+ROW_BUDGET_CPU, ROW_BUDGET_GPU = 48, 1024
+"""Rows that share a forward pass unless the user says otherwise.
 
-
-# from the system each time, page by page: 37 rows took 0.92 of the time of 74
-ROW_BUDGET_GPU = 1024
+On CPUs: DeiT-Ti's largest activation of more than 54 rows is above 32 MiB, and C libraries take such memory anew from
+the system each time, page by page. 37 rows took 0.92 of the time of 74 (benchmarks/README.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class RowPlan:
     Attributes:
         batch_size: Images of a batch.
         images: Images per forward pass (the last pass of a batch may have fewer).
-        chunks: For every chunk the numbers of its masks (from 0) in the order in which they join.
+        waves: For every wave the numbers of its masks (from 0) in the order in which they join.
         idle: Masks that mask no head: their logits are the baseline's.
         budget: Rows that the end of a forward pass may have.
     """
 
     batch_size: int
     images: int
-    chunks: tuple[tuple[int, ...], ...]
+    waves: tuple[tuple[int, ...], ...]
     idle: tuple[int, ...]
     budget: int
 
@@ -56,16 +57,16 @@ class RowPlan:
             raise UsageError(f"batch size and row budget must be 1 or more, got {batch_size} and {budget}")
         ordered = sorted((join, mask) for mask, join in enumerate(joins) if join is not None)
         masks = [mask for _, mask in ordered]
-        per_chunk = max(1, budget - 1)
-        count = math.ceil(len(masks) / per_chunk)
-        chunks = tuple(
+        per_wave = max(1, budget - 1)
+        count = math.ceil(len(masks) / per_wave)
+        waves = tuple(
             tuple(masks[_share(len(masks), count, i) : _share(len(masks), count, i + 1)]) for i in range(count)
         )
-        widest = 1 + max((len(chunk) for chunk in chunks), default=0)
+        widest = 1 + max((len(wave) for wave in waves), default=0)
         return cls(
             batch_size=batch_size,
             images=max(1, min(batch_size, budget // widest)),
-            chunks=chunks or ((),),
+            waves=waves or ((),),
             idle=tuple(mask for mask, join in enumerate(joins) if join is None),
             budget=budget,
         )
@@ -73,14 +74,14 @@ class RowPlan:
     @property
     def most_rows(self) -> int:
         """Rows at the end of the largest forward pass."""
-        return self.images * (1 + max(len(chunk) for chunk in self.chunks))
+        return self.images * (1 + max(len(wave) for wave in self.waves))
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data, for a run's key and record."""
         return {
             "batch_size": self.batch_size,
             "images": self.images,
-            "chunks": [list(chunk) for chunk in self.chunks],
+            "waves": [list(wave) for wave in self.waves],
             "idle": list(self.idle),
             "budget": self.budget,
         }
@@ -93,24 +94,30 @@ def _share(items: int, parts: int, part: int) -> int:
 
 @dataclass
 class PassRows:
-    """What the rows of a forward pass under way are.
+    """What the rows of the forward pass under way are; the growing pass owns it, and its hooks change it.
 
     Attributes:
         images: Images of the trunk.
-        chunk: Numbers of the masks in the order in which they join.
-        joined: How many of them have joined.
+        wave: Numbers of the variants in the order in which they join.
         whole: No shortcut may be taken.
+        joined: How many of the wave have joined.
         joining: How many of them joined at the last join, and are nothing but copies of the trunk since.
         left_out: How many of these are left out for the moment.
-        zeroed: How many of the last rows' masks have been applied already in the layer under way.
-        stream: What the last block was given, until its attention has taken it.
+        filled: How many of the last variants' slots have been filled already in the layer under way.
+        stream: What the last block was given, until its attention has taken it, `[rows, tokens, dim]`.
     """
 
     images: int = 0
-    chunk: tuple[int, ...] = ()
-    joined: int = 0
+    wave: tuple[int, ...] = ()
     whole: bool = False
+    joined: int = 0
     joining: int = 0
     left_out: int = 0
-    zeroed: int = 0
+    filled: int = 0
     stream: Tensor | None = None
+
+    def begin(self, images: int, wave: tuple[int, ...], whole: bool) -> None:
+        """Begin a forward pass; nobody has joined."""
+        self.images, self.wave, self.whole = images, wave, whole
+        self.joined = self.joining = self.left_out = self.filled = 0
+        self.stream = None

@@ -54,7 +54,7 @@ class Trace:
     late: dict[str, list[Call]] = field(default_factory=dict)
     ran: set[str] = field(default_factory=set)
 
-    def saw(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
+    def note(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
         """Note one call."""
         call = Call(kind, result.shape)
         if not self.open_layers:
@@ -109,7 +109,7 @@ def recording(backbone: nn.Module, sites: Mapping[str, Site], trace: Trace) -> I
         for name, module in backbone.named_modules():
             for handle in _watch(backbone, name, module, sites.get(name), trace):
                 stack.callback(handle.remove)
-        stack.enter_context(WatchCalls(trace.saw))
+        stack.enter_context(WatchCalls(trace.note))
         yield
 
 

@@ -1,14 +1,14 @@
-"""Zeroes masked heads where a layer concatenates them, while a context is open; afterwards the model is as before."""
+"""Replaces masked heads at a layer's point while a context is open; afterwards the model is as before."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
-from headprobe.backbone.heads.slots import HeadChannels, Operator, by_row, filled
+from headprobe.backbone.heads.slots import Operator
+from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replacement, replace_heads
 from headprobe.backbone.operator_calls import CallKind, WatchCalls, inside
 from headprobe.errors import RunError
 
@@ -19,27 +19,13 @@ The rows of the batch fall into equally long runs, one per group: groups are sin
 of it."""
 
 
-def ablate_heads(heads_out: Tensor, keep: Tensor, channels: HeadChannels) -> Tensor:
-    """Return `heads_out` with the heads that are not kept set to zero.
+Replacements = Callable[[], Sequence[Replacement]]
+"""Gives what fills the slots of masked heads: one replacement for each group of rows, or one for all."""
 
-    Args:
-        heads_out: What enters the head-concat point, `[rows, ..., channels]` or `[rows, channels, ...]`; rows are
-            sample-major, windows of an image adjoin.
-        keep: `[groups, heads]` bool; group g owns the g-th equal share of the rows.
-        channels: Which of them belong to which head.
 
-    Raises:
-        RunError: The rows do not divide into the groups.
-
-    Source: Michel, Levy & Neubig, 2019, section 2, https://arxiv.org/abs/1905.10650 (xi_h in {0, 1}).
-    """
-    kept = channels.of_heads(by_row(keep, len(heads_out)))
-    others = heads_out.shape[channels.axis] - channels.channels
-    if others:
-        kept = torch.cat([kept, kept.new_ones(len(kept), others)], dim=1)
-    shape = [len(kept), *[1] * (heads_out.dim() - 1)]
-    shape[channels.axis] = kept.shape[1]
-    return filled(heads_out, ~kept.view(shape))
+def only_zero() -> Sequence[Replacement]:
+    """Fill all masked slots with 0."""
+    return (WITH_ZERO,)
 
 
 class HookCount:
@@ -72,16 +58,19 @@ class HookCount:
 
 
 @contextmanager
-def ablating(backbone: nn.Module, layout: HeadLayout, keep: KeepOfLayer) -> Iterator[HookCount]:
+def ablating(
+    backbone: nn.Module, layout: HeadLayout, keep: KeepOfLayer, replacements: Replacements = only_zero
+) -> Iterator[HookCount]:
     """Ablate heads in every forward pass of `backbone` while the context is open, then remove all hooks.
 
-    Fused attention stays on: the heads are zeroed where they are concatenated, after the attention operator, or in what
-    the operator gives where the layout's semantics ask for it.
+    Fused attention stays on: slots are filled where heads are concatenated, behind the attention operator. Where the
+    layout's semantics want it, heads are set to zero in the operator's own output instead.
 
     Args:
         backbone: The model that `layout` describes.
         layout: Its attention layers.
-        keep: Asked once per layer and forward pass.
+        keep: Called once per layer and forward pass.
+        replacements: Called where a layer has masked heads; heads masked at the operator are always set to 0.
     """
     count = HookCount(len(layout.layers))
     at_operator = [number for number, layer in enumerate(layout.layers) if layer.masked_at_operator]
@@ -89,20 +78,24 @@ def ablating(backbone: nn.Module, layout: HeadLayout, keep: KeepOfLayer) -> Iter
         for number, layer in enumerate(layout.layers):
             if number not in at_operator:
                 point = backbone.get_submodule(layer.point)
-                stack.callback(point.register_forward_pre_hook(_site_hook(number, layer, keep, count)).remove)
+                hook = _point_hook(number, layer, keep, replacements, count)
+                stack.callback(point.register_forward_pre_hook(hook).remove)
         stack.enter_context(_at_operators(backbone, layout, at_operator, keep, count))
         yield count
 
 
-def _site_hook(number: int, layer: AttentionLayer, keep: KeepOfLayer, count: HookCount) -> Callable[..., Any]:
-    """Build the pre-hook of one layer's head-concat point."""
+def _point_hook(
+    number: int, layer: AttentionLayer, keep: KeepOfLayer, replacements: Replacements, count: HookCount
+) -> Callable[..., Any]:
+    """Build the pre-hook of one layer's point."""
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         count.fired[number] += 1
         kept = keep(number)
         if kept is None:
             return None
-        return (ablate_heads(args[0], kept[:, : layer.heads], layer.channels), *args[1:])
+        slots = LayerSlots(number, args[0], kept[:, : layer.heads], layer.channels)
+        return (replace_heads(slots, replacements()), *args[1:])
 
     return hook
 

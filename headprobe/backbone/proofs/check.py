@@ -194,7 +194,7 @@ def _outputs(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tens
 def _prove_joins(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerReport, ...]) -> None:
     """(f) Find where masks may join the growing pass."""
     try:
-        joins = find_joins(backbone, layout)
+        joins = find_joins(backbone, layout).joins
     except (UsageError, RunError) as error:
         for report in reports:
             report.proofs["join"] = Verdict(False, str(error))

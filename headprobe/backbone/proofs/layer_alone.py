@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
-from headprobe.backbone.capture.operator_record import AppliedWeights, SeeAttention
+from headprobe.backbone.capture.operator_record import AppliedWeights, WatchOperator
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
 from headprobe.backbone.heads.slots import Operator
 from headprobe.backbone.masking.ablation import ZeroHeads, ablating
@@ -137,7 +137,7 @@ class LayerBench:
         """Return the attention weights, what they were applied to, and what came of it."""
         if self.layer.operator is None:
             return []
-        see = SeeAttention(self.layer.operator)
+        see = WatchOperator(self.layer.operator)
         with see:
             self.output()
         return see.applied()

@@ -141,7 +141,7 @@ def test_rows_of_a_mask_in_a_growing_pass_are_those_of_the_mask_alone(kind: str)
     def second_mask(layer: int, rows: int) -> slice | None:
         return slice(6, 9) if rows == 9 else None
 
-    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins, keep) as growing:
         records: list[LayerRecord] = []
         with torch.inference_mode(), tapping(model, layout, [Tap(records.append, second_mask)]):
             growing.logits(images, growing.plan(3, 9))

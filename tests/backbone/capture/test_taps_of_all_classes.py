@@ -21,7 +21,7 @@ from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.heads.sites import class_path
 from headprobe.describe.attention import AttentionSums
 from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Subject
-from headprobe.describe.observing import Listening
+from headprobe.describe.observing import Observing
 from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
 from headprobe.metrics.attention.statistics import RATIOS, STATISTICS
@@ -248,9 +248,9 @@ def drive(key: str, statistics: list[HeadStatistic], masked: bool = False) -> tu
     facts = layer_facts(model, layout)
     keep = torch.ones(int(masked), len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
     keep[:, -1, 0] = False
-    with GrowingPass(model, layout, find_joins(model, layout) if masked else (), keep) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins if masked else (), keep) as growing:
         subject = Subject(layout, facts, units=1, mask="last:0" if masked else None)
-        listening = Listening(statistics, subject, growing, mask=0 if masked else None)
+        listening = Observing(statistics, subject, growing, mask=0 if masked else None)
         growing.logits(images, growing.plan(len(images), 8), listening.taps(0, torch.arange(len(images))))
     for statistic in statistics:
         statistic.finish(statistic.close(0))

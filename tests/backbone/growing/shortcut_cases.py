@@ -35,7 +35,7 @@ def found_in(model: nn.Module, semantics: Semantics = "slot") -> Found:
     """Look for joins and shortcuts as a run does."""
     layout = find_heads(model, SIZE, "small", semantics)
     companies: list[Company] = []
-    joins = find_joins(model, layout, proven=companies)
+    joins = find_joins(model, layout, proven=companies).joins
     return layout, joins, find_shortcuts(model, layout, joins, companies), companies
 
 

@@ -42,7 +42,7 @@ def random_masks(layout: HeadLayout, count: int) -> Tensor:
 def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str) -> None:
     model, layout, images = setup(tiny_kind)
     keep = torch.cat([single_head_masks(layout), random_masks(layout, 5)])
-    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins, keep) as growing:
         found = growing.logits(images, growing.plan(3, 10_000))
     expected = torch.stack([model(images), *(masked_logits(model, layout, images, mask) for mask in keep)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str) -> 
 def test_chunks_change_nothing(budget: int) -> None:
     model, layout, images = setup("swin")
     keep = random_masks(layout, 9)
-    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins, keep) as growing:
         plan = growing.plan(3, budget)
         found = torch.cat([growing.logits(part, plan) for part in images.split(plan.images)], dim=1)
     expected = torch.stack([model(images), *(masked_logits(model, layout, images, mask) for mask in keep)])
@@ -64,14 +64,14 @@ def test_chunks_change_nothing(budget: int) -> None:
 def test_without_masks_the_logits_are_the_plain_models_bit_for_bit(tiny_kind: str) -> None:
     model, layout, images = setup(tiny_kind)
     keep = torch.ones(0, len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
-    with GrowingPass(model, layout, find_joins(model, layout), keep) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins, keep) as growing:
         assert torch.equal(growing.logits(images, growing.plan(3, 64))[0], model(images))
 
 
 @torch.inference_mode()
 def test_a_mask_without_heads_gets_the_baselines_logits_bit_for_bit() -> None:
     model, layout, images = setup("vit")
-    with GrowingPass(model, layout, find_joins(model, layout), random_masks(layout, 4)) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins, random_masks(layout, 4)) as growing:
         logits = growing.logits(images, growing.plan(3, 64))
     assert torch.equal(logits[2], logits[0])
 
@@ -82,7 +82,7 @@ def test_no_module_runs_more_than_once_and_rows_grow_with_depth() -> None:
     rows: list[int] = []
     for block in model.blocks:  # type: ignore[union-attr]
         block.register_forward_hook(lambda _, __, out: rows.append(len(out)))
-    with GrowingPass(model, layout, find_joins(model, layout), single_head_masks(layout)) as growing:
+    with GrowingPass(model, layout, find_joins(model, layout).joins, single_head_masks(layout)) as growing:
         rows.clear()
         growing.logits(images, growing.plan(3, 10_000))
     assert rows == [3 * (1 + 2 * (layer + 1)) for layer in range(6)]
@@ -91,7 +91,12 @@ def test_no_module_runs_more_than_once_and_rows_grow_with_depth() -> None:
 @torch.inference_mode()
 def test_siglip_masks_of_the_pooling_head_join_at_the_pooling_head() -> None:
     model, layout, _ = setup("siglip")
-    assert [join.module for join in find_joins(model, layout)] == ["blocks.0", "blocks.1", "blocks.2", "attn_pool"]
+    assert [join.module for join in find_joins(model, layout).joins] == [
+        "blocks.0",
+        "blocks.1",
+        "blocks.2",
+        "attn_pool",
+    ]
 
 
 class Shortcut(nn.Module):
@@ -110,7 +115,7 @@ def test_where_a_path_leads_around_a_block_the_join_moves_outward() -> None:
     model: Any = tiny("vit")
     model.blocks[2] = Shortcut(model.blocks[2])
     layout = find_heads(model, (3, 160, 160), "shortcut")
-    joins = find_joins(model, layout)
+    joins = find_joins(model, layout).joins
     assert [join.module for join in joins][1:4] == ["blocks.1", "blocks.2", "blocks.3"]
     images = example_images(model, layout.input_size, 2)
     keep = single_head_masks(layout)
@@ -137,14 +142,14 @@ def test_a_model_whose_rows_influence_each_other_is_refused() -> None:
     model = BatchMean()
     layout = find_heads(model, (3, 160, 160), "batch_mean")
     with pytest.raises(UsageError, match="rows of one batch influence each other"):
-        find_joins(model, layout)
+        find_joins(model, layout).joins
 
 
 @torch.inference_mode()
 def test_after_an_exception_no_hook_is_left() -> None:
     model, layout, images = setup("swin")
     plain = model(images)
-    joins = find_joins(model, layout)
+    joins = find_joins(model, layout).joins
     with pytest.raises(RuntimeError), GrowingPass(model, layout, joins, random_masks(layout, 3)) as growing:
         growing.logits(images[:, :1], growing.plan(3, 64))
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -154,7 +159,7 @@ def test_after_an_exception_no_hook_is_left() -> None:
 @torch.inference_mode()
 def test_masks_that_join_after_their_layer_are_an_error_and_never_scored() -> None:
     model, layout, images = setup("vit")
-    joins = tuple(reversed(find_joins(model, layout)))
+    joins = tuple(reversed(find_joins(model, layout).joins))
     with (
         GrowingPass(model, layout, joins, single_head_masks(layout)) as growing,
         pytest.raises(RunError, match="too late"),
@@ -166,6 +171,6 @@ def test_masks_that_join_after_their_layer_are_an_error_and_never_scored() -> No
 def test_masks_that_never_join_are_an_error_and_never_scored() -> None:
     model, layout, images = setup("vit")
     keep = single_head_masks(layout)[:1]
-    nowhere = [replace(join, module="head_drop") for join in find_joins(model, layout)]
+    nowhere = [replace(join, module="head_drop") for join in find_joins(model, layout).joins]
     with GrowingPass(model, layout, nowhere, keep) as growing, pytest.raises(RunError):
         growing.logits(images, growing.plan(3, 64))

@@ -32,7 +32,7 @@ from tests.backbone.growing.shortcut_cases import (
 # -- what is left out --------------------------------------------------------------------------------------------------
 
 
-class Seen:
+class Observation:
     """Shapes `[rows, tokens]` that modules are given, counted by hooks of this file."""
 
     def __init__(self, model: Any) -> None:
@@ -52,7 +52,7 @@ class Seen:
 def seen_in(keep: Tensor, images: int, shortcuts: Shortcuts, plan: RowPlan | None = None, tapped: bool = False) -> Any:
     model, (layout, joins, _, _) = setup()
     heard: list[LayerRecord] = []
-    seen = Seen(model)
+    seen = Observation(model)
     with seen.stack, torch.inference_mode(), GrowingPass(model, layout, joins, keep, shortcuts) as growing:
         rows = growing.plan(images, 10_000) if plan is None else plan
         growing.logits(noise(images), rows, [Tap(heard.append)] if tapped else [])
@@ -115,7 +115,7 @@ def test_only_the_pooled_queries_are_looked_up_in_the_last_attention() -> None:
 
 def test_while_taps_listen_nothing_is_left_out_but_chunks_without_listeners_may() -> None:
     keep = masks([(0, 0)], [(0, 1)], [(1, 0)], [(2, 0)])
-    plan = RowPlan(batch_size=2, images=2, chunks=((0, 1), (2, 3)), idle=(), budget=6)
+    plan = RowPlan(batch_size=2, images=2, waves=((0, 1), (2, 3)), idle=(), budget=6)
     shortcuts = setup()[1][2]
     seen = seen_in(keep, 2, shortcuts, plan, tapped=True)
     assert seen["blocks.0.norm1"] == [(6, TOKENS), (2, TOKENS)]

@@ -308,7 +308,7 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
     """
     model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
     trials: list[Company] = []
-    joins, keep = find_joins(model, layout, proven=trials), single_heads(layout)
+    joins, keep = find_joins(model, layout, proven=trials).joins, single_heads(layout)
     shortcuts = find_shortcuts(model, layout, joins, trials)
     model, images = model.double(), images.double()
     expected = [masked_logits(model, layout, images, kept) for kept in keep]
