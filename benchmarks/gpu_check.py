@@ -32,8 +32,8 @@ def model_of(name: str, options: dict[str, Any], device: torch.device) -> tuple[
 
 def single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
     """Return the masks of single heads `[heads, layers, max heads]`, True = keep."""
-    named = expand_all([MaskSpec("each:head")], layout.heads_per_layer, layout.model)
-    return torch.stack([one.mask.keep() for one in named]).to(device)
+    variants = expand_all([MaskSpec("each:head")], layout.heads_per_layer, layout.model)
+    return torch.stack([variant.mask.mask.keep() for variant in variants]).to(device)
 
 
 def noise(layout: HeadLayout, images: int, device: torch.device) -> Tensor:

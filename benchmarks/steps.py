@@ -8,14 +8,12 @@ with only these asking in it. All take turns in every round, and ratios are prin
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from headprobe.backbone.compiled import compile_parts
 from torch import Tensor
 
 from benchmarks.gpu_check import single_heads
@@ -26,7 +24,6 @@ from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Shortcuts
-from headprobe.backbone.growing.trials import Company
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.sandbox import perturbed
@@ -82,7 +79,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="images per forward pass of the plain hooks")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5, help="rounds, each of them all images in every way")
-    parser.add_argument("--compile", action="store_true", help="also all of them with --model.torch_compile")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     refuse_below_one(parser, options, "images", "batch", "threads", "repeats")
@@ -108,8 +104,7 @@ def load(options: argparse.Namespace) -> Any:
 
 def all_ways(model: Any, layout: HeadLayout, options: argparse.Namespace) -> dict[str, Way]:
     """Return what is compared, by name; a step that the model does not allow is left out."""
-    companies: list[Company] = []
-    joins = find_joins(model, layout, proven=companies).joins
+    joins, companies = find_joins(model, layout)
     ways: dict[str, Way] = {PLAIN: partial(by_hooks, model, options.batch)}
     found = find_shortcuts(model, layout, joins, companies)
     for name, shortcuts in steps(found).items():
@@ -117,19 +112,7 @@ def all_ways(model: Any, layout: HeadLayout, options: argparse.Namespace) -> dic
             growing = GrowingPass(model, layout, joins, single_heads(layout, torch.device("cpu")), shortcuts)
             rows = growing.plan(options.images, budget).most_rows
             ways[f"{name}, {rows} rows"] = partial(by_growing, growing, budget)
-            if options.compile and shortcuts == found:
-                growing = GrowingPass(compiled(model, layout), layout, joins, growing.keep, found)
-                ways[f"+ torch.compile, {rows} rows"] = partial(by_growing, growing, budget)
     return ways
-
-
-def compiled(model: Any, layout: HeadLayout) -> Any:
-    """Return a copy of the model, compiled as a run would, and say how long that took."""
-    copy = deepcopy(model)
-    began = time.perf_counter()
-    parts = compile_parts(copy, layout)
-    print(f"torch.compile: {parts} parts in {time.perf_counter() - began:.0f} s", flush=True)
-    return copy
 
 
 def steps(found: Shortcuts) -> dict[str, Shortcuts]:

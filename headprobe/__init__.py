@@ -9,17 +9,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headprobe.api import ablate, check
     from headprobe.data.datamodule import ImageNetDataModule
+    from headprobe.errors import RunError, UsageError
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
     from headprobe.run.results import load_run
+    from headprobe.trainer import ProbeTrainer
 
 __version__ = "0.1.0"
-__all__ = ["HeadProbe", "ImageNetDataModule", "MaskSpec", "ablate", "check", "load_run"]
+__all__ = [
+    "HeadProbe",
+    "ImageNetDataModule",
+    "MaskSpec",
+    "ProbeTrainer",
+    "RunError",
+    "UsageError",
+    "ablate",
+    "check",
+    "load_run",
+]
 
 _HOMES = {
     "HeadProbe": "headprobe.module",
     "ImageNetDataModule": "headprobe.data.datamodule",
     "MaskSpec": "headprobe.masks.spec",
+    "ProbeTrainer": "headprobe.trainer",
+    "RunError": "headprobe.errors",
+    "UsageError": "headprobe.errors",
     "ablate": "headprobe.api",
     "check": "headprobe.api",
     "load_run": "headprobe.run.results",

@@ -5,9 +5,11 @@ Nothing heavy is imported before the word is known: `--help` answers at once.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from headprobe import __version__
+from headprobe.commands.help import SCREENS
 from headprobe.errors import RunError, UsageError
 
 HELP = """\
@@ -35,7 +37,7 @@ mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  on
             keep:SPEC  each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN
             and several of them joined with +
 
-headprobe COMMAND --help lists a command's options. Exit codes: 0 done, 1 failed run, 2 usage, 130 interrupted.
+headprobe COMMAND --help shows a command's options. Exit codes: 0 done, 1 failed run, 2 usage, 130 interrupted.
 """
 
 
@@ -56,11 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in ("-V", "--version"):
         sys.stdout.write(f"headprobe {__version__}\n")
         return 0
+    if command in _WHOLE and {"-h", "--help"} & set(words):
+        sys.stdout.write(SCREENS[command])
+        return 0
     if command not in _COMMANDS:
         known = ", ".join(_COMMANDS)
         return _fail(f"the first word must be a command ({known}); options come after it, got {command!r}", code=2)
     try:
-        _COMMANDS[command](words if arguments is not None else None)
+        _run(command, words, given=arguments is not None)
     except UsageError as error:
         return _fail(str(error), code=2)
     except RunError as error:
@@ -75,50 +80,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _lightning(words: list[str] | None) -> None:
-    from headprobe.commands.test_and_fit import run
-
-    run(words)
-
-
-def _masks(words: list[str] | None) -> None:
-    from headprobe.commands.masks import run
-
-    run((sys.argv[1:] if words is None else words)[1:])
-
-
-def _check(words: list[str] | None) -> None:
-    from headprobe.commands.check import run
-
-    run((sys.argv[1:] if words is None else words)[1:])
-
-
-def _models(words: list[str] | None) -> None:
-    from headprobe.commands.models import run
-
-    run((sys.argv[1:] if words is None else words)[1:])
-
-
-def _status(words: list[str] | None) -> None:
-    from headprobe.commands.status import run
-
-    run((sys.argv[1:] if words is None else words)[1:])
-
-
-_COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
-    "test": _lightning,
-    "fit": _lightning,
-    "masks": _masks,
-    "check": _check,
-    "models": _models,
-    "status": _status,
+_COMMANDS = {
+    "test": "test_and_fit",
+    "fit": "test_and_fit",
+    "masks": "masks",
+    "check": "check",
+    "models": "models",
+    "status": "status",
 }
+"""The module of `headprobe.commands` behind each command."""
+
+_WHOLE = ("test", "fit")
+"""Commands with a parser of Lightning's, which takes their own word too and reads the process's words by itself."""
+
+
+def _run(command: str, words: list[str], given: bool) -> None:
+    """Import a command and run it.
+
+    Args:
+        command: Its word.
+        words: All words, the command first.
+        given: The words were given by a caller, not by the command line.
+    """
+    module = import_module(f"headprobe.commands.{_COMMANDS[command]}")
+    if command not in _WHOLE:
+        module.run(words[1:])
+    elif help_options := [word for word in words if word in ("--help-trainer", "--help-all")]:
+        module.print_options(command, everything=help_options[0] == "--help-all")
+    else:
+        module.run(words if given else None)
 
 
 def _fail(message: str, code: int) -> int:
     """Say what went wrong, once and not once per process, and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        from headprobe.redact import without_secrets
+        from headprobe.redact import without_secrets  # not at module level: `--help` needs none of it
 
         sys.stderr.write(f"headprobe: error: {without_secrets(message)}\n")
     return code

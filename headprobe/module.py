@@ -199,10 +199,10 @@ class HeadProbe(lightning.LightningModule):
             self.backbone,
             self.layout,
             self.head_mask,
-            [REPLACEMENTS[variant.ablation] for variant in self.variants],
             self.normalised,
             batch_size,
             budget=min(given, default=usual),
+            replacements=[REPLACEMENTS[variant.ablation] for variant in self.variants],
         )
         return self.passes.plan
 

@@ -31,10 +31,10 @@ class ForwardPasses:
         backbone: The model.
         layout: Its attention layers.
         keep: `[variants, layers, max heads]` bool, True = keep.
-        replacements: What fills the masked slots of each variant.
         normalised: Takes uint8 images to what the backbone takes.
         batch_size: Images of a batch.
         budget: Rows that may share a forward pass.
+        replacements: What fills the masked slots of each variant; zero if not given.
 
     Raises:
         UsageError: A proof fails; the model must not be run under masks.
@@ -46,10 +46,10 @@ class ForwardPasses:
         backbone: nn.Module,
         layout: HeadLayout,
         keep: Tensor,
-        replacements: Sequence[Replacement],
         normalised: Callable[[Tensor], Tensor],
         batch_size: int,
         budget: int,
+        replacements: Sequence[Replacement] = (),
     ) -> None:
         used = {layer for layer in first_layers(keep) if layer is not None}
         joins, shortcuts = _proven(backbone, layout, used)

@@ -14,7 +14,7 @@ from headprobe import cli
 from headprobe.callbacks.records import SCHEMA
 from headprobe.masks.spec import MaskSpec
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
-from headprobe.run.results import class_rows, mask_rows
+from headprobe.run.results import class_rows, variant_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -189,7 +189,7 @@ def documented_columns(heading: str) -> list[str]:
 
 
 def test_every_column_of_masks_csv_is_documented_in_its_order() -> None:
-    (baseline,) = mask_rows([], paired_scores(PairedAccuracy(0, 2).to_arrays()), "zero")
+    (baseline,) = variant_rows([], paired_scores(PairedAccuracy(0, 2).to_arrays()))
     assert documented_columns("masks.csv") == list(baseline)
 
 

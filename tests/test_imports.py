@@ -18,38 +18,86 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 BUILDER = PACKAGE / "data/digits/build.py"  # makes the bundled dataset; only its makers run it
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
+GROUND = {"errors", "text", "files", "redact", "processes"}
+"""The ground floor, which everything may import; it knows no heads."""
+
 DIRECTLY: dict[str, set[str]] = {
     "masks": set(),
-    "metrics": {"wording"},
-    "wording": set(),
-    "backbone": {"masks", "metrics", "wording"},
-    "fitting": set(),  # a part of module, in a file of its own
-    "statistics": {"backbone"},
-    "passes": {"statistics"},
-    "budget": {"passes"},  # tries how many rows a pass should have
-    "units": {"statistics"},  # adds up what units give
-    "gather": {"units"},
-    "module": {"passes", "fitting", "gather"},
-    "run": {"masks", "metrics"},
+    "metrics": set(),
+    "units": set(),
+    "data": set(),
+    "backbone": {"masks", "metrics"},
+    "api": {"backbone"},
+    "catalog": {"backbone"},  # nothing in a run uses it
+    "describe": {"backbone", "units"},
+    "passes": {"describe"},
+    "module": {"passes", "units"},
+    "fit_steps": {"backbone"},
+    "run": {"module", "units"},
     "report": {"run"},
-    "data": {"module", "run"},
-    "callbacks": {"module", "run", "report", "budget"},
-    "experiments": {"callbacks"},
-    "commands": {"callbacks", "experiments", "data"},  # the one place where data and module meet, to build both
+    "callbacks": {"report", "fit_steps"},
+    "trainer": {"callbacks"},
+    "experiments": {"trainer"},
+    "commands": {"experiments", "data", "api", "catalog"},  # the one room where data and module meet
     "cli": {"commands"},
     "__main__": {"cli"},
 }
-"""What each part may import, beside errors and all that these may import themselves."""
+"""What each part may import, beside the ground floor and all that these may import themselves."""
+
+INSIDE: dict[str, dict[str, set[str]]] = {
+    "backbone": {
+        "operator_calls": set(),
+        "weights": set(),
+        "numerics": set(),
+        "sandbox": set(),
+        "heads": {"operator_calls", "numerics", "sandbox"},
+        "masking": {"heads"},
+        "capture": {"heads"},
+        "growing": {"masking", "capture"},
+        "proofs": {"growing"},
+        "pruning": {"growing"},
+    },
+    "metrics": {
+        "sums": set(),
+        "token_grid": set(),
+        "projection": {"token_grid"},
+        "accuracy": {"sums"},
+        "attention": {"sums", "token_grid", "projection"},
+        "similarity": {"sums"},
+        "spectrum": {"sums", "token_grid"},
+        "importance": {"sums"},
+    },
+    "data": {
+        "digits": set(),
+        "sources": set(),
+        "labels": {"sources"},
+        "decode": {"sources"},
+        "stream": {"decode", "labels"},
+        "fitted": {"stream"},
+        "datamodule": {"fitted"},
+        "training": {"datamodule"},
+    },
+}
+"""The same for the rooms inside of a part: what each may import of its own part."""
+
+
+def reach(part: str, directly: dict[str, set[str]]) -> set[str]:
+    """A part, and all that it may import directly or through others."""
+    return {part}.union(*(reach(other, directly) for other in directly[part]))
 
 
 def allowed(part: str) -> set[str]:
-    direct = DIRECTLY[part]
-    return {part, "errors", "__init__"} | direct.union(*(allowed(other) for other in direct))
+    return reach(part, DIRECTLY) | GROUND | {"__init__"}
 
 
 def part_of(file: Path) -> str:
     """The sub-package or top-level module that a source file belongs to."""
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def room_of(file: Path) -> str:
+    """The folder or file inside of a part that a source file belongs to."""
+    return file.relative_to(PACKAGE).parts[1].removesuffix(".py")
 
 
 def tree_of(file: Path) -> ast.Module:
@@ -66,10 +114,14 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def own_names(tree: ast.AST) -> list[list[str]]:
+    """The dotted names of headprobe that a file imports, without `headprobe` itself."""
+    return [name.split(".")[1:] for name in imported(tree) if name.split(".")[0] == "headprobe"]
+
+
 def own_parts(tree: ast.AST) -> set[str]:
     """The parts of headprobe that a file imports; of its root only the version is no part."""
-    names = [name.split(".") for name in imported(tree) if name.split(".")[0] == "headprobe"]
-    return {"__init__" if name[1:] in ([], ["__version__"]) else name[1] for name in names}
+    return {"__init__" if name in ([], ["__version__"]) else name[0] for name in own_names(tree)}
 
 
 def outside(tree: ast.AST) -> set[str]:
@@ -99,7 +151,13 @@ def places(guilty: Callable[[ast.AST], bool]) -> list[str]:
 
 
 def test_every_part_of_the_package_has_its_place_in_the_table() -> None:
-    assert {part_of(file) for file in SOURCES} <= DIRECTLY.keys() | {"errors", "__init__"}
+    assert {part_of(file) for file in SOURCES} <= DIRECTLY.keys() | GROUND | {"__init__"}
+
+
+@pytest.mark.parametrize("part", sorted(INSIDE))
+def test_every_room_has_its_place_in_the_table_of_its_part(part: str) -> None:
+    rooms = {room_of(file) for file in SOURCES if part_of(file) == part}
+    assert rooms - {"__init__"} <= INSIDE[part].keys()
 
 
 @pytest.mark.parametrize("part", sorted(DIRECTLY))
@@ -112,8 +170,33 @@ def test_imports_point_one_way(part: str) -> None:
     assert {file: parts for file, parts in wrong.items() if parts} == {}
 
 
-def test_errors_imports_nothing_of_headprobe() -> None:
+@pytest.mark.parametrize(("part", "room"), [(part, room) for part in sorted(INSIDE) for room in sorted(INSIDE[part])])
+def test_imports_point_one_way_inside_of_a_part(part: str, room: str) -> None:
+    may = reach(room, INSIDE[part])
+    wrong = {
+        str(file.relative_to(ROOT)): sorted({name[1] for name in own_names(tree_of(file)) if name[0] == part} - may)
+        for file in SOURCES
+        if part_of(file) == part and room_of(file) == room
+    }
+    assert {file: rooms for file, rooms in wrong.items() if rooms} == {}
+
+
+def test_the_ground_floor_stands_on_itself() -> None:
+    for name in GROUND:
+        assert own_parts(tree_of(PACKAGE / f"{name}.py")) <= GROUND - {name}, name
     assert own_parts(tree_of(PACKAGE / "errors.py")) == set()
+
+
+def test_a_folder_has_at_most_about_fifteen_files() -> None:
+    folders: dict[Path, int] = {}
+    for file in SOURCES:
+        if file.name != "__init__.py":
+            folders[file.parent] = folders.get(file.parent, 0) + 1
+    assert {str(folder.relative_to(ROOT)): files for folder, files in folders.items() if files > 15} == {}
+
+
+def test_the_package_has_at_most_140_files() -> None:
+    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 140
 
 
 def test_the_package_itself_imports_no_part_before_it_is_asked() -> None:
@@ -124,6 +207,14 @@ def test_the_package_itself_imports_no_part_before_it_is_asked() -> None:
 def test_report_knows_neither_lightning_nor_timm() -> None:
     used = {name for file in SOURCES if part_of(file) == "report" for name in outside(tree_of(file))}
     assert used & {"lightning", "pytorch_lightning", "timm"} == set()
+    known = set().union(*(own_parts(tree_of(file)) for file in SOURCES if part_of(file) == "report"))
+    assert not known & {"module", "passes", "describe", "backbone", "callbacks"}
+
+
+@pytest.mark.parametrize("module", ["fcntl", "resource", "pwd", "grp", "termios"])
+def test_nothing_that_windows_lacks_is_imported_with_a_module(module: str) -> None:
+    guilty = [file for file in SOURCES if module in {name.split(".")[0] for name in imported(at_import(tree_of(file)))}]
+    assert guilty == []
 
 
 @pytest.mark.parametrize("part", ["masks", "metrics"])

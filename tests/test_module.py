@@ -218,7 +218,7 @@ def test_what_masking_takes_away_is_chosen_by_the_model_and_part_of_its_descript
         torch.manual_seed(0)
         probe = HeadProbe("mvitv2_tiny", pretrained=False, num_classes=5, options=options, semantics=semantics)
         perturbed(probe.backbone)
-        assert probe.describe()["semantics"] == semantics
+        assert probe.identity()["semantics"] == semantics
         probe.choose_masks([MaskSpec("layer:2")])
         probe.plan_passes(2)
         noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

@@ -66,12 +66,12 @@ class RunCLI(LightningCLI):
 
 
 class TestCLI(RunCLI):
-    """`test`, with `--mask-spec` and `--dry-run`."""
+    """`test`, with `--mask-spec`, `--dry-run` and `--records`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Only `test`: `fit` has a model and data of its own."""
-        return {"test": {*HIDDEN, "dataloaders", "verbose"}}
+        return {"test": {*HIDDEN, "dataloaders", "verbose", "records"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that belong neither to the trainer nor to the model or its data."""
@@ -86,6 +86,7 @@ class TestCLI(RunCLI):
             action="store_true",
             help="Print the masks, the forward passes, time, memory and the smallest resolvable drop; write nothing.",
         )
+        parser.add_argument("--records", action="store_true", help="Also write one row per image and mask (Parquet).")
 
     def after_instantiate_classes(self) -> None:
         """Choose the masks after the model is built: linked arguments would let YAML score the unmasked model."""
@@ -99,6 +100,11 @@ class TestCLI(RunCLI):
 
             rank_zero_only(print_plan)(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)
+
+    def test(self, **options: Any) -> None:
+        """Run the test; Lightning calls this where a command line has a method of the subcommand's name."""
+        # An argument of the trainer's method would be `--records true` on the command line.
+        self.trainer.test(records=self.config["test"].records, **options)
 
 
 class FitCLI(RunCLI):
@@ -138,6 +144,17 @@ def run(words: list[str] | None) -> None:
             "another directory with --trainer.default_root_dir, then run the same command again to resume; finished "
             "files are complete"
         ) from error
+
+
+def print_options(command: str, everything: bool) -> None:
+    """Print the options of Lightning's trainer, or all options of a command."""
+    if everything:
+        _command_line(command, [command, "--help"])
+        return
+    parser = LightningParser(prog=f"headprobe {command}", usage=f"headprobe {command} [OPTIONS]", add_help=False)
+    parser.add_lightning_class_args(ProbeTrainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": off for name, off in OFF.items()})
+    parser.print_help()
 
 
 def _command_line(command: str, words: list[str] | None) -> None:

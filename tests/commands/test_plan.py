@@ -8,7 +8,6 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from headprobe.budget import BudgetTrials
 
 from headprobe.commands import plan
 from headprobe.commands.plan import print_plan
@@ -58,18 +57,8 @@ def test_the_work_of_a_growing_pass_is_counted_in_plain_forward_passes() -> None
     assert "about 4.50 plain forward passes instead of 7\n" in plan_text(500)
 
 
-def test_every_chunk_of_masks_adds_its_own_trunk() -> None:
+def test_every_wave_of_masks_adds_its_own_trunk() -> None:
     assert "3 such passes hold all masks; an image costs about 6.50 plain" in plan_text(500, row_budget=3)
-
-
-@pytest.fixture
-def _long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every run be one that tries row budgets, of which 28 rows are found the fastest."""
-    monkeypatch.setattr(plan, "PAYS_FROM", 0.0)
-    monkeypatch.setattr("headprobe.callbacks.row_budget.PAYS_FROM", 0.0)
-    monkeypatch.setattr(
-        BudgetTrials, "_seconds", lambda _, tried: tried.images * (1 if tried.budget == 28 else 2) / 1e6
-    )
 
 
 SWEEP = ("test", *QUICK, "--mask-spec", "each:layer")
@@ -79,35 +68,17 @@ def planned(folder: Path, *words: str) -> list[str]:
     """Return what a dry run says of forward passes."""
     ended = command(folder, *SWEEP, "--dry-run", *words)
     assert (ended.code, ended.err) == (0, "")
-    return [line for line in ended.out.splitlines() if line.startswith(("plan:", "budget:"))]
+    return [line for line in ended.out.splitlines() if line.startswith("plan:")]
 
 
-@pytest.mark.usefixtures("_long")
-def test_a_long_run_is_planned_with_the_budget_that_was_measured(tmp_path: Path) -> None:
-    before, says = planned(tmp_path)
-    assert before.startswith("plan: 6 images a forward pass, growing to 7 rows each")
-    assert says.startswith("budget: 48 rows a forward pass here; the run first tries which is fastest")
-    assert list(tmp_path.iterdir()) == []
-    assert "Row budget: 28 rows" in command(tmp_path, *SWEEP).out
-    after, says = planned(tmp_path)
-    assert after.startswith("plan: 4 images a forward pass, growing to 7 rows each")
-    assert says == "budget: 28 rows a forward pass, as measured before"
-
-
-@pytest.mark.usefixtures("_long")
-def test_a_plan_with_the_budget_that_is_asked_for_says_nothing_of_trials(tmp_path: Path) -> None:
-    command(tmp_path, *SWEEP)
+def test_a_run_is_planned_with_the_budget_that_is_asked_for(tmp_path: Path) -> None:
     (line,) = planned(tmp_path, "--model.row_budget", "14")
     assert line.startswith("plan: 2 images a forward pass, growing to 7 rows each")
 
 
-def test_a_short_run_is_planned_with_the_usual_budget(tmp_path: Path) -> None:
+def test_a_run_is_planned_with_the_usual_budget(tmp_path: Path) -> None:
     (line,) = planned(tmp_path)
     assert line.startswith("plan: 6 images a forward pass, growing to 7 rows each")
-
-
-def test_a_run_of_unknown_length_tries_budgets() -> None:
-    assert "the run first tries which is fastest" in plan_text(None)
 
 
 def test_the_plan_is_timed_in_the_precision_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

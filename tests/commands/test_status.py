@@ -66,7 +66,7 @@ def test_a_broken_run_does_not_hide_the_others(folder: Path) -> None:
     ended = command(folder, "status", "lightning_logs")
     assert ended.code == 1
     assert "complete: the same command only adds it up" in ended.out
-    assert "store.json' is no ledger of headprobe" in ended.out
+    assert "store.json' is no unit store of headprobe" in ended.out
 
 
 @pytest.mark.parametrize("path", ["nowhere", "set"])

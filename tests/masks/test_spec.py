@@ -53,7 +53,7 @@ def test_a_spec_masks_these_heads(text: str, masked: set[tuple[int, int]]) -> No
     (named,) = expand(text)
     assert named.mask.masked == masked
     assert named.mask.heads_per_layer == TINY
-    assert named.family == ""
+    assert named.test_family == ""
 
 
 @pytest.mark.parametrize("text", ["none", "none+none", "keep:all", "keep:all+head:0.0"])
@@ -115,14 +115,14 @@ def test_the_canonical_text_is_one_for_all_ways_to_write_a_spec(text: str, canon
         ("none+each:layer", ["layer:0", "layer:1", "layer:2"]),
     ],
 )
-def test_many_masks_have_these_names_and_one_family(text: str, names: list[str]) -> None:
+def test_many_masks_have_these_names_and_one_test_family(text: str, names: list[str]) -> None:
     masks = expand(text)
     assert [mask.name for mask in masks] == names
-    assert {mask.family for mask in masks} == {MaskSpec(text).canonical}
+    assert {mask.test_family for mask in masks} == {MaskSpec(text).canonical}
 
 
-def test_a_form_of_many_masks_is_a_family_even_of_one() -> None:
-    assert [(mask.name, mask.family) for mask in expand("each:layer", (4,))] == [("layer:0", "each:layer")]
+def test_a_form_of_many_masks_is_a_test_family_even_of_one() -> None:
+    assert [(mask.name, mask.test_family) for mask in expand("each:layer", (4,))] == [("layer:0", "each:layer")]
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,15 @@ def test_a_range_of_one_is_said_plainly() -> None:
 
 def test_specs_unite_and_drop_names_that_come_twice() -> None:
     specs = [MaskSpec("layer:1"), MaskSpec("none"), MaskSpec("head:0.0"), MaskSpec("layer:1+none")]
-    assert [mask.name for mask in expand_all(specs, TINY, "tiny")] == ["layer:1", "head:0.0"]
+    assert [variant.mask.name for variant in expand_all(specs, TINY, "tiny")] == ["layer:1", "head:0.0"]
 
 
 @pytest.mark.parametrize("texts", [["layer:1", "each:layer"], ["each:layer", "layer:1"]])
-def test_a_family_keeps_the_member_that_is_also_asked_for_alone(texts: list[str]) -> None:
+def test_a_test_family_keeps_the_member_that_is_also_asked_for_alone(texts: list[str]) -> None:
     masks = expand_all([MaskSpec(text) for text in texts], TINY, "tiny")
-    assert sorted((mask.name, mask.family) for mask in masks) == [(f"layer:{i}", "each:layer") for i in range(3)]
+    assert sorted((one.mask.name, one.mask.test_family) for one in masks) == [
+        (f"layer:{i}", "each:layer") for i in range(3)
+    ]
 
 
 def test_no_specs_are_no_masks() -> None:

@@ -88,7 +88,7 @@ def test_nested_masks_are_named_points_of_a_family(tmp_path: Path) -> None:
     path = write(tmp_path, "heads.csv", HEADS)
     masks = MaskSpec(f"grow:{path}:entropy_nats").expand(SHAPE, "tiny")
     assert [mask.name for mask in masks] == [f"grow:{path}:entropy_nats:least:{count}" for count in (1, 2, 3)]
-    assert {mask.family for mask in masks} == {f"grow:{path}:entropy_nats:least"}
+    assert {mask.test_family for mask in masks} == {f"grow:{path}:entropy_nats:least"}
     assert [(mask.curve, mask.step) for mask in masks] == [("grow_entropy_nats_least", count) for count in (1, 2, 3)]
 
 
@@ -108,7 +108,7 @@ def test_counts_thin_the_nested_masks(tmp_path: Path) -> None:
 def test_a_single_count_is_a_single_mask(tmp_path: Path) -> None:
     (mask,) = MaskSpec(f"grow:{write(tmp_path, 'heads.csv', HEADS)}:entropy_nats:least:2").expand(SHAPE, "tiny")
     assert mask.mask.masked == {(1, 1), (1, 0)}
-    assert mask.family == ""
+    assert mask.test_family == ""
 
 
 def test_counts_beyond_the_model_are_refused(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def plain_logits(model: Any, images: Tensor, heads: frozenset[tuple[int, int]]) 
 @torch.inference_mode()
 def test_every_mask_of_deit_tiny_equals_its_own_forward_pass(deit: nn.Module, images: Tensor) -> None:
     layout = find_heads(deit, (3, 224, 224), "deit_tiny_patch16_224")
-    masks = expand_all(SPECS, layout.heads_per_layer, layout.model)
+    masks = [variant.mask for variant in expand_all(SPECS, layout.heads_per_layer, layout.model)]
     assert len(masks) == 36 + 12 + 3 + 6
     keep = torch.stack([named.mask.keep() for named in masks])
     with GrowingPass(deit, layout, find_joins(deit, layout).joins, keep) as growing:

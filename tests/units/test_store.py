@@ -88,10 +88,10 @@ def test_stored_units_come_back_with_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("units", [14, 100])
 def test_few_files_are_kept_and_the_whole_is_one(tmp_path: Path, units: int) -> None:
-    ledger, grown = UnitStore(tmp_path, units), tree(units, [])
+    store, grown = UnitStore(tmp_path, units), tree(units, [])
     for unit in range(units):
         grown.add(unit, part(unit))
-        ledger.save(grown.nodes)
+        store.save(grown.nodes)
         assert len(names(tmp_path)) <= units.bit_length()
     assert names(tmp_path) == [f"units-00000-{units - 1:05d}.npz"]
 
@@ -111,10 +111,10 @@ def test_files_that_a_crash_left_beside_what_replaces_them_do_not_count(tmp_path
     UnitStore(tmp_path, 4).save(tree(4, [0, 1]).nodes)
     (tmp_path / "units-00002-00002.npz.tmp").write_bytes(b"half")
     assert len(names(tmp_path)) == 4
-    ledger = UnitStore(tmp_path, 4)
-    assert ledger.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
+    store = UnitStore(tmp_path, 4)
+    assert store.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
     assert names(tmp_path) == ["units-00000-00001.npz"]
-    ledger.close()
+    store.close()
 
 
 def test_a_broken_file_is_an_error_and_never_counts_as_done(tmp_path: Path) -> None:
@@ -135,17 +135,17 @@ def test_a_file_of_other_arrays_is_an_error(tmp_path: Path, arrays: dict[str, An
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"units": "4", "describe": {}, "sessions": []}', '{"units": 4, "describe": {}, "sessions": {}}'],
+    ["", "[]", "{}", '{"units": "4", "identity": {}, "sessions": []}', '{"units": 4, "identity": {}, "sessions": {}}'],
 )
 def test_a_broken_description_is_named_and_the_units_beside_it_stay(tmp_path: Path, content: str) -> None:
     UnitStore(tmp_path, 4).save(tree(4, [0, 1]).nodes)
     (tmp_path / "store.json").write_text(content)
-    with pytest.raises(RunError, match=r"ledger\.json'.* delete this file alone"):
+    with pytest.raises(RunError, match=r"store\.json'.* delete this file alone"):
         UnitStore(tmp_path, 4).open(DESCRIBE, SESSION)
     (tmp_path / "store.json").unlink()
-    ledger = UnitStore(tmp_path, 4)
-    assert ledger.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
-    ledger.close()
+    store = UnitStore(tmp_path, 4)
+    assert store.open(DESCRIBE, SESSION).rows == {0: 4, 1: 4}
+    store.close()
 
 
 def test_asking_who_holds_a_lock_never_refuses_a_run(tmp_path: Path) -> None:
@@ -227,18 +227,18 @@ def test_a_ledger_is_one_runs_at_a_time_and_free_when_its_process_is_killed(tmp_
     deadline = time.monotonic() + 10
     while is_held(tmp_path / "lock") and time.monotonic() < deadline:
         time.sleep(0.05)
-    ledger = UnitStore(tmp_path, 4)
-    assert ledger.open(DESCRIBE, SESSION).rows == {}
-    ledger.close()
+    store = UnitStore(tmp_path, 4)
+    assert store.open(DESCRIBE, SESSION).rows == {}
+    store.close()
 
 
 def test_sessions_are_noted(tmp_path: Path) -> None:
     for status in ("interrupted", "done"):
-        ledger = UnitStore(tmp_path, 4)
-        ledger.open(DESCRIBE, SESSION)
-        ledger.save(tree(4, [0, 1]).nodes)
-        ledger.end(status)
-        ledger.close()
+        store = UnitStore(tmp_path, 4)
+        store.open(DESCRIBE, SESSION)
+        store.save(tree(4, [0, 1]).nodes)
+        store.end(status)
+        store.close()
     sessions = json.loads((tmp_path / "store.json").read_text())["sessions"]
     assert [(one["status"], one["units_before"], one["images_before"]) for one in sessions] == [
         ("interrupted", 0, 0),
@@ -257,9 +257,9 @@ def test_what_differs_is_said_in_words() -> None:
 
 
 def test_units_of_another_run_are_refused(tmp_path: Path) -> None:
-    ledger = UnitStore(tmp_path, 4)
-    ledger.open(DESCRIBE, SESSION)
-    ledger.close()
+    store = UnitStore(tmp_path, 4)
+    store.open(DESCRIBE, SESSION)
+    store.close()
     refuse_differences(tmp_path, DESCRIBE)
     with pytest.raises(UsageError, match=r"units of another run.*\(headprobe test\)") as refused:
         refuse_differences(tmp_path, {**DESCRIBE, "data": {"max_images": 50}})
@@ -274,8 +274,8 @@ def test_a_place_without_units_is_refused(tmp_path: Path) -> None:
 def test_forgetting_deletes_the_units_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
     UnitStore(tmp_path, 4).save(tree(4, [0, 1, 3]).nodes)
-    ledger = UnitStore(tmp_path, 4)
-    ledger.forget()
+    store = UnitStore(tmp_path, 4)
+    store.forget()
     assert not unit_files(tmp_path)
     assert (tmp_path / "mine.txt").exists()
-    ledger.close()
+    store.close()

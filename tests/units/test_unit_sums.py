@@ -1,4 +1,4 @@
-"""The book of units: whoever counted which unit, in which order and in how many runs, the sums are the same bits."""
+"""Unit sums: whoever counted which unit, in which order and in how many runs, the sums are the same bits."""
 
 import io
 
@@ -25,11 +25,11 @@ def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def count(units: list[int], sizes: list[int] | None = SIZES, total: int = 5) -> UnitSums:
-    book = UnitSums(total, make, sizes)
+    sums = UnitSums(total, make, sizes)
     for unit in units:
-        book.open(unit, list(range(5 + unit)), [], f"file {unit}").update(*batch(unit))
-        book.close(unit, 80, f"file {unit}")
-    return book
+        sums.open(unit, list(range(5 + unit)), [], f"file {unit}").scores.update(*batch(unit))
+        sums.close(unit, 80, f"file {unit}")
+    return sums
 
 
 def sent(part: NamedSums) -> dict[str, Arrays]:
@@ -79,42 +79,44 @@ def test_a_unit_sent_again_after_its_end_is_an_error() -> None:
 
 
 def test_a_unit_that_never_ended_is_an_error() -> None:
-    book = count([0])
-    book.open(1, [0], [], "file").update(*(part[..., :1, :] if part.ndim == 3 else part[:1] for part in batch(1)))
+    sums = count([0])
+    sums.open(1, [0], [], "file").scores.update(
+        *(part[..., :1, :] if part.ndim == 3 else part[:1] for part in batch(1))
+    )
     with pytest.raises(RunError, match=r"units \[1\] ended before their last batch"):
-        book.whole()
+        sums.whole()
 
 
 def test_a_row_that_comes_twice_is_an_error_that_names_the_file() -> None:
-    book = UnitSums(2, make, [4, 4])
-    book.open(0, [0, 1], [], "a.parquet")
+    sums = UnitSums(2, make, [4, 4])
+    sums.open(0, [0, 1], [], "a.parquet")
     with pytest.raises(RunError, match=r"row 1 of a\.parquet was sent twice"):
-        book.open(0, [1, 2], [], "a.parquet")
+        sums.open(0, [1, 2], [], "a.parquet")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"), [([0, 1, 3], "rows 2 are missing"), ([0, 1, 2, 3, 4], "rows 4 are too many")]
 )
 def test_a_unit_that_does_not_give_its_rows_is_an_error(rows: list[int], message: str) -> None:
-    book = UnitSums(1, make, [4])
-    book.open(0, rows, [], "a.parquet")
+    sums = UnitSums(1, make, [4])
+    sums.open(0, rows, [], "a.parquet")
     with pytest.raises(RunError, match=rf"a\.parquet did not give each of its 4 rows once: {message}"):
-        book.close(0, 80, "a.parquet")
+        sums.close(0, 80, "a.parquet")
 
 
 def test_a_gap_is_an_error_also_where_the_size_is_unknown() -> None:
-    book = UnitSums(1, make)
-    book.open(0, [0, 2], [], "a.tar")
+    sums = UnitSums(1, make)
+    sums.open(0, [0, 2], [], "a.tar")
     with pytest.raises(RunError, match="rows 1 are missing"):
-        book.close(0, 80, "a.tar")
+        sums.close(0, 80, "a.tar")
 
 
 def test_bad_rows_count_as_rows_and_are_kept() -> None:
     bad = {"unit": 0, "row": 1, "source": "a.parquet", "reason": "empty"}
-    book = UnitSums(1, make, [3])
-    book.open(0, [0, 2], [bad], "a.parquet")
-    book.close(0, 40, "a.parquet")
-    coverage = book.whole()[COVERAGE]
+    sums = UnitSums(1, make, [3])
+    sums.open(0, [0, 2], [bad], "a.parquet")
+    sums.close(0, 40, "a.parquet")
+    coverage = sums.whole()[COVERAGE]
     assert (coverage.rows, coverage.budgets, coverage.bad) == ({0: 3}, {0: 40}, [bad])
     assert vars(Coverage.from_arrays(coverage.to_arrays())) == vars(coverage)
 
@@ -127,8 +129,8 @@ def test_sums_of_other_units_under_a_nodes_name_are_an_error() -> None:
 
 def test_sums_of_other_masks_are_an_error() -> None:
     (part,) = count([2]).nodes.values()
-    book = UnitSums(5, lambda: PairedAccuracy(masks=1, classes=4), SIZES)
-    book.open(3, list(range(8)), [], "file").update(batch(3)[0][:2], batch(3)[1])
-    book.close(3, 80, "file")
+    sums = UnitSums(5, lambda: PairedAccuracy(masks=1, classes=4), SIZES)
+    sums.open(3, list(range(8)), [], "file").scores.update(batch(3)[0][:2], batch(3)[1])
+    sums.close(3, 80, "file")
     with pytest.raises(ValueError, match="can be merged"):
-        book.add_node((0, 2), sent(part))
+        sums.add_node((0, 2), sent(part))

@@ -250,11 +250,15 @@ def drive(key: str, statistics: list[HeadStatistic], masked: bool = False) -> tu
     keep[:, -1, 0] = False
     with GrowingPass(model, layout, find_joins(model, layout).joins if masked else (), keep) as growing:
         subject = Subject(layout, facts, units=1, mask="last:0" if masked else None)
-        listening = Observing(statistics, subject, growing, mask=0 if masked else None)
-        growing.logits(images, growing.plan(len(images), 8), listening.taps(0, torch.arange(len(images))))
+        for statistic in statistics:
+            statistic.begin(subject)
+        sums = {statistic.name: statistic.open(0) for statistic in statistics}
+        observing = Observing(statistics, growing, variant=0 if masked else None)
+        taps = observing.taps(sums, 0, torch.arange(len(images)))
+        growing.logits(images, growing.plan(len(images), 8), taps)
     for statistic in statistics:
-        statistic.finish(statistic.close(0))
-    assert listening.heard
+        statistic.finish(statistic.close(0, sums[statistic.name]))
+    assert observing.began
     return layout, facts
 
 

@@ -28,14 +28,13 @@ def small(name: str = "vit_tiny_patch16_224", **options: Any) -> Any:
     return perturbed(timm.create_model(name, **size | options))
 
 
-Found = tuple[HeadLayout, tuple[Join, ...], Shortcuts, list[Company]]
+Found = tuple[HeadLayout, tuple[Join, ...], Shortcuts, tuple[Company, ...]]
 
 
 def found_in(model: nn.Module, semantics: Semantics = "slot") -> Found:
     """Look for joins and shortcuts as a run does."""
     layout = find_heads(model, SIZE, "small", semantics)
-    companies: list[Company] = []
-    joins = find_joins(model, layout, proven=companies).joins
+    joins, companies = find_joins(model, layout)
     return layout, joins, find_shortcuts(model, layout, joins, companies), companies
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import nn
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.heads.slots import HeadChannels
-from headprobe.backbone.masking.ablation import ablate_heads, ablating, masked_logits, masks_of_rows
+from headprobe.backbone.masking.ablation import ablating, masked_logits, masks_of_rows
+from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replacement, replace_heads
 from headprobe.backbone.proofs.check import prove_masks
 from headprobe.backbone.sandbox import example_images
 from headprobe.errors import RunError, UsageError
@@ -126,14 +128,15 @@ def test_afterwards_the_model_is_as_before_also_after_an_exception() -> None:
 def test_a_masked_head_is_zero_even_where_it_overflowed() -> None:
     heads = torch.full((2, 3, 8), float("inf"))
     keep = torch.tensor([[True, False]])
-    out = ablate_heads(heads, keep, HeadChannels(2, 4))
+    out = replace_heads(LayerSlots(0, heads, keep, HeadChannels(2, 4)), [WITH_ZERO])
     assert torch.equal(out[..., 4:], torch.zeros(2, 3, 4))
     assert torch.equal(out[..., :4], heads[..., :4])
 
 
 def test_rows_that_do_not_divide_into_groups_are_an_error() -> None:
+    slots = LayerSlots(0, torch.zeros(7, 2, 4), torch.ones(2, 2, dtype=torch.bool), HeadChannels(2, 2))
     with pytest.raises(RunError, match=r"7 rows .* do not divide into 2 groups"):
-        ablate_heads(torch.zeros(7, 2, 4), torch.ones(2, 2, dtype=torch.bool), HeadChannels(2, 2))
+        replace_heads(slots, [WITH_ZERO])
 
 
 @torch.inference_mode()
@@ -170,10 +173,11 @@ def test_the_proofs_pass_on_every_kind_and_leave_the_weights_alone(tiny_kind: st
 def test_the_proofs_catch_heads_laid_out_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     model, layout, _ = setup("vit")
 
-    def interleaved(heads_out: torch.Tensor, keep: torch.Tensor, _: HeadChannels) -> torch.Tensor:
+    def interleaved(slots: LayerSlots, _: Sequence[Replacement]) -> torch.Tensor:
+        heads_out, keep = slots.heads_out, slots.keep
         by_row = keep.repeat_interleave(heads_out.shape[0] // keep.shape[0], dim=0)
         return heads_out.unflatten(-1, (-1, keep.shape[1])).masked_fill(~by_row[:, None, None], 0).flatten(-2)
 
-    monkeypatch.setattr("headprobe.backbone.masking.ablation.ablate_heads", interleaved)
+    monkeypatch.setattr("headprobe.backbone.masking.ablation.replace_heads", interleaved)
     with pytest.raises(UsageError, match="is not zeroing them"):
         prove_masks(model, layout)

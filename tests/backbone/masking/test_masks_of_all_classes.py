@@ -19,7 +19,6 @@ from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.row_plan import RowPlan
 from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS
-from headprobe.backbone.growing.trials import Company
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.sites import class_path
@@ -307,23 +306,23 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
     Joins and shortcuts are found as in a run; then all is done in float64, where nothing is left to rounding.
     """
     model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
-    trials: list[Company] = []
-    joins, keep = find_joins(model, layout, proven=trials).joins, single_heads(layout)
-    shortcuts = find_shortcuts(model, layout, joins, trials)
+    joins, companies = find_joins(model, layout)
+    keep = single_heads(layout)
+    shortcuts = find_shortcuts(model, layout, joins, companies)
     model, images = model.double(), images.double()
     expected = [masked_logits(model, layout, images, kept) for kept in keep]
     tolerance = 1e-5 if LITE_MLA & set(REPRESENTATIVES[key].classes) else 1e-9  # it multiplies in float32 at all times
     first, step = len(layout.layers), 1 if len(layout.layers) <= 8 else 3
-    for masks, chunks in (
+    for masks, waves in (
         (keep, [tuple(range(len(keep)))] * together),
         (keep[:first], [(mask,) for mask in range(0, first, step)] * alone),
     ):
         for allowed in dict.fromkeys([NO_SHORTCUTS, shortcuts]):
             with GrowingPass(model, layout, joins, masks, allowed) as growing:
-                for chunk in chunks:
-                    ordered = tuple(sorted(chunk, key=lambda mask: growing.join_places[mask] or 0))
+                for wave in waves:
+                    ordered = tuple(sorted(wave, key=lambda mask: growing.join_places[mask] or 0))
                     found = growing.logits(images, RowPlan(len(images), len(images), (ordered,), (), len(images)))
-                    for mask in chunk:
+                    for mask in wave:
                         close(found[1 + mask], expected[mask], tolerance)
 
 

@@ -1,6 +1,6 @@
 """A broken adapter must not get past `check`: things are broken one at a time, and the proof that fails is named."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.heads.sites import SITES
 from headprobe.backbone.heads.slots import HeadChannels
 from headprobe.backbone.masking import ablation
+from headprobe.backbone.masking.replacement import LayerSlots, Replacement, replace_heads
 from headprobe.backbone.proofs import check
 from headprobe.backbone.proofs import layer_alone as bench
 from headprobe.backbone.proofs.check import check_backbone, prove_masks
@@ -36,7 +37,7 @@ MSRA = "timm.models.efficientvit_msra.CascadedGroupAttention"
 FORMER = ("timm.models.efficientformer_v2.Attention2d", "timm.models.efficientformer_v2.Attention2dDownsample")
 AMBIGUOUS = (MVIT, COAT, (MSRA,), FORMER)
 SIZE = (3, 32, 32)
-ABLATE = ablation.ablate_heads
+REPLACE = replace_heads
 
 NO_COLUMNS = {
     "vit_scale_norm": "a norm over all heads stands before the projection",
@@ -136,9 +137,9 @@ def hooks_of(model: nn.Module) -> list[tuple[list[int], list[int]]]:
 def test_a_mask_that_touches_kept_heads_in_the_last_bits_fails_keep_at_its_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def touching(heads_out: Tensor, keep: Tensor, channels: HeadChannels) -> Tensor:
-        scale = 1 + 2**-20 if channels.heads == 4 else 1.0
-        return ABLATE(heads_out, keep, channels) * scale
+    def touching(slots: LayerSlots, replacements: Sequence[Replacement]) -> Tensor:
+        scale = 1 + 2**-20 if slots.channels.heads == 4 else 1.0
+        return REPLACE(slots, replacements) * scale
 
     masks_by(monkeypatch, touching)
     report = checked("pit")
@@ -149,10 +150,10 @@ def test_a_mask_that_touches_kept_heads_in_the_last_bits_fails_keep_at_its_layer
 # -- (b) operator and columns ----------------------------------------------------------------------------------------
 
 
-def masks_by(monkeypatch: pytest.MonkeyPatch, ablate: Callable[[Tensor, Tensor, HeadChannels], Tensor]) -> None:
+def masks_by(monkeypatch: pytest.MonkeyPatch, fill: Callable[[LayerSlots, Sequence[Replacement]], Tensor]) -> None:
     """Break what masks heads, wherever it is used."""
     for module in (ablation, bench):
-        monkeypatch.setattr(module, "ablate_heads", ablate, raising=False)
+        monkeypatch.setattr(module, "replace_heads", fill, raising=False)
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def test_too_few_slots_fail_the_operator_proof(key: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("key", ["vit", "sam", "lambda_resnet", "vit_scale_norm"])
 def test_a_mask_that_is_ignored_fails_every_proof_of_its_effect(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    masks_by(monkeypatch, lambda heads_out, keep, channels: heads_out)
+    masks_by(monkeypatch, lambda slots, _: slots.heads_out)
     everywhere = list(range(len(REPRESENTATIVES[key].heads)))
     expected = {"operator": everywhere, "columns": everywhere, "effect": everywhere}
     if key in NO_COLUMNS:
@@ -275,7 +276,7 @@ def test_a_mask_that_is_ignored_fails_every_proof_of_its_effect(key: str, monkey
 def test_a_mask_that_is_ignored_fails_columns_and_effect_where_slots_hold_more(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masks_by(monkeypatch, lambda heads_out, keep, channels: heads_out)
+    masks_by(monkeypatch, lambda slots, _: slots.heads_out)
     found, everywhere = failed(checked(key)), list(range(len(REPRESENTATIVES[key].heads)))
     assert set(found) <= {"operator", "columns", "effect"}
     assert found["columns"] == found["effect"] == everywhere
@@ -285,7 +286,7 @@ def test_a_mask_that_is_ignored_fails_columns_and_effect_where_slots_hold_more(
 
 @pytest.mark.parametrize("key", ["vit", "coat_lite"])
 def test_a_mask_that_a_run_ignores_is_caught(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "ablate_heads", lambda heads_out, keep, channels: heads_out)
+    monkeypatch.setattr(ablation, "replace_heads", lambda slots, replacements: slots.heads_out)
     assert not checked(key).passed
 
 
@@ -313,10 +314,10 @@ def test_a_run_is_refused_whichever_layer_is_wrong(key: str, number: int) -> Non
 
 
 def test_a_head_whose_mask_does_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_the_third(heads_out: Tensor, keep: Tensor, channels: HeadChannels) -> Tensor:
-        keep = keep.clone()
+    def without_the_third(slots: LayerSlots, replacements: Sequence[Replacement]) -> Tensor:
+        keep = slots.keep.clone()
         keep[:, 2] = True
-        return ABLATE(heads_out, keep, channels)
+        return REPLACE(replace(slots, keep=keep), replacements)
 
     masks_by(monkeypatch, without_the_third)
     report = checked("vit")

@@ -1,0 +1,81 @@
+"""What `test --help` and `fit --help` print: the options that people use, each with an example; nothing heavy loads."""
+
+TEST = """\
+usage: headprobe test [OPTIONS]           every option may also stand in a YAML file: --config FILE
+
+Score a model with and without chosen attention heads, on the same images, in one pass. [Defaults] in brackets.
+
+which heads
+  --mask-spec each:layer              heads to mask [none]; headprobe masks SPEC shows what a spec stands for
+  --dry-run                           print masks, passes, time, memory and the smallest resolvable drop; run nothing
+
+which model
+  --model.name vit_base_patch16_224   timm's name, or a bundled model: digits_vit, digits_swin [digits_vit]
+  --model.weights mine.safetensors    local weights [timm's pretrained ones]
+  --model.pretrained false            random weights
+  --model.num_classes 10              classes of the classifier [the weights' own]
+  --model.options.img_size 384        any argument of timm.create_model
+  --model.semantics attention         mask what a head attended to alone, not its whole slot (docs/heads.md) [slot]
+  --model.row_budget 64               rows (images x masks) that share a forward pass [48 on CPUs, 1024 on GPUs]
+
+which images
+  --data.path FOLDER                  folder, Parquet files or hub dataset; imagenet-1k streams from the hub [digits]
+  --data.split validation             split [validation, else test, else the only one]
+  --data.name CONFIG  --data.revision main   configuration, and branch, tag or commit of a hub dataset
+  --data.image_column image  --data.label_column label   columns of images and labels [image, label]
+  --data.class_map classes.json       the model's class of each dataset class, or the word identity
+  --data.restrict_classes false       choose among all classes of the model where the dataset has fewer [true]
+  --data.max_images 5000              only so many images, an even share of every unit [all]
+  --data.on_bad_image skip            images that cannot be read: error, skip or wrong [error]
+  --data.batch_size 64  --data.num_workers 4   images a batch [32]; reading processes per device [by cores and data]
+  --data.unit row_group               what is read as one piece: auto, file or row_group [auto]
+
+what each head is like (docs/describe_heads.md)
+  --trainer.callbacks HeadAttention   distance, entropy, sinks; also HeadSimilarity, HeadSpectrum, or all three by
+  --config configs/describe_heads.yaml
+
+where, how, and what is written
+  --trainer.default_root_dir DIR      results go to DIR/lightning_logs/version_N [.]
+  --trainer.devices 2                 GPUs, or with --trainer.accelerator cpu --trainer.strategy ddp processes
+  --trainer.precision bf16-mixed      number format of the model [32-true]
+  --records  --model.per_class true   also one row per image and mask (Parquet); also classes.csv
+  --resume never                      auto: continue a broken run; never: score all again; or a run's directory [auto]
+  --seed_everything 1                 seed of Python, numpy and torch; masks and data do not depend on it [0]
+
+--help-trainer lists Lightning's other --trainer options, --help-all everything. headprobe --help has the mask specs.
+"""
+
+FIT = """\
+usage: headprobe fit [OPTIONS]            every option may also stand in a YAML file: --config FILE
+
+Train a model from nothing on a small data set; how the bundled models were made. [Defaults] in brackets.
+
+  --config configs/digits_vit.yaml    the recipe of a bundled model
+
+model and training
+  --model.name vit_tiny_patch16_224   timm's name, or a bundled model [digits_vit]
+  --model.weights start.safetensors   local weights to start from
+  --model.pretrained false            random weights
+  --model.num_classes 10              classes of the classifier
+  --model.options.depth 6             any argument of timm.create_model
+  --model.learning_rate 0.001         peak learning rate [0.002]
+  --model.weight_decay 0.05           weight decay [0.05]
+  --model.warmup 0.1                  fraction of the steps with a rising learning rate [0.1]
+  --model.label_smoothing 0.1         label smoothing [0.1]
+  --trainer.max_epochs 100            epochs
+
+images
+  --data.path FOLDER                  folder, Parquet files or hub dataset [digits]
+  --data.train_split train            split to train on [train]
+  --data.split test                   split to validate on [validation, else test, else the only one]
+  --data.augment false                no small random shifts, turns and scalings [true]
+  --data.seed 1                       seed of the order of images [0]
+  --data.batch_size 64                images a batch [32]
+
+output
+  --trainer.default_root_dir DIR      model.safetensors goes to DIR/lightning_logs/version_N [.]
+
+--help-trainer lists Lightning's other --trainer options, --help-all everything.
+"""
+
+SCREENS = {"test": TEST, "fit": FIT}
