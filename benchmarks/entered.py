@@ -1,4 +1,7 @@
-"""How many files and functions of headprobe a command enters: ``python -m benchmarks.entered test --mask-spec layer:3``.
+"""How many files and functions of headprobe a command enters.
+
+``python -m benchmarks.entered test --mask-spec layer:3``
+
 
 A reader follows a command through so many files. Counted are functions that run, in the main thread and in others;
 importing a module and executing a class body is not entering it. Run it where no earlier run left units.
@@ -49,7 +52,7 @@ def main(words: list[str]) -> int:
         code = run(words)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # documented
+        threading.setprofile(None)
     files = entered.by_file
     counts = {"files": len(files), "functions": len(entered.functions), "by_file": files}
     sys.stderr.write(json.dumps(counts) + "\n")

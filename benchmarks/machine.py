@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from headprobe.run.record import versions
+from headprobe.callbacks.identity import versions
 
 
 def describe() -> dict[str, Any]:

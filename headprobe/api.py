@@ -17,7 +17,8 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_unreachable
 from headprobe.backbone.masking.ablation import HookCount, ablating, masks_of_rows
-from headprobe.backbone.proofs.check import check_backbone, prove_masks
+from headprobe.backbone.proofs.check import check_backbone
+from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.proofs.report import CheckReport
 from headprobe.backbone.sandbox import in_single, quiet
 from headprobe.backbone.weights import data_config

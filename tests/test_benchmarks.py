@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import describe, ledger, streaming
+from benchmarks import describe, streaming, units
 from tests.data.parquet_sets import encoded
 from tests.data.test_decode import noise
 
@@ -39,14 +39,14 @@ def test_the_benchmark_of_reading_images_prints_and_writes_a_ratio(
     assert all(case["milliseconds"] > 0 for case in cases)
 
 
-def test_the_benchmark_of_the_ledger_prints_and_writes_a_ratio(
+def test_the_benchmark_of_units_prints_and_writes_a_ratio(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     file = tmp_path / "numbers.json"
-    ledger.main(["--repeats", "1", "--json", str(file)])
+    units.main(["--repeats", "1", "--json", str(file)])
     printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
-    assert [case["case"] for case in cases] == [ledger.PLAIN, ledger.OURS]
+    assert [case["case"] for case in cases] == [units.PLAIN, units.OURS]
     assert all(f"| {case['case']} |" in printed for case in cases)
     assert cases[0]["clock_ratio_of_minima"] == 1
     assert all(case["seconds"] > 0 for case in cases)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.heads.layout import Semantics
-from headprobe.backbone.proofs.check import prove_masks
+from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.weights import save_backbone
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError

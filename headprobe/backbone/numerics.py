@@ -16,14 +16,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 ROUNDING = 100  # times the dtype's eps: 1.2e-5 in float32
-
-
 SAME_SHAPE = 10  # times the dtype's eps, where rows have the same place in a batch of the same shape
-
-
 COARSEST = 0.05  # in half precision
-
-
 MOST_ROUNDING = 1e-3
 
 

@@ -34,12 +34,10 @@ def in_single(backbone: nn.Module, model: str) -> nn.Module:
     return copied(backbone, model).float() if half else backbone
 
 
-# -- Perturbs every parameter of a model: zero-initialised projections, scales and tables would hide errors --
-
-
 def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
     """Add seeded normal noise to every parameter in place, and return the model.
 
+    Projections, scales and tables that are zero at initialisation would hide errors.
     Weights of more than one axis get noise that keeps the size of what passes through them: half a standard deviation
     over the square root of their inputs. Vectors, which are norms, biases and scales, get 0.1.
     """
@@ -54,16 +52,16 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
     return backbone
 
 
-# -- Silences the hooks that a model carries while headprobe tries it on noise --
-
-
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-"""Where `torch.nn.Module` keeps them."""
+"""Where `torch.nn.Module` keeps hooks. PyTorch has no public way to set hooks aside; a test fails if these are renamed."""
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Set aside the forward hooks of `model` and its parts, and put them back in their order afterwards."""
+    """Set aside the forward hooks of `model` and its parts, and put them back in their order afterwards.
+
+    They belong to whoever holds the model: fed with noise, they would collect it as data.
+    """
     aside = [(hooks, dict(hooks)) for module in model.modules() for hooks in _hooks_of(module)]
     for hooks, _ in aside:
         hooks.clear()

@@ -15,14 +15,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from headprobe.callbacks.after_batch import AfterBatch
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.head_callback import head_callbacks
-from headprobe.callbacks.identity import command_line, identify, run_directory, what_counts
+from headprobe.callbacks.identity import command_line, hardware, identify, run_directory, run_key, what_counts
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
 from headprobe.files import now
 from headprobe.module import HeadProbe, StepResult
 from headprobe.report.table import console, masks_table
-from headprobe.run.record import hardware, run_key
 from headprobe.run.results import Row, class_rows, variant_rows, write_masks, write_record, write_rows
 from headprobe.text import counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read

@@ -10,12 +10,11 @@ import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.callbacks.after_batch import AfterBatch
-from headprobe.callbacks.identity import command_line, identify, what_counts
+from headprobe.callbacks.identity import command_line, hardware, identify, run_key, what_counts
 from headprobe.errors import RunError, UsageError
 from headprobe.module import HeadProbe, StepResult
 from headprobe.processes import from_first
 from headprobe.report.table import console
-from headprobe.run.record import hardware, run_key
 from headprobe.text import counted
 from headprobe.units.mismatch import refuse_differences
 from headprobe.units.store import FinishedUnits, UnitStore, find_units

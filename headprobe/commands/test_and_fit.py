@@ -1,8 +1,12 @@
 """`test` and `fit`: Lightning's own command line around a model, its data and `ProbeTrainer`."""
 
 import errno
+import logging
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +21,6 @@ from headprobe.callbacks.head_attention import HeadAttention
 from headprobe.callbacks.head_similarity import HeadSimilarity
 from headprobe.callbacks.head_spectrum import HeadSpectrum
 from headprobe.commands.parser import Parser
-from headprobe.commands.quiet_libraries import silence
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpecs, plain_specs
 from headprobe.trainer import OFF, ProbeTrainer
@@ -25,11 +28,14 @@ from headprobe.trainer import OFF, ProbeTrainer
 DESCRIBING = (HeadAttention, HeadSimilarity, HeadSpectrum)
 """Callbacks that a config file names by their class alone: jsonargparse knows those that are imported."""
 
+
 HIDDEN = {"model", "datamodule", "ckpt_path", "weights_only"}
 """Arguments of the trainer's methods that are no options; no checkpoints: they are pickles."""
 
+
 OF_TEST = {"--mask-spec", "--dry-run", "--resume", "--records"}
 """Options that `fit` refuses by name."""
+
 
 register_type(MaskSpecs, serializer=plain_specs, deserializer=MaskSpecs)
 
@@ -104,7 +110,7 @@ class TestCLI(RunCLI):
     def test(self, **options: Any) -> None:
         """Run the test; Lightning calls this where a command line has a method of the subcommand's name."""
         # An argument of the trainer's method would be `--records true` on the command line.
-        self.trainer.test(records=self.config["test"].records, **options)
+        self.trainer.test(records=self.config["test"].records, **options)  # type: ignore[call-arg]  # a ProbeTrainer
 
 
 class FitCLI(RunCLI):
@@ -234,3 +240,45 @@ def _names_masks(config: str) -> bool:
         return False
     parts = [content, content.get("test")] if isinstance(content, dict) else []
     return any(isinstance(part, dict) and "mask_spec" in part for part in parts)
+
+
+# -- what a user can do nothing about ----------------------------------------------------------------------------------
+
+
+def silence() -> None:
+    """Quieten the libraries below us; call it after importing Lightning, which sets its loggers' levels."""
+    # "Seed set to 0", "GPU available: ...", tips: news about a run that works. Warnings and errors of theirs stay.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # At this level Lightning says why it kills a run: one of its processes was ended from outside (out of memory).
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works.
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    # The number of workers is filled in from the cores and the units, unless the user chose it.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # TensorBoard writes in a thread; that a disk is full reaches the main thread too, which says so in one message.
+    threading.excepthook = partial(_all_but_full_disks, threading.excepthook)
+    # Two lines for each of up to ten tries; what follows from it is said once at the end, with the remedy.
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_FirstRetry())
+
+
+def _all_but_full_disks(usual: Callable[[threading.ExceptHookArgs], Any], args: threading.ExceptHookArgs) -> None:
+    ours = type(args.thread).__module__.startswith("tensorboard.") and isinstance(args.exc_value, OSError)
+    if not ours:
+        usual(args)
+
+
+class _FirstRetry(logging.Filter):
+    """Says once, in a few words, that the hub does not answer: a minute of silence would look like a hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the first warning through, reworded."""
+        if record.levelno != logging.WARNING:
+            return True
+        first, self.said = not self.said, True
+        record.msg, record.args = "headprobe: the hub does not answer; trying again for up to a minute", None
+        return first

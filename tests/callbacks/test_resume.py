@@ -193,7 +193,7 @@ def test_unfused_attention_begins_anew(folder: Path) -> None:
 
 def test_other_code_of_the_same_version_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken_off(folder, 3)
-    monkeypatch.setattr("headprobe.run.record.source_digest", lambda: "0" * 12)
+    monkeypatch.setattr("headprobe.callbacks.identity.source_digest", lambda: "0" * 12)
     assert record(command(folder, *RUN), 1)["units_resumed"] == 0
 
 

@@ -1,4 +1,4 @@
-"""`test --help` is one screen, instant, and true: every option on it exists, and no option of model or data is missing."""
+"""`test --help` is one screen, instant, and true: its options exist, and none of model or data is missing."""
 
 import re
 import subprocess

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from headprobe.callbacks.identity import run_key, versions
 from headprobe.errors import RunError, UsageError
 from headprobe.files import write_text
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
-from headprobe.run.record import run_key, versions
 from headprobe.run.results import class_rows, load_run, variant_rows, write_masks, write_record, write_rows
 
 HEADS = (2, 2, 2)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from headprobe.backbone.capture.layer_record import FusedAttention, PlainAttention
-from headprobe.backbone.heads.slots import Operator
-from headprobe.backbone.operator_calls import CallKind, WatchCalls
+from headprobe.backbone.heads.layout import Operator
+from headprobe.backbone.heads.trace import CallKind, WatchCalls
 
 
 @dataclass(frozen=True)

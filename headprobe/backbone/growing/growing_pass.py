@@ -7,7 +7,7 @@ decided by trial (`headprobe.backbone.growing.joins`).
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ class GrowingPass:
         out: Tensor | None = None
         for wave in plan.waves:
             taps_now = taps if out is None else ()
-            with tapping(self.backbone, self.layout, taps_now):
+            with tapping(self.backbone, self.layout, taps_now) if taps_now else nullcontext():
                 of_wave = self._forward(images, wave, whole=bool(taps_now))  # [1 + variants of the wave, images, ...]
             if out is None:
                 out = of_wave.new_empty(1 + len(self.first_layers), *of_wave.shape[1:])

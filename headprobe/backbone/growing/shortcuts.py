@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from headprobe.backbone.growing.batch_arguments import Arguments, Batched, first_rows
 from headprobe.backbone.growing.row_plan import PassRows
 from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.heads.trace import inside
 from headprobe.backbone.masking.replacement import LayerSlots, Replacement, replace_heads
-from headprobe.backbone.operator_calls import inside
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None]
 """A pre-hook that may replace a module's arguments."""

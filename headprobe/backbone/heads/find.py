@@ -7,10 +7,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, Semantics, Size, parent_of
+from headprobe.backbone.heads.layout import (
+    AttentionLayer,
+    HeadChannels,
+    HeadLayout,
+    Operator,
+    Semantics,
+    Size,
+    parent_of,
+)
 from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises, try_output
 from headprobe.backbone.heads.sites import Kind, Site, class_path, known_site
-from headprobe.backbone.heads.slots import HeadChannels, Operator
 from headprobe.backbone.heads.trace import Call, Trace, point_of, recording
 from headprobe.backbone.sandbox import evaluating, example_images
 from headprobe.errors import UsageError

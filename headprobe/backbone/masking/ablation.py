@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
-from headprobe.backbone.heads.slots import Operator
+from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, Operator
+from headprobe.backbone.heads.trace import CallKind, WatchCalls, inside
 from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replacement, replace_heads
-from headprobe.backbone.operator_calls import CallKind, WatchCalls, inside
 from headprobe.errors import RunError
 
 KeepOfLayer = Callable[[int], Tensor | None]

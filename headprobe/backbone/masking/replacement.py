@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headprobe.backbone.heads.layout import HeadLayout
-from headprobe.backbone.heads.slots import HeadChannels, by_row, filled
+from headprobe.backbone.heads.layout import HeadChannels, HeadLayout, by_row, filled
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import ZERO
 

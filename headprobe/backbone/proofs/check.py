@@ -9,7 +9,6 @@ growing pass at this layer give the logits of plain forward passes. (g) `map`: t
 to the values, give the operator's own output.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +19,12 @@ from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.trials import trial_masks
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
-from headprobe.backbone.masking.ablation import ablating, masked_logits, masks_of_rows
-from headprobe.backbone.numerics import agree, relative
-from headprobe.backbone.proofs.layer_alone import LayerBench, first_tensor, layer_benches
+from headprobe.backbone.masking.ablation import ablating, masks_of_rows
+from headprobe.backbone.numerics import relative
+from headprobe.backbone.proofs.layer_alone import first_tensor, layer_benches
 from headprobe.backbone.proofs.one_layer import (
     prove_alone,
-    prove_columns,
     prove_effect,
-    prove_operator,
-    telling_subsets,
 )
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, LayerReport, Verdict
 from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, perturbed
@@ -75,54 +71,6 @@ def check_backbone(
     for report in reports:
         report.proofs = {name: report.proofs[name] for name in PROOFS}
     return CheckReport(model, input_size, reports, tuple(_notes(layout, reports)))
-
-
-def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
-    """Run the cheap proofs on noise and the model's own weights: at the start of every run.
-
-    Raises:
-        UsageError: A proof fails; the model must not be run under masks.
-    """
-    images = example_images(backbone, layout.input_size, 2, seed=2)
-    keep = trial_masks(layout, images.device, seed=2)[0]
-    with evaluating(backbone), torch.inference_mode():
-        plain: Tensor = backbone(images)
-        if not bool(plain.isfinite().all()):
-            raise UsageError(
-                f"model {layout.model!r} gives NaN or infinite logits on noise: nothing can be proven on it"
-            )
-        if not torch.equal(masked_logits(backbone, layout, images, torch.ones_like(keep)), plain):
-            raise UsageError(f"model {layout.model!r}: a mask that keeps every head changes the logits")
-        if agree(masked_logits(backbone, layout, images, keep), plain):
-            warnings.warn(
-                f"masking half of the heads of {layout.model!r} changes no logit; are its weights trained?",
-                stacklevel=2,
-            )
-        if layout.headless:
-            warnings.warn(
-                f"{len(layout.headless)} modules of {layout.model!r} compute attention without heads, which no mask "
-                f"reaches; the first is {layout.headless[0]}",
-                stacklevel=2,
-            )
-        for bench in layer_benches(backbone, layout, images):
-            _refuse_unlike(bench, layout.model)
-        if not torch.equal(backbone(images), plain):
-            raise UsageError(
-                f"model {layout.model!r} is not the same after masking: it keeps state between forward passes"
-            )
-
-
-def _refuse_unlike(bench: LayerBench, model: str) -> None:
-    """Raise a UsageError where masking heads of a layer is not zeroing them."""
-    subsets = telling_subsets(bench)
-    for name, proof in {"operator": prove_operator, "columns": prove_columns}.items():
-        verdict = proof(bench, subsets)
-        if verdict.passed is False:
-            layer = bench.layer
-            raise UsageError(
-                f"model {model!r}: masking heads of {layer.name!r} ({layer.attention_class}) is not zeroing them: "
-                f"{name}: {verdict.detail}; its heads are laid out in a way headprobe does not know"
-            )
 
 
 # -- the whole model -------------------------------------------------------------------------------------------------

@@ -14,10 +14,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from headprobe.backbone.capture.operator_record import AppliedWeights, WatchOperator
-from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
-from headprobe.backbone.heads.slots import Operator
+from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, Operator
+from headprobe.backbone.heads.trace import KINDS
 from headprobe.backbone.masking.ablation import ZeroHeads, ablating
-from headprobe.backbone.operator_calls import KINDS
 from headprobe.errors import UsageError
 
 

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from headprobe.backbone.heads.find import find_heads
-from headprobe.backbone.heads.layout import HeadLayout
-from headprobe.backbone.heads.slots import HeadChannels
+from headprobe.backbone.heads.layout import HeadChannels, HeadLayout
 from headprobe.backbone.masking.ablation import ablating, masked_logits, masks_of_rows
 from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replacement, replace_heads
-from headprobe.backbone.proofs.check import prove_masks
+from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import example_images
 from headprobe.errors import RunError, UsageError
 from tests.conftest import tiny

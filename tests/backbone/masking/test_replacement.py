@@ -1,4 +1,4 @@
-"""What fills masked slots is a seam: any replacement passes through waves, windows and shortcuts as through plain hooks."""
+"""What fills masked slots is a seam: any replacement passes through waves, windows and shortcuts as through hooks."""
 
 import ast
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS
 from headprobe.backbone.heads.find import find_heads
-from headprobe.backbone.heads.layout import HeadLayout
-from headprobe.backbone.heads.slots import HeadChannels
+from headprobe.backbone.heads.layout import HeadChannels, HeadLayout
 from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replacement, replace_heads
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec, Variant, expand_all

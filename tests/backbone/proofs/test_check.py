@@ -17,14 +17,14 @@ from headprobe.backbone.growing import batch_arguments as arguments
 from headprobe.backbone.growing import growing_pass as growing
 from headprobe.backbone.growing import joins
 from headprobe.backbone.heads.find import find_heads
-from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.heads.layout import HeadChannels, HeadLayout
 from headprobe.backbone.heads.sites import SITES
-from headprobe.backbone.heads.slots import HeadChannels
 from headprobe.backbone.masking import ablation
 from headprobe.backbone.masking.replacement import LayerSlots, Replacement, replace_heads
 from headprobe.backbone.proofs import check
 from headprobe.backbone.proofs import layer_alone as bench
-from headprobe.backbone.proofs.check import check_backbone, prove_masks
+from headprobe.backbone.proofs.check import check_backbone
+from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, Verdict
 from headprobe.errors import RunError, UsageError
 from tests.families import ATTENTION, COAT, EVA, GEMMA, MVIT, REPRESENTATIVES, build

@@ -1,4 +1,4 @@
-"""What units and their ledger cost beside a plain loop: ``python -m benchmarks.ledger --data PATH --weights FILE``.
+"""What units and their store cost beside a plain loop: ``python -m benchmarks.units --data PATH --weights FILE``.
 
 Both take turns, unit by unit, on the same images in one process: read, decode, run under one mask, count. Ours also
 notes every row, keeps the sums by unit, adds them up in their tree and stores them.
@@ -22,7 +22,7 @@ from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.module import HeadProbe
 from headprobe.units.store import UnitStore
 
-PLAIN, OURS = "plain loop", "units and ledger"
+PLAIN, OURS = "plain loop", "units and their store"
 Times = dict[str, list[tuple[float, float]]]
 """Seconds on the clock and CPU seconds of each round, by case."""
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.units", description=__doc__)
     parser.add_argument("--data", default="digits", help="as --data.path of headprobe; by default the bundled digits")
     parser.add_argument("--model", default="digits_vit", help="as --model.name of headprobe")
     parser.add_argument("--weights", help="as --model.weights of headprobe")
@@ -89,11 +89,11 @@ def take_turns(probe: HeadProbe, data: ImageNetDataModule, repeats: int) -> Time
 def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[float, float]]:
     """Score all images in both ways and return the seconds of each, checking that both count the same."""
     directory = Path(tempfile.mkdtemp())
-    metric = PairedAccuracy(len(probe.masks), probe.num_classes)
+    metric = PairedAccuracy(len(probe.variants), probe.num_classes)
     probe.begin_units(data.units, None, data.unit_sizes)
-    ledger, book = UnitStore(directory, data.units), probe.unit_sums
-    if book is None:
-        raise SystemExit("the model has no book of units")
+    store, sums = UnitStore(directory, data.units), probe.unit_sums
+    if sums is None:
+        raise SystemExit("the model has no unit sums")
 
     def plain(unit: int) -> None:
         data.todo = [unit]
@@ -104,7 +104,7 @@ def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[flo
         data.todo = [unit]
         for number, batch in enumerate(data.stream()):
             probe.test_step(batch, number)
-        ledger.save_in_time(book.nodes)
+        store.save_in_time(sums.nodes)
 
     spent = {PLAIN: (0.0, 0.0), OURS: (0.0, 0.0)}
     cases: list[tuple[str, Callable[[int], None]]] = [(PLAIN, plain), (OURS, ours)]
@@ -115,7 +115,7 @@ def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[flo
             score(unit)
             clock, cpu = spent[name]
             spent[name] = clock + time.perf_counter() - began, cpu + time.process_time() - began_cpu
-    whole = book.whole()["scores"]
+    whole = sums.whole()["scores"]
     shutil.rmtree(directory)
     if not torch.equal(whole.top1, metric.top1):
         raise SystemExit("both ways must count the same images right")
