@@ -53,7 +53,7 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-"""Where `torch.nn.Module` keeps hooks. PyTorch has no public way to set hooks aside; a test fails if these are renamed."""
+"""Where `torch.nn.Module` keeps hooks. There is no public way to set hooks aside; a test fails if these are renamed."""
 
 
 @contextmanager

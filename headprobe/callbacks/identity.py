@@ -1,4 +1,4 @@
-"""What a run is, as plain data: all that changes its numbers, from which its key follows."""
+"""What a run is, as plain data: all that changes its numbers, and the key that follows from it."""
 
 import hashlib
 import json
@@ -16,44 +16,76 @@ from timm.layers import use_fused_attn
 
 import headprobe
 from headprobe import __version__
-from headprobe.callbacks.head_callback import head_callbacks
+from headprobe.describe.base import HeadStatistic
 from headprobe.module import HeadProbe
 from headprobe.redact import safe_command
+
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
+"""Packages that can change a number."""
 
 
 def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
     """Return all that changes the numbers of a test, known before its first image.
 
-    The row plan follows from the masks, the batch size and the row budget that was asked for.
+    The row plan follows from the variants, the batch size and the row budget that was asked for.
 
     Args:
         trainer: Runs the test.
         probe: The model with its masks.
     """
-    # a unit is not finished without its records, where a callback keeps a row per image
+    # A unit is not finished without its records, where a callback keeps a row per image.
     records = any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     scored = ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records]
-    statistics = [callback.statistic.options() for callback in head_callbacks(trainer)]
-    device = trainer.strategy.root_device
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
     return {
         "model": probe.identity(),
-        "data": trainer.datamodule.identity(),  # type: ignore[attr-defined]  # set by Lightning where there is one
+        "data": data.identity(),
         # A list: the sums have the variants' order.
         "variants": [[one.mask.name, one.mask.mask.digest, one.ablation, one.draw] for one in probe.variants],
-        "statistics": [*scored, *statistics],
+        "statistics": [*scored, *(statistic.options() for statistic in statistics_of(trainer))],
         "precision": str(trainer.precision),
         "arithmetic": arithmetic(),
-        "device": device.type,
-        "batch_size": trainer.datamodule.batch_size,  # type: ignore[attr-defined]
+        "device": trainer.strategy.root_device.type,
+        "batch_size": data.batch_size,
         "row_budget": probe.row_budget or "usual",
         "versions": versions(),
     }
 
 
+def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:
+    """Return the part of an identity that a run's key is made of.
+
+    Paths of weights and local data are left out, because digests stand for them, and so is what no sum depends on.
+    """
+    model = {name: value for name, value in identity["model"].items() if name != "weights"}
+    local = identity["data"]["local"]
+    data = {name: value for name, value in identity["data"].items() if name != "path" or not local}
+    # Sums are kept by name, whatever the order of the callbacks.
+    summed = sorted((statistic.options_of_sums() for statistic in statistics_of(trainer)), key=lambda one: one["name"])
+    scored = [one for one in identity["statistics"] if isinstance(one, str)]
+    return {**identity, "model": model, "data": data, "statistics": [*scored, *summed]}
+
+
+def statistics_of(trainer: lightning.Trainer) -> list[HeadStatistic]:
+    """Return what the trainer's callbacks collect about heads; the model has it too, but only after their `setup`."""
+    found = (getattr(callback, "statistic", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return [statistic for statistic in found if isinstance(statistic, HeadStatistic)]
+
+
+def run_key(identity: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that change whenever a number of the run could.
+
+    Args:
+        identity: Plain data: digest of the weights, transform, data set and revision, variants, statistics, versions.
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def arithmetic() -> dict[str, Any]:
     """Return the settings of torch and timm that change how the same numbers are computed."""
     backends: Any = torch.backends
-    if hasattr(backends, "fp32_precision"):  # torch 2.9 and later, which refuses to be asked the older way too
+    if hasattr(backends, "fp32_precision"):  # torch 2.9 and later, where reading the older settings is an error
         products = [backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision]
     else:
         products = [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
@@ -61,45 +93,9 @@ def arithmetic() -> dict[str, Any]:
     return {"fused_attention": bool(use_fused_attn()), "float32_on_gpu": products, **overrides}
 
 
-def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:
-    """Return what a run's key is made of.
-
-    Places of weights and local data are left out, digests say what they are, and so is what no sum depends on.
-    """
-    model = {name: value for name, value in numbers["model"].items() if name != "weights"}
-    data = {name: value for name, value in numbers["data"].items() if name != "path" or not numbers["data"]["local"]}
-    # Sums are kept by name, whatever the order of the callbacks.
-    summed = sorted(
-        (callback.statistic.options_of_sums() for callback in head_callbacks(trainer)), key=lambda one: one["name"]
-    )
-    scored = [one for one in numbers["statistics"] if isinstance(one, str)]
-    return {**numbers, "model": model, "data": data, "statistics": [*scored, *summed]}
-
-
-def command_line() -> str:
-    """Return the command that this process was started with, without anything secret."""
-    return safe_command(["headprobe", *sys.argv[1:]])
-
-
-# -- Where a run's files go --
-def run_directory(trainer: lightning.Trainer) -> Path:
-    """Return the run's directory, as in `lightning_logs/version_0`.
-
-    Call it from `setup` and on every process: Lightning broadcasts the name each time it is asked, and a process that
-    asks alone hangs all of them.
-    """
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-# -- key, versions, hardware -------------------------------------------------------------------------------------------
-
-
-PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every package that can change a number."""
-    # headprobe may run from a checkout that was never installed, which has no metadata
+    # headprobe may run from a checkout that was never installed, which has no metadata.
     own = {"python": platform.python_version(), "headprobe": __version__, "headprobe_source": source_digest()}
     return own | {name: metadata.version(name) for name in PACKAGES}
 
@@ -119,12 +115,15 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
-def run_key(parts: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that change whenever a number of the run could.
+def command_line() -> str:
+    """Return the command that this process was started with, without anything secret."""
+    return safe_command(["headprobe", *sys.argv[1:]])
 
-    Args:
-        parts: Plain data: weights' digest, transform, data set and revision, masks, ablation, statistics, row plan,
-            versions.
+
+def run_directory(trainer: lightning.Trainer) -> Path:
+    """Return the run's directory, as in `lightning_logs/version_0`.
+
+    Call it from `setup` and on every process: Lightning broadcasts the name at each call, and a process that calls it
+    alone hangs all of them.
     """
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Path(trainer.log_dir or trainer.default_root_dir)

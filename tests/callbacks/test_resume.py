@@ -216,7 +216,7 @@ def test_what_is_made_of_the_same_moments_goes_on(folder: Path) -> None:
     assert record(ended, 1)["units_resumed"] == 3
 
 
-def test_a_test_without_a_ledger_scores_all_after_one_that_resumed(folder: Path) -> None:
+def test_a_test_without_a_store_scores_all_after_one_that_resumed(folder: Path) -> None:
     broken_off(folder, 3)
     data = ImageNetDataModule(str(folder / "set"), num_workers=0)
     options: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": folder, "enable_progress_bar": False}
@@ -230,7 +230,7 @@ def test_a_test_without_a_ledger_scores_all_after_one_that_resumed(folder: Path)
         assert data.todo is None
 
 
-def test_sums_of_an_earlier_test_never_come_into_another_ledger(folder: Path) -> None:
+def test_sums_of_an_earlier_test_never_come_into_another_store(folder: Path) -> None:
     class Fails(lightning.Callback):
         def on_test_start(self, *args: Any) -> None:
             raise RunError("too early")
@@ -239,11 +239,11 @@ def test_sums_of_an_earlier_test_never_come_into_another_ledger(folder: Path) ->
     probe = HeadProbe()
     probe.choose_masks([MaskSpec("layer:0")])
     digits(folder / "other", 30, 5)
-    ledger = Resume()
+    resume = Resume()
     first, second = (ImageNetDataModule(str(folder / name), num_workers=0) for name in ("set", "other"))
-    lightning.Trainer(callbacks=[ledger], logger=False, **options).test(probe, datamodule=first, verbose=False)
+    lightning.Trainer(callbacks=[resume], logger=False, **options).test(probe, datamodule=first, verbose=False)
     with pytest.raises(RunError, match="too early"):
-        lightning.Trainer(callbacks=[ledger, Fails()], logger=False, **options).test(probe, datamodule=second)
+        lightning.Trainer(callbacks=[resume, Fails()], logger=False, **options).test(probe, datamodule=second)
     stored = list((folder / "lightning_logs" / "units").glob("*/units-*"))
     assert len(stored) == 1
 

@@ -213,7 +213,7 @@ def hold(path: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_ledger_is_one_runs_at_a_time_and_free_when_its_process_is_killed(tmp_path: Path) -> None:
+def test_a_store_is_one_runs_at_a_time_and_free_when_its_process_is_killed(tmp_path: Path) -> None:
     holder = hold(tmp_path / "lock")
     try:
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""What fills masked slots is a seam: any replacement passes through waves, windows and shortcuts as through hooks."""
+"""What fills masked slots is a seam: any replacement passes waves, windows and shortcuts as it passes plain hooks."""
 
 import ast
 from collections.abc import Sequence
