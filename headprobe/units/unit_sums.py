@@ -110,9 +110,7 @@ class UnitBook:
         if name == COVERAGE:
             return Coverage.from_arrays(arrays)
         if name == SCORES:
-            scores = PairedAccuracy.from_arrays(arrays)
-            self._make_scores().merge(scores)  # refuses those of other masks or classes
-            return scores
+            return self._make_scores().from_arrays(arrays)
         owner, _, own = name.partition("/")
         statistic = next((one for one in self.statistics if one.name == owner), None)
         if statistic is None:

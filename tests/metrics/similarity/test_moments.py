@@ -137,8 +137,8 @@ def test_two_halves_merge_to_the_whole(cut: int, batch: int, drift: float) -> No
     outputs = [layer + drift * (torch.arange(IMAGES) >= cut)[:, None, None, None] for layer in draw()]
     options = MomentOptions(noise_floor=False)
     halves = [stream(Moments(LAYERS, options), [o[s] for o in outputs], batch) for s in (slice(cut), slice(cut, None))]
-    merged = Moments.from_arrays(halves[0].to_arrays())
-    merged.merge(Moments.from_arrays(halves[1].to_arrays()))
+    merged, other = (half.empty().from_arrays(half.to_arrays()) for half in halves)
+    merged.merge(other)
     whole = stream(Moments(LAYERS, options), outputs, IMAGES)
     for mine, theirs in zip(merged.compute(), whole.compute(), strict=True):
         np.testing.assert_allclose(mine.mean, theirs.mean, rtol=1e-12)
@@ -149,7 +149,7 @@ def test_two_halves_merge_to_the_whole(cut: int, batch: int, drift: float) -> No
 def test_arrays_and_back_are_equal_to_the_last_bit() -> None:
     metric = stream(Moments(LAYERS, MomentOptions(scope="pairs", sampling="mean"), [(1, 0)]), draw(), 4)
     arrays = metric.to_arrays()
-    again = Moments.from_arrays(arrays).to_arrays()
+    again = metric.empty().from_arrays(arrays).to_arrays()
     assert arrays.keys() == again.keys()
     assert all(arrays[name].tobytes() == again[name].tobytes() for name in arrays)
 
@@ -157,7 +157,7 @@ def test_arrays_and_back_are_equal_to_the_last_bit() -> None:
 def test_arrays_of_another_shape_are_refused() -> None:
     arrays = Moments(LAYERS).to_arrays()
     with pytest.raises(ValueError, match=r"'shift' must be float64 \[22\], got float64 \[21\]"):
-        Moments.from_arrays({**arrays, "shift": arrays["shift"][1:]})
+        Moments(LAYERS).from_arrays({**arrays, "shift": arrays["shift"][1:]})
 
 
 def test_all_heads_of_the_model_hold_the_layers_blocks_and_those_between() -> None:
