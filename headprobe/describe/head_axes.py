@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headprobe.describe.base import Arrays
+from headprobe.metrics.arrays import IntArray
 from headprobe.metrics.similarity.comparison import Comparison, above_floor
-from headprobe.metrics.similarity.head_moments import IntArray
 
 SPREAD = {"error": "se", "low": "low", "high": "high"}
 """Fields of a `Spread`, and what the names of their arrays end in."""
