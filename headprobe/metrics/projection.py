@@ -39,7 +39,7 @@ class HeadProjection:
             vectors: What enters the projection, `[rows, heads, tokens, head_dim]`.
         """
         norms = torch.empty(vectors.shape[:3], dtype=torch.float32, device=vectors.device)
-        # head by head: one large product each, none of which needs a copy of all heads
+        # head by head: one large product each; a product over all heads would copy them first
         for head, factor in enumerate(self.factor.to(vectors.device)):
             added = vectors[:, head].float().flatten(0, 1) @ factor.mT  # [rows * tokens, r]
             norms[:, head] = torch.linalg.vector_norm(added, dim=-1).view(len(vectors), -1)

@@ -59,7 +59,7 @@ class SumMetric(Metric):
 
     @property
     def option_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """What `to_arrays` writes beside the states, so that the arrays say what they are sums of."""
+        """Options that `to_arrays` writes beside the states: the arrays then describe themselves."""
         return {}
 
     @abstractmethod
@@ -93,28 +93,24 @@ class SumMetric(Metric):
         """Return a new metric of the same model and options, on the CPU, with the sums that `to_arrays` gave.
 
         Raises:
-            ValueError: An array is missing or unknown, has another dtype or shape than its state, or says that the
-                sums are of other options.
+            ValueError: An array is missing or unknown, a state has another dtype or shape, or an option differs.
         """
         metric = self.empty()
-        expected = metric.to_arrays()
-        if arrays.keys() != expected.keys():
-            raise ValueError(f"the arrays must be {', '.join(sorted(expected))}, got {', '.join(sorted(arrays))}")
-        for name, blank in expected.items():
-            self._refuse_array(name, arrays[name], blank)
+        options = metric.option_arrays
+        names = {*options, *self.layout}
+        if arrays.keys() != names:
+            raise ValueError(f"the arrays must be {', '.join(sorted(names))}, got {', '.join(sorted(arrays))}")
+
+        for name, option in options.items():
+            self._refuse_array(name, str(option.tolist()), str(arrays[name].tolist()))
         for name in self.layout:
+            self._refuse_array(name, _dtype_and_shape(getattr(metric, name)), _dtype_and_shape(arrays[name]))
             setattr(metric, name, torch.from_numpy(arrays[name].copy()))
         return metric
 
-    def _refuse_array(self, name: str, array: NDArray[np.generic], blank: NDArray[np.generic]) -> None:
-        """Compare an array with its counterpart of an empty metric: options by value, states by dtype and shape."""
-        if name not in self.layout:
-            equal = np.array_equal(array, blank)
-            wanted, found = str(blank.tolist()), str(array.tolist())
-        else:
-            equal = (array.shape, array.dtype) == (blank.shape, blank.dtype)
-            wanted, found = f"{blank.dtype} {list(blank.shape)}", f"{array.dtype} {list(array.shape)}"
-        if not equal:
+    def _refuse_array(self, name: str, wanted: str, found: str) -> None:
+        """Refuse an array that another metric gave."""
+        if wanted != found:
             raise ValueError(f"only {self.MERGEABLE} can be merged: array {name!r} must be {wanted}, got {found}")
 
     def add(self, sums: Mapping[str, Tensor], place: int | slice | tuple[Any, ...] = ()) -> None:
@@ -133,6 +129,11 @@ class SumMetric(Metric):
         """
         super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), exclude_state)
         return self
+
+
+def _dtype_and_shape(array: Tensor | NDArray[np.generic]) -> str:
+    """Return dtype and shape for messages, such as `float64 [2, 3]`."""
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
 
 
 def mean_and_error(total: FloatArray, square: FloatArray, images: NDArray[np.generic]) -> tuple[FloatArray, FloatArray]:

@@ -30,7 +30,7 @@ class PairedAccuracy(SumMetric):
     MERGEABLE = "equal (masks, classes, per_class)"
 
     images: Tensor  #: int64 `[]`
-    top1: Tensor  #: int64 `[1 + masks]`, images whose first prediction is right
+    top1: Tensor  #: int64 `[1 + masks]`, images with a right first prediction
     top5: Tensor  #: int64 `[1 + masks]`, images with the label among the first five predictions
     right_to_wrong: Tensor  #: int64 `[1 + masks]`, images that only the baseline has right
     wrong_to_right: Tensor  #: int64 `[1 + masks]`, images that only this row has right

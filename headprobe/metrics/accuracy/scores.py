@@ -21,8 +21,8 @@ class PairedScores(NamedTuple):
     """
 
     images: IntArray  #: images that count, the same in every row
-    top1_count: IntArray  #: images whose label is the first prediction
-    top5_count: IntArray  #: images whose label is among the first five
+    top1_count: IntArray  #: images with their label as the first prediction
+    top5_count: IntArray  #: images with their label among the first five
     top1: FloatArray  #: fraction
     top5: FloatArray  #: fraction
     nll: FloatArray  #: mean negative log-likelihood of the label, nats

@@ -44,7 +44,7 @@ class OffsetMaps(SumMetric):
     @property
     def signature(self) -> tuple[Any, ...]:
         """The layers' grids and heads."""
-        return (type(self), self.grids, self.heads_per_layer)
+        return (self.grids, self.heads_per_layer)
 
     def empty(self) -> Self:
         """Return the metric of the same model without images."""
@@ -74,7 +74,7 @@ class OffsetMaps(SumMetric):
         if aligned is None:
             raise UsageError(f"the offset map of layer {layer} needs weights summed over images, got {aligned}")
         bins = tables_of(self.grids[layer], aligned.device).offset
-        folded = fold_offsets(aligned, bins, math.prod(shape))  # type: ignore[arg-type]  # the shape says so
+        folded = fold_offsets(aligned, bins, math.prod(shape))  # type: ignore[arg-type]  # there are bins where there is a shape
         self.add({_state(layer): torch.unflatten(folded, 1, shape)})
 
     def compute(self) -> list[FloatArray | None]:

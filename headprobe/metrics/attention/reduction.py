@@ -1,6 +1,6 @@
 """Attention weights of one layer reduced to numbers per image and head, chunk by chunk, as they are recomputed.
 
-Queries and keys are patches unless said otherwise, and weights between patches are renormalised to sum to 1 per query:
+Queries and keys are patches unless stated otherwise. Weights between patches are renormalised to sum to 1 per query:
 what a patch sends to prefix tokens is a number of its own. In shifted windows the tokens that can attend to each other
 form groups (`TokenGrid.groups`); what is defined over a set of queries or keys is taken per group and averaged over
 queries.
@@ -64,7 +64,7 @@ def reduce_attention(
             itself, not renormalised.
         `sink_mass`: largest over all keys of the mean over all queries, prefix tokens included in both.
         `value_weighted_attention`: mean over queries of sum over all keys of weight x ||W_O v||, over the plain mean of
-            ||W_O v||: below 1, attention rests on keys with little to say (norms: Kobayashi 2020,
+            ||W_O v||: below 1, attention rests on keys with small values (norms: Kobayashi 2020,
             https://arxiv.org/abs/2004.10102; heads that do nothing: Bondarenko 2023, https://arxiv.org/abs/2306.12929).
     """
     reducer: _Reducer | None = None

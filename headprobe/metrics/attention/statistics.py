@@ -91,7 +91,7 @@ class AttentionStatistics(SumMetric):
     @property
     def signature(self) -> tuple[Any, ...]:
         """The layers' grids and heads."""
-        return (type(self), self.grids, self.heads_per_layer)
+        return (self.grids, self.heads_per_layer)
 
     def empty(self) -> Self:
         """Return the metric of the same model without images."""

@@ -72,7 +72,7 @@ class LayerHeads(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Layers whose heads share one moment matrix; its columns are ordered by layer, head and channel."""
+    """Layers with one moment matrix for all their heads; its columns are ordered by layer, head and channel."""
 
     layers: tuple[int, ...]  #: numbers of the layers, ascending
     shapes: tuple[LayerHeads, ...]  #: one per layer

@@ -113,7 +113,7 @@ class Ends(NamedTuple):
 class NextImage:
     """Sums `z_i z_(i+1)^T` over the images of a unit, the last of them paired with the first.
 
-    The cross moment of each image with the next one says how similar unrelated images look. As the pairs close to a
+    The cross moment of each image with the next one measures how similar unrelated images look. As the pairs close to a
     ring, both sides hold the same images, and the cross moment is one of a permutation that leaves no image in its
     place: its means and second moments are the unpaired ones. Samples are paired at the same token. All that is
     carried from batch to batch is the first and the last image of each unit that is still open.

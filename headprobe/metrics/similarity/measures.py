@@ -46,7 +46,7 @@ def similarities(
     - `cka`: linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414). Unchanged by rotation,
       scale and mean. It tends to 1 as dims per sample grow (Murphy et al., 2024, arXiv 2405.01012).
     - `cka_unbiased`: CKA of the unbiased HSIC (Song et al., 2012, JMLR 13, 1393-1434), exact over all samples, -1
-      to 1, near 0 for independent heads; NaN below 4 samples. See `title` for what it may be called.
+      to 1, near 0 for independent heads; NaN below 4 samples. See `title` for its name.
     - `procrustes`: nuclear norm of the cross moment of both heads scaled to unit size, the cosine of the angular
       Procrustes distance (Williams et al., 2021, arXiv 2110.14739). 1 where one head is a rotated or mirrored,
       scaled and moved copy of the other.

@@ -180,7 +180,7 @@ class Moments(MomentStates):
         """Return the moments of some groups of images, moved from the shift to their mean."""
         block, sums = self.blocks[number], self._block("sums", number)[groups].sum(dim=0)
         count = sums[-1, -1].clamp(min=1)
-        step = sums[: block.width, -1] / count  # sum of x over n: the mean, as seen from the shift
+        step = sums[: block.width, -1] / count  # sum of x over n: the mean about the shift
         centred = move(sums, step, block)
         shifted = move(self._block("shifted", number)[0], step, block) if noise_floor else None
 

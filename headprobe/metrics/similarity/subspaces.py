@@ -17,7 +17,7 @@ class Subspace(NamedTuple):
 
     axes: FloatArray  #: orthonormal columns, `[dim, rank]`
     squares: FloatArray  #: sums of squares along them (s^2 of the centred samples), `[rank]`
-    kept: int  #: the first axes that together hold the variance asked for
+    kept: int  #: how many of the first axes hold the variance to keep
 
     @property
     def rank(self) -> int:

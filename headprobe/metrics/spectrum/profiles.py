@@ -187,7 +187,7 @@ def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return _mean_logs(waves).transpose(1, 2)
     by_head = []
-    # head by head: one large product each, none of which needs a copy of all heads
+    # head by head: one large product each; a product over all heads would copy them first
     for head, mixing in enumerate(weight):
         mixed = waves[:, :, :, head].flatten(0, 2) @ mixing.mT  # [images * 2 * frequencies, dim]
         by_head.append(_mean_logs(mixed.view(*waves.shape[:3], -1)))

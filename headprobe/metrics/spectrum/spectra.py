@@ -90,7 +90,7 @@ class Spectra(SumMetric):
     @property
     def signature(self) -> tuple[Any, ...]:
         """The layers' grids and heads."""
-        return (type(self), self.grids, self.heads_per_layer)
+        return (self.grids, self.heads_per_layer)
 
     def empty(self) -> Self:
         """Return the metric of the same model without images."""

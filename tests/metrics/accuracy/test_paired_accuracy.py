@@ -318,6 +318,20 @@ def test_error_on_arrays_of_another_metric(
         metric.from_arrays({name: array for name, array in arrays.items() if array is not None})
 
 
+@pytest.mark.parametrize(
+    ("masks", "classes", "per_class", "culprit"),
+    [
+        (2, 11, False, r"'top1' must be int64 \[4\], got int64 \[3\]$"),
+        (3, 12, False, r"'classes' must be 11, got 12$"),
+        (3, 11, True, r"the arrays must be .*, got .*class_images"),
+    ],
+)
+def test_error_on_arrays_of_other_masks_or_classes(masks: int, classes: int, per_class: bool, culprit: str) -> None:
+    arrays = PairedAccuracy(masks, classes, per_class).to_arrays()
+    with pytest.raises(ValueError, match=culprit):
+        PairedAccuracy(MASKS, CLASSES).from_arrays(arrays)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_counts_like_the_cpu(batch: tuple[Tensor, Tensor]) -> None:
     metric = PairedAccuracy(MASKS, CLASSES, per_class=True).cuda()
