@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from headprobe.metrics.arrays import IntArray
 from headprobe.metrics.similarity.comparison import Comparison, above_floor
 from headprobe.metrics.similarity.head_moments import IntArray
 from headprobe.units.named_sums import Arrays

@@ -1,1 +1,1 @@
-"""Definitions of what is measured: pure functions and, beside them, torchmetrics whose states are sums over images."""
+"""Definitions of what is measured: pure functions and, beside them, torchmetrics that keep sums over images."""

@@ -13,10 +13,10 @@ class HeadProjection:
     """The output projection of one layer, head by head.
 
     Attributes:
-        weight: float32 `[heads, dim, head_dim]`: head h adds `weight[h] @ u[h]` to the output, u being what enters the
-            projection; its bias belongs to no head.
-        factor: float32 `[heads, r, head_dim]`, R of its QR decomposition: `|factor[h] @ u| = |weight[h] @ u|` at a
-            fraction of the work.
+        weight: float32 `[heads, dim, head_dim]`. Head h adds `weight[h] @ u[h]` to the output, u being what enters the
+            projection; the projection's bias belongs to no head.
+        factor: float32 `[heads, r, head_dim]`, R of the QR decomposition of `weight[h]`. `|factor[h] @ u|` equals
+            `|weight[h] @ u|` at a fraction of the work.
     """
 
     weight: Tensor
@@ -24,29 +24,33 @@ class HeadProjection:
 
     @classmethod
     def split(cls, weight: Tensor, heads: int) -> "HeadProjection":
-        """Split `[dim, heads * head_dim]` into heads."""
-        by_head = torch.unflatten(weight.detach().double(), 1, (heads, -1)).transpose(0, 1)
+        """Split a projection's weight `[dim, heads * head_dim]` into heads."""
+        by_head = torch.unflatten(weight.detach().double(), 1, (heads, -1)).transpose(0, 1)  # [heads, dim, head_dim]
         factor = torch.linalg.qr(by_head, mode="r").R
         return cls(by_head.float().contiguous(), factor.float())
 
     @torch.no_grad()
     def norms(self, vectors: Tensor) -> Tensor:
-        """Return Euclidean norms after the projection `[rows, heads, tokens]` of `[rows, heads, tokens, head_dim]`.
+        """Return Euclidean norms after the projection, `[rows, heads, tokens]`.
 
         Source: Kobayashi et al., 2020, section 2.2, https://arxiv.org/abs/2004.10102.
+
+        Args:
+            vectors: What enters the projection, `[rows, heads, tokens, head_dim]`.
         """
         norms = torch.empty(vectors.shape[:3], dtype=torch.float32, device=vectors.device)
-        for head, factor in enumerate(self.factor.to(vectors.device)):  # one large product per head, none of a copy
-            added = vectors[:, head].float().flatten(0, 1) @ factor.mT
+        # head by head: one large product each; a product over all heads would copy them first
+        for head, factor in enumerate(self.factor.to(vectors.device)):
+            added = vectors[:, head].float().flatten(0, 1) @ factor.mT  # [rows * tokens, r]
             norms[:, head] = torch.linalg.vector_norm(added, dim=-1).view(len(vectors), -1)
         return norms
 
 
 @torch.no_grad()
 def output_norm_ratio(norms: Tensor, stream: Tensor, grid: TokenGrid) -> Tensor:
-    """Return `[images, heads]`: |what a head adds| / |residual stream before the layer|, mean over patches.
+    """Return |what a head adds| / |residual stream before the layer|, mean over patches, `[images, heads]`.
 
-    A head that does nothing adds little (Bondarenko 2023, https://arxiv.org/abs/2306.12929); the ratio of norms is the
+    A head that does nothing adds little (Bondarenko 2023, https://arxiv.org/abs/2306.12929). The ratio of norms is the
     one of Kobayashi 2020 taken for a whole head and relative to the stream it is added to.
 
     Args:
@@ -54,9 +58,13 @@ def output_norm_ratio(norms: Tensor, stream: Tensor, grid: TokenGrid) -> Tensor:
         stream: Residual stream `[images, tokens, dim]`, in the order of the image.
         grid: Where the layer's tokens lie.
     """
-    lengths = torch.linalg.vector_norm(stream.float(), dim=-1)
-    places = torch.from_numpy(grid.places).to(stream.device)
-    of_token = lengths[:, grid.prefix + places.clamp_min(0)][:, :, None, grid.prefix :]
-    by_window = torch.unflatten(norms, 0, (-1, grid.windows))[..., grid.prefix :]
-    real = (places >= 0)[:, None, grid.prefix :]
+    lengths = torch.linalg.vector_norm(stream.float(), dim=-1)  # [images, tokens]
+
+    # bring the stream into the order of the layer's rows; padding takes patch 0, and is left out below
+    places = torch.from_numpy(grid.places).to(stream.device)  # [windows, tokens]
+    in_windows = lengths[:, grid.prefix + places.clamp_min(0)]  # [images, windows, tokens]
+    of_token = in_windows[:, :, None, grid.prefix :]  # [images, windows, 1, patches]
+    by_window = torch.unflatten(norms, 0, (-1, grid.windows))[..., grid.prefix :]  # [images, windows, heads, patches]
+
+    real = (places >= 0)[:, None, grid.prefix :]  # [windows, 1, patches]
     return torch.where(real, by_window / of_token, 0.0).sum(dim=(1, 3)) / grid.patches

@@ -1,8 +1,9 @@
-"""The metric whose states are sums: merged by adding, written and read back as arrays, kept in full precision."""
+"""The metric that is a set of sums over images: merged by adding, written and read back as arrays, never rounded."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torchmetrics import Metric
 
+from headprobe.metrics.arrays import FloatArray
+
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each state."""
 
@@ -18,22 +21,31 @@ Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 class SumMetric(Metric):
     """A metric of a whole data set as sums over its images.
 
-    Any split over batches, workers and processes gives the same integers, and the same order of additions the same
-    floats to the last bit. The states keep int64 and float64 whatever precision the module around them is cast to.
+    Any split of the images over batches, workers and processes gives the same integers, and the same order of
+    additions gives the same floats to the last bit. The states keep int64 and float64 whatever precision the module
+    around them is cast to.
+
+    A subclass gives the layout of its states, its `signature`, and an `empty` metric of the same options. Where plain
+    adding would be wrong, as for sums about different shifts, it also overrides `merge`.
 
     Args:
-        layout: Shape and dtype of each state; all begin at 0.
+        layout: Shape and dtype of each state. All begin at 0.
+        synced: Let torchmetrics add up the states of all processes before `compute`. Without it processes are joined
+            by `to_arrays`, `from_arrays` and `merge` only.
     """
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
 
-    def __init__(self, layout: Layout) -> None:
-        super().__init__(compute_with_cache=False)  # `merge` changes states behind the cache's back
+    MERGEABLE: ClassVar[str] = "metrics of the same model and options"  #: what can be merged, for messages
+
+    def __init__(self, layout: Layout, synced: bool = True) -> None:
+        # no cache: `merge` changes the states without torchmetrics noticing it
+        super().__init__(compute_with_cache=False, sync_on_compute=synced)
         self.layout = dict(layout)
         for name, (shape, dtype) in self.layout.items():
-            self.add_state(name, default=torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum" if synced else None)
 
     @property
     def update_called(self) -> bool:
@@ -41,48 +53,70 @@ class SumMetric(Metric):
         return True
 
     @property
+    @abstractmethod
     def signature(self) -> tuple[Any, ...]:
-        """What two metrics must have in common to be merged; the states' shapes, if nothing else."""
-        return (type(self), tuple(self.layout.items()))
+        """What two metrics must have in common to be merged."""
 
-    def merge(self, other: "SumMetric") -> None:
+    @property
+    def option_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Options that `to_arrays` writes beside the states: the arrays then describe themselves."""
+        return {}
+
+    @abstractmethod
+    def empty(self) -> Self:
+        """Return a metric of the same model and options without images, on the CPU."""
+
+    def merge(self, other: Self) -> None:
         """Add the sums of other images.
 
         Raises:
-            ValueError: The other metric describes another model or other statistics.
+            ValueError: The other metric has another signature.
         """
-        if self.signature != other.signature:
-            raise ValueError(f"only metrics of the same model and options can be merged, got {other.signature}")
+        self.refuse_unequal(other, self.signature)
         self.add({name: getattr(other, name) for name in self.layout})
 
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Return copies of all states by name."""
-        return {name: getattr(self, name).cpu().numpy().copy() for name in self.layout}
-
-    def empty(self) -> Self:
-        """Return a metric of the same model and options that has seen nothing."""
-        raise NotImplementedError
-
-    def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Return a metric of the same model and options, on the CPU, with the sums that `to_arrays` gave.
+    def refuse_unequal(self, other: "SumMetric", wanted: tuple[Any, ...]) -> None:
+        """Refuse to merge a metric of another kind or of another signature than `wanted`.
 
         Raises:
-            ValueError: An array is missing or unknown, or has another dtype or shape than its state.
+            ValueError: With both signatures.
         """
-        if arrays.keys() != self.layout.keys():
-            raise ValueError(f"the arrays must be {', '.join(sorted(self.layout))}, got {', '.join(sorted(arrays))}")
+        if type(self) is not type(other) or wanted != other.signature:
+            raise ValueError(f"only {self.MERGEABLE} can be merged: {wanted} here, got {other.signature}")
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return copies of all states by name, behind the `option_arrays`."""
+        states = {name: getattr(self, name).cpu().numpy().copy() for name in self.layout}
+        return {**self.option_arrays, **states}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Return a new metric of the same model and options, on the CPU, with the sums that `to_arrays` gave.
+
+        Raises:
+            ValueError: An array is missing or unknown, a state has another dtype or shape, or an option differs.
+        """
         metric = self.empty()
-        for name, blank in metric.to_arrays().items():
-            array = arrays[name]
-            if (array.shape, array.dtype) != (blank.shape, blank.dtype):
-                wanted, found = (f"{a.dtype} {list(a.shape)}" for a in (blank, array))
-                raise ValueError(f"array {name!r} must be {wanted}, got {found}")
-        metric.add({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+        options = metric.option_arrays
+        names = {*options, *self.layout}
+        if arrays.keys() != names:
+            raise ValueError(f"the arrays must be {', '.join(sorted(names))}, got {', '.join(sorted(arrays))}")
+
+        for name, option in options.items():
+            self._refuse_array(name, str(option.tolist()), str(arrays[name].tolist()))
+        for name in self.layout:
+            self._refuse_array(name, _dtype_and_shape(getattr(metric, name)), _dtype_and_shape(arrays[name]))
+            setattr(metric, name, torch.from_numpy(arrays[name].copy()))
         return metric
+
+    def _refuse_array(self, name: str, wanted: str, found: str) -> None:
+        """Refuse an array that another metric gave."""
+        if wanted != found:
+            raise ValueError(f"only {self.MERGEABLE} can be merged: array {name!r} must be {wanted}, got {found}")
 
     def add(self, sums: Mapping[str, Tensor], place: int | slice | tuple[Any, ...] = ()) -> None:
         """Add to states, or to the part of each that `place` names."""
-        for name, value in sums.items():  # out of place: a state made in inference mode cannot be changed outside it
+        for name, value in sums.items():
+            # a copy: a state that was made in inference mode cannot be changed outside it
             state = getattr(self, name).clone()
             state[place] += value.to(state.device, state.dtype)
             setattr(self, name, state)
@@ -90,17 +124,23 @@ class SumMetric(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
         """Follow the module to its device but not to its dtype.
 
-        torchmetrics guards `half` and the like, yet ``module.to(torch.bfloat16)``, as Lightning's bf16-true calls it,
+        torchmetrics guards `half` and the like, yet `module.to(torch.bfloat16)`, as Lightning's bf16-true calls it,
         would round the sums.
         """
         super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), exclude_state)
         return self
 
 
-def mean_and_error(
-    total: NDArray[np.float64], square: NDArray[np.float64], images: NDArray[np.generic]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard error over images from sums and sums of squares; NaN where there are too few images."""
+def _dtype_and_shape(array: Tensor | NDArray[np.generic]) -> str:
+    """Return dtype and shape for messages, such as `float64 [2, 3]`."""
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+
+
+def mean_and_error(total: FloatArray, square: FloatArray, images: NDArray[np.generic]) -> tuple[FloatArray, FloatArray]:
+    """Return mean and standard error over images from sums and sums of squares.
+
+    Both are NaN without images; the standard error is NaN for a single image too.
+    """
     count = np.asarray(images, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total / np.where(count > 0, count, np.nan)
@@ -108,15 +148,12 @@ def mean_and_error(
         return mean, np.sqrt(variance / count)
 
 
-# -- Work on many small matrices, which threads make slower and not faster --
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Let torch and BLAS compute on one thread while the context is open.
 
-    Their threads wait for each other after each small matrix: on two shared cores that was seen to take sixty times as
-    long as the work itself.
+    For work on many small matrices. Threads would wait for each other after each of them: on two shared cores that was
+    measured to take sixty times as long as the work itself.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.errors import UsageError
+from headprobe.metrics.arrays import IntArray
 
 Size = tuple[int, int]
-IntArray = NDArray[np.int64]
+"""Rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TokenGrid:
         shift: Rows and columns that the image is rolled by, up and to the left, before it is cut into windows.
         pooled: The queries are learned, or a class token: no patches of the image.
         rows: Rows of the layer's batch per image, where there are several of unknown place.
-        unplaced: Which patches the queries and keys are is unknown, so that nothing is said of them one by one.
+        unplaced: Which patches the queries and keys are is unknown, so there are no statistics of single patches.
 
     Raises:
         UsageError: The grid does not have as many places as there are tokens.
@@ -57,12 +58,12 @@ class TokenGrid:
 
     @property
     def on_map(self) -> bool:
-        """Whether the queries are patches with known places, so that what they say forms a map of the image."""
+        """Whether the queries are patches with known places, so that numbers by query form a map of the image."""
         return self.grid is not None and not self.anonymous
 
     @property
     def anonymous(self) -> bool:
-        """Whether queries and keys are no patches whose attention to each other can be looked at."""
+        """Whether queries and keys are no patches with known attention to each other."""
         return self.pooled or self.unplaced
 
     @property
@@ -102,6 +103,8 @@ class TokenGrid:
         if self.window is None or self.grid is None:
             return np.concatenate([np.full(self.prefix, -1), patches])[None]
         rolled = np.roll(patches.reshape(self.grid), (-self.shift[0], -self.shift[1]), (0, 1))
+
+        # pad below and to the right, up to whole windows
         rows, columns = (n * w for n, w in zip(self.window_grid, self.window, strict=True))
         edges = ((0, rows - self.grid[0]), (0, columns - self.grid[1]))
         return self._cut(np.pad(rolled, edges, constant_values=-1))
@@ -110,8 +113,8 @@ class TokenGrid:
     def groups(self) -> IntArray:
         """Number of each token's group, `[windows, tokens]`: tokens attend inside their group only.
 
-        A shifted window at the image's edge holds up to four pieces that are no neighbours; timm's attention mask lets
-        none of them see another (Liu 2021, figure 4, https://arxiv.org/abs/2103.14030).
+        A shifted window at the image's edge holds up to four pieces that are no neighbours; timm's attention mask keeps
+        them apart (Liu 2021, figure 4, https://arxiv.org/abs/2103.14030).
         """
         if self.window is None or not any(self.shift):
             return np.zeros((self.windows, self.tokens), dtype=np.int64)
@@ -119,13 +122,15 @@ class TokenGrid:
             _regions(windows * size, size, shift)
             for windows, size, shift in zip(self.window_grid, self.window, self.shift, strict=True)
         )
+        # one number for each of the 3 x 3 regions of the image, then numbered from 0 in each window
         regions = self._cut(3 * rows[:, None] + columns[None])
         return np.stack([np.unique(window, return_inverse=True)[1].ravel() for window in regions])
 
     def _cut(self, image: IntArray) -> IntArray:
         """Cut `[rows, columns]` into windows `[windows, tokens]`."""
         (down, across), (height, width) = self.window_grid, self.window or image.shape
-        return image.reshape(down, height, across, width).swapaxes(1, 2).reshape(-1, height * width)
+        by_window = image.reshape(down, height, across, width).swapaxes(1, 2)  # [down, across, height, width]
+        return by_window.reshape(-1, height * width)
 
 
 def _regions(length: int, window: int, shift: int) -> IntArray:
@@ -133,6 +138,7 @@ def _regions(length: int, window: int, shift: int) -> IntArray:
     index = np.arange(length)
     if not shift:
         return np.zeros_like(index)
+    # 0 up to the last window, 1 in it, 2 for what was rolled in from the other side
     return (index >= length - window).astype(np.int64) + (index >= length - shift)
 
 
@@ -146,8 +152,8 @@ class GridTables:
         real: float32 `[windows, tokens]`, 1 for tokens of the image (prefix tokens too), 0 for padding.
         distance: float32 `[windows, patches, patches]`, pixels; None without a grid.
         members: float32 `[windows, groups, tokens]`, 1 where a token is in the group.
-        offset: int64 `[windows, patches, patches]`, bin of key minus query in the offset map; its last, additional bin
-            takes what cannot be attended to. None without a grid.
+        offset: int64 `[windows, patches, patches]`, bin of key minus query in the offset map. One additional bin, the
+            last, takes what cannot be attended to. None without a grid.
         reach: Rows and columns of the offset map, `2 * reach - 1` each.
         baseline_px: Mean distance under uniform attention to reachable patches; NaN without a grid.
         log_keys: Mean over patches of the logarithm of the number of reachable patches.
@@ -166,17 +172,19 @@ class GridTables:
 def tables_of(grid: TokenGrid, device: torch.device) -> GridTables:
     """Return a grid's tables on a device; made once per kind of layer."""
     reachable = _reachable(grid)
-    keys = reachable.sum(axis=-1)
+    keys = reachable.sum(axis=-1)  # of each query, [windows, patches]; 0 for padding
     log_keys = float(np.log(keys[keys > 0]).mean())
+
     distance, offset, reach, baseline = None, None, None, math.nan
     if grid.grid is not None:
         steps = _steps(grid)
-        pixels = np.hypot(steps[0] * grid.patch[0], steps[1] * grid.patch[1])
+        pixels = np.hypot(steps[0] * grid.patch[0], steps[1] * grid.patch[1])  # [windows, patches, patches]
         mean = (pixels * reachable).sum(axis=-1)[keys > 0] / keys[keys > 0]
         distance, baseline = torch.from_numpy(_thrifty(pixels)).float().to(device), float(mean.mean())
         offset, reach = _offsets(steps, reachable)
+
     real = np.where(np.arange(grid.tokens) < grid.prefix, True, grid.places >= 0)
-    members = grid.groups[:, None] == np.arange(grid.groups.max() + 1)[:, None]
+    members = grid.groups[:, None] == np.arange(grid.groups.max() + 1)[:, None]  # [windows, groups, tokens]
     return GridTables(
         real=torch.from_numpy(_thrifty(real)).float().to(device),
         distance=distance,
@@ -190,14 +198,15 @@ def tables_of(grid: TokenGrid, device: torch.device) -> GridTables:
 
 def _reachable(grid: TokenGrid) -> NDArray[np.bool_]:
     """Return which patches can attend to which, `[windows, patches, patches]`."""
-    groups = np.where(grid.places < 0, -1, grid.groups)[:, grid.prefix :]
-    return np.asarray((groups[:, :, None] == groups[:, None, :]) & (groups[:, :, None] >= 0), dtype=np.bool_)
+    groups = np.where(grid.places < 0, -1, grid.groups)[:, grid.prefix :]  # -1 for padding
+    same_group = groups[:, :, None] == groups[:, None, :]
+    return np.asarray(same_group & (groups[:, :, None] >= 0), dtype=np.bool_)
 
 
 def _steps(grid: TokenGrid) -> IntArray:
     """Return rows and columns from query to key on the image, `[2, windows, patches, patches]`; 0 for padding."""
     places = grid.places[:, grid.prefix :]
-    where = np.stack(np.divmod(np.maximum(places, 0), grid.grid[1] if grid.grid else 1))
+    where = np.stack(np.divmod(np.maximum(places, 0), grid.grid[1] if grid.grid else 1))  # [2, windows, patches]
     steps = where[:, :, None, :] - where[:, :, :, None]
     real = places >= 0
     return np.asarray(steps * (real[:, :, None] & real[:, None, :]), dtype=np.int64)
@@ -206,8 +215,9 @@ def _steps(grid: TokenGrid) -> IntArray:
 def _offsets(steps: IntArray, reachable: NDArray[np.bool_]) -> tuple[IntArray, Size]:
     """Return each pair's bin of the offset map, and the map's reach: 1 + the largest offset that can be attended to."""
     height, width = (1 + int(np.abs(axis * reachable).max()) for axis in steps)
-    bins = (steps[0] + height - 1) * (2 * width - 1) + steps[1] + width - 1
-    return np.where(reachable, bins, (2 * height - 1) * (2 * width - 1)), (height, width)
+    rows, columns = 2 * height - 1, 2 * width - 1
+    bins = (steps[0] + height - 1) * columns + steps[1] + width - 1  # offsets from -reach + 1 on, row by row
+    return np.where(reachable, bins, rows * columns), (height, width)
 
 
 def _thrifty(by_window: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -1,15 +1,13 @@
-"""Statistics of two answers to the same images: baseline and masked. Pure functions, numpy in and numpy out."""
+"""Statistics of two answers to the same images, baseline and masked. Pure functions, numpy in and numpy out."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from headprobe.errors import UsageError
-
-FloatArray = NDArray[np.float64]
-
+from headprobe.metrics.arrays import FloatArray
 
 BISECTIONS = 64  # halves an interval of length 2 to 1e-19, below the rounding of a fraction
 
@@ -18,7 +16,7 @@ def drop_pp(right_to_wrong: ArrayLike, wrong_to_right: ArrayLike, images: ArrayL
     """Baseline top-1 minus masked top-1 on the same images, percentage points; NaN without images.
 
     Raises:
-        ValueError: a count is negative, or more images flipped than there are.
+        ValueError: A count is negative, or more images flipped than there are.
     """
     lost, won, total = _flips(right_to_wrong, wrong_to_right, images)
     return 100 * (lost - won) / total
@@ -29,16 +27,16 @@ def drop_interval_pp(
 ) -> tuple[FloatArray, FloatArray]:
     """Interval of `drop_pp` from Tango's score test, percentage points: all drops that the test does not reject.
 
-    The limits solve ``n (d - D)^2 = z^2 v(D)``, v(D) being the variance at the flip rates most likely under a drop D.
+    The limits solve `n (d - D)^2 = z^2 v(D)`, v(D) being the variance at the flip rates most likely under a drop D.
     In this squared form both limits exist for every table with an image, so no second method is needed: without a
-    flip they are ``-+z^2 / (n + z^2)`` (Wilson's limits for 0 of n), and where every image flips one of them is 100.
+    flip they are `-+z^2 / (n + z^2)` (Wilson's limits for 0 of n), and where every image flips one of them is 100.
     At 95% it leaves out 0 exactly where McNemar's asymptotic test has p < 0.05; the exact p may be slightly larger.
 
     Returns:
         The lower and the upper limit, NaN without images.
 
     Raises:
-        ValueError: a count is negative, or more images flipped than there are.
+        ValueError: A count is negative, or more images flipped than there are.
 
     Source: Tango, 1998, Statistics in Medicine 17, 891-908.
     """
@@ -59,27 +57,28 @@ def mcnemar_p(right_to_wrong: ArrayLike, wrong_to_right: ArrayLike) -> FloatArra
     return np.minimum(1.0, 2 * np.asarray(tail, dtype=np.float64))
 
 
-def bh_q(p_values: ArrayLike, families: Sequence[str]) -> FloatArray:
+def bh_q(p_values: ArrayLike, test_families: Sequence[str]) -> FloatArray:
     """Benjamini-Hochberg q: the share of false discoveries accepted by calling this p and all smaller ones real.
 
     Args:
-        p_values: p of each mask, ``[masks]``; NaN means that there was no test, and stays NaN.
-        families: the family of each mask, ``[masks]``; masks are corrected for within their family only, and the
-            empty text stands for no family: q is NaN. Baselines, nulls and repeats belong to none.
+        p_values: p of each mask, `[masks]`; NaN means that there was no test, and stays NaN.
+        test_families: The test family of each mask, `[masks]`. p-values are corrected within their family only. The
+            empty text stands for no family, and q is NaN: baselines, nulls and repeats belong to none.
 
     Raises:
-        ValueError: the lengths differ, or a p lies outside 0 to 1.
+        ValueError: The lengths differ, or a p lies outside 0 to 1.
 
     Source: Benjamini and Hochberg, 1995, Journal of the Royal Statistical Society B 57, 289-300.
     """
     p = np.asarray(p_values, dtype=np.float64)
-    if p.shape != (len(families),):
-        raise ValueError(f"p_values and families must have one entry per mask, got {p.shape} and {len(families)}")
+    if p.shape != (len(test_families),):
+        found = f"{p.shape} and {len(test_families)}"
+        raise ValueError(f"p_values and test_families must have one entry per mask, got {found}")
     if np.any((p < 0) | (p > 1)):
         raise ValueError(f"a p value must lie between 0 and 1, got {p[(p < 0) | (p > 1)][0]}")
     q = np.full_like(p, np.nan)
-    labels = np.asarray(families, dtype=np.str_)
-    for family in set(families) - {""}:
+    labels = np.asarray(test_families, dtype=np.str_)
+    for family in set(test_families) - {""}:
         tested = (labels == family) & ~np.isnan(p)
         if tested.any():
             q[tested] = stats.false_discovery_control(p[tested], method="bh")
@@ -111,21 +110,21 @@ def smallest_resolvable_drop(
 ) -> float:
     """Smallest true drop, in percentage points, that McNemar's test finds with this power on so many images.
 
-    Solves Connor's formula ``n d^2 = (z_a sqrt(f) + z_b sqrt(f - d^2))^2`` for the drop d. Assumed: the fraction f of
-    images whose correctness flips is the drop itself plus a churn of ``flips_fraction``, half of it in each direction.
-    The formula is of the asymptotic test: with few flips the exact one needs a slightly larger drop.
+    Solves Connor's formula `n d^2 = (z_a sqrt(f) + z_b sqrt(f - d^2))^2` for the drop d. It assumes that the fraction f
+    of images with flipped correctness is the drop itself plus a churn of `flips_fraction`, half of it in each
+    direction. The formula is for the asymptotic test: with few flips the exact one needs a slightly larger drop.
 
     Args:
-        images: images in the test.
-        flips_fraction: fraction of images that flip without net effect; more churn hides larger drops.
-        power: probability of finding the drop.
-        significance: two-sided level of the test.
+        images: Images in the test.
+        flips_fraction: Fraction of images that flip without net effect; more churn hides larger drops.
+        power: Probability of finding the drop.
+        significance: Two-sided level of the test.
 
     Returns:
         The drop in percentage points, NaN where even the largest possible one would be missed.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: An argument is outside its range.
 
     Source: Connor, 1987, Biometrics 43, 207-211 (after Miettinen, 1968, Biometrics 24, 339-352).
     """
@@ -150,7 +149,7 @@ def smallest_resolvable_drop(
 
 
 def _flips(lost: ArrayLike, won: ArrayLike, images: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The three counts as float64 of one shape, with NaN in place of 0 images."""
+    """Return the three counts as float64 of one shape, with NaN in place of 0 images."""
     flips = [np.asarray(value, dtype=np.float64) for value in (lost, won, images)]
     first, second, total = np.broadcast_arrays(*flips)
     wrong = (first < 0) | (second < 0) | (first + second > total)
@@ -161,7 +160,7 @@ def _flips(lost: ArrayLike, won: ArrayLike, images: ArrayLike) -> tuple[FloatArr
 
 
 def _tango_upper(lost: FloatArray, won: FloatArray, images: FloatArray, z_square: float) -> FloatArray:
-    """Upper limit of Tango's interval for ``lost - won``; all are fractions of the images."""
+    """Return the upper limit of Tango's interval for `lost - won`; all are fractions of the images."""
     estimate = lost - won
 
     def excess(drop: FloatArray) -> FloatArray:
@@ -171,10 +170,10 @@ def _tango_upper(lost: FloatArray, won: FloatArray, images: FloatArray, z_square
 
 
 def _null_variance(lost: FloatArray, won: FloatArray, drop: FloatArray) -> FloatArray:
-    """Variance of one image's difference at the flip rates that are most likely if their difference is ``drop``.
+    """Return the variance of one image's difference at the flip rates that are most likely for a difference `drop`.
 
-    With a drop of 0 or more the rate ``won`` solves a quadratic whose discriminant is a sum of two squares; a gain is
-    the same problem with the roles exchanged.
+    With a drop of 0 or more the rate `won` solves a quadratic equation, with a sum of two squares as its discriminant;
+    a gain is the same problem with the roles exchanged.
     """
     first, second, size = np.where(drop < 0, won, lost), np.where(drop < 0, lost, won), np.abs(drop)
     linear = (2 - first + second) * size - first - second
@@ -183,7 +182,7 @@ def _null_variance(lost: FloatArray, won: FloatArray, drop: FloatArray) -> Float
 
 
 def _bisect(function: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray) -> FloatArray:
-    """Where the function turns from 0 or below (at ``low``) to above 0, element by element; NaN stays NaN."""
+    """Find where the function turns from 0 or below (at `low`) to above 0, element by element; NaN stays NaN."""
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         above = function(middle) > 0

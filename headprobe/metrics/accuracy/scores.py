@@ -1,4 +1,7 @@
-"""What the paired counts and sums of a run say: accuracies, drops, flips and their intervals. Needs no torch."""
+"""What follows from the paired counts and sums of a run: accuracies, drops, flips and their intervals.
+
+Needs no torch.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,23 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprobe.metrics.accuracy import paired_tests as paired
-
-FloatArray = NDArray[np.float64]
-
-
-IntArray = NDArray[np.int64]
+from headprobe.metrics.arrays import FloatArray, IntArray
 
 
 class PairedScores(NamedTuple):
-    """One entry per row, ``[1 + masks]``, the baseline first; a fraction or mean over no image is NaN.
+    """One entry per row, `[1 + masks]`, the baseline first; a fraction or mean over no image is NaN.
 
     The baseline's differences from itself are 0, and their intervals and p are NaN: there is nothing to test.
-    (A named tuple because torchmetrics refuses frozen dataclasses from ``compute``.)
+    (A named tuple because torchmetrics refuses frozen dataclasses from `compute`.)
     """
 
     images: IntArray  #: images that count, the same in every row
-    top1_count: IntArray  #: images whose label is the first prediction
-    top5_count: IntArray  #: images whose label is among the first five
+    top1_count: IntArray  #: images with their label as the first prediction
+    top5_count: IntArray  #: images with their label among the first five
     top1: FloatArray  #: fraction
     top5: FloatArray  #: fraction
     nll: FloatArray  #: mean negative log-likelihood of the label, nats
@@ -38,12 +37,10 @@ class PairedScores(NamedTuple):
     nll_rise: FloatArray  #: this row's mean NLL minus the baseline's, nats
     nll_rise_low: FloatArray  #: lower limit of its paired 95% interval (Student's t)
     nll_rise_high: FloatArray  #: upper limit
-    nonfinite: (
-        IntArray  #: images with a NaN or infinite logit; counted as wrong, and they make nll or kl_nats NaN or infinite
-    )
-    class_images: IntArray | None = None  #: images per label, ``[classes]``
-    class_top1_count: IntArray | None = None  #: ``[1 + masks, classes]``
-    class_top1: FloatArray | None = None  #: fraction, ``[1 + masks, classes]``; NaN for a class without images
+    nonfinite: IntArray  #: images with a NaN or infinite logit: wrong, and they spoil nll or kl_nats
+    class_images: IntArray | None = None  #: images per label, `[classes]`
+    class_top1_count: IntArray | None = None  #: `[1 + masks, classes]`
+    class_top1: FloatArray | None = None  #: fraction, `[1 + masks, classes]`; NaN for a class without images
 
 
 def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) -> PairedScores:
@@ -51,19 +48,21 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
 
     Args:
         arrays: The sums.
-        unread: Images that could not be read and count as wrong in every row: they are in the denominators of
-            accuracies and drops, not in those of agreement, NLL and KL, for which there are no logits, nor of classes.
+        unread: Images that could not be read and count as wrong in every row. They are in the denominators of
+            accuracies and drops. They are not in the denominators of agreement, NLL and KL, for which there are no
+            logits, nor of classes.
 
     Raises:
-        ValueError: the flips contradict the number of images.
+        ValueError: The flips contradict the number of images.
     """
     counts = {name: np.asarray(value, dtype=np.int64) for name, value in arrays.items() if value.dtype.kind in "iu"}
     sums = {name: np.asarray(value, dtype=np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
     read = np.broadcast_to(counts["images"], counts["top1"].shape).copy()
     images = read + unread
+
     flips = counts["right_to_wrong"], counts["wrong_to_right"]
-    nll_total = sums["nll"] - sums["nll"][0]
     drop_low, drop_high = paired.drop_interval_pp(*flips, images)
+    nll_total = sums["nll"] - sums["nll"][0]
     rise_low, rise_high = paired.mean_interval(nll_total, sums["nll_difference_square"], read)
     return PairedScores(
         images=images,
@@ -91,10 +90,10 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
 
 
 def _per(total: IntArray | FloatArray, images: IntArray) -> FloatArray:
-    """Total per image; NaN without images."""
+    """Return a total per image; NaN without images."""
     return np.asarray(total / np.where(images > 0, images, np.nan), dtype=np.float64)
 
 
 def _untested_baseline(values: FloatArray) -> FloatArray:
-    """The values with NaN in the baseline's place."""
+    """Return the values with NaN in the baseline's place."""
     return np.concatenate([[np.nan], values[1:]])

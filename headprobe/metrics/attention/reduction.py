@@ -1,8 +1,12 @@
 """Attention weights of one layer reduced to numbers per image and head, chunk by chunk, as they are recomputed.
 
-Queries and keys are patches unless said otherwise, and weights between patches are renormalised to sum to 1 per query:
-what a patch sends to prefix tokens is a number of its own. In shifted windows the tokens that can see each other form
-groups (`TokenGrid.groups`); what is defined over a set of queries or keys is taken per group and averaged over queries.
+Queries and keys are patches unless stated otherwise. Weights between patches are renormalised to sum to 1 per query:
+what a patch sends to prefix tokens is a number of its own. In shifted windows the tokens that can attend to each other
+form groups (`TokenGrid.groups`); what is defined over a set of queries or keys is taken per group and averaged over
+queries.
+
+Chunks are not kept. Each leaves numbers by query and sums over queries by key (`_Reducer.add`), from which all
+statistics follow once per batch (`_Reducer.finish` and the functions at the end).
 """
 
 from collections.abc import Iterable
@@ -21,7 +25,7 @@ class Reduction:
 
     Attributes:
         values: By statistic `[images, heads]`; statistics that are not defined in this layer are missing.
-        aligned: Renormalised weights summed over images, float64 `[heads, windows, patches, patches]`, if asked for;
+        aligned: Renormalised weights summed over images, float64 `[windows, heads, patches, patches]`, if wanted;
             windows that are all alike are summed.
     """
 
@@ -43,7 +47,7 @@ def reduce_attention(
         grid: Where the layer's tokens lie.
         images: Images of the batch.
         chunks: Every row and query once, queries of an image in ascending order.
-        value_norms: Norms of the values after the output projection `[rows, heads, keys]`, for value-weighted
+        value_norms: Norms of the values after the output projection, `[rows, heads, keys]`, for value-weighted
             attention.
         aligned: Also sum the weights over images, for offset maps.
 
@@ -52,7 +56,7 @@ def reduce_attention(
             (Dosovitskiy 2021, appendix D.7, https://arxiv.org/abs/2010.11929); `attention_distance_raw_px` the same
             without renormalising, as the code of probing-vits does.
         `entropy_nats`: - sum a ln a, mean over queries; `entropy_all_keys_nats` over all keys, prefix tokens included
-            (in a pooling layer the queries are its learned ones, and anonymous tokens are all their window has).
+            (its queries are the learned ones in a pooling layer, and all tokens where their places are unknown).
         `mutual_information`: MI(query; key) / sqrt(H(query) H(key)) with p(query) = 1 / queries (Park 2023,
             https://arxiv.org/abs/2305.00729); 0 = all queries look alike, or at a single key.
         `confidence`: largest a, mean over queries (Voita 2019, https://arxiv.org/abs/1905.09418).
@@ -60,7 +64,7 @@ def reduce_attention(
             itself, not renormalised.
         `sink_mass`: largest over all keys of the mean over all queries, prefix tokens included in both.
         `value_weighted_attention`: mean over queries of sum over all keys of weight x ||W_O v||, over the plain mean of
-            ||W_O v||: below 1, attention rests on keys with little to say (norms: Kobayashi 2020,
+            ||W_O v||: below 1, attention rests on keys with small values (norms: Kobayashi 2020,
             https://arxiv.org/abs/2004.10102; heads that do nothing: Bondarenko 2023, https://arxiv.org/abs/2306.12929).
     """
     reducer: _Reducer | None = None
@@ -76,8 +80,8 @@ def reduce_attention(
 class _Reducer:
     """Accumulates the chunks of one layer and batch.
 
-    A chunk is passed over as few times as can be: what follows from sums over keys is kept by query, or by key, and
-    made of them once for the whole batch.
+    Every pass over a chunk takes time, so there are few: sums over keys are kept by query, sums over queries are kept
+    by key, and statistics are made of both once per batch.
     """
 
     def __init__(self, grid: TokenGrid, images: int, like: Tensor, aligned: bool) -> None:
@@ -85,14 +89,16 @@ class _Reducer:
         self.grid = grid
         self.tables = None if grid.anonymous else tables_of(grid, like.device)
         self.queries = 0
-        self.by_query: dict[str, Tensor] = {}  # `[images, windows, heads, queries]`, patches only
+        self.by_query: dict[str, Tensor] = {}  # each [images, windows, heads, queries], patches only
         self.entropy = like.new_zeros(images, heads)  # of anonymous tokens, summed over queries
-        # per key: weights summed over prefix queries, over patches, and over patches renormalised
+
+        # weights of each key summed over prefix queries, over patches, and over patches renormalised
         self.columns = like.new_zeros(images, grid.windows, heads, 3, keys)
+
         self.aligned: Tensor | None = None
         if aligned and self.tables is not None and self.tables.distance is not None:
             inside = grid.tokens - grid.prefix
-            shape = (len(self.tables.distance), heads, inside, inside)
+            shape = (len(self.tables.distance), heads, inside, inside)  # one entry for windows that are all alike
             self.aligned = like.new_zeros(shape, dtype=torch.float64)
 
     def add(self, chunk: WeightsChunk) -> None:
@@ -100,27 +106,44 @@ class _Reducer:
         windows = self.grid.windows
         chunk = chunk.prepared(self.grid.prefix)
         images = slice(chunk.rows.start // windows, chunk.rows.stop // windows)
-        weights = torch.unflatten(chunk.weights, 0, (-1, windows))
+        weights = torch.unflatten(chunk.weights, 0, (-1, windows))  # [images, windows, heads, queries, keys]
         self.queries = max(self.queries, chunk.queries.stop)
         if self.tables is None:
-            self.columns[images, ..., 0, :] += weights.sum(dim=-2)
-            terms, log_top = a_ln_a_of(chunk.logits, weights, weights.amax(dim=-1))
-            self.entropy[images] -= (terms.sum(dim=-1) + log_top).sum(dim=(1, 3))
+            self._add_anonymous(images, weights, chunk.logits)
             return
+
+        # the chunk's queries are `before` prefix tokens, then patches; `first` and `stop` count patches
         before = max(self.grid.prefix - chunk.queries.start, 0)
         first, stop = chunk.queries.start + before - self.grid.prefix, chunk.queries.stop - self.grid.prefix
         patches = _Patches(self.grid, self.tables, slice(first, max(first, stop)), weights[..., before:, :])
+
         logits = None if chunk.logits is None else chunk.logits[..., before:, :]
         terms, log_top = a_ln_a_of(logits, patches.all_keys, patches.top)
         scratch = self._add_entropy(images, patches, terms, log_top)
         self._add_columns(images, weights, before, patches)
         self._add_patches(images, patches, scratch)
 
+    def _add_anonymous(self, images: slice, weights: Tensor, logits: Tensor | None) -> None:
+        """Reduce a chunk of a layer with unknown patches: sums by key, and entropies over all keys."""
+        self.columns[images, ..., 0, :] += weights.sum(dim=-2)
+        terms, log_top = a_ln_a_of(logits, weights, weights.amax(dim=-1))
+        self.entropy[images] -= (terms.sum(dim=-1) + log_top).sum(dim=(1, 3))
+
     def _add_entropy(self, images: slice, patches: "_Patches", terms: Tensor, log_top: Tensor) -> Tensor:
-        """Keep sums of a ln a; return what the terms between patches took, to be used again."""
+        """Keep sums of a ln a by query, between patches and over all keys.
+
+        Args:
+            images: Images of the chunk.
+            patches: Its patch queries.
+            terms: `[images, windows, heads, queries, keys]`.
+            log_top: What to add per weight summed over, `[images, windows, heads, queries]`.
+
+        Returns:
+            The terms between patches. They are not needed any more: their memory can be used again.
+        """
         prefix = self.grid.prefix
         of_patches = terms[..., prefix:]
-        if self.grid.padded:
+        if self.grid.padded:  # padded windows have no prefix tokens; all keys are patches and padding
             inside = (of_patches * patches.real_keys).sum(dim=-1)
             everything = of_patches.sum(dim=-1)
         else:
@@ -132,6 +155,7 @@ class _Reducer:
 
     def _add_columns(self, images: slice, weights: Tensor, before: int, patches: "_Patches") -> None:
         """Sum over queries in three ways, with one product."""
+        # [images, windows, heads, 3, queries] @ [images, windows, heads, queries, keys]
         factors = weights.new_zeros(*weights.shape[:3], 3, weights.shape[3])
         factors[..., 0, :before] = 1
         factors[..., 1, before:] = patches.real
@@ -139,7 +163,13 @@ class _Reducer:
         self.columns[images] += factors @ weights
 
     def _add_patches(self, images: slice, patches: "_Patches", scratch: Tensor) -> None:
-        """Keep by query what concerns weights between patches, and the masses; sum them over images."""
+        """Keep by query what concerns weights between patches, and the masses; sum the weights over images.
+
+        Args:
+            images: Images of the chunk.
+            patches: Its patch queries.
+            scratch: Memory in the shape of weights between patches, to be overwritten.
+        """
         keys, grid, inside = patches.keys, self.grid, patches.inside
         self._keep("mass", images, inside, patches.mass)
         self._keep("confidence", images, inside, patches.largest)
@@ -152,37 +182,43 @@ class _Reducer:
         if patches.distance is not None:
             pixels = torch.mul(keys, patches.distance, out=scratch).sum(dim=-1)
             self._keep("pixels", images, inside, pixels)
+
         if self.aligned is not None:
             shares = torch.mul(keys, (patches.real / patches.mass)[..., None], out=scratch)
-            total = self.aligned[:, :, inside]
-            for image in shares.flatten(0, 1).unsqueeze(1) if len(self.aligned) == 1 else shares:
-                total += image  # one by one: the sum does not depend on how images are batched
+            total = self.aligned[:, :, inside]  # a view: [windows or 1, heads, queries, keys]
+            # where all windows are alike they are added up like images
+            by_image = shares.flatten(0, 1).unsqueeze(1) if len(self.aligned) == 1 else shares
+            for image in by_image:  # one by one: the sum does not depend on how images are batched
+                total += image
 
     def _keep(self, name: str, images: slice, queries: slice, values: Tensor) -> None:
-        """Note `[images, windows, heads, queries]`."""
+        """Note values `[images, windows, heads, queries]` of some images and patch queries."""
         if name not in self.by_query:
             patches = self.grid.tokens - self.grid.prefix
             self.by_query[name] = self.columns.new_zeros(*self.columns.shape[:3], patches)
         self.by_query[name][images, ..., queries] = values
 
     def finish(self, value_norms: Tensor | None) -> Reduction:
-        """Turn what was kept by query into means over queries, and the sums per key into what they stand for."""
+        """Turn what was kept by query into means over queries, and the sums by key into what they stand for."""
         if self.tables is None:
             sinks = self.columns[..., 0, :].amax(dim=3).mean(dim=1)
             entropy = self.entropy / self.grid.windows
             return Reduction({"entropy_all_keys_nats": entropy / self.queries, "sink_mass": sinks / self.queries}, None)
-        prefix, real = self.grid.prefix, self.tables.real[:, None, self.grid.prefix :]
+
+        prefix, real = self.grid.prefix, self.tables.real[:, None, self.grid.prefix :]  # [windows or 1, 1, patches]
         of_query = self._statistics()
         values = {name: (value * real).sum(dim=(1, 3)) / self.grid.patches for name, value in of_query.items()}
+
         members = self.tables.members * self.tables.real[:, None]
-        patch_members = members[..., prefix:]
+        patch_members = members[..., prefix:]  # [windows or 1, groups, patches], padding left out
         entropy = torch.einsum("bwhq,wgq->bwhg", of_query["entropy_nats"] * real, self._by_window(patch_members))
         shared = mutual_information(self.columns[..., 2, prefix:] * real, entropy, patch_members)
         if shared is not None:
             values["mutual_information"] = shared
+
         values["sink_mass"] = sink(self.columns[..., :2, :].sum(dim=-2), self.tables)
         if value_norms is not None:
-            norms = torch.unflatten(value_norms, 0, (-1, self.grid.windows))
+            norms = torch.unflatten(value_norms, 0, (-1, self.grid.windows))  # [images, windows, heads, keys]
             sizes = patch_members.sum(dim=-1)
             values["value_weighted_attention"] = value_weighted(self.columns[..., 1, :], norms, sizes, self.tables)
         return Reduction(values, self.aligned)
@@ -194,6 +230,7 @@ class _Reducer:
         masses = ("self_mass", "class_mass", "register_mass")
         found: dict[str, Tensor] = {name: kept[name] for name in masses if name in kept}
         found["confidence"] = kept["confidence"] / mass
+        # with a = w / mass: - sum a ln a = ln(mass) - sum w ln w / mass
         found["entropy_nats"] = mass.log() - kept["inside"] / mass
         found["entropy_all_keys_nats"] = -kept["everything"]
         if "pixels" in kept:
@@ -202,13 +239,25 @@ class _Reducer:
         return found
 
     def _by_window(self, table: Tensor) -> Tensor:
+        """Return `[windows or 1, ...]` as `[windows, ...]`."""
         return table.expand(self.grid.windows, *table.shape[1:])
 
 
 class _Patches:
-    """The rows of a chunk whose queries are patches, with the tables' entries for them.
+    """The queries of a chunk that are patches, with the tables' entries for them.
 
-    `real`, `mass` and all others broadcast against `[images, windows, heads, queries(, keys)]`.
+    `w` is windows, or 1 where all windows are alike.
+
+    Attributes:
+        inside: Their numbers among the patches of a row.
+        all_keys: Weights `[images, windows, heads, queries, all keys]`.
+        keys: Weights between patches, 0 to padding, `[images, windows, heads, queries, keys]`.
+        mass: What a query gives to patches, `[images, windows, heads, queries]`; `[]` where it is 1.
+        largest: Its largest weight on a patch, `[images, windows, heads, queries]`.
+        top: Its largest weight of all keys, padding too, alike.
+        real: 1 for queries that are no padding, `[w, 1, queries]`.
+        real_keys: 1 for keys that are no padding, `[w, 1, 1, keys]`.
+        distance: Pixels from query to key, `[w, 1, queries, keys]`; None without a grid.
     """
 
     def __init__(self, grid: TokenGrid, tables: GridTables, inside: slice, weights: Tensor) -> None:
@@ -218,37 +267,42 @@ class _Patches:
         self.real = tables.real[:, None, tokens]
         self.real_keys = tables.real[:, None, None, grid.prefix :]
         self.distance = None if tables.distance is None else tables.distance[:, None, inside]
+
         self.keys = weights[..., grid.prefix :]
         self.mass = weights.new_ones(())
         if grid.padded:
             self.keys = self.keys * self.real_keys
-            self.mass = self.keys.sum(dim=-1) + (1 - self.real)  # padding may see padding only: 0 / 0 would spread
+            # padding may attend to padding only: 0 / 0 would spread
+            self.mass = self.keys.sum(dim=-1) + (1 - self.real)
         elif grid.prefix:
             self.mass = self.keys.sum(dim=-1)
-        self.largest = self.top = self.keys.amax(dim=-1)  # between patches, and of all keys, padding too
+
+        self.largest = self.top = self.keys.amax(dim=-1)
         if grid.padded or grid.prefix:
             others = weights if grid.padded else weights[..., : grid.prefix]
             self.top = torch.maximum(self.largest, others.amax(dim=-1))
-
-
-# -- Statistics of a layer's attention that follow from sums over queries, key by key --
 
 
 def mutual_information(shares: Tensor, entropy: Tensor, members: Tensor) -> Tensor | None:
     """Return the normalised mutual information of query and key `[images, heads]`, None where no two patches meet.
 
     Args:
-        shares: Renormalised weights summed over queries `[images, windows, heads, keys]`.
-        entropy: Entropies of the queries' weights, summed over each group `[images, windows, heads, groups]`.
-        members: `[windows, groups, keys]`, 1 where a patch is in the group.
+        shares: Renormalised weights summed over queries, `[images, windows, heads, keys]`.
+        entropy: Entropies of the queries' weights, summed over each group, `[images, windows, heads, groups]`.
+        members: `[windows or 1, groups, keys]`, 1 where a patch is in the group.
     """
-    sizes = members.sum(dim=-1)  # [windows, groups]
-    counted = torch.where(sizes > 1, sizes, 0.0).expand(shares.shape[1], -1)
+    windows = shares.shape[1]
+    sizes = members.sum(dim=-1)  # patches of each group, [windows or 1, groups]
+    counted = torch.where(sizes > 1, sizes, 0.0).expand(windows, -1)
     if not float(counted.sum()):
         return None
+
+    # entropy of the key, for queries drawn evenly from the group
     size_of_key = torch.einsum("wg,wgk->wk", sizes, members).clamp_min(1)
     marginal = a_ln_a(shares / size_of_key[:, None])
-    of_key = -torch.einsum("bwhk,wgk->bwhg", marginal, members.expand(shares.shape[1], -1, -1))
+    of_key = -torch.einsum("bwhk,wgk->bwhg", marginal, members.expand(windows, -1, -1))
+
+    # less its mean entropy for a known query: the information
     information = (of_key - entropy / sizes.clamp_min(1)[:, None]).clamp_min(0)
     scale = (of_key.clamp_min(0) * sizes.clamp_min(1).log()[:, None]).sqrt()
     normalised = torch.where(scale <= 0, 0.0, information / scale)  # NaN stays NaN
@@ -256,11 +310,18 @@ def mutual_information(shares: Tensor, entropy: Tensor, members: Tensor) -> Tens
 
 
 def sink(columns: Tensor, tables: GridTables) -> Tensor:
-    """Return the sink mass `[images, heads]` from weights summed over all queries `[images, windows, heads, keys]`."""
-    queries = (tables.members * tables.real[:, None]).sum(dim=-1)  # [windows, groups]
+    """Return the sink mass `[images, heads]`: the largest over keys of the mean weight over queries, group by group.
+
+    Args:
+        columns: Weights summed over all queries, `[images, windows, heads, keys]`.
+        tables: The layer's tables.
+    """
+    windows = columns.shape[1]
+    queries = (tables.members * tables.real[:, None]).sum(dim=-1)  # of each group, [windows or 1, groups]
     mean = columns / torch.einsum("wg,wgk->wk", queries, tables.members).clamp_min(1)[:, None]
-    largest = torch.stack([(mean * group[:, None]).amax(dim=-1) for group in tables.members.unbind(dim=1)], dim=-1)
-    share = (queries / queries.expand(columns.shape[1], -1).sum()).expand(columns.shape[1], -1)
+    by_group = [(mean * group[:, None]).amax(dim=-1) for group in tables.members.unbind(dim=1)]
+    largest = torch.stack(by_group, dim=-1)  # [images, windows, heads, groups]
+    share = (queries / queries.expand(windows, -1).sum()).expand(windows, -1)  # of all queries
     return (largest * share[:, None]).sum(dim=(1, 3))
 
 
@@ -268,11 +329,12 @@ def value_weighted(columns: Tensor, norms: Tensor, sizes: Tensor, tables: GridTa
     """Return value-weighted attention `[images, heads]`.
 
     Args:
-        columns: Weights summed over patches `[images, windows, heads, keys]`.
-        norms: Norms of the values, alike.
-        sizes: Patches of each group `[windows, groups]`.
+        columns: Weights summed over patches, `[images, windows, heads, keys]`.
+        norms: Norms of the values, `[images, windows, heads, keys]`.
+        sizes: Patches of each group, `[windows or 1, groups]`.
         tables: The layer's tables.
     """
     members = tables.members.expand(columns.shape[1], -1, -1)
+    # mean norm over the keys of each group, [images, windows, heads, groups]
     plain = torch.einsum("bwhk,wgk->bwhg", norms, members) / members.sum(dim=-1).clamp_min(1)[:, None]
     return (columns * norms).sum(dim=(1, 3)) / (plain * sizes[:, None]).sum(dim=(1, 3))

@@ -1,4 +1,4 @@
-"""Attention statistics of every head, as sums over images: how far, how sharply and at what it looks."""
+"""Attention statistics of every head, as sums over images: how far it looks, how sharply, and at what."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.errors import UsageError
+from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.metrics.sums import SumMetric, mean_and_error
 from headprobe.metrics.token_grid import TokenGrid, tables_of
 
@@ -29,28 +30,24 @@ STATISTICS = (
 )
 """What is summed over images; defined in `reduce_attention` and `output_norm_ratio`."""
 
-
 RATIOS = {"attention_distance_ratio": "attention_distance_px", "entropy_ratio": "entropy_nats"}
 """What follows by dividing by the value that uniform attention to all reachable patches would have."""
 
-
 NOT_PATCHES = "its queries are learned, or a class token, and no patches of the image"
-
-
 NOT_PLACED = "which patches its queries and keys are is unknown"
 
 
 class HeadTable(NamedTuple):
     """One entry per head of the model, layer by layer; NaN where a statistic is not defined.
 
-    (A named tuple because torchmetrics refuses frozen dataclasses from ``compute``.)
+    (A named tuple because torchmetrics refuses frozen dataclasses from `compute`.)
     """
 
-    layer: NDArray[np.int64]  #: number of the head's layer
-    head: NDArray[np.int64]  #: number of the head in its layer
-    images: NDArray[np.int64]  #: images that the layer has seen
-    mean: dict[str, NDArray[np.float64]]  #: over images, by statistic: `STATISTICS`, then `RATIOS`
-    error: dict[str, NDArray[np.float64]]  #: standard error of the mean over images
+    layer: IntArray  #: number of the head's layer, `[heads of the model]`
+    head: IntArray  #: number of the head in its layer
+    images: IntArray  #: images of the layer
+    mean: dict[str, FloatArray]  #: over images, by statistic: `STATISTICS`, then `RATIOS`
+    error: dict[str, FloatArray]  #: standard error of the mean over images
 
 
 class AttentionStatistics(SumMetric):
@@ -59,7 +56,8 @@ class AttentionStatistics(SumMetric):
     Args:
         grids: Where the tokens of each layer lie.
         heads_per_layer: Heads of each layer.
-        undefined: Per layer, statistics that the model does not have there, with the reason, beyond what the grids say.
+        undefined: For each layer, statistics that the model does not have there, with the reason. Reasons that follow
+            from the grids are added.
 
     Raises:
         UsageError: There is not one grid per layer.
@@ -67,7 +65,7 @@ class AttentionStatistics(SumMetric):
 
     images: Tensor  #: int64 `[layers]`
     total: Tensor  #: float64 `[statistics, heads of the model]`, sums over images
-    square: Tensor  #: float64, alike, sums of squares
+    square: Tensor  #: float64 `[statistics, heads of the model]`, sums of squares
 
     def __init__(
         self,
@@ -80,6 +78,7 @@ class AttentionStatistics(SumMetric):
             raise UsageError(f"each of {len(self.heads_per_layer)} layers needs a grid, got {len(self.grids)}")
         extra = undefined or [{}] * len(self.grids)
         self.reasons = tuple(_undefined(grid) | dict(more) for grid, more in zip(self.grids, extra, strict=True))
+
         shape = (len(STATISTICS), sum(self.heads_per_layer))
         super().__init__(
             {
@@ -92,7 +91,7 @@ class AttentionStatistics(SumMetric):
     @property
     def signature(self) -> tuple[Any, ...]:
         """The layers' grids and heads."""
-        return (type(self), self.grids, self.heads_per_layer)
+        return (self.grids, self.heads_per_layer)
 
     def empty(self) -> Self:
         """Return the metric of the same model without images."""
@@ -102,7 +101,7 @@ class AttentionStatistics(SumMetric):
         """Add a batch of one layer.
 
         Args:
-            layer: Its number.
+            layer: The layer's number.
             images: Images of the batch.
             values: By statistic `[images, heads]`; a statistic with a reason in `reasons` is left out.
 
@@ -111,7 +110,9 @@ class AttentionStatistics(SumMetric):
         """
         self._check(layer, images, values)
         start = sum(self.heads_per_layer[:layer])
-        heads = slice(start, start + self.heads_per_layer[layer])
+        heads = slice(start, start + self.heads_per_layer[layer])  # the layer's columns of the states
+
+        # [statistics, images, heads], 0 where a statistic is not defined
         block = torch.zeros(len(STATISTICS), images, self.heads_per_layer[layer], dtype=torch.float64)
         block = block.to(self.total.device)
         for row, name in enumerate(STATISTICS):
@@ -121,25 +122,28 @@ class AttentionStatistics(SumMetric):
         self.add({"images": torch.tensor(images)}, layer)
 
     def compute(self) -> HeadTable:
-        """Means and standard errors over all images so far, the states of all processes added."""
+        """Return means and standard errors over all images so far, the states of all processes added."""
         return self.table(self.to_arrays())
 
     def table(self, arrays: Mapping[str, NDArray[np.generic]]) -> HeadTable:
         """Return means and standard errors from the sums of `to_arrays`, of this model."""
-        layer = np.repeat(np.arange(len(self.grids)), self.heads_per_layer)
+        layer = np.repeat(np.arange(len(self.grids)), self.heads_per_layer)  # of each head
         images = np.asarray(arrays["images"], dtype=np.int64)[layer]
         total, square = (np.asarray(arrays[name], dtype=np.float64) for name in ("total", "square"))
-        means, errors = mean_and_error(total, square, images)
+        means, errors = mean_and_error(total, square, images)  # [statistics, heads]
         mean, error = dict(zip(STATISTICS, means, strict=True)), dict(zip(STATISTICS, errors, strict=True))
+
         for name in (*STATISTICS, *RATIOS):
             unit = np.array([_uniform(grid, name) if name in RATIOS else 1.0 for grid in self.grids])[layer]
             defined = np.array([name not in reasons for reasons in self.reasons])[layer]
             for by_name in (mean, error):
                 by_name[name] = np.where(defined, by_name[RATIOS.get(name, name)] / unit, np.nan)
+
         head = np.concatenate([np.arange(heads) for heads in self.heads_per_layer])
         return HeadTable(layer, head, images, mean, error)
 
     def _check(self, layer: int, images: int, values: Mapping[str, Tensor]) -> None:
+        """Refuse values that are not the statistics of this layer (see `update`)."""
         unknown = values.keys() - set(STATISTICS)
         if unknown:
             raise UsageError(f"statistics must be among {', '.join(STATISTICS)}, got {', '.join(sorted(unknown))}")
@@ -154,7 +158,7 @@ class AttentionStatistics(SumMetric):
 
 
 def _uniform(grid: TokenGrid, name: str) -> float:
-    """Return a statistic's value under uniform attention to all reachable patches, NaN where it is 0 or unknown."""
+    """Return what a ratio divides by: the value under uniform attention to all reachable patches; NaN for 0."""
     if grid.anonymous:
         return math.nan
     tables = tables_of(grid, torch.device("cpu"))
@@ -164,12 +168,13 @@ def _uniform(grid: TokenGrid, name: str) -> float:
 
 def _undefined(grid: TokenGrid) -> dict[str, str]:
     """Return the statistics that a layer does not have by the kind of its tokens, with the reasons."""
-    reasons: dict[str, str] = {}
-    distances = ("attention_distance_px", "attention_distance_raw_px", "attention_distance_ratio")
     if grid.anonymous:
         defined = {"entropy_all_keys_nats", "sink_mass"} | ({"output_norm_ratio"} if grid.unplaced else set())
         named = [name for name in (*STATISTICS, *RATIOS) if name not in defined]
         return dict.fromkeys(named, NOT_PATCHES if grid.pooled else NOT_PLACED)
+
+    reasons: dict[str, str] = {}
+    distances = ("attention_distance_px", "attention_distance_raw_px", "attention_distance_ratio")
     if grid.grid is None:
         reasons |= dict.fromkeys(distances, "the patches' places on the image are unknown")
     if not grid.class_token:

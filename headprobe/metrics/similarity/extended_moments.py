@@ -1,9 +1,9 @@
 """Second moments of samples extended by their heads' squared norms and a 1: all sums that similarities need, in one.
 
-A sample x of a block of heads becomes ``z = [x, |x_1|^2 ... |x_H|^2, 1]``, x taken about a fixed shift. The matrix
-``sum z z^T`` then holds n, sum x, sum x x^T, and what unbiased HSIC needs beside them: sum |x_h|^2, sum x |x_h|^2 and
-sum |x_g|^2 |x_h|^2. Moving the shift is linear in z, so that merging (Chan, Golub & LeVeque, 1983, American
-Statistician 37, 242-247, for the means and second moments) and centring are the same exact step for all of them.
+A sample x of a block of heads becomes `z = [x, |x_1|^2 ... |x_H|^2, 1]`, x taken about a fixed shift. The matrix
+`sum z z^T` then holds n, sum x, sum x x^T, and what unbiased HSIC needs beside them: sum |x_h|^2, sum x |x_h|^2 and
+sum |x_g|^2 |x_h|^2. Moving the shift is linear in z. So merging (Chan, Golub & LeVeque, 1983, American Statistician 37,
+242-247, for the means and second moments) and centring are the same exact step for all of them.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,27 @@ from headprobe.metrics.similarity.head_blocks import Block
 
 
 def extend(samples: Sequence[Tensor], block: Block, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``[images * tokens, extended]`` about `shift` ``[width]``.
+    """Return the extended samples about a shift, `[images * tokens, extended]`.
 
-    `samples` holds the ``[images, tokens, heads, head_dim]`` of each of the block's layers.
+    Args:
+        samples: `[images, tokens, heads, head_dim]` of each of the block's layers.
+        block: The block of heads.
+        shift: `[width]`.
+        dtype: Number format of the result.
     """
     rows = samples[0].shape[0] * samples[0].shape[1]
     extended = torch.empty(rows, block.extended, dtype=dtype, device=samples[0].device)
+
+    # columns: channels of all layers, then squared norms of all heads, then the constant
     column, head = 0, block.width
     for layer in samples:
         heads, head_dim = layer.shape[2:]
         part = extended[:, column : column + heads * head_dim]
+
+        # subtracted in the finer of both formats, and rounded once
         about = shift[column : column + heads * head_dim].to(torch.promote_types(layer.dtype, dtype))
         torch.sub(layer.reshape(rows, -1), about, out=part)
+
         squares = part.view(rows, heads, head_dim).square()
         torch.sum(squares, dim=2, out=extended[:, head : head + heads])
         column, head = column + heads * head_dim, head + heads
@@ -35,37 +44,48 @@ def extend(samples: Sequence[Tensor], block: Block, shift: Tensor, dtype: torch.
 
 
 def gram(rows: Tensor, width: int) -> Tensor:
-    """Return ``rows^T rows``, of which what lies below the diagonal is copied from above it (a fifth faster on a CPU).
+    """Return `rows^T rows`, `[columns, columns]`, most of its lower half copied from the upper one.
 
-    The first `width` columns, the channels, are cut in four: all products but those with the few columns behind them
-    then have even shapes, at which libraries are fastest.
+    That is a fifth faster on a CPU. The first `width` columns, the channels, are cut in four: all products but those
+    with the few columns behind them then have even shapes, at which libraries are fastest.
     """
     product = rows.new_empty(rows.shape[1], rows.shape[1])
     step = -(-width // 4)
     for start in range(0, width, step):
         stop = min(start + step, width)
+        # four strips of channels by channels, each from its diagonal block to the right
         torch.mm(rows[:, start:stop].T, rows[:, start:width], out=product[start:stop, start:width])
         product[stop:width, start:stop] = product[start:stop, stop:width].T
+
+    # norms and constant by all columns, and the mirrored strip beside the channels
     torch.mm(rows[:, width:].T, rows, out=product[width:])
     product[:width, width:] = product[width:, :width].T
     return product
 
 
 def move(moments: Tensor, step: Tensor, block: Block) -> Tensor:
-    """Return the moments ``[extended, extended]`` about a shift that is larger by `step` ``[width]``."""
+    """Return the moments `[extended, extended]` about a shift that is larger by `step` `[width]`.
+
+    The step is a linear map of z: it is applied to the rows, then to the columns.
+    """
     return _move_rows(_move_rows(moments, step, block).T, step, block).T
 
 
 def _move_rows(moments: Tensor, step: Tensor, block: Block) -> Tensor:
     """Put x - step and |x_h - step_h|^2 = |x_h|^2 - 2 step_h . x_h + |step_h|^2 for x and |x_h|^2 in the rows."""
     width = block.width
-    head_of_column = torch.repeat_interleave(torch.tensor(block.dims, device=moments.device))
-    norms = torch.zeros(block.heads, dtype=step.dtype, device=step.device).index_add_(0, head_of_column, step.square())
-    dots = torch.zeros_like(moments[width:-1]).index_add_(0, head_of_column, step[:, None] * moments[:width])
+    channels, squares, constant = moments[:width], moments[width:-1], moments[-1]
+
+    head_of_column = torch.repeat_interleave(torch.tensor(block.dims, device=moments.device))  # [width]
+    norms = torch.zeros(block.heads, dtype=step.dtype, device=step.device)  # |step_h|^2, [heads]
+    norms.index_add_(0, head_of_column, step.square())
+    dots = torch.zeros_like(squares)  # step_h . x_h, [heads, extended]
+    dots.index_add_(0, head_of_column, step[:, None] * channels)
+
     return torch.cat(
         [
-            moments[:width] - step[:, None] * moments[-1],
-            moments[width:-1] - 2 * dots + norms[:, None] * moments[-1],
+            channels - step[:, None] * constant,
+            squares - 2 * dots + norms[:, None] * constant,
             moments[-1:],
         ]
     )

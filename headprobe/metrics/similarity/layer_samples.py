@@ -1,4 +1,8 @@
-"""What a sample of a layer is, and how the layers of a batch wait for each other until a block of them is complete."""
+"""Samples on their way into the moments: what a sample of a layer is, and what waits for more of its batch or unit.
+
+Two things wait between calls. A layer waits until the other layers of its block have come (`LayerQueue`), and the first
+and last image of a unit wait for the images beside them (`NextImage`).
+"""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -11,10 +15,16 @@ from headprobe.metrics.similarity.head_blocks import Block, LayerHeads, Sampling
 
 
 def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampling) -> Tensor:
-    """Return the samples ``[images, samples, heads, head_dim]`` of a layer's outputs ``[images, tokens, ...]``.
+    """Return the samples of a layer, `[images, samples, heads, head_dim]`.
 
-    ``tokens`` are all tokens, ``patches`` all but the prefix tokens, ``class`` is the first token and ``mean`` the
-    mean over all tokens, each one sample per image.
+    `tokens` are all tokens, `patches` all but the prefix tokens. `class` is the first token and `mean` the mean over
+    all tokens, each one sample per image.
+
+    Args:
+        layer: Its number, for messages.
+        outputs: `[images, tokens, heads, head_dim]`.
+        shape: What the layer hands over.
+        sampling: What a sample is.
 
     Raises:
         UsageError: The outputs are not this layer's, or hold no such token.
@@ -27,18 +37,29 @@ def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampl
     if outputs.shape[1] < needed:
         rule = f"layer {layer} has no {sampling} sample: it hands over too few tokens; choose another sampling"
         raise UsageError(f"{rule}, got {outputs.shape[1]} tokens, {shape.prefix_tokens} of them prefix")
+
     if sampling == "mean":
         return outputs.mean(dim=1, keepdim=True, dtype=torch.float64)
     return {"tokens": outputs, "patches": outputs[:, shape.prefix_tokens :], "class": outputs[:, :1]}[sampling]
 
 
 class LayerQueue:
-    """Collects the layers of each unit's batch and gives out every block once all its layers are there."""
+    """Collects the layers of each unit's batch and gives out every block once all its layers are there.
+
+    Args:
+        blocks: Which layers belong together.
+    """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = blocks
         self.needed = frozenset(layer for block in blocks for layer in block.layers)
-        self._arrived: dict[Hashable, dict[int, Tensor | None]] = {}  # None: came, and no block waits for it any more
+        # by unit and layer; None for a layer that came and that no block waits for any more
+        self._arrived: dict[Hashable, dict[int, Tensor | None]] = {}
+
+    @property
+    def units(self) -> set[Hashable]:
+        """Units with a batch that lacks layers."""
+        return set(self._arrived)
 
     def add(self, unit: Hashable, layer: int, samples: Tensor) -> list[tuple[int, list[Tensor]]]:
         """Return the number and samples of every block that this layer completes.
@@ -52,11 +73,13 @@ class LayerQueue:
             missing = sorted(self.needed - arrived.keys())
             raise RunError(f"every batch sends each layer once: layers {missing} are missing, got layer {layer} again")
         arrived[layer] = samples
+
+        with_layer = [(number, block) for number, block in enumerate(self.blocks) if layer in block.layers]
         complete = [
-            (number, _together(block, arrived))
-            for number, block in enumerate(self.blocks)
-            if layer in block.layers and arrived.keys() >= set(block.layers)
+            (number, _together(block, arrived)) for number, block in with_layer if arrived.keys() >= set(block.layers)
         ]
+
+        # let go of layers that no block waits for, and of the batch once it is whole
         for other in arrived:
             if all(arrived.keys() >= set(block.layers) for block in self.blocks if other in block.layers):
                 arrived[other] = None
@@ -65,11 +88,12 @@ class LayerQueue:
         return complete
 
     def waiting(self, unit: Hashable) -> list[int]:
-        """Layers that are still missing from the unit's batch."""
+        """Return the layers that are still missing from the unit's batch."""
         return sorted(self.needed - self._arrived[unit].keys()) if unit in self._arrived else []
 
 
 def _together(block: Block, arrived: dict[int, Tensor | None]) -> list[Tensor]:
+    """Return the samples of a block's layers, which must agree in images and tokens."""
     samples = [tensor for layer in block.layers if (tensor := arrived[layer]) is not None]
     counts = {layer: tuple(part.shape[:2]) for layer, part in zip(block.layers, samples, strict=True)}
     if len(set(counts.values())) > 1:
@@ -78,11 +102,8 @@ def _together(block: Block, arrived: dict[int, Tensor | None]) -> list[Tensor]:
     return samples
 
 
-# -- Every image beside the next one of its unit: their cross moment tells how similar unrelated images look --
-
-
 class Ends(NamedTuple):
-    """What is kept of a unit between batches, each ``[tokens, columns]``."""
+    """What is kept of a unit between batches: its first and last image, each `[tokens, columns]`."""
 
     first: Tensor
     last: Tensor
@@ -90,35 +111,49 @@ class Ends(NamedTuple):
 
 
 class NextImage:
-    """Sums ``z_i z_(i+1)^T`` over the images of a unit, the last of them paired with the first.
+    """Sums `z_i z_(i+1)^T` over the images of a unit, the last of them paired with the first.
 
-    As the pairs close to a ring, both sides hold the same images, and the cross moment is that of a permutation that
-    leaves no image in its place: its means and second moments are the unpaired ones. Samples are paired at the same
-    token. All that is carried from batch to batch is the first and the last image of each unit that is still open.
+    The cross moment of each image with the next one measures how similar unrelated images look. As the pairs close to a
+    ring, both sides hold the same images, and the cross moment is one of a permutation that leaves no image in its
+    place: its means and second moments are the unpaired ones. Samples are paired at the same token. All that is
+    carried from batch to batch is the first and the last image of each unit that is still open.
     """
 
     def __init__(self) -> None:
-        self._open: dict[Hashable, Ends] = {}
+        self._ends: dict[tuple[Hashable, int], Ends] = {}
 
-    def add(self, key: Hashable, rows: Tensor, tokens: int) -> Tensor:
-        """Return the cross moment of a batch's rows ``[images * tokens, columns]``, joined to what came before.
+    @property
+    def units(self) -> set[Hashable]:
+        """Units with images that are not closed to a ring."""
+        return {unit for unit, _ in self._ends}
+
+    def add(self, unit: Hashable, block: int, rows: Tensor, tokens: int) -> Tensor:
+        """Return the cross moment `[columns, columns]` of a batch, joined to the unit's images before it.
+
+        Args:
+            unit: The unit that the images belong to.
+            block: Number of the block of heads.
+            rows: `[images * tokens, columns]`.
+            tokens: Tokens of each image.
 
         Raises:
             UsageError: An image has other tokens than the one before.
         """
         first, last = rows[:tokens], rows[-tokens:].clone()
+        # moved by one image's tokens, every row meets the same token of the next image
         total, images = rows[:-tokens].T @ rows[tokens:], len(rows) // tokens
-        before = self._open.get(key)
+
+        before = self._ends.get((unit, block))
         if before is None:
-            self._open[key] = Ends(first.clone(), last, images)
+            self._ends[unit, block] = Ends(first.clone(), last, images)
             return total
         if len(before.last) != tokens:
             rule = "the noise floor pairs images of equal token counts: switch it off, or sample 'class' or 'mean'"
             raise UsageError(f"{rule}, got {tokens} tokens after {len(before.last)}")
-        self._open[key] = Ends(before.first, last, before.images + images)
+        self._ends[unit, block] = Ends(before.first, last, before.images + images)
         return total.addmm_(before.last.T, first)
 
-    def close(self, key: Hashable) -> Tensor | None:
+    def close(self, unit: Hashable, block: int) -> Tensor | None:
         """Return the cross moment of the last image with the first; None for fewer than two images."""
-        ends = self._open.pop(key, None)
+        ends = self._ends.pop((unit, block), None)
         return None if ends is None or ends.images < 2 else ends.last.T @ ends.first

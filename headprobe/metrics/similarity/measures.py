@@ -1,7 +1,7 @@
 """How similar heads are, from their moments alone: SVCCA, CCA, PWCCA, CKA and Procrustes, and the noise floor of each.
 
-Every function returns a matrix ``[heads, heads]`` in the order of the block's heads. A head without variance (or with
-a NaN) has no similarity, not even with itself: its row and column are NaN, and its rank is 0.
+Every measure is a matrix `[heads, heads]` in the order of the block's heads. A head without variance (or with a NaN)
+has no similarity, not even with itself: its row and column are NaN, and its rank is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,24 +10,22 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from headprobe.errors import UsageError
-from headprobe.metrics.similarity.head_moments import CrossMoments, FloatArray, HeadMoments, IntArray
+from headprobe.metrics.arrays import FloatArray, IntArray
+from headprobe.metrics.similarity.head_moments import CrossMoments, HeadMoments
 from headprobe.metrics.similarity.subspaces import Subspace, singular_values, subspaces, svd, whitened
 
 Measure = Literal["svcca", "cca", "pwcca", "cka", "cka_unbiased", "procrustes"]
-
-
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
-
-VARIANCE = 0.99
+VARIANCE = 0.99  # fraction of the sum of squares that SVCCA keeps: the paper's
 
 
 class Similarities(NamedTuple):
     """Similarities of the heads of a block."""
 
-    values: dict[Measure, FloatArray]  #: ``[heads, heads]`` each
-    rank: IntArray  #: dims of each head that vary, ``[heads]``; 0 marks a head without similarity
-    kept: IntArray  #: dims of each head that SVCCA keeps, ``[heads]``
+    values: dict[Measure, FloatArray]  #: by measure, `[heads, heads]`
+    rank: IntArray  #: dims of each head that vary, `[heads]`; 0 marks a head without similarity
+    kept: IntArray  #: dims of each head that SVCCA keeps, `[heads]`
 
 
 def similarities(
@@ -35,19 +33,21 @@ def similarities(
 ) -> Similarities:
     """Compare every head of a block with every other and with itself.
 
-    - ``svcca``: mean canonical correlation between the leading principal axes of both heads that hold `variance` of
+    The measures:
+
+    - `svcca`: mean canonical correlation between the leading principal axes of both heads that hold `variance` of
       their sum of squares (Raghu et al., 2017, arXiv 1706.05806). 1 where one head's kept dims are a linear map of
-      the other's. Unchanged by rotation, scale and mean, and with ``variance=1`` by any invertible linear map.
-    - ``cca``: the same with all dims that vary.
-    - ``pwcca``: canonical correlations of all dims, weighted by how much of the ROW's head each variate carries:
-      ``sum_j |<h_i, x_j>|`` over its channels (Morcos, Raghu & Bengio, 2018, arXiv 1806.05759). Not symmetric, and
+      the other's. Unchanged by rotation, scale and mean, and with `variance=1` by any invertible linear map.
+    - `cca`: the same with all dims that vary.
+    - `pwcca`: canonical correlations of all dims, weighted by how much of the ROW's head each variate carries:
+      `sum_j |<h_i, x_j>|` over its channels (Morcos, Raghu & Bengio, 2018, arXiv 1806.05759). Not symmetric, and
       changed by a rotation of the row's head; where several variates are wholly unrelated their weights, and so the
       value, depend on the sample however large it is.
-    - ``cka``: linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414). Unchanged by rotation,
-      scale and mean. Tends to 1 as dims per sample grow (Murphy et al., 2024, arXiv 2405.01012).
-    - ``cka_unbiased``: CKA of the unbiased HSIC (Song et al., 2012, JMLR 13, 1393-1434), exact over all samples, -1
-      to 1, near 0 for independent heads; NaN below 4 samples. See `title` for what it may be called.
-    - ``procrustes``: nuclear norm of the cross moment of both heads scaled to unit size, the cosine of the angular
+    - `cka`: linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414). Unchanged by rotation,
+      scale and mean. It tends to 1 as dims per sample grow (Murphy et al., 2024, arXiv 2405.01012).
+    - `cka_unbiased`: CKA of the unbiased HSIC (Song et al., 2012, JMLR 13, 1393-1434), exact over all samples, -1
+      to 1, near 0 for independent heads; NaN below 4 samples. See `title` for its name.
+    - `procrustes`: nuclear norm of the cross moment of both heads scaled to unit size, the cosine of the angular
       Procrustes distance (Williams et al., 2021, arXiv 2110.14739). 1 where one head is a rotated or mirrored,
       scaled and moved copy of the other.
 
@@ -56,8 +56,9 @@ def similarities(
         variance: Fraction of the sum of squares that SVCCA keeps, above 0 and up to 1.
         measures: Which to compute.
         noise_floor: Compare each head with the others' outputs on the NEXT image instead: what unrelated images
-            score. Below an entry's floor there is no similarity to speak of; an unrelated pair of heads exceeds its
-            floor half of the time. Computed for row <= column, on which the row's head sees the image, and mirrored.
+            score. An entry below its floor shows no similarity; an unrelated pair of heads exceeds its floor half of
+            the time. The floor is computed for row <= column, the row's head taking the image and the column's head
+            the next one, and mirrored.
 
     Raises:
         UsageError: `variance` outside its range, an unknown measure, or no moments for the noise floor.
@@ -68,16 +69,18 @@ def similarities(
         raise UsageError("these moments hold no noise floor: sum them with noise_floor=True, got None")
     spaces = subspaces(moments, variance)
     rank = np.array([space.rank for space in spaces], dtype=np.int64)
+    kept = np.array([space.kept for space in spaces], dtype=np.int64)
+
     values = {}
     for measure in measures:
         matrix = _MATRICES[measure](moments, _per_sample(cross, moments.own.samples), spaces)
         matrix[rank == 0] = matrix[:, rank == 0] = np.nan
         values[measure] = matrix
-    return Similarities(values, rank, np.array([space.kept for space in spaces], dtype=np.int64))
+    return Similarities(values, rank, kept)
 
 
 def title(measure: Measure, sampling: str) -> str:
-    """Return what a measure may be called: unbiased only of independent samples, one per image."""
+    """Return the name of a measure for people: unbiased only for independent samples, one per image."""
     if measure == "cka_unbiased":
         return "unbiased CKA" if sampling in ("class", "mean") else "CKA debiased over tokens"
     names = {"svcca": "SVCCA", "cca": "mean CCA", "pwcca": "PWCCA", "cka": "linear CKA"}
@@ -85,12 +88,16 @@ def title(measure: Measure, sampling: str) -> str:
 
 
 def _svcca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) -> FloatArray:
+    """Compute SVCCA: mean canonical correlation of the axes that are kept."""
     leading = [Subspace(space.axes[:, : space.kept], space.squares[: space.kept], space.kept) for space in spaces]
     return _cca(moments, cross, leading)
 
 
 def _cca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) -> FloatArray:
+    """Compute the mean canonical correlation of all axes."""
+
     def mean_correlation(row: int, column: int, block: FloatArray) -> tuple[float, float]:
+        # singular values of the whitened cross moment are the canonical correlations
         found = _correlations(singular_values(whitened(spaces[row], spaces[column], block)))
         return float(found.mean()), float(found.mean())
 
@@ -98,7 +105,10 @@ def _cca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) 
 
 
 def _pwcca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) -> FloatArray:
+    """Compute PWCCA: canonical correlations weighted by the row's channels."""
+
     def weighted(row: int, column: int, block: FloatArray) -> tuple[float, float]:
+        # columns of `left` and of `right.T` are the variates of both heads, in terms of their axes
         left, found, right = svd(whitened(spaces[row], spaces[column], block))
         found = _correlations(found)
         return _projected(spaces[row], left, found), _projected(spaces[column], right.T, found)
@@ -107,12 +117,20 @@ def _pwcca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]
 
 
 def _projected(space: Subspace, variates: FloatArray, correlations: FloatArray) -> float:
-    """Mean correlation, weighted by the inner products of each variate with the head's channels."""
+    """Return the mean correlation, weighted by the inner products of each variate with the head's channels.
+
+    Args:
+        space: Axes of the head, `[dim, rank]`.
+        variates: Of this head, in terms of its axes, `[rank, variates]`.
+        correlations: Of the variates, `[variates]`.
+    """
+    # axes times singular values are the channels' inner products with unit axes: [dim, rank] @ [rank, variates]
     weights = np.abs(space.axes * np.sqrt(space.squares) @ variates).sum(axis=0)
     return float(weights @ correlations / weights.sum())
 
 
 def _procrustes(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) -> FloatArray:
+    """Compute the nuclear norm of the cross moment of heads scaled to unit size."""
     size = np.sqrt(np.maximum(moments.norms, 0))  # rounding may leave a constant head below 0
 
     def nuclear(row: int, column: int, block: FloatArray) -> tuple[float, float]:
@@ -123,29 +141,37 @@ def _procrustes(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subs
 
 
 def _cka(moments: HeadMoments, cross: CrossMoments, _: Sequence[Subspace]) -> FloatArray:
+    """Compute linear CKA: squared size of the cross moment over the sizes of both heads' own moments."""
     size = np.sqrt(_block_squares(moments, moments.own).diagonal())
     return _mirrored(_ratio(_block_squares(moments, cross), np.outer(size, size)))
 
 
 def _cka_unbiased(moments: HeadMoments, cross: CrossMoments, _: Sequence[Subspace]) -> FloatArray:
+    """Compute CKA of the unbiased HSIC."""
     size = np.sqrt(np.maximum(_unbiased_hsic(moments, moments.own).diagonal(), 0))
     return _mirrored(_ratio(_unbiased_hsic(moments, cross), np.outer(size, size)))
 
 
 def _unbiased_hsic(moments: HeadMoments, cross: CrossMoments) -> FloatArray:
-    """Unbiased HSIC of linear kernels, from sums about the mean: there sum x = 0 in Song's formula."""
+    """Return the unbiased HSIC of linear kernels, `[heads, heads]`.
+
+    From sums about the mean, where sum x = 0 in Song's formula.
+    """
     n = moments.own.samples
     if n < 4:
         return np.full_like(cross.norm_products, np.nan)
+    # trace of the product of both kernels, their diagonals set to 0
     trace = _block_squares(moments, cross) - cross.norm_products
+    # as sum x = 0, a kernel without its diagonal adds up to minus its trace, row by row to minus its diagonal
     totals = np.outer(moments.norms, moments.norms) / ((n - 1) * (n - 2))
     return np.asarray((trace + totals - 2 * cross.norm_products / (n - 2)) / (n * (n - 3)), dtype=np.float64)
 
 
 def _block_squares(moments: HeadMoments, cross: CrossMoments) -> FloatArray:
-    """Squared Frobenius norm of the cross moment of each pair of heads, ``[heads, heads]``."""
-    first = moments.offsets[:-1]
-    return np.asarray(np.add.reduceat(np.add.reduceat(cross.products**2, first, axis=0), first, axis=1))
+    """Return the squared Frobenius norm of the cross moment of each pair of heads, `[heads, heads]`."""
+    first = moments.offsets[:-1]  # each head's first channel
+    of_rows = np.add.reduceat(cross.products**2, first, axis=0)  # [heads, width]
+    return np.asarray(np.add.reduceat(of_rows, first, axis=1))
 
 
 def _by_pairs(
@@ -154,35 +180,40 @@ def _by_pairs(
     spaces: Sequence[Subspace],
     compare: Callable[[int, int, FloatArray], tuple[float, float]],
 ) -> FloatArray:
-    """Fill a matrix from `compare`, which returns the entries (row, column) and (column, row)."""
+    """Fill a matrix from `compare`, which returns the entries (row, column) and (column, row).
+
+    It is called with the numbers of both heads, row <= column, and the cross moment of their channels.
+    """
     at, heads = moments.offsets, len(moments.dims)
     values = np.full((heads, heads), np.nan)
     for row in range(heads):
         for column in range(row, heads):
-            if spaces[row].rank and spaces[column].rank:
-                block = cross.products[at[row] : at[row + 1], at[column] : at[column + 1]]
-                if np.isfinite(block).all():  # a noise floor of units with one image each has no pairs: NaN
-                    values[column, row], values[row, column] = compare(row, column, block)[::-1]
+            if not (spaces[row].rank and spaces[column].rank):
+                continue
+            block = cross.products[at[row] : at[row + 1], at[column] : at[column + 1]]
+            if np.isfinite(block).all():  # a noise floor of units with one image each has no pairs: NaN
+                above, below = compare(row, column, block)
+                values[column, row], values[row, column] = below, above  # on the diagonal, `above` stays
     return values
 
 
 def _correlations(values: FloatArray) -> FloatArray:
-    """Canonical correlations: at most 1 but for rounding."""
+    """Return canonical correlations without the rounding that lifts them above 1."""
     return np.minimum(values, 1.0)
 
 
 def _mirrored(values: FloatArray) -> FloatArray:
-    """The entries above the diagonal, on both sides of it."""
+    """Return the entries above the diagonal, on both sides of it."""
     return np.asarray(np.triu(values) + np.triu(values, 1).T, dtype=np.float64)
 
 
 def _ratio(values: FloatArray, sizes: FloatArray) -> FloatArray:
-    """The quotient; NaN where there is nothing to divide by."""
+    """Return the quotient; NaN where there is nothing to divide by."""
     return np.divide(values, sizes, out=np.full_like(values, np.nan), where=sizes > 0)
 
 
 def _per_sample(cross: CrossMoments, samples: float) -> CrossMoments:
-    """The cross moments as if over `samples` pairs: images alone in their unit have no next one."""
+    """Return the cross moments as if over `samples` pairs: images alone in their unit have no next one."""
     if cross.samples == samples:
         return cross
     factor = samples / cross.samples if cross.samples else np.nan

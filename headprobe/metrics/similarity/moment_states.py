@@ -1,143 +1,146 @@
 """The sums behind the moments of head outputs: how they are kept, added and turned into arrays."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
-from headprobe.errors import RunError
 from headprobe.metrics.similarity.extended_moments import move
 from headprobe.metrics.similarity.head_blocks import LayerHeads, MomentOptions, make_blocks
+from headprobe.metrics.sums import SumMetric
 
-STATES = ("sums", "shifted", "shift", "images", "resolution")
 
-
-class MomentStates(Metric):
+class MomentStates(SumMetric):
     """Extended moments (see `extended_moments`) of each block of heads, about a shift that is kept beside them.
 
-    The states are float64 whatever the module around them is cast to. Processes are joined by `to_arrays`,
-    `from_arrays` and `merge`, never by torchmetrics: sums about different shifts cannot simply be added.
+    The moments of all blocks are flattened and lie one after the other; so do the blocks' shifts. Processes are never
+    joined by torchmetrics, as sums about different shifts cannot simply be added: `merge` moves them first.
+
+    Args:
+        layers: Every attention layer's heads, channels and prefix tokens.
+        options: What is summed.
+        pairs: Pairs of layers, for the scope `pairs`.
+
+    Raises:
+        UsageError: Options outside their choices, or pairs that do not suit the scope.
     """
 
-    sums: Tensor  #: float64 ``[groups, sum of the blocks' extended^2]``
-    shifted: Tensor  #: the same of each image with the next one, ``[1, ...]``; ``[1, 0]`` without a noise floor
-    shift: Tensor  #: float64 ``[sum of the blocks' widths]``
-    images: Tensor  #: int64 ``[groups]``
-    resolution: Tensor  #: float64 ``[]``, the coarsest eps among the outputs' number formats
+    MERGEABLE = "equal layers, blocks and options"
+
+    sums: Tensor  #: float64 `[groups, sum of the blocks' extended^2]`
+    shifted: Tensor  #: the same of each image with the next one, `[1, ...]`; `[1, 0]` without a noise floor
+    shift: Tensor  #: float64 `[sum of the blocks' widths]`
+    images: Tensor  #: int64 `[groups]`
+    resolution: Tensor  #: float64 `[]`, the coarsest eps among the outputs' number formats
 
     def __init__(self, layers: Sequence[LayerHeads], options: MomentOptions, pairs: Sequence[tuple[int, int]]) -> None:
-        super().__init__(compute_with_cache=False, sync_on_compute=False)
         options.check()
         self.layers, self.options = tuple(LayerHeads(*layer) for layer in layers), options
         self.blocks = make_blocks(self.layers, options.scope, pairs)
+        self.pairs = tuple((block.layers[0], block.layers[1]) for block in self.blocks if options.scope == "pairs")
+
+        # where each block begins in the flattened states
         self._squares = np.cumsum([0, *(block.extended**2 for block in self.blocks)]).tolist()
         self._widths = np.cumsum([0, *(block.width for block in self.blocks)]).tolist()
+
         size = self._squares[-1]
-        self.add_state("sums", torch.zeros(options.groups, size, dtype=torch.float64), None)
-        self.add_state("shifted", torch.zeros(1, size * options.noise_floor, dtype=torch.float64), None)
-        self.add_state("shift", torch.zeros(self._widths[-1], dtype=torch.float64), None)
-        self.add_state("images", torch.zeros(options.groups, dtype=torch.int64), None)
-        self.add_state("resolution", torch.zeros((), dtype=torch.float64), None)
+        super().__init__(
+            {
+                "sums": ((options.groups, size), torch.float64),
+                "shifted": ((1, size * options.noise_floor), torch.float64),
+                "shift": ((self._widths[-1],), torch.float64),
+                "images": ((options.groups,), torch.int64),
+                "resolution": ((), torch.float64),
+            },
+            synced=False,
+        )
         self._forget()
 
     @property
-    def update_called(self) -> bool:
-        """Always true: sums over no image are right as they are, so torchmetrics need not warn of them."""
-        return True
+    def signature(self) -> tuple[Any, ...]:
+        """Layers, compared pairs of layers, and options."""
+        return (self.layers, self.pairs, self.options)
 
-    def merge(self, other: "MomentStates", group: int | None = None) -> None:
-        """Add the sums of other images: group by group, or to `group` those of a metric that has a single group.
+    @property
+    def option_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Layers int64 `[layers, 3]`, pairs int64 `[pairs, 2]`, and every option by name, `[]`."""
+        return {
+            "layers": np.asarray(self.layers, dtype=np.int64).reshape(-1, 3),
+            "pairs": np.asarray(self.pairs, dtype=np.int64).reshape(-1, 2),
+            **{name: np.asarray(value) for name, value in self.options._asdict().items()},
+        }
+
+    def empty(self) -> Self:
+        """Return the metric of the same layers, blocks and options without images."""
+        return type(self)(self.layers, self.options, self.pairs)
+
+    def merge(self, other: Self, group: int | None = None) -> None:
+        """Add the sums of other images, about this metric's shift.
+
+        Args:
+            other: A metric of the same layers, blocks and options; with `group`, one that has a single group.
+            group: The group to add everything to. Without it sums are added group by group.
 
         Raises:
             ValueError: The other metric has other layers, blocks or options.
-            RunError: A unit is open in one of them.
         """
-        self._refuse_open()
-        other._refuse_open()
-        options = self.options if group is None else self.options._replace(groups=1)
-        if (self.blocks, options) != (other.blocks, other.options):
-            mine, theirs = (self.layers, options), (other.layers, other.options)
-            raise ValueError(f"only equal layers, blocks and options can be merged: {mine} here, got {theirs}")
-        rows = slice(None) if group is None else slice(group, group + 1)
+        if group is None:
+            wanted, rows = self.signature, slice(None)
+        else:
+            wanted, rows = (self.layers, self.pairs, self.options._replace(groups=1)), slice(group, group + 1)
+        self.refuse_unequal(other, wanted)
+
         for number in range(len(self.blocks)):
             self._merge_block(number, other, rows)
         self._writable("images")[rows] += other.images.to(self.images.device)
         self.resolution = torch.maximum(self.resolution, other.resolution.to(self.resolution.device))
 
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Copies of all states by name, with the layers and options: all that `from_arrays` needs.
+    def from_arrays(self, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Return a new metric of the same layers, blocks and options with the sums that `to_arrays` gave.
 
         Raises:
-            RunError: A unit is open.
+            ValueError: The arrays are of another metric (see `SumMetric.from_arrays`).
         """
-        self._refuse_open()
-        pairs = [block.layers for block in self.blocks] if self.options.scope == "pairs" else []
-        return {
-            "layers": np.asarray(self.layers, dtype=np.int64).reshape(-1, 3),
-            "pairs": np.asarray(pairs, dtype=np.int64).reshape(-1, 2),
-            **{name: np.asarray(value) for name, value in self.options._asdict().items()},
-            **{name: getattr(self, name).cpu().numpy().copy() for name in STATES},
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """The metric, on the CPU, that `to_arrays` was called on.
-
-        Raises:
-            ValueError: An array is missing or unknown, or has another dtype or shape than its state.
-        """
-        names = {"layers", "pairs", *MomentOptions._fields, *STATES}
-        if arrays.keys() != names:
-            raise ValueError(f"the arrays must be {', '.join(sorted(names))}, got {', '.join(sorted(arrays))}")
-        options = MomentOptions(*(arrays[name].item() for name in MomentOptions._fields))
-        layers = [LayerHeads(*layer) for layer in arrays["layers"].tolist()]
-        metric = cls(layers, options, [(first, second) for first, second in arrays["pairs"].tolist()])
-        for name in STATES:
-            empty, array = getattr(metric, name).numpy(), arrays[name]
-            if (empty.shape, empty.dtype) != (array.shape, array.dtype):
-                wanted, found = (f"{a.dtype} {list(a.shape)}" for a in (empty, array))
-                raise ValueError(f"array {name!r} must be {wanted}, got {found}")
-            setattr(metric, name, torch.from_numpy(array.copy()))
+        metric = super().from_arrays(arrays)
+        # a block without samples may still choose its shift; the last entry of extended moments counts samples
         metric._shift_known = [bool(metric._block("sums", n)[:, -1, -1].any()) for n in range(len(metric.blocks))]
         return metric
 
     def reset(self) -> None:
-        """Forget all images, those of open units too."""
+        """Forget all images."""
         super().reset()
         self._forget()
 
     def _forget(self) -> None:
-        self._open: set[Hashable] = set()
+        """Forget what is not a state."""
         self._shift_known = [False] * len(self.blocks)
 
-    def _refuse_open(self) -> None:
-        if self._open:
-            raise RunError(
-                f"moments are complete only between units: close them first, got {sorted(self._open, key=str)}"
-            )
-
-    def _merge_block(self, number: int, other: "MomentStates", rows: slice) -> None:
-        """Add the other's block, moved to this one's shift."""
+    def _merge_block(self, number: int, other: Self, rows: slice) -> None:
+        """Add the other's block to `rows` of this one's, moved to this one's shift."""
         if not other._shift_known[number]:
             return
         theirs = other._shift(number).to(self.shift.device)
         self._set_shift(number, theirs)
         step = self._shift(number) - theirs
-        for name, target in (("sums", rows), ("shifted", slice(None)))[: 1 + self.options.noise_floor]:
+
+        targets = {"sums": rows}
+        if self.options.noise_floor:
+            targets["shifted"] = slice(None)
+        for name, target in targets.items():
+            # views of one group each, [extended, extended]
             for mine, row in zip(self._block(name, number)[target], other._block(name, number), strict=True):
                 mine += move(row.to(mine.device), step, self.blocks[number])
 
     def _block(self, name: str, number: int) -> Tensor:
-        """View of a block's extended moments, ``[groups or 1, extended, extended]``."""
+        """Return a view of a block's extended moments, `[groups or 1, extended, extended]`."""
         size = self.blocks[number].extended
         return self._writable(name)[:, self._squares[number] : self._squares[number + 1]].view(-1, size, size)
 
     def _shift(self, number: int) -> Tensor:
-        """View of a block's shift, ``[width]``."""
+        """Return a view of a block's shift, `[width]`."""
         return self._writable("shift")[self._widths[number] : self._widths[number + 1]]
 
     def _set_shift(self, number: int, shift: Tensor) -> None:
@@ -147,14 +150,12 @@ class MomentStates(Metric):
             self._shift_known[number] = True
 
     def _writable(self, name: str) -> Tensor:
-        """Return the state; one that was made in inference mode is copied, as it could not be changed outside it."""
+        """Return a state to change in place.
+
+        A state that was made in inference mode is copied first: outside of that mode it cannot be changed.
+        """
         state: Tensor = getattr(self, name)
         if state.is_inference() and not torch.is_inference_mode_enabled():
             state = state.clone()
             setattr(self, name, state)
         return state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
-        """Follow the module to its device but not to its dtype (see `PairedAccuracy`)."""
-        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), exclude_state)
-        return self

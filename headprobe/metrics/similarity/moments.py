@@ -1,8 +1,11 @@
 """Moments of head outputs, streamed: float64 sums over samples, from which all similarities of heads follow."""
 
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.errors import RunError, UsageError
@@ -14,36 +17,35 @@ from headprobe.metrics.similarity.moment_states import MomentStates
 
 __all__ = ["LayerHeads", "MomentOptions", "Moments"]
 
-
-CHUNK = 4096  # samples multiplied at once: bounds the scratch memory, and the length of a float32 sum
+SAMPLES_AT_ONCE = 4096  # multiplied in one product: bounds the scratch memory, and the length of a float32 sum
 
 
 class Moments(MomentStates):
     """Sums over the head outputs of a model, streamed layer by layer; memory is fixed in the number of images.
 
     The caller hands over each layer of a batch once, with the unit that its images belong to, and closes the unit
-    after its last batch. Images of a unit must come in their order; units may interleave. For the noise floor the
-    first and the last image of every open unit are carried along, so the states are complete only between units:
-    `merge`, `to_arrays` and `compute` refuse while one is open. Results do not depend on the batch size.
+    after its last batch. Images of a unit must come in their order; units may interleave. Results do not depend on the
+    batch size.
+
+    Some sums wait for more of a unit: layers wait for the others of their block, and for the noise floor the first and
+    the last image of a unit wait for their neighbours until it is closed. While one waits, `merge`, `to_arrays` and
+    `compute` refuse.
 
     Sums are taken about a shift, each channel's mean over the first batch, so a mean far above the deviation costs
-    nothing. Products and sums are float64. ``precision="float32"`` multiplies chunks of 4,096 samples in float32, as
-    precisely as torch is set to, and adds those up in float64: about 3e-7 of relative error, for half of the cost on
-    a CPU. The noise floor of tokens and patches is always multiplied so; with one sample per image all is float64.
+    no precision. Products and sums are float64. `precision="float32"` multiplies 4,096 samples at a time in float32, as
+    precisely as torch is set to, and adds the products up in float64: about 3e-7 of relative error, for half of the
+    cost on a CPU. The noise floor of tokens and patches is always multiplied so; with one sample per image all is
+    float64.
 
     Args:
         layers: Every attention layer's heads, channels and prefix tokens.
         options: What is summed.
-        pairs: Pairs of layers, for the scope ``pairs``.
+        pairs: Pairs of layers, for the scope `pairs`.
 
     Raises:
-        UsageError: Options outside their choices, jackknife groups with another scope than ``within``, or class
+        UsageError: Options outside their choices, jackknife groups with another scope than `within`, or class
             tokens of a layer that has none.
     """
-
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
 
     def __init__(
         self,
@@ -62,9 +64,15 @@ class Moments(MomentStates):
         return self._queue.needed
 
     def update(self, layer: int, outputs: Tensor, unit: Hashable = 0, group: int = 0) -> None:
-        """Add one layer's outputs ``[images, tokens, heads, head_dim]`` of a batch, images in the unit's order.
+        """Add one layer's outputs of a batch.
 
-        A layer that waits for others of its block (scopes ``all`` and ``pairs``) is kept until they come.
+        A layer that waits for others of its block (scopes `all` and `pairs`) is kept until they come.
+
+        Args:
+            layer: Its number.
+            outputs: `[images, tokens, heads, head_dim]`, images in the unit's order.
+            unit: The unit that the images belong to.
+            group: The jackknife group that they belong to.
 
         Raises:
             UsageError: No such layer or group, a wrong shape, or layers of different token counts in one block.
@@ -75,10 +83,11 @@ class Moments(MomentStates):
                 raise UsageError(f"the {what} must be in 0 to {count - 1}, got {number}")
         if layer not in self.needed or not len(outputs):
             return
+
         samples = take_samples(layer, outputs.detach(), self.layers[layer], self.options.sampling)
-        self._open.add(unit)
         for number, parts in self._queue.add(unit, layer, samples):
-            self._add(number, parts, unit, group)
+            self._add_block(number, parts, unit, group)
+
         self.resolution = self.resolution.clamp(min=torch.finfo(outputs.dtype).eps)
         if layer == min(self.needed):  # every needed layer comes once per batch: one of them counts the images
             self._writable("images")[group] += len(outputs)
@@ -93,18 +102,37 @@ class Moments(MomentStates):
             raise RunError(f"unit {unit} ended before its last batch was whole, got all but layers {missing}")
         with torch.autocast(self.sums.device.type, enabled=False):
             for number in range(len(self.blocks)):
-                ring = self._next.close((unit, number))
-                if ring is not None:
-                    self._block("shifted", number)[0].add_(ring)
-        self._open.discard(unit)
+                last_with_first = self._next.close(unit, number)
+                if last_with_first is not None:
+                    self._block("shifted", number)[0].add_(last_with_first)
 
-    def compute(self) -> list[HeadMoments]:
-        """Centred moments of each block over all images.
+    def merge(self, other: Self, group: int | None = None) -> None:
+        """Add the sums of other images (see `MomentStates.merge`).
 
         Raises:
-            RunError: A unit is open.
+            ValueError: The other metric has other layers, blocks or options.
+            RunError: A unit is incomplete in one of them.
         """
-        self._refuse_open()
+        self._refuse_incomplete()
+        other._refuse_incomplete()
+        super().merge(other, group)
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return copies of all states by name, with the layers and options.
+
+        Raises:
+            RunError: A unit is incomplete.
+        """
+        self._refuse_incomplete()
+        return super().to_arrays()
+
+    def compute(self) -> list[HeadMoments]:
+        """Return the centred moments of each block over all images.
+
+        Raises:
+            RunError: A unit is incomplete.
+        """
+        self._refuse_incomplete()
         every = list(range(self.options.groups))
         return [self._centred(number, every, self.options.noise_floor) for number in range(len(self.blocks))]
 
@@ -114,38 +142,48 @@ class Moments(MomentStates):
         Groups without an image do not count; fewer than two groups yield nothing.
 
         Raises:
-            RunError: A unit is open.
+            RunError: A unit is incomplete.
         """
-        self._refuse_open()
+        self._refuse_incomplete()
         filled = self.images.nonzero().flatten().tolist()
         for group in filled if len(filled) > 1 else ():
             yield self._centred(number, [other for other in filled if other != group], False)
+
+    def _refuse_incomplete(self) -> None:
+        """Refuse to look at sums that wait for more of a unit."""
+        waiting = self._queue.units | self._next.units
+        if waiting:
+            raise RunError(f"moments are complete only between units: close them first, got {sorted(waiting, key=str)}")
 
     def _forget(self) -> None:
         super()._forget()
         self._queue, self._next = LayerQueue(self.blocks), NextImage()
 
-    def _add(self, number: int, parts: list[Tensor], unit: Hashable, group: int) -> None:
-        """Add the samples ``[images, tokens, heads, head_dim]`` of a block's layers."""
+    def _add_block(self, number: int, parts: list[Tensor], unit: Hashable, group: int) -> None:
+        """Add the samples `[images, tokens, heads, head_dim]` of a block's layers."""
         block, (images, tokens) = self.blocks[number], parts[0].shape[:2]
         if not self._shift_known[number]:
             self._set_shift(number, _batch_mean(parts))
-        shift, sums, at_once = self._shift(number), self._block("sums", number)[group], max(1, CHUNK // tokens)
+        shift, sums = self._shift(number), self._block("sums", number)[group]
+
+        images_at_once = max(1, SAMPLES_AT_ONCE // tokens)
         with torch.autocast(parts[0].device.type, enabled=False):
-            for start in range(0, images, at_once):
-                chunk = [part[start : start + at_once] for part in parts]
-                rows = extend(chunk, block, shift, self.options.products)
+            for start in range(0, images, images_at_once):
+                chunk = [part[start : start + images_at_once] for part in parts]
+                rows = extend(chunk, block, shift, self.options.products)  # [images * tokens, extended]
                 sums += gram(rows, block.width)
                 if self.options.noise_floor:
                     rows = rows.to(self.options.shifted_products)
-                    self._block("shifted", number)[0].add_(self._next.add((unit, number), rows, tokens))
+                    self._block("shifted", number)[0].add_(self._next.add(unit, number, rows, tokens))
 
     def _centred(self, number: int, groups: list[int], noise_floor: bool) -> HeadMoments:
+        """Return the moments of some groups of images, moved from the shift to their mean."""
         block, sums = self.blocks[number], self._block("sums", number)[groups].sum(dim=0)
         count = sums[-1, -1].clamp(min=1)
-        step = sums[: block.width, -1] / count
+        step = sums[: block.width, -1] / count  # sum of x over n: the mean about the shift
         centred = move(sums, step, block)
         shifted = move(self._block("shifted", number)[0], step, block) if noise_floor else None
+
         layer, head = block.axes
         return HeadMoments(
             layer=layer,
@@ -156,6 +194,7 @@ class Moments(MomentStates):
             mean=(self._shift(number) + step).cpu().numpy(),
             offset=step.cpu().numpy(),
             norms=centred[block.width : -1, -1].cpu().numpy(),
+            # rounding in `move` may leave it not quite symmetric
             own=take_apart((centred + centred.T).cpu().numpy() / 2, block.width),
             shifted=None if shifted is None else take_apart(shifted.cpu().numpy(), block.width),
             resolution=float(self.resolution),
@@ -164,6 +203,6 @@ class Moments(MomentStates):
 
 
 def _batch_mean(parts: list[Tensor]) -> Tensor:
-    """Mean of each channel, ``[width]``, rounded so that subtracting it from float32 loses nothing near it."""
+    """Return the mean of each channel, `[width]`, rounded so that subtracting it from float32 loses nothing near it."""
     means = torch.cat([part.double().mean(dim=(0, 1)).flatten() for part in parts])
     return means.float().double().nan_to_num(0.0, 0.0, 0.0)

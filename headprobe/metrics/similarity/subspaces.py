@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-from headprobe.metrics.similarity.head_moments import FloatArray, HeadMoments
+from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.similarity.head_moments import HeadMoments
 
 RANK_FACTOR = 4.0  #: c of the rank cut; ranks 1 to 63 of 64, means up to 1e4 deviations and n of 20 to 1e5 are tested
 
@@ -14,9 +15,9 @@ RANK_FACTOR = 4.0  #: c of the rank cut; ranks 1 to 63 of 64, means up to 1e4 de
 class Subspace(NamedTuple):
     """Principal axes of one head, largest variance first; none of a constant head or one with NaN."""
 
-    axes: FloatArray  #: orthonormal columns, ``[dim, rank]``
-    squares: FloatArray  #: their sums of squares (s^2 of the centred samples), ``[rank]``
-    kept: int  #: the first axes that together hold the variance asked for
+    axes: FloatArray  #: orthonormal columns, `[dim, rank]`
+    squares: FloatArray  #: sums of squares along them (s^2 of the centred samples), `[rank]`
+    kept: int  #: how many of the first axes hold the variance to keep
 
     @property
     def rank(self) -> int:
@@ -26,18 +27,35 @@ class Subspace(NamedTuple):
 
 def subspaces(moments: HeadMoments, variance: float) -> list[Subspace]:
     """Return the principal axes of every head, keeping `variance` (a fraction) of its sum of squares."""
-    return [
-        _subspace(moments, slice(int(first), int(end)), variance) for first, end in itertools.pairwise(moments.offsets)
-    ]
+    columns = [slice(int(first), int(end)) for first, end in itertools.pairwise(moments.offsets)]
+    return [_subspace(moments, of_head, variance) for of_head in columns]
+
+
+def _subspace(moments: HeadMoments, columns: slice, variance: float) -> Subspace:
+    """Return the principal axes of the head with these columns."""
+    products = moments.own.products[columns, columns]  # [dim, dim]
+    nothing = Subspace(np.zeros((len(products), 0)), np.zeros(0), 0)
+    if not np.isfinite(products).all() or moments.own.samples < 2:
+        return nothing
+
+    squares, axes = np.linalg.eigh(products)
+    squares, axes = squares[::-1], axes[:, ::-1]  # largest first
+    if squares[0] <= constant_cut(moments, columns):
+        return nothing
+    rank = int((squares > rank_cut(moments, columns, squares)).sum())
+    return Subspace(axes[:, :rank], squares[:rank], kept_dims(squares[:rank], variance))
 
 
 def rank_cut(moments: HeadMoments, columns: slice, squares: FloatArray) -> float:
     """Return the eigenvalue of a head's centred moment matrix up to which it may be rounding alone.
 
-    ``c * max(dims, samples) * eps * largest`` bounds the rounding of float64 sums over that many samples, `largest`
-    being the largest eigenvalue as it was summed, about the shift; ``c * eps32 * largest`` that of float32 products;
-    and ``c * samples * (eps of the outputs)^2 * mean square`` the rounding of the outputs themselves, whose last digit
-    (up to about two of them) is noise: it decides for a head whose mean is far above its deviation.
+    The largest of three bounds, c being `RANK_FACTOR`:
+
+    - `c * max(dims, samples) * eps * largest` bounds the rounding of float64 sums over that many samples, `largest`
+      being the largest eigenvalue as it was summed, about the shift.
+    - `c * eps32 * largest` bounds the rounding of float32 products.
+    - `c * samples * (eps of the outputs)^2 * mean square` bounds the rounding of the outputs themselves: their last
+      digit (up to about two of them) is noise. It decides for a head with a mean far above its deviation.
     """
     samples, variances = moments.own.samples, moments.own.products.diagonal()[columns] / moments.own.samples
     largest = float(squares.max() + samples * np.square(moments.offset[columns]).sum())
@@ -50,7 +68,7 @@ def constant_cut(moments: HeadMoments, columns: slice) -> float:
     """Return the largest eigenvalue up to which a head counts as constant.
 
     A query's attention weights sum to 1 but for about an eps of the outputs, and what is missing scales all channels of
-    constant values alike: ``c * samples * eps^2 * mean square length`` in one direction, larger than a channel's own
+    constant values alike: `c * samples * eps^2 * mean square length` in one direction, larger than a channel's own
     rounding.
     """
     samples = moments.own.samples
@@ -59,20 +77,8 @@ def constant_cut(moments: HeadMoments, columns: slice) -> float:
     return RANK_FACTOR * samples * moments.resolution**2 * length
 
 
-def _subspace(moments: HeadMoments, columns: slice, variance: float) -> Subspace:
-    products = moments.own.products[columns, columns]
-    if not np.isfinite(products).all() or moments.own.samples < 2:
-        return Subspace(np.zeros((len(products), 0)), np.zeros(0), 0)
-    squares, axes = np.linalg.eigh(products)
-    squares, axes = squares[::-1], axes[:, ::-1]
-    if squares[0] <= constant_cut(moments, columns):
-        return Subspace(np.zeros((len(products), 0)), np.zeros(0), 0)
-    rank = int((squares > rank_cut(moments, columns, squares)).sum())
-    return Subspace(axes[:, :rank], squares[:rank], kept_dims(squares[:rank], variance))
-
-
 def kept_dims(squares: FloatArray, variance: float) -> int:
-    """Smallest number of leading dims that hold the fraction `variance` of the sum of squares; all for 1."""
+    """Return the smallest number of leading dims that hold the fraction `variance` of the sum of squares; all for 1."""
     if variance >= 1 or not len(squares):
         return len(squares)
     share = np.cumsum(squares) / squares.sum()
@@ -80,13 +86,19 @@ def kept_dims(squares: FloatArray, variance: float) -> int:
 
 
 def whitened(one: Subspace, other: Subspace, cross: FloatArray) -> FloatArray:
-    """Return the cross moment ``[dim, dim]`` between the axes of two heads, each scaled to unit length."""
+    """Return the cross moment between the axes of two heads, each axis scaled to unit length, `[rank, other rank]`.
+
+    Args:
+        one: Axes of the row's head.
+        other: Axes of the column's head.
+        cross: Cross moment of their channels, `[dim, other dim]`.
+    """
     scale = np.sqrt(np.outer(one.squares, other.squares))
     return np.asarray(one.axes.T @ cross @ other.axes / scale, dtype=np.float64)
 
 
 def singular_values(matrix: FloatArray) -> FloatArray:
-    """Singular values, largest first; without vectors a third of the work of `svd`."""
+    """Return the singular values, largest first; without vectors it is a third of the work of `svd`."""
     try:
         return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
     except np.linalg.LinAlgError:
@@ -94,9 +106,9 @@ def singular_values(matrix: FloatArray) -> FloatArray:
 
 
 def svd(matrix: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Left vectors (columns), singular values and right vectors (rows), the values largest first.
+    """Return left vectors (columns), singular values and right vectors (rows), the values largest first.
 
-    LAPACK's fast routine fails to converge on rare matrices; the slow one is asked then.
+    LAPACK's fast routine fails to converge on rare matrices; its slow one takes over then.
     """
     try:
         left, values, right = np.linalg.svd(matrix, full_matrices=False)

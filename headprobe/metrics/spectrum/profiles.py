@@ -13,16 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FLOOR = 1e-6  # added to amplitudes before the logarithm, by Park & Kim
+from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.token_grid import Size
 
+AMPLITUDE_FLOOR = 1e-6  # added to amplitudes before the logarithm, by Park & Kim
 
-CHUNK = 1 << 21  # numbers at a time: larger pieces fall out of a CPU's cache
-
-
-FloatArray = NDArray[np.float64]
-
-
-Size = tuple[int, int]
+NUMBERS_AT_ONCE = 1 << 21  # transformed in one piece: larger ones fall out of a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,8 @@ class Profile:
     Attributes:
         name: `diagonal` or `radial`.
         frequency: `[bins]`, the bins' mean frequencies in pi rad/sample; the first is 0.
-        share: `[bins, (rows // 2 + 1) * columns]`, each bin's shares of half a plane: of f and -f, where a real map has
-            equal amplitudes, one is enough.
+        share: `[bins, (rows // 2 + 1) * columns]`, each bin's shares of half a plane. A real map has equal amplitudes
+            at f and -f, so one of them is enough.
     """
 
     name: str
@@ -51,10 +47,13 @@ def profiles_of(grid: Size) -> tuple[Profile, Profile]:
     """
     rows, columns = grid
     along = [np.fft.fftfreq(length) * 2 for length in grid]
-    down, across = np.meshgrid(*along, indexing="ij")
+    down, across = np.meshgrid(*along, indexing="ij")  # [rows, columns] each, frequency 0 first
+
+    # number of each frequency's bin, -1 for none
     steps = min(rows - rows // 2, columns - columns // 2)
     diagonal = np.full(grid, -1)
     diagonal[np.arange(steps), np.arange(steps)] = np.arange(steps)
+
     radius = np.hypot(down, across)
     width = 2 / min(grid)
     ring = np.maximum(np.floor(radius / width + 0.5).astype(int), radius > 0)  # frequency 0 has a ring of its own
@@ -63,10 +62,18 @@ def profiles_of(grid: Size) -> tuple[Profile, Profile]:
 
 
 def _profile(name: str, bins: NDArray[np.int_], frequency: FloatArray) -> Profile:
-    """Average frequencies by bin; -1 is no bin. Real maps have equal amplitudes at f and -f."""
+    """Return the profile that averages frequencies by bin.
+
+    Args:
+        name: The profile's name.
+        bins: Bin of each frequency, `[rows, columns]`; -1 is no bin.
+        frequency: What the frequencies are labelled by, `[rows, columns]`.
+    """
     rows, columns = bins.shape
-    members = (bins == np.arange(bins.max() + 1)[:, None, None]).astype(float)
+    members = (bins == np.arange(bins.max() + 1)[:, None, None]).astype(float)  # [bins, rows, columns]
     members /= members.sum(axis=(1, 2), keepdims=True)
+
+    # real maps have equal amplitudes at f and -f: the share of both goes to the first of them
     share = np.zeros_like(members)
     for row, column in np.ndindex(rows, columns):
         opposite = (-row % rows, -column % columns)
@@ -81,13 +88,15 @@ class Transform:
     """The Fourier transform of a grid as matrix products, and what is kept of it.
 
     Two small products, first down the rows, then along the columns, leave channels innermost, where the output
-    projection needs them; a library's transform wants them outermost, and copying took longer than transforming.
+    projection needs them. A library's transform needs them outermost, and copying took longer than transforming.
+
+    A complex number is two real ones, its parts, the real part first.
 
     Attributes:
-        down_rows: `[2 (rows // 2 + 1), rows]`, to (frequency, part): real parts before imaginary ones.
-        along_columns: `[2 columns, 2 columns]`, from (part, column) to (part, frequency).
-        kept: int64 `[2 frequencies]`, places of real, then of imaginary parts that some profile needs, in
-            (frequency down the rows, part, frequency along the columns).
+        down_rows: float32 `[2 (rows // 2 + 1), rows]`, from row to (frequency, part).
+        along_columns: float32 `[2 columns, 2 columns]`, from (part, column) to (part, frequency).
+        kept: int64 `[2 frequencies]`, places of the frequencies that some profile needs in (frequency down the rows,
+            part, frequency along the columns): first of their real, then of their imaginary parts.
         share: float32 `[frequencies, bins]`, their shares in the profiles' bins, one profile after the other.
     """
 
@@ -101,17 +110,24 @@ class Transform:
 def transform_of(grid: Size, device: torch.device) -> Transform:
     """Return a grid's transform on a device."""
     rows, columns = grid
+
+    # exp(-i angle) of each frequency and place
     down = 2 * np.pi * np.outer(np.arange(rows // 2 + 1), np.arange(rows)) / rows
     across = 2 * np.pi * np.outer(np.arange(columns), np.arange(columns)) / columns
     first = np.stack([np.cos(down), -np.sin(down)], axis=1).reshape(-1, rows)
     cosine, sine = np.cos(across), np.sin(across)
     second = np.block([[cosine, sine], [-sine, cosine]])  # (cos - i sin)(re + i im)
-    share = np.concatenate([profile.share for profile in profiles_of(grid)])
+
+    share = np.concatenate([profile.share for profile in profiles_of(grid)])  # [bins, half a plane]
     kept = np.flatnonzero(share.any(axis=0))
-    tensors = [torch.from_numpy(a).float().to(device) for a in (first, second, share[:, kept].T)]
-    frequency, along = np.divmod(kept, columns)  # in what the second product gives: [frequency, part, along]
+    down_rows, along_columns, kept_share = (
+        torch.from_numpy(matrix).float().to(device) for matrix in (first, second, share[:, kept].T)
+    )
+
+    # where the kept frequencies lie in what the second product gives: [frequency, part, along]
+    frequency, along = np.divmod(kept, columns)
     places = np.stack([(2 * frequency + part) * columns + along for part in range(2)])
-    return Transform(tensors[0], tensors[1], torch.from_numpy(places.ravel()).to(device), tensors[2])
+    return Transform(down_rows, along_columns, torch.from_numpy(places.ravel()).to(device), kept_share)
 
 
 @torch.no_grad()
@@ -125,42 +141,55 @@ def log_amplitudes(maps: Tensor, grid: Size, weights: Sequence[Tensor | None] = 
         maps: `[images, tokens, groups, channels]`, tokens being the grid row by row; groups are heads, say.
         grid: Its rows and columns.
         weights: One profile is returned for each: None for the channels as they are, `[groups, dim, channels]` for
-            channels mixed by it. The transform is linear, so it is the transform that is mixed: one transform per
-            channel of a head instead of one per channel of the stream, and only at the frequencies that are needed.
+            channels mixed by it. The transform is linear, so its result can be mixed instead of the maps: one transform
+            per channel of a head instead of one per channel of the stream, and only at the frequencies that are needed.
     """
     transform = transform_of(grid, maps.device)
     channels = max(maps.shape[3] if weight is None else weight.shape[1] for weight in weights)
-    images = max(1, CHUNK // (2 * maps.shape[1] * maps.shape[2] * channels))
-    parts: list[list[Tensor]] = []
-    for part in torch.split(maps, images):
-        waves = _waves(part, grid, transform)
-        parts.append([_profiled(waves, weight) @ transform.share for weight in weights])
-    return [torch.cat(of_weight) for of_weight in zip(*parts, strict=True)]
+    images_at_once = max(1, NUMBERS_AT_ONCE // (2 * maps.shape[1] * maps.shape[2] * channels))
+
+    pieces: list[list[Tensor]] = []
+    for piece in torch.split(maps, images_at_once):
+        waves = _waves(piece, grid, transform)
+        # [images, groups, frequencies] @ [frequencies, bins]
+        pieces.append([_profiled(waves, weight) @ transform.share for weight in weights])
+    return [torch.cat(of_weight) for of_weight in zip(*pieces, strict=True)]
 
 
 def _waves(maps: Tensor, grid: Size, transform: Transform) -> Tensor:
     """Return the kept frequencies' real and imaginary parts `[images, 2, frequencies, groups, channels]`.
 
-    The mean is taken out before and put back at frequency 0, the first: rounding would else hide what varies little.
+    The mean over tokens is taken out before the transform and put back at frequency 0, the first: otherwise its
+    rounding would hide small variations.
     """
     images, (rows, columns) = len(maps), grid
     maps = maps.float()
-    mean = maps.mean(dim=1)
+    mean = maps.mean(dim=1)  # [images, groups, channels]
+
+    # [frequencies * parts, rows] @ [images, rows, columns * groups * channels]
     down = transform.down_rows @ (maps - mean[:, None]).reshape(images, rows, -1)
+    # [parts * frequencies, parts * columns] @ [images * frequencies, parts * columns, groups * channels]
     waves = transform.along_columns @ down.view(-1, 2 * columns, maps.shape[2] * maps.shape[3])
+
     kept = waves.view(images, -1, waves.shape[-1]).index_select(1, transform.kept)
     kept = kept.view(images, 2, -1, *maps.shape[2:])
-    kept[:, 0, 0] += rows * columns * mean
+    kept[:, 0, 0] += rows * columns * mean  # real part of frequency 0
     return kept
 
 
 def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:
-    """Return log amplitudes of a few images `[images, groups, frequencies]`, means over channels."""
+    """Return log amplitudes of a few images `[images, groups, frequencies]`, means over channels.
+
+    Args:
+        waves: `[images, 2, frequencies, groups, channels]`.
+        weight: `[groups, dim, channels]` to mix the channels by, None for the channels as they are.
+    """
     if weight is None:
         return _mean_logs(waves).transpose(1, 2)
     by_head = []
-    for head, mixing in enumerate(weight):  # one large product per head, none of a copy
-        mixed = waves[:, :, :, head].flatten(0, 2) @ mixing.mT
+    # head by head: one large product each; a product over all heads would copy them first
+    for head, mixing in enumerate(weight):
+        mixed = waves[:, :, :, head].flatten(0, 2) @ mixing.mT  # [images * 2 * frequencies, dim]
         by_head.append(_mean_logs(mixed.view(*waves.shape[:3], -1)))
     return torch.stack(by_head, dim=1)
 
@@ -168,9 +197,10 @@ def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:
 def _mean_logs(waves: Tensor) -> Tensor:
     """Return log amplitudes `[images, ...]` of `[images, 2, ..., channels]`, means over channels."""
     real, imaginary = waves.unbind(dim=1)
-    amplitudes = real.square().addcmul_(imaginary, imaginary).sqrt_().add_(FLOOR)
+    amplitudes = real.square().addcmul_(imaginary, imaginary).sqrt_().add_(AMPLITUDE_FLOOR)
     channels = amplitudes.shape[-1]
-    for _ in range(2):  # a product of 4 amplitudes fits float32 (1e-6 to 4e9 each) and costs 1 logarithm instead of 4
+    # a product of 4 amplitudes fits float32 (1e-6 to 4e9 each) and costs 1 logarithm instead of 4
+    for _ in range(2):
         if amplitudes.shape[-1] % 2 == 0:
             half = amplitudes.shape[-1] // 2
             amplitudes = amplitudes[..., :half] * amplitudes[..., half:]

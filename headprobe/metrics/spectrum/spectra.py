@@ -12,31 +12,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.errors import UsageError
-from headprobe.metrics.spectrum.profiles import FLOOR, log_amplitudes, profiles_of
+from headprobe.metrics.arrays import FloatArray, IntArray
+from headprobe.metrics.spectrum.profiles import AMPLITUDE_FLOOR, log_amplitudes, profiles_of
 from headprobe.metrics.sums import SumMetric, mean_and_error
 from headprobe.metrics.token_grid import TokenGrid
 
 SERIES = ("head", "contribution", "stream_before", "stream_after")
 """A head's output; what it adds to the stream, after its slice of W_O; the residual stream around a layer's attention.
 
-Park & Kim's own curves are of the stream; those of single heads are ours."""
-
+Park & Kim's own curves are of the stream; curves of single heads are ours."""
 
 WITHOUT_SPECTRUM = "the layer has no patches as queries, or their places on the image are unknown"
 
 
 class SpectrumTable(NamedTuple):
-    """One entry per layer, series, head, profile and bin; NaN where a series was never zero-free or never seen."""
+    """One entry per layer, series, head, profile and bin; NaN where a series was all zero or never came."""
 
-    layer: NDArray[np.int64]
+    layer: IntArray
     series: NDArray[np.str_]  #: of `SERIES`
-    head: NDArray[np.int64]  #: -1 for the stream, which is no head's
+    head: IntArray  #: -1 for the stream, which belongs to no head
     profile: NDArray[np.str_]  #: `diagonal` or `radial`
-    frequency: NDArray[np.float64]  #: pi rad/sample
-    images: NDArray[np.int64]
-    log_amplitude: NDArray[np.float64]  #: natural logarithm, mean over images and channels
-    delta_log_amplitude: NDArray[np.float64]  #: the same minus its value at frequency 0
-    error: NDArray[np.float64]  #: standard error of the delta over images
+    frequency: FloatArray  #: pi rad/sample
+    images: IntArray
+    log_amplitude: FloatArray  #: natural logarithm, mean over images and channels
+    delta_log_amplitude: FloatArray  #: the same minus its value at frequency 0
+    error: FloatArray  #: standard error of the delta over images
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class _Block:
 
     @property
     def place(self) -> slice:
+        """Its entries in the states."""
         return slice(self.start, self.start + self.rows * self.bins)
 
 
@@ -74,7 +75,9 @@ class Spectra(SumMetric):
             bins = sum(len(profile.frequency) for profile in profiles_of(grid.grid))
             for name in SERIES:
                 block = _Block(end, 1 if name.startswith("stream") else heads, bins)
-                self.blocks[layer, name], end = block, block.place.stop
+                self.blocks[layer, name] = block
+                end = block.place.stop
+
         entries = ((end,), torch.float64)
         super().__init__(
             {
@@ -87,7 +90,7 @@ class Spectra(SumMetric):
     @property
     def signature(self) -> tuple[Any, ...]:
         """The layers' grids and heads."""
-        return (type(self), self.grids, self.heads_per_layer)
+        return (self.grids, self.heads_per_layer)
 
     def empty(self) -> Self:
         """Return the metric of the same model without images."""
@@ -97,7 +100,7 @@ class Spectra(SumMetric):
         """Add a batch of one layer.
 
         Args:
-            layer: Its number.
+            layer: The layer's number.
             profiles: By series `[images, heads or 1, bins]`, from `head_profiles` and `stream_profiles`; a series that
                 the layer does not have is left out.
 
@@ -111,8 +114,9 @@ class Spectra(SumMetric):
             if values.shape[1:] != (block.rows, block.bins):
                 wanted = f"[images, {block.rows}, {block.bins}]"
                 raise UsageError(f"the {name} spectrum of layer {layer} must be {wanted}, got {list(values.shape)}")
+
         for name, values in profiles.items():
-            exact = values.to(self.total.device, torch.float64)
+            exact = values.to(self.total.device, torch.float64)  # [images, heads or 1, bins]
             delta = exact - self._at_zero(layer, exact)
             sums = {"total": exact.sum(dim=0).flatten(), "square": delta.square().sum(dim=0).flatten()}
             self.add(sums, self.blocks[layer, name].place)
@@ -122,7 +126,8 @@ class Spectra(SumMetric):
         """Return for each bin the value at frequency 0, the first bin of its profile."""
         grid = self.grids[layer].grid or (0, 0)
         lengths = [len(profile.frequency) for profile in profiles_of(grid)]
-        return torch.cat([part[..., :1].expand_as(part) for part in torch.split(values, lengths, dim=-1)], dim=-1)
+        by_profile = torch.split(values, lengths, dim=-1)
+        return torch.cat([part[..., :1].expand_as(part) for part in by_profile], dim=-1)
 
     def compute(self) -> SpectrumTable:
         """Return all profiles over all images so far, the states of all processes added."""
@@ -131,7 +136,7 @@ class Spectra(SumMetric):
     def table(self, arrays: Mapping[str, NDArray[np.generic]]) -> SpectrumTable:
         """Return the profiles from the sums of `to_arrays`, of this model.
 
-        A series whose every amplitude is 0, that of a masked head, has no spectrum: NaN.
+        A series with no amplitude above 0, as of a masked head, has no spectrum: NaN.
         """
         parts = [self._part(layer, name, arrays) for layer, name in self.blocks]
         if not parts:
@@ -149,12 +154,14 @@ class Spectra(SumMetric):
         )
         delta, error = mean_and_error((total - self._at_zero(layer, total)).numpy(), square.numpy(), images)
         level, _ = mean_and_error(total.numpy(), square.numpy(), images)
-        silent = np.abs(level - math.log(FLOOR)).max(axis=1, keepdims=True) < 1e-4
+        silent = np.abs(level - math.log(AMPLITUDE_FLOOR)).max(axis=1, keepdims=True) < 1e-4  # [heads, 1]
+
         profiles = profiles_of(grid)
         names = np.concatenate([np.full(len(profile.frequency), profile.name) for profile in profiles])
         frequency = np.concatenate([profile.frequency for profile in profiles])
         entries = block.rows * block.bins
         heads = np.full(block.rows, -1) if name.startswith("stream") else np.arange(block.rows)
+        # head by head, bin by bin
         return SpectrumTable(
             layer=np.full(entries, layer),
             series=np.full(entries, name),
@@ -200,7 +207,7 @@ def on_image(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """
     if grid.window is None:
         return tokens[:, grid.prefix :]
-    by_image = torch.unflatten(tokens, 0, (-1, grid.windows)).flatten(1, 2)
+    by_image = torch.unflatten(tokens, 0, (-1, grid.windows)).flatten(1, 2)  # [images, windows * tokens, ...]
     return by_image[:, _image_order(grid, tokens.device)]
 
 
@@ -208,5 +215,5 @@ def on_image(tokens: Tensor, grid: TokenGrid) -> Tensor:
 def _image_order(grid: TokenGrid, device: torch.device) -> Tensor:
     """Return where the patches of the image are among the tokens of its windows, int64 `[patches]`."""
     places = grid.places.ravel()
-    order = np.flatnonzero(places >= 0)
+    order = np.flatnonzero(places >= 0)  # without padding
     return torch.from_numpy(order[np.argsort(places[order])]).to(device)

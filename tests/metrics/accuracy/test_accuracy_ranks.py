@@ -20,7 +20,7 @@ def draw() -> tuple[Tensor, Tensor]:
 
 
 def score_share(rank: int, ranks: int, folder: str) -> None:
-    """Score every ``ranks``-th part and write what this rank says of all."""
+    """Score every `ranks`-th part and write what this rank says of all."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     logits, labels = draw()

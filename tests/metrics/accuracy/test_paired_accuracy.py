@@ -288,7 +288,7 @@ def test_arrays_restore_the_metric_to_the_last_bit(
     metric = measure(*batch, per_class=per_class)
     np.savez(tmp_path / "unit.npz", **metric.to_arrays())  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
     with np.load(tmp_path / "unit.npz") as arrays:
-        restored = PairedAccuracy.from_arrays(dict(arrays))
+        restored = metric.empty().from_arrays(dict(arrays))
     assert same(restored, metric)
     restored.update(*batch)
     assert restored.compute().images[0] == 2 * IMAGES
@@ -312,9 +312,24 @@ def test_arrays_are_copies(batch: tuple[Tensor, Tensor]) -> None:
 def test_error_on_arrays_of_another_metric(
     batch: tuple[Tensor, Tensor], changes: dict[str, NDArray[np.float64] | None], culprit: str
 ) -> None:
-    arrays = measure(*batch).to_arrays() | changes
+    metric = measure(*batch)
+    arrays = metric.to_arrays() | changes
     with pytest.raises(ValueError, match=culprit):
-        PairedAccuracy.from_arrays({name: array for name, array in arrays.items() if array is not None})
+        metric.from_arrays({name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes", "per_class", "culprit"),
+    [
+        (2, 11, False, r"'top1' must be int64 \[4\], got int64 \[3\]$"),
+        (3, 12, False, r"'classes' must be 11, got 12$"),
+        (3, 11, True, r"the arrays must be .*, got .*class_images"),
+    ],
+)
+def test_error_on_arrays_of_other_masks_or_classes(masks: int, classes: int, per_class: bool, culprit: str) -> None:
+    arrays = PairedAccuracy(masks, classes, per_class).to_arrays()
+    with pytest.raises(ValueError, match=culprit):
+        PairedAccuracy(MASKS, CLASSES).from_arrays(arrays)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 
 def grouped(outputs: Array) -> Moments:
-    """Moments of outputs ``[images, tokens, 2, dim]`` in groups of images."""
+    """Moments of outputs `[images, tokens, 2, dim]` in groups of images."""
     metric = Moments([LayerHeads(2, outputs.shape[3])], MomentOptions(groups=GROUPS))
     for group, part in enumerate(np.array_split(outputs, GROUPS)):
         metric.update(0, torch.from_numpy(part), unit=group, group=group)

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def moments_of(heads: Sequence[Array] | Array, tokens: int = 1, batch: int = 50) -> HeadMoments:
-    """Moments of heads ``[samples, dim]``, each a layer of its own, all compared."""
+    """Moments of heads `[samples, dim]`, each a layer of its own, all compared."""
     options = MomentOptions(scope="all", sampling="class" if tokens == 1 else "tokens")
     metric = Moments([LayerHeads(1, head.shape[1], 1) for head in heads], options)
     outputs = [torch.from_numpy(head).reshape(-1, tokens, 1, head.shape[1]) for head in heads]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headprobe.errors import RunError, UsageError
-from headprobe.metrics.similarity.layer_samples import Sampling
+from headprobe.metrics.similarity.head_blocks import Sampling
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
 
 LAYERS = [LayerHeads(3, 4, 1), LayerHeads(2, 5, 1)]  # ragged, as in Swin
@@ -34,7 +34,7 @@ def stream(metric: Moments, outputs: Sequence[Tensor], batch: int, unit: int = 0
 
 
 def rows(output: Tensor) -> NDArray[np.float64]:
-    """All samples, ``[images * tokens, heads, head_dim]``, about their mean."""
+    """All samples, `[images * tokens, heads, head_dim]`, about their mean."""
     flat = output.double().numpy().reshape(-1, *output.shape[2:])
     return flat - flat.mean(axis=0)
 
@@ -137,8 +137,8 @@ def test_two_halves_merge_to_the_whole(cut: int, batch: int, drift: float) -> No
     outputs = [layer + drift * (torch.arange(IMAGES) >= cut)[:, None, None, None] for layer in draw()]
     options = MomentOptions(noise_floor=False)
     halves = [stream(Moments(LAYERS, options), [o[s] for o in outputs], batch) for s in (slice(cut), slice(cut, None))]
-    merged = Moments.from_arrays(halves[0].to_arrays())
-    merged.merge(Moments.from_arrays(halves[1].to_arrays()))
+    merged, other = (half.empty().from_arrays(half.to_arrays()) for half in halves)
+    merged.merge(other)
     whole = stream(Moments(LAYERS, options), outputs, IMAGES)
     for mine, theirs in zip(merged.compute(), whole.compute(), strict=True):
         np.testing.assert_allclose(mine.mean, theirs.mean, rtol=1e-12)
@@ -149,7 +149,7 @@ def test_two_halves_merge_to_the_whole(cut: int, batch: int, drift: float) -> No
 def test_arrays_and_back_are_equal_to_the_last_bit() -> None:
     metric = stream(Moments(LAYERS, MomentOptions(scope="pairs", sampling="mean"), [(1, 0)]), draw(), 4)
     arrays = metric.to_arrays()
-    again = Moments.from_arrays(arrays).to_arrays()
+    again = metric.empty().from_arrays(arrays).to_arrays()
     assert arrays.keys() == again.keys()
     assert all(arrays[name].tobytes() == again[name].tobytes() for name in arrays)
 
@@ -157,7 +157,24 @@ def test_arrays_and_back_are_equal_to_the_last_bit() -> None:
 def test_arrays_of_another_shape_are_refused() -> None:
     arrays = Moments(LAYERS).to_arrays()
     with pytest.raises(ValueError, match=r"'shift' must be float64 \[22\], got float64 \[21\]"):
-        Moments.from_arrays({**arrays, "shift": arrays["shift"][1:]})
+        Moments(LAYERS).from_arrays({**arrays, "shift": arrays["shift"][1:]})
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "culprit"),
+    [
+        (LAYERS[::-1], {}, "'layers' must be"),
+        (LAYERS, {"sampling": "mean"}, "'sampling' must be tokens, got mean$"),
+        (LAYERS, {"noise_floor": False}, "'noise_floor' must be True, got False$"),
+        (LAYERS, {"groups": 2}, "'groups' must be 1, got 2$"),
+    ],
+)
+def test_arrays_of_other_layers_or_options_are_refused(
+    layers: list[LayerHeads], options: dict[str, Any], culprit: str
+) -> None:
+    arrays = Moments(layers, MomentOptions(**options)).to_arrays()
+    with pytest.raises(ValueError, match=culprit):
+        Moments(LAYERS).from_arrays(arrays)
 
 
 def test_all_heads_of_the_model_hold_the_layers_blocks_and_those_between() -> None:
@@ -295,6 +312,16 @@ def test_open_units_are_refused_and_a_reset_forgets_them() -> None:
             call()
     metric.reset()
     assert metric.compute()[0].images == 0
+
+
+def test_without_a_noise_floor_sums_are_incomplete_only_while_a_layer_is_missing() -> None:
+    first, second = draw()
+    metric = Moments(LAYERS, MomentOptions(noise_floor=False))
+    metric.update(0, first)
+    with pytest.raises(RunError, match=r"close them first, got \[0\]"):
+        metric.to_arrays()
+    metric.update(1, second)
+    assert metric.compute()[0].images == IMAGES
 
 
 def test_a_layer_that_comes_twice_is_refused() -> None:

@@ -11,7 +11,7 @@ from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Mome
 
 
 def head_of(rank: int, samples: int, mean: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Attention-weighted values of the given rank, ``[samples, 1, 1, 64]``, about a mean of so many deviations."""
+    """Attention-weighted values of the given rank, `[samples, 1, 1, 64]`, about a mean of so many deviations."""
     generator = torch.Generator().manual_seed(rank)
     values = torch.randn(samples, rank, generator=generator) @ torch.randn(rank, 64, generator=generator)
     return (values / rank**0.5 + mean).to(dtype)[:, None, None]
