@@ -15,7 +15,8 @@ IDENTITY = "identity"
 
 
 CLASS_MAP_FORMS = (
-    "a JSON or YAML list of model classes, an object {dataset class: model class}, or a text file with one per line"
+    "a JSON or YAML list of model classes, an object {dataset class: model class}, or a text file with one per line, "
+    f"or the word {IDENTITY}"
 )
 
 
@@ -121,9 +122,7 @@ def read_class_map(path: str) -> ClassMap:
         content = _parse(text, Path(path).suffix.lower())
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"--data.class_map must be {CLASS_MAP_FORMS}, or the word {IDENTITY}: {reason}, got {path}"
-        ) from None
+        raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}: {reason}, got {path}") from None
     return ClassMap(_checked(content, path), Path(path).name)
 
 
@@ -147,7 +146,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked(content: object, path: str) -> list[int] | dict[str, int]:
     """Check that a file holds a list of whole numbers, or an object of them, and return it with texts as keys."""
     if not isinstance(content, (list, dict)) or not content:
-        raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}, or the word {IDENTITY}, got {path}")
+        raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}, got {path}")
 
     for value in content.values() if isinstance(content, dict) else content:
         if not isinstance(value, int) or isinstance(value, bool):  # a bool is an int

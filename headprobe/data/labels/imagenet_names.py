@@ -16,7 +16,7 @@ IN_PLACE = 0.5
 class ImageNetNames:
     """The classes of a model that was trained on ImageNet or one of its larger lists.
 
-    The number of classes decides which list it is, as in timm: 1000, 11221, 11821, 21841, 21842 and 21843 classes. Names and
+    The number of classes decides which list it is, as in timm: 1000, 11221, 11821, 21841, 21842 or 21843. Names and
     descriptions are timm's, from WordNet.
 
     Args:
@@ -103,8 +103,8 @@ class ImageNetNames:
             raise UsageError(
                 f"the dataset has {len(names)} classes and the model {len(self.ids)}: give --data.class_map a file "
                 "that says which is which, or the word identity if the dataset's numbers are the model's. By their "
-                f"names they cannot all be told: class {position} of the dataset, {reason}; class {position} of the model "
-                f"is {self.descriptions[position]!r}, got {some(names)}"
+                f"names they cannot all be told: class {position} of the dataset, {reason}; class {position} of the "
+                f"model is {self.descriptions[position]!r}, got {some(names)}"
             )
 
 

@@ -10,7 +10,6 @@ from headprobe.data.labels.imagenet_names import imagenet_names, some
 from headprobe.data.sources.source import LabelColumn
 from headprobe.errors import UsageError
 
-
 # What a label column without class names holds, for messages.
 _KINDS = {"number": "plain numbers without class names", "text": "texts"}
 

@@ -1,6 +1,6 @@
 """A folder of images with one sub-folder per class, as torchvision and timm know it.
 
-The folder is listed once, when it is opened. A link that leads out of it, or to a folder, is refused and never left out.
+The folder is listed once, when it is opened. A link that leads out of it, or to a folder, is refused, not left out.
 """
 
 import errno
