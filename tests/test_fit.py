@@ -1,0 +1,59 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer, seed_everything
+
+from headprobe.data.training import TrainingDataModule
+from headprobe.errors import UsageError
+from headprobe.fit_steps import Fit
+
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "pretrained_cfg_overlay": {"input_size": [3, 32, 32], "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3},
+}
+
+
+def small() -> Fit:
+    return Fit("vit_tiny_patch16_224", pretrained=False, num_classes=10, options=SMALL)
+
+
+def fitted(folder: Path) -> tuple[Fit, float]:
+    """Return a small model after two epochs over the digits, and its top-1 on the other split."""
+    seed_everything(0)
+    model = small()
+    options: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=folder, enable_model_summary=False, **options)
+    trainer.fit(model, datamodule=TrainingDataModule(batch_size=64))
+    return model, float(trainer.callback_metrics["val_top1"])
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_two_epochs_beat_chance_and_give_the_same_weights_again(tmp_path: Path) -> None:
+    (first, top1), (second, _) = fitted(tmp_path), fitted(tmp_path)
+    assert top1 > 0.2
+    weights, again = first.backbone.state_dict(), second.backbone.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    assert not torch.equal(weights["patch_embed.proj.weight"], small().backbone.state_dict()["patch_embed.proj.weight"])
+
+
+def test_the_backbone_is_built_for_evaluation_and_set_to_training() -> None:
+    model = small()
+    assert not model.backbone.training
+    model.setup("fit")
+    assert model.backbone.training
+
+
+def test_a_model_without_a_classifier_is_refused() -> None:
+    with pytest.raises(UsageError, match="'test_vit' has no classifier to score"):
+        Fit("test_vit", pretrained=False, num_classes=0)
+
+
+def test_channels_that_disagree_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"different numbers of channels.*'in_chans': 1"):
+        Fit("test_vit", pretrained=False, options={"in_chans": 1})
