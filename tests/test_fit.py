@@ -19,6 +19,11 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def small() -> Fit:
     return Fit("vit_tiny_patch16_224", pretrained=False, num_classes=10, options=SMALL)
 
