@@ -6,4 +6,4 @@ class UsageError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that started and failed; the message says why and what to do next (exit code 1)."""
+    """A run started and failed; the message says why and what to do next (exit code 1)."""

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -10,9 +11,13 @@ from typing import IO
 
 from headprobe.errors import RunError
 
+# Seconds to wait between tries to rename over a file. Windows refuses that while another process has the old file open,
+# and readers close it after a moment; other systems never refuse for that reason.
+RENAME_PAUSES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0) if os.name == "nt" else ()
+
 
 def now() -> str:
-    """Return the time, as files hold it."""
+    """Return the time in UTC, in the form that files hold."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -37,7 +42,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to that becomes `path` in one step when the context ends, and is on the disk then.
+    """Give a file to write to; when the context ends, its content is on the disk and it becomes `path` in one step.
 
     Raises:
         RunError: The file cannot be written (disk full, directory read-only); the old one is untouched.
@@ -49,7 +54,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        _rename_over(partial, path)
         _sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
@@ -70,9 +75,22 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     )
 
 
+def _rename_over(partial: Path, path: Path) -> None:
+    for pause in RENAME_PAUSES:
+        try:
+            partial.replace(path)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    partial.replace(path)
+
+
 def _sync_directory(directory: Path) -> None:
-    """Have the directory's new entry on the disk too, where the file system can."""
-    with suppress(OSError):  # some network file systems refuse to open directories; their renames are synchronous
+    """Bring the directory's new entry to the disk too, where the system can.
+
+    Windows and some network file systems refuse to open a directory; these network file systems rename synchronously.
+    """
+    with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)

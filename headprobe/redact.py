@@ -1,4 +1,4 @@
-"""Texts made fit to show and to keep: nothing in them opens an account."""
+"""Removes tokens, passwords and signed addresses from every text that is shown or kept."""
 
 import os
 import re
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-SHORTEST_TOKEN = 8  # what is shorter is no token, and would blot out half of every text
+SHORTEST_TOKEN = 8  # a shorter value is no token, and removing it would blot out half of every text
 
 
+# Patterns of secrets, and their replacements.
 HIDDEN = (
     (r"\b(hf|api_org)_[A-Za-z0-9]{12,}", r"\1_..."),
     (r"(?i)\b(bearer|basic)\s+[\w.~+/=-]+", r"\1 ..."),
@@ -24,12 +25,14 @@ def without_secrets(text: str) -> str:
     """Return a text without anything that could be a token, a password or a signed address."""
     for variable in TOKEN_VARIABLES:
         token = os.environ.get(variable, "")
-        text = text.replace(token, "...") if len(token) >= SHORTEST_TOKEN else text
+        if len(token) >= SHORTEST_TOKEN:
+            text = text.replace(token, "...")
+
     for pattern, shown in HIDDEN:
         text = re.sub(pattern, shown, text)
     return text
 
 
 def safe_command(words: Sequence[str]) -> str:
-    """Return a command as one line for the shell, without secrets."""
+    """Return a command as one line for a POSIX shell, without secrets."""
     return shlex.join(without_secrets(word) for word in words)

@@ -92,6 +92,48 @@ def data_config(backbone: nn.Module) -> dict[str, Any]:
     return config
 
 
+def normalised(images: Tensor, config: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """Return images as the model takes them, by timm's own operations in timm's own order.
+
+    Args:
+        images: uint8 `[images, channels, height, width]`.
+        config: The model's evaluation transform (`data_config`); its `mean` and `std` are used.
+        dtype: The model's own.
+    """
+    mean = torch.tensor(config["mean"], device=images.device).view(-1, 1, 1)  # [channels, 1, 1]
+    std = torch.tensor(config["std"], device=images.device).view(-1, 1, 1)
+    return images.float().div(255).sub(mean).div(std).to(dtype)
+
+
+def check_classifier(name: str, num_classes: int) -> None:
+    """Refuse a model without a classifier.
+
+    Raises:
+        UsageError: It has no classes.
+    """
+    if num_classes < 1:
+        raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
+
+
+def check_channels(config: Mapping[str, Any], channels: int | None) -> None:
+    """Refuse a model if `in_chans`, its images, its mean and its standard deviation differ in their channels.
+
+    Args:
+        config: The model's evaluation transform (`data_config`).
+        channels: The option `in_chans`, None if it was not given.
+
+    Raises:
+        UsageError: They differ.
+    """
+    found = {} if channels is None else {"in_chans": channels}
+    found |= {"input_size": config["input_size"][0], "mean": len(config["mean"]), "std": len(config["std"])}
+    if len(set(found.values())) > 1:
+        raise UsageError(
+            "the model's options give different numbers of channels; set input_size, mean and std in "
+            f"model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
+        )
+
+
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of all parameters and persistent buffers, names, types and shapes included."""
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What is known of timm's architectures: which have heads, and what can be measured of them; read without torch."""
+"""The table of timm families (modules of `timm.models`): which have heads, and which statistics; read without torch."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ NO_HEADS = "no attention heads"
 
 @dataclass(frozen=True)
 class Tally:
-    """What is true of how many attention layers.
+    """Counts over some attention layers.
 
     Attributes:
         layers: Number of layers.
@@ -26,8 +26,8 @@ class Tally:
         kinds: Layers by what a query attends to.
         maps: Layers by what their attention map is (`Maps` of `headprobe.backbone.heads.sites`).
         head_is: Layers by what counts as one head, where that is not plain.
-        beside: Layers by what masking a head's slot does beside taking away what it attended to, where it does more.
-        undefined: By statistic, layers by the reason why they do not have it; all others have it.
+        beside: Layers by what else masking a head's slot takes away, beside what the head attended to.
+        undefined: For each statistic, the layers that do not have it, by reason; all others have it.
     """
 
     layers: int = 0
@@ -50,7 +50,7 @@ class Tally:
 
     @classmethod
     def total(cls, tallies: Iterable["Tally"]) -> "Tally":
-        """Add several up."""
+        """Return the sum of several."""
         several = list(tallies)
         statistics = dict.fromkeys(name for one in several for name in one.undefined)
         return cls(
@@ -74,12 +74,12 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One of timm's names.
+    """What is known of one of timm's models.
 
     Attributes:
-        name: The name.
-        family: timm's module of it, `timm.models.<family>`.
-        classes: What its layers are, by attention class; empty where it is refused.
+        name: timm's name of it.
+        family: Its timm family: the module `timm.models.<family>`.
+        classes: Its layers, by attention class; empty where it is refused.
         headless: Further modules that compute attention without heads, which no mask reaches.
         refused: Why headprobe refuses it, empty where it does not.
     """
@@ -98,10 +98,10 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class ClassTally:
-    """One attention class within a family.
+    """One attention class within a timm family.
 
     Attributes:
-        names: Models that have it.
+        names: How many models have it.
         tally: Their layers of that class.
     """
 
@@ -111,15 +111,15 @@ class ClassTally:
 
 @dataclass(frozen=True)
 class Family:
-    """All names of one of timm's modules.
+    """A timm family: all names of one module of `timm.models`.
 
     Attributes:
         name: The module, without `timm.models.`.
         models: Layers and heads of each name that has heads.
         refused: Names that are refused, by reason.
-        mapped: Names that have an attention map of any kind in every layer.
+        mapped: How many names have an attention map of any kind in every layer.
         headless: Further modules of all names that compute attention without heads, which no mask reaches.
-        classes: What their layers are, by attention class.
+        classes: The layers of all names, by attention class.
     """
 
     name: str
@@ -141,17 +141,19 @@ class Family:
 
     @classmethod
     def of(cls, name: str, records: Iterable[ModelRecord]) -> Self:
-        """Add up the records of a family."""
+        """Add up the records of a timm family."""
         several = list(records)
         supported = [record for record in several if not record.refused]
         refused: dict[str, list[str]] = {}
         for record in several:
             if record.refused:
                 refused.setdefault(record.refused, []).append(record.name)
+
         classes = {}
         for kind in sorted({kind for record in supported for kind in record.classes}):
             having = [record.classes[kind] for record in supported if kind in record.classes]
             classes[kind] = ClassTally(len(having), Tally.total(having))
+
         tallies = {record.name: record.tally for record in supported}
         models = {name: (tally.layers, tally.heads) for name, tally in tallies.items()}
         mapped = sum(tally.with_maps == tally.layers for tally in tallies.values())
@@ -160,7 +162,7 @@ class Family:
 
 @dataclass(frozen=True)
 class FamilyTable:
-    """All families of one release of timm.
+    """All timm families of one release of timm.
 
     Attributes:
         timm: The release.
@@ -185,19 +187,21 @@ class FamilyTable:
 
     @property
     def classes(self) -> dict[str, ClassTally]:
-        """Attention classes over all families."""
+        """Attention classes over all timm families."""
         found: dict[str, list[ClassTally]] = {}
         for family in self.families.values():
             for kind, one in family.classes.items():
                 found.setdefault(kind, []).append(one)
-        return {
-            kind: ClassTally(sum(one.names for one in found[kind]), Tally.total(one.tally for one in found[kind]))
-            for kind in sorted(found)
-        }
+
+        total = {}
+        for kind in sorted(found):
+            names = sum(one.names for one in found[kind])
+            total[kind] = ClassTally(names, Tally.total(one.tally for one in found[kind]))
+        return total
 
     @property
     def refused(self) -> dict[str, dict[str, list[str]]]:
-        """Names that are refused, by reason and family."""
+        """Names that are refused, by reason and timm family."""
         found: dict[str, dict[str, list[str]]] = {}
         for family in self.families.values():
             for reason, names in family.refused.items():
@@ -206,10 +210,11 @@ class FamilyTable:
 
     def to_json(self) -> str:
         """Return the table as JSON with one line per family."""
-        lines = [
-            f"  {json.dumps(name)}: {json.dumps({k: v for k, v in asdict(family).items() if k != 'name'})}"
-            for name, family in self.families.items()
-        ]
+        lines = []
+        for name, family in self.families.items():
+            entry = asdict(family)
+            del entry["name"]  # the key says it
+            lines.append(f"  {json.dumps(name)}: {json.dumps(entry)}")
         return f'{{"timm": {json.dumps(self.timm)}, "families": {{\n' + ",\n".join(lines) + "\n}}\n"
 
     @classmethod

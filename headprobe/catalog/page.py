@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 
 from headprobe.catalog.families import FamilyTable
-from headprobe.catalog.text import COLUMNS, MEANING, NUMBERS, Notes, head_remarks, refusals, row, totals
+from headprobe.catalog.text import COLUMNS, MEANING, NUMERIC_COLUMNS, Notes, head_remarks, refusals, row, totals
 
 COMMAND = "python -m headprobe models --markdown > docs/models.md"
 
@@ -17,30 +17,30 @@ INTRODUCTION = """\
 # Which of timm's models have heads, and what can be measured of them
 
 Made with timm {timm}. Do not edit this page: `{command}` writes it, from
-`headprobe/backbone/families.json`, which is what `{survey}` prints.
+`headprobe/catalog/families.json`, and `{survey}` prints that file.
 
 {found}
 
 Masking works on every head of every name counted under *masked*, and `python -m headprobe check NAME` proves it for a
-model. Descriptions differ: a statistic is given where it means something and left empty elsewhere. *all* and *no* are
-said of all layers of a family, a percentage is the share of its layers. What the statistics are is said in
-[What each head is like](describe_heads.md); kinds, what counts as a head, and what masking takes away (`slot` or
-`attention`), in [Which heads](heads.md).
+model. Statistics differ: one is given where it means something and left empty elsewhere. *all* and *no* stand for all
+layers of a timm family and for none, a percentage for a share of them. [What each head is like](describe_heads.md)
+defines the statistics; [Which heads](heads.md) defines the kinds, what counts as a head, and what masking takes away
+(`slot` or `attention`).
 
-`python -m headprobe models FAMILY` says all that is known of a family, `python -m headprobe models NAME` of one model,
-and `python -m headprobe models --survey` walks the timm that is installed.
+`python -m headprobe models FAMILY` prints all that is known of a timm family, `python -m headprobe models NAME` of one
+model, and `python -m headprobe models --survey` walks the timm that is installed.
 """
 
 
 FOUND = (
-    "Every architecture family (a module of `timm.models`) that has multi-head attention, found by building and "
-    "running each of timm {timm}'s names once without weights. {totals}"
+    "Every timm family (a module of `timm.models`) that has multi-head attention, found by building and running each "
+    "of timm {timm}'s names once without weights. {totals}"
 )
 
 
-MAPS = """\
-What the maps are: `weights` that sum to 1 over the keys of a query; `signed`, sums or differences of such, which may be
-negative; weights between `channels`; `none`.
+KINDS_OF_MAPS = """\
+Attention maps are `weights` that sum to 1 over the keys of a query; `signed`, sums or differences of such weights that
+may be negative; weights between `channels`; or `none`.
 """
 
 
@@ -51,13 +51,13 @@ def markdown_page(table: FamilyTable) -> str:
     found = FOUND.format(timm=table.timm, totals=totals(table))
     parts = [
         INTRODUCTION.format(command=COMMAND, survey=SURVEY, timm=table.timm, found=textwrap.fill(found, width=120)),
-        "## Families\n",
-        _table(COLUMNS, [row(family, notes) for family in families], NUMBERS),
+        "## timm families\n",
+        _table(COLUMNS, [row(family, notes) for family in families], NUMERIC_COLUMNS),
         *(f"- *{name}*: {_code(meaning)}" for name, meaning in MEANING.items()),
         "\n## Notes\n",
         *(f"{number}. {_code(note)}" for number, note in enumerate(notes.lines(), start=1)),
         "\n## Attention classes\n",
-        MAPS,
+        KINDS_OF_MAPS,
         _classes(table),
         "## Refused\n",
         "A model is never run unmasked: names that have no heads to mask are refused with the reason.\n",

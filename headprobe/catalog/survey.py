@@ -1,4 +1,4 @@
-"""Walks timm's models on the meta device, which holds shapes and no numbers, and says what each one's heads are."""
+"""Walks timm's models on the meta device, which holds shapes and no numbers, and describes the heads of each."""
 
 import multiprocessing
 from collections import Counter
@@ -20,24 +20,25 @@ from headprobe.metrics.attention.offsets import WITHOUT_MAP
 from headprobe.metrics.attention.statistics import AttentionStatistics
 from headprobe.metrics.spectrum.spectra import WITHOUT_SPECTRUM
 
+# Statistics of a head that are not in `headprobe.metrics.attention.statistics`: its offset map, and its output by
+# frequency.
 OFFSET_MAP, SPECTRUM = "offset_map", "spectrum"
-"""Beside `headprobe.metrics.attention.statistics`: a head's offset map, and its output by frequency."""
 
 
 CASCADE = "the head's output stays an input of the next head of its layer"
 
 
 Progress = Callable[[int, int], None]
-"""Is told how many models have been walked, and how many there are."""
+"""Takes how many models have been walked, and how many there are."""
 
 
 def survey(names: Sequence[str] | None = None, workers: int = 1, progress: Progress | None = None) -> FamilyTable:
     """Walk timm's models, each built and run once on the meta device.
 
     Args:
-        names: Which; all of `timm.list_models()` if None, which take some minutes.
+        names: Models to walk; None for all of `timm.list_models()`, which take some minutes.
         workers: Processes that walk at the same time.
-        progress: Is called after every model.
+        progress: Called after every model.
     """
     chosen = list(timm.list_models() if names is None else names)
     records: list[ModelRecord] = []
@@ -49,7 +50,7 @@ def survey(names: Sequence[str] | None = None, workers: int = 1, progress: Progr
 
 
 def _walked(names: list[str], workers: int) -> Iterator[ModelRecord]:
-    """Walk models in the order of their names."""
+    """Walk models, in the order given."""
     if workers == 1:
         yield from map(walk, names)
         return
@@ -59,28 +60,28 @@ def _walked(names: list[str], workers: int) -> Iterator[ModelRecord]:
 
 @cache
 def family_of_names() -> dict[str, str]:
-    """Map timm's names to the modules of `timm.models` that hold them."""
+    """Map each of timm's names to its timm family: the module of `timm.models` that holds it."""
     return {name: module for module in timm.list_modules() for name in timm.list_models(module=module)}
 
 
 def is_name(name: str) -> bool:
-    """Say whether a word is the name of a model that the installed timm or headprobe itself has."""
+    """Return whether a word names a model of the installed timm, or one that ships with headprobe."""
     return name in BUNDLED or timm.is_model(name)
 
 
 def walk(name: str) -> ModelRecord:
-    """Build one of timm's models on the meta device, run it once and say what its layers are.
+    """Build one of timm's models on the meta device, run it once and describe its layers.
 
     Args:
-        name: timm's name of it, with or without the tag of its weights.
+        name: timm's name of it, with or without the tag of its weights; or the name of a bundled model.
 
     Raises:
         UsageError: timm has no such model.
     """
     with torch.device("meta"):
         backbone = create_backbone(ModelSource(name, pretrained=False))
-        own = type(backbone).__module__.rpartition(".")[2]  # of a bundled model, which timm does not list
-        family = family_of_names().get(name.partition(".")[0], own)
+        own_module = type(backbone).__module__.rpartition(".")[2]  # timm does not list a bundled model
+        family = family_of_names().get(name.partition(".")[0], own_module)
         try:
             layout = find_heads(backbone, data_config(backbone)["input_size"], name)
         except UsageError as error:
@@ -90,7 +91,7 @@ def walk(name: str) -> ModelRecord:
 
 
 def _why_refused(backbone: nn.Module) -> str:
-    """Say in the same words for all models why one has no heads; empty if it has."""
+    """Return why a model has no heads, in the same words for all models; empty if it has some."""
     if any(site_of(module) is not None for module in backbone.modules()):
         return ""
     single = [what for module in backbone.modules() if (what := one_head_by_design(module)) is not None]
@@ -99,8 +100,10 @@ def _why_refused(backbone: nn.Module) -> str:
 
 def _by_class(layout: HeadLayout, facts: Sequence[LayerFacts]) -> dict[str, Tally]:
     """Add up a model's layers by their attention class."""
-    attention, undefined = [fact.attention for fact in facts], [fact.undefined for fact in facts]
+    attention = [fact.attention for fact in facts]
+    undefined = [fact.undefined for fact in facts]
     reasons = AttentionStatistics(attention, layout.heads_per_layer, undefined).reasons
+
     found: dict[str, list[Tally]] = {}
     for layer, fact, why in zip(layout.layers, facts, reasons, strict=True):
         found.setdefault(layer.attention_class, []).append(_tally(layer, fact, dict(why)))
@@ -108,13 +111,20 @@ def _by_class(layout: HeadLayout, facts: Sequence[LayerFacts]) -> dict[str, Tall
 
 
 def _tally(layer: AttentionLayer, fact: LayerFacts, reasons: dict[str, str]) -> Tally:
-    """Describe one layer."""
+    """Describe one layer.
+
+    Args:
+        layer: The layer.
+        fact: What its statistics need to know of it.
+        reasons: Why attention statistics are undefined in it, by statistic.
+    """
     site = layer.site
     if not fact.outputs.on_map:
         reasons |= {SPECTRUM: WITHOUT_SPECTRUM, CONTRIBUTION: WITHOUT_SPECTRUM}
     if "attention_distance_px" in reasons:
         weights = "entropy_all_keys_nats" not in reasons
         reasons[OFFSET_MAP] = WITHOUT_MAP if weights else reasons["entropy_all_keys_nats"]
+
     beside = [f"the slot also holds {site.also}"] if site.also else [CASCADE] if site.cascades else []
     return Tally(
         layers=1,

@@ -1,4 +1,4 @@
-"""The table of timm's architectures as text: its rows, its numbered notes, and one family or model in full."""
+"""The table of timm families as text: its rows, its numbered notes, and one timm family or model in full."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from headprobe.catalog.families import ClassTally, Family, FamilyTable, ModelRecord, Tally
 from headprobe.text import counted, ranges
 
-STATISTICS: Mapping[str, str] = {
+STATISTIC_OF_COLUMN: Mapping[str, str] = {
     "keys": "entropy_all_keys_nats",
     "patch": "entropy_nats",
     "place": "attention_distance_px",
@@ -16,13 +16,13 @@ STATISTICS: Mapping[str, str] = {
     "spec": "spectrum",
     "adds": "contribution_spectrum",
 }
-"""Columns of the table, and the statistic that stands for each."""
+"""Columns that stand for one or several statistics, and the statistic that decides for all of them."""
 
 
-COLUMNS = ("family", "masked", "layers", "kinds", "maps", *STATISTICS, "notes")
+COLUMNS = ("family", "masked", "layers", "kinds", "maps", *STATISTIC_OF_COLUMN, "notes")
 
 
-NUMBERS = ("masked", "layers")
+NUMERIC_COLUMNS = ("masked", "layers")
 
 
 MEANING: Mapping[str, str] = {
@@ -42,7 +42,15 @@ MEANING: Mapping[str, str] = {
 """What the columns hold."""
 
 
-WIDTH = 118
+MAPS_IN_WORDS: Mapping[str, str] = {
+    "weights": "maps of weights",
+    "signed": "signed maps",
+    "channels": "maps of channels",
+    "none": "no maps",
+}
+
+
+WIDTH = 118  # characters of a line
 
 
 @dataclass(frozen=True)
@@ -57,16 +65,18 @@ class Notes:
 
     @classmethod
     def of(cls, families: Iterable[Family]) -> "Notes":
-        """Number the remarks on families: first what a head is, then why statistics are missing."""
-        found: dict[str, dict[str, None]] = {}
-        places = [*STATISTICS, ""]
+        """Number the remarks on timm families: first what a head is, then why statistics are missing."""
+        order = ["", *STATISTIC_OF_COLUMN]  # remarks on what a head is have no column
         remarks = [remark for family in families for remark in _remarks(family)]
-        for remark, column in sorted(remarks, key=lambda one: (places.index(one[1]) + 1) % len(places)):
-            found.setdefault(remark, {})[column] = None
-        return cls({remark: tuple(filter(None, columns)) for remark, columns in found.items()})
+        remarks.sort(key=lambda remark: order.index(remark[1]))
+
+        found: dict[str, dict[str, None]] = {}
+        for text, column in remarks:
+            found.setdefault(text, {})[column] = None
+        return cls({text: tuple(filter(None, columns)) for text, columns in found.items()})
 
     def on(self, family: Family) -> str:
-        """Return the numbers of the remarks on a family."""
+        """Return the numbers of the remarks on a timm family."""
         own = {remark for remark, _ in _remarks(family)}
         return ranges([number for number, remark in enumerate(self.columns, start=1) if remark in own])
 
@@ -76,23 +86,26 @@ class Notes:
 
 
 def _remarks(family: Family) -> Iterator[tuple[str, str]]:
-    """Return what must be said of a family, each with the column that it explains; empty for what a head is."""
+    """Yield the remarks on a timm family, each with the column that it explains; empty for what a head is."""
     tally = family.tally
     yield from ((remark, "") for remark in head_remarks(tally))
     if family.headless:
         yield "further modules compute attention without heads, which no mask reaches", ""
-    for column, statistic in STATISTICS.items():
+    for column, statistic in STATISTIC_OF_COLUMN.items():
         yield from ((why, column) for why in tally.undefined.get(statistic, {}))
 
 
 def head_remarks(tally: Tally) -> list[str]:
-    """Return what must be said of the heads of some layers."""
-    remarks = [f"a head is {what}" for what in tally.head_is] + list(tally.beside)
-    return remarks + ["some layers have one head alone: masking it masks the layer"] * bool(tally.one_head)
+    """Return the remarks on the heads of some layers."""
+    remarks = [f"a head is {what}" for what in tally.head_is]
+    remarks += tally.beside
+    if tally.one_head:
+        remarks.append("some layers have one head alone: masking it masks the layer")
+    return remarks
 
 
 def row(family: Family, notes: Notes) -> tuple[str, ...]:
-    """Return a family's row of the table."""
+    """Return the row of a timm family in the table."""
     tally = family.tally
     return (
         family.name,
@@ -100,7 +113,7 @@ def row(family: Family, notes: Notes) -> tuple[str, ...]:
         f"{tally.layers:,}",
         ",".join(sorted(tally.kinds, key=lambda kind: -tally.kinds[kind])),
         _share(tally.with_maps, tally.layers),
-        *(_share(tally.defined(statistic), tally.layers) for statistic in STATISTICS.values()),
+        *(_share(tally.defined(statistic), tally.layers) for statistic in STATISTIC_OF_COLUMN.values()),
         notes.on(family),
     )
 
@@ -124,19 +137,20 @@ def totals(table: FamilyTable) -> str:
 
 
 def refusals(table: FamilyTable) -> list[str]:
-    """Return for every reason how many names of which families are refused."""
-    return [
-        f"{sum(map(len, by_family.values())):,} names, {reason}: "
-        + ", ".join(f"{family} {len(names)}" for family, names in by_family.items())
-        for reason, by_family in table.refused.items()
-    ]
+    """Return a line for every reason: how many names of which timm families are refused."""
+    lines = []
+    for reason, by_family in table.refused.items():
+        names = sum(map(len, by_family.values()))
+        counts = ", ".join(f"{family} {len(found)}" for family, found in by_family.items())
+        lines.append(f"{names:,} names, {reason}: {counts}")
+    return lines
 
 
 def table_text(table: FamilyTable, names: Sequence[str] = ()) -> str:
-    """Return the table of families for a terminal of 120 columns.
+    """Return the table of timm families for a terminal of 120 columns.
 
     Args:
-        table: The families.
+        table: The timm families.
         names: Names of models to list below it.
     """
     families = list(table.with_heads.values())
@@ -147,18 +161,21 @@ def table_text(table: FamilyTable, names: Sequence[str] = ()) -> str:
         lines += ["", "Columns (all layers, none, or their share):"]
         lines += [f"  {name:8} {meaning}" for name, meaning in MEANING.items()]
         lines += ["", "Notes:"] if notes.columns else []
-        lines += [
-            line for number, note in enumerate(notes.lines(), start=1) for line in _wrapped(f"{number:4}  {note}")
-        ]
+        for number, note in enumerate(notes.lines(), start=1):
+            lines += _wrapped(f"{number:4}  {note}")
+
     if table.refused:
-        lines += ["", "Refused:", *(line for refusal in refusals(table) for line in _wrapped(f"  {refusal}"))]
+        lines += ["", "Refused:"]
+        for refusal in refusals(table):
+            lines += _wrapped(f"  {refusal}")
+
     if names:
         lines += ["", *_wrapped(f"Names that fit ({len(names):,}): {', '.join(names)}")]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def family_text(family: Family) -> str:
-    """Return all that is known of a family."""
+    """Return all that is known of a timm family."""
     lines = [f"timm.models.{family.name}: {len(family.models)} of {counted(len(family.names), 'name')} with heads"]
     if family.models:
         lines += _described(family.tally, family.classes, family.headless)
@@ -179,13 +196,15 @@ def record_text(record: ModelRecord) -> str:
 
 
 def _described(tally: Tally, classes: Mapping[str, ClassTally], headless: int) -> list[str]:
-    """Say what layers there are and which statistics they have."""
+    """Return lines on the layers by attention class, and on the statistics that they have."""
     lines = ["", f"Layers: {tally.layers:,} with {tally.heads:,} heads"]
     for kind, one in classes.items():
         kinds = ", ".join(f"{count:,} {name}" for name, count in one.tally.kinds.items())
-        lines += _wrapped(f"  {kind}: {kinds}; " + "; ".join([_maps(one.tally), *head_remarks(one.tally)]))
+        maps = ", ".join(MAPS_IN_WORDS[name] for name in one.tally.maps)
+        lines += _wrapped(f"  {kind}: {kinds}; " + "; ".join([maps, *head_remarks(one.tally)]))
     if headless:
         lines += [f"  {counted(headless, 'further module')}: attention without heads, which no mask reaches"]
+
     lines += ["", "Statistics, of so many layers:"]
     alike: dict[str, list[str]] = {}
     for statistic in tally.undefined:
@@ -196,19 +215,15 @@ def _described(tally: Tally, classes: Mapping[str, ClassTally], headless: int) -
     return [*lines, "  all others: all" if alike else "  every statistic: all"]
 
 
-def _maps(tally: Tally) -> str:
-    """Say what the attention maps of a class are."""
-    said = {"weights": "maps of weights", "signed": "signed maps", "channels": "maps of channels", "none": "no maps"}
-    return ", ".join(said[kind] for kind in tally.maps)
-
-
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines, columns of numbers aligned to the right."""
     widths = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
     lines = []
     for line in rows:
         cells = zip(COLUMNS, line, widths, strict=True)
-        aligned = [cell.rjust(width) if name in NUMBERS else cell.ljust(width) for name, cell, width in cells]
+        aligned = [cell.rjust(width) if name in NUMERIC_COLUMNS else cell.ljust(width) for name, cell, width in cells]
+
+        # Two spaces around the kinds and the notes, one between all others.
         narrow, shares = COLUMNS.index("kinds"), COLUMNS.index("maps")
         parts = [aligned[:narrow], aligned[narrow:shares], aligned[shares:-1], aligned[-1:]]
         lines.append("  ".join(" ".join(part) for part in parts).rstrip())

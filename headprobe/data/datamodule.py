@@ -2,12 +2,9 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol
 
-import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from headprobe.data.decode import ImageReader
@@ -17,11 +14,16 @@ from headprobe.data.labels.numbering import number_labels
 from headprobe.data.sources.open import is_local, open_source
 from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels
 from headprobe.data.stream import ImageBatch, UnitStream
-from headprobe.data.training import TrainingSet, collate, load_training_set
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
 
-Part = TypeVar("Part")
+
+class FinishedUnits(Protocol):
+    """Units that were scored before."""
+
+    @property
+    def rows(self) -> Mapping[int, int]:
+        """How many rows each of these units has, by the unit's number."""
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -42,12 +44,9 @@ class ImageNetDataModule(LightningDataModule):
         batch_size: Images per batch; a batch never crosses a unit.
         num_workers: Processes that read and decode, per device; by default chosen by cores and units.
         unit: What is read as one piece: `auto` is row groups of local files, whole files of the hub.
-        train_split: Split that `fit` trains on.
-        augment: Whether `fit` shifts, turns and scales training images a little at random.
-        seed: Seed of the order in which `fit` sees its images.
 
     Attributes:
-        todo: Units that the next loaders read, in this order; None for all.
+        todo: Units that the next loaders read, in this order; None for all. `continue_after` sets it.
 
     Raises:
         UsageError: An option is out of its range.
@@ -68,9 +67,6 @@ class ImageNetDataModule(LightningDataModule):
         batch_size: int = 32,
         num_workers: int | None = None,
         unit: UnitRule = "auto",
-        train_split: str = "train",
-        augment: bool = True,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False  # it looks and stores nothing; `setup` opens the data on every machine
@@ -79,37 +75,35 @@ class ImageNetDataModule(LightningDataModule):
         _at_least(0, "num_workers", num_workers)
         if not path:
             raise UsageError("--data.path must name a dataset: digits, a hub id, a folder or a file, got nothing")
+
         self._request = Request(path, name, split, revision, image_column, label_column, unit, max_images is not None)
         self._map: ClassMap | None = read_class_map(class_map) if class_map is not None else None
         self._restrict = restrict_classes
-        self._train_split = train_split
-        self._augment = augment
-        self._seed = seed
-        self._source: Source | None = None
-        self._data: FittedData | None = None
-        self._training: TrainingSet | None = None
-        self._checked = False
         self.max_images = max_images
         self.on_bad_image = on_bad_image
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.todo: Sequence[int] | None = None
 
+        self._source: Source | None = None
+        self._data: FittedData | None = None
+        self._checked = False
+
     def prepare_data(self) -> None:
         """Open the dataset and read its first images, in one process, so that one clear error is shown and not many.
 
         Raises:
-            UsageError: The dataset is not there, not accessible, or not usable as asked.
+            UsageError: The dataset is not there, not accessible, or not usable with these options.
             RunError: It cannot be reached or read.
         """
-        if self._checked:  # our command line asks before Lightning does
+        if self._checked:  # our command line calls this before Lightning does
             return
         source = self._open()
         labels = first_labels(source)
         if labels and all(label == -1 for label in labels):
             raise UsageError(
                 f"{self._request.path} has no labels in this split (all are -1): choose another --data.split, "
-                f"got {source.facts['split']}"
+                f"got {source.identity['split']}"
             )
         if self.max_images is not None and len(labels) > 1 and len(set(map(str, labels))) == 1:
             warnings.warn(
@@ -118,27 +112,26 @@ class ImageNetDataModule(LightningDataModule):
         self._checked = True
 
     def setup(self, stage: str) -> None:
-        """Fit the dataset to the trainer's model; for `fit`, read the training split into memory.
+        """Fit the dataset to the trainer's model.
 
         Raises:
-            UsageError: The dataset's classes cannot be matched to the model's, or the training split is too large.
+            UsageError: The dataset's classes cannot be matched to the model's.
             RunError: The dataset cannot be reached or read.
         """
         trainer = self.trainer
         if trainer is not None:
             module: Any = trainer.lightning_module
-            # another machine may lack the data: all must know, or the others wait for it without a word
+            # Another machine may lack the data: all processes must fail then, or the others would wait for it silently.
             on_all(trainer, lambda: self.bind(module.data_config, module.num_classes))
-        if stage == "fit":
-            data = _bound(self._data)
-            source = open_source(replace(self._request, split=self._train_split))
-            data = replace(data, source=source, max_images=None)
-            self._training = load_training_set(data, self._augment)
 
     def bind(self, data_config: Mapping[str, Any], num_classes: int) -> None:
-        """Fit the dataset to a model: its transform (timm's `resolve_model_data_config`) and number of classes.
+        """Fit the dataset to a model.
 
         `setup` does this with the trainer's model; call it yourself to use the data without a trainer.
+
+        Args:
+            data_config: The model's evaluation transform, as timm's `resolve_model_data_config` returns it.
+            num_classes: Classes of the model.
 
         Raises:
             UsageError: The dataset's classes cannot be matched to the model's.
@@ -148,20 +141,15 @@ class ImageNetDataModule(LightningDataModule):
         numbering = number_labels(source.labels, num_classes, self._map)
         self._data = FittedData(source, ImageReader(data_config), numbering, self.max_images, self.batch_size)
 
-    def _open(self) -> Source:
-        if self._source is None:
-            self._source = open_source(self._request)
-        return self._source
-
     @property
     def classes(self) -> int:
         """Number of classes, in the model's numbering."""
-        return _bound(self._data).numbering.classes
+        return self._fitted.numbering.classes
 
     @property
     def class_names(self) -> list[str] | None:
         """The dataset's name of each model class ("" where it has none); None if the dataset names no classes."""
-        return _bound(self._data).numbering.names
+        return self._fitted.numbering.names
 
     @property
     def valid_classes(self) -> list[int] | None:
@@ -170,48 +158,50 @@ class ImageNetDataModule(LightningDataModule):
         Scoring ImageNet-A or -R, of 200 classes, with a model of 1000 among these 200 is their authors' protocol, and
         `--valid-labels` of timm's validate.py.
         """
-        return _bound(self._data).numbering.valid_classes if self._restrict else None
+        return self._fitted.numbering.valid_classes if self._restrict else None
 
     @property
     def units(self) -> int:
-        """Number of units; their ids count from 0."""
-        return _bound(self._data).source.units
+        """Number of units; they are numbered from 0."""
+        return self._fitted.source.units
 
     @property
     def unit_sizes(self) -> list[int] | None:
-        """Images that each unit gives (after `max_images`), good and bad; None where only reading would tell."""
-        return _bound(self._data).unit_sizes
+        """Images that each unit gives (after `max_images`), good and bad; None where only reading would show them."""
+        return self._fitted.unit_sizes
 
     @property
     def expected_images(self) -> int | None:
-        """Images that all units give (after `max_images`), good and bad; None where only reading would tell."""
-        return _bound(self._data).images
+        """Images that all units give (after `max_images`), good and bad; None where only reading would show them."""
+        return self._fitted.images
 
     @property
     def images_to_do(self) -> int | None:
-        """Images of the units in `todo`, good and bad; None where only reading would tell."""
-        sizes, data = self.unit_sizes, _bound(self._data)
-        if self.todo is None or len(self.todo) == data.source.units:
-            return data.images
+        """Images of the units in `todo`, good and bad; None where only reading would show them."""
+        sizes = self.unit_sizes
+        if self.todo is None or len(self.todo) == self.units:
+            return self.expected_images
         return sum(sizes[unit] for unit in self.todo) if sizes is not None else None
 
-    def continue_after(self, finished: Any) -> None:
-        """Leave finished units out."""
-        done = set() if finished is None else set(finished.rows)
-        self.todo = None if finished is None else [unit for unit in range(self.units) if unit not in done]
+    def continue_after(self, finished: FinishedUnits | None) -> None:
+        """Let the next loaders read only the units that are not finished; None lets them read all.
+
+        Call it when the data are bound to a model.
+        """
+        self.todo = None if finished is None else [unit for unit in range(self.units) if unit not in finished.rows]
 
     def identity(self) -> dict[str, Any]:
         """Return what identifies the images and labels of this run, as JSON values: equal means the same numbers.
 
         Local data are known by name and size of their files, Parquet also by footer and labels, wherever they lie.
         """
-        data = _bound(self._data)
+        data = self._fitted
         local = is_local(self._request.path)
         return {
             "path": file_name(self._request.path) if local else self._request.path,
             "local": local,
             "name": self._request.name,
-            **data.source.facts,
+            **data.source.identity,
             "image_column": self._request.image_column,
             "label_column": self._request.label_column,
             "class_map": self._map.digest if self._map else None,
@@ -229,7 +219,7 @@ class ImageNetDataModule(LightningDataModule):
         Raises:
             UsageError: `todo` names a unit that is not there.
         """
-        return _bound(self._data).stream(self.todo, process, processes)
+        return self._fitted.stream(self.todo, process, processes)
 
     def test_dataloader(self) -> "DataLoader[ImageBatch]":
         """Return the loader of this process's units."""
@@ -238,36 +228,25 @@ class ImageNetDataModule(LightningDataModule):
         stream = self.stream(process, processes)
         return DataLoader(stream, batch_size=None, num_workers=self._workers(processes), pin_memory=self._on_gpu())
 
-    def val_dataloader(self) -> "DataLoader[ImageBatch]":
-        """Return the same loader as for `test`, for the end of each epoch of `fit`."""
-        return self.test_dataloader()
+    def _open(self) -> Source:
+        if self._source is None:
+            self._source = open_source(self._request)
+        return self._source
 
-    def train_dataloader(self) -> "DataLoader[tuple[Tensor, int, int]]":
-        """Return the shuffled training images, as batches of unit -1."""
-        return DataLoader(
-            _bound(self._training),
-            self.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self._seed),
-            collate_fn=collate,
-            num_workers=self.num_workers or 0,
-            pin_memory=self._on_gpu(),
-        )
+    @property
+    def _fitted(self) -> FittedData:
+        if self._data is None:
+            raise RunError("the data module is not set up yet: call bind(data_config, num_classes), or use a Trainer")
+        return self._data
 
     def _workers(self, processes: int) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        local = self.trainer.num_devices if self.trainer is not None else 1
-        return default_workers(self.units, self.expected_images, processes, local)
+        local_processes = self.trainer.num_devices if self.trainer is not None else 1
+        return default_workers(self.units, self.expected_images, processes, local_processes)
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def _bound(value: Part | None) -> Part:
-    if value is None:
-        raise RunError("the data module is not set up yet: call bind(data_config, num_classes), or use a Trainer")
-    return value
 
 
 def _at_least(least: int, option: str, value: int | None) -> None:

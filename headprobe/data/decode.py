@@ -21,7 +21,7 @@ from headprobe.errors import UsageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
-# Everything Pillow's readers were seen or are documented to raise on damaged files.
+# Everything that Pillow's readers raise on damaged files, by their documentation or in our tests.
 PILLOW_ERRORS = (
     OSError,  # truncated, unidentified
     SyntaxError,  # broken PNG
@@ -71,23 +71,25 @@ class ImageReader:
     """
 
     def __init__(self, data_config: Mapping[str, Any]) -> None:
-        from timm.data.transforms_factory import (
-            create_transform,
-        )  # timm costs seconds to import, `--help` does not need it
+        # timm costs seconds to import, and `--help` does not need it.
+        from timm.data.transforms_factory import create_transform
 
         channels, height, width = data_config["input_size"]
         if channels not in (1, 3):
             raise UsageError(f"the model must take 1 (greyscale) or 3 (RGB) channels, got {channels}")
         self.mode = "L" if channels == 1 else "RGB"
         self.shape = (int(channels), int(height), int(width))
+
         # use_prefetcher ends the transform at uint8; mean and std are applied on the device.
         self.transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
+
+        # The resize takes the shorter side to so many pixels; the whole must not have more than MOST_PIXELS then.
         shorter_side = max(height, width) / (data_config.get("crop_pct") or 1)
         self._longest_aspect = min(LONGEST_ASPECT, MOST_PIXELS / shorter_side**2)
 
     @property
     def text(self) -> str:
-        """The transform in words, for the run's record."""
+        """The transform as text, for the run's key."""
         return f"{self.mode} {self.transform}"
 
     def __call__(self, cell: object) -> Tensor:
@@ -98,7 +100,7 @@ class ImageReader:
         """
         content = image_bytes(cell)
         try:
-            # Pillow warns about damage it lives with (EXIF, palettes), once for each text: too much for a terminal.
+            # Pillow warns about damage that it tolerates (EXIF, palettes), once for each text: too much for a terminal.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.as_tensor(self._pixels(content))
@@ -143,6 +145,7 @@ def image_bytes(cell: object) -> bytes:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to `L` or `RGB`, or refuse one with pixels of no known range."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
         raise ImageError(f"nothing says which {kind} numbers are black and white in this image")
@@ -152,6 +155,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
+    """Divide by 257, which takes 65535 to 255, and round."""
     values = np.array(image, dtype=np.int32)  # "I;16", "I;16B", and "I" of PPM and of PNG before Pillow 11
     values += 128
     values //= 257
@@ -160,7 +164,7 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _check_scans(image: Image.Image, content: bytes) -> None:
     width, height = image.size
-    # Looking for scans takes 4% of the time of an ordinary image, where even a file of nothing else is soon read.
+    # Counting scans takes 4% of an ordinary image's time. A small image is soon decoded, however many scans it has.
     if not content.startswith(b"\xff\xd8") or width * height * len(content) < WORTH_COUNTING:
         return
     scans = content.count(b"\xff\xda")
@@ -177,6 +181,6 @@ def _check_size(image: Image.Image, longest_aspect: float) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own message names a buffer's address
+    if isinstance(error, UnidentifiedImageError):  # its own message holds the address of a buffer
         return f"not an image file of a kind that is read here ({', '.join(FORMATS)})"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""A dataset fitted to a model: its units, what each of them gives, and the stream of their batches."""
+"""A dataset fitted to a model: which rows each unit gives, and how many worker processes read them."""
 
 import os
 from collections.abc import Sequence
@@ -9,6 +9,11 @@ from headprobe.data.labels.numbering import Numbering
 from headprobe.data.sources.source import Source
 from headprobe.data.stream import UnitStream
 from headprobe.errors import UsageError
+
+MOST_WORKERS = 8  # decoding is 3 ms an image: 8 processes outrun all but the smallest models on the fastest GPUs
+
+
+FEW_IMAGES = 2000  # read in seconds: starting processes would take longer
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class FittedData:
 
     @property
     def shares(self) -> list[int] | None:
-        """Rows to read of each unit, None for all; where sizes are unknown, what each gives if it has as many."""
+        """Rows to read of each unit, None for all; where sizes are unknown, as if each unit had enough rows."""
         if self.max_images is None:
             return None
         sizes = self.source.unit_sizes
@@ -39,12 +44,12 @@ class FittedData:
 
     @property
     def unit_sizes(self) -> list[int] | None:
-        """Rows that each unit gives, None where only reading the data would tell."""
+        """Rows that each unit gives, None where only reading the data would show them."""
         return self.source.unit_sizes if self.source.unit_sizes is None or self.max_images is None else self.shares
 
     @property
     def images(self) -> int | None:
-        """Rows that all units give, None where only reading the data would tell."""
+        """Rows that all units give, None where only reading the data would show them."""
         if self.max_images is None:
             return self.source.images
         return sum(self.unit_sizes) if self.unit_sizes is not None else None
@@ -71,15 +76,6 @@ class FittedData:
         )
 
 
-# -- How many images each unit gives, and how many worker processes read them --
-
-
-MOST_WORKERS = 8  # decoding is 3 ms an image: 8 processes outrun all but the smallest models on the fastest GPUs
-
-
-FEW_IMAGES = 2000  # read in seconds: starting processes would take longer
-
-
 def even_shares(sizes: Sequence[int], images: int) -> list[int]:
     """Share `images` evenly among units of these sizes; what a small unit cannot give, larger ones do.
 
@@ -88,7 +84,8 @@ def even_shares(sizes: Sequence[int], images: int) -> list[int]:
     shares = [0] * len(sizes)
     smallest_first = sorted(range(len(sizes)), key=lambda unit: (sizes[unit], unit))
     for done, unit in enumerate(smallest_first):
-        shares[unit] = min(sizes[unit], images // (len(sizes) - done))
+        units_left = len(sizes) - done
+        shares[unit] = min(sizes[unit], images // units_left)
         images -= shares[unit]
     return shares
 
@@ -97,9 +94,16 @@ def default_workers(units: int, images: int | None, processes: int, local_proces
     """Choose how many worker processes read for one process of a run.
 
     Never more than its units or its share of the machine's cores, less one for itself; none for a small dataset.
+
+    Args:
+        units: Units of the dataset.
+        images: Images of the dataset, None where nobody knows.
+        processes: Processes of the run.
+        local_processes: Processes of the run on this machine.
     """
     if images is not None and images <= FEW_IMAGES:
         return 0
+    # macOS and Windows do not say which cores a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own_units = -(-units // processes)
     return max(0, min(MOST_WORKERS, cores // local_processes - 1, own_units))

@@ -1,4 +1,4 @@
-"""The stream of batches: which process reads which unit, and what one unit becomes."""
+"""Batches, and the stream of them that a process reads: which units it takes, and which batches a unit gives."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,14 @@ from headprobe.errors import RunError
 
 @dataclass(frozen=True)
 class BadImage:
-    """A row that could not be decoded or labelled; `row` counts from 0 inside its unit."""
+    """A row that could not be decoded or labelled.
+
+    Attributes:
+        unit: Number of its unit.
+        row: Its number in the unit, from 0.
+        source: The file (and the rows in it) that it is from.
+        reason: What is wrong with it, for the user.
+    """
 
     unit: int
     row: int
@@ -31,12 +38,12 @@ class ImageBatch:
     Attributes:
         images: uint8 `[images, channels, height, width]`, not normalised.
         labels: int64 `[images]`, in the model's class numbering.
-        unit: Id of the unit, or -1 for a training batch, which mixes units.
+        unit: Number of the unit, or -1 for a training batch, which mixes units.
         rows: int64 `[images]`, row number inside the unit.
         last: True on exactly one batch of each unit, its last one.
         bad: Rows of this batch that are not in `images`.
         failure: Why the unit cannot be read any further, None if all is well. No batch follows it from that worker.
-        name: The file (and part of it) that the unit is read from, for messages.
+        name: The file (and the rows in it) that the unit is read from, for messages.
     """
 
     images: Tensor
@@ -51,7 +58,7 @@ class ImageBatch:
     # Lightning and DataLoader look for these two methods; without them Lightning would walk through the frozen
     # BadImages field by field and refuse.
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """Return the batch with its images and labels on `device`; the bookkeeping stays on the CPU."""
+        """Return the batch with its images and labels on `device`; the row numbers stay on the CPU."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
@@ -64,11 +71,13 @@ class ImageBatch:
 
 
 class UnitStream(IterableDataset[ImageBatch]):
-    """Batches of the units that fall to one process, each image once over all processes and workers.
+    """Batches of the units that one process reads, each image once over all processes and workers.
 
-    Each process takes an equal run of neighbouring units, whose statistics can be merged as soon as they are there; its
-    worker k takes every workers-th of these from the k-th on. It has no length: with workers, Lightning would stop
-    after that many batches, partial ones included, and lose images.
+    Each process takes an equal run of neighbouring units, so that their sums can be merged as soon as they are there.
+    Its worker k takes every workers-th of these from the k-th on.
+
+    The stream has no length: with workers, Lightning would stop after that many batches, partial ones included, and
+    lose images.
 
     Args:
         source: The dataset.
@@ -132,15 +141,18 @@ class UnitStream(IterableDataset[ImageBatch]):
         if self.shares is None:
             yield from self.source.chunks(unit, self.batch_size)
             return
+
         left = self.shares[unit]
-        chunks = self.source.chunks(unit, self.batch_size) if left else iter(())
-        for chunk in chunks:
+        if not left:
+            return
+        for chunk in self.source.chunks(unit, self.batch_size):
             yield Chunk(chunk.images[:left], chunk.labels[:left], chunk.sources[:left])
             left -= len(chunk.images)
             if left <= 0:
                 return
 
     def _batch(self, unit: int, first: int, chunk: Chunk, last: bool) -> ImageBatch:
+        """Decode a chunk that begins at row `first` of its unit."""
         images: list[Tensor] = []
         labels: list[int] = []
         rows: list[int] = []
@@ -155,6 +167,7 @@ class UnitStream(IterableDataset[ImageBatch]):
                 continue
             labels.append(model_class)
             rows.append(row)
+
         stacked = torch.stack(images) if images else self.reader.empty()
         return ImageBatch(stacked, _int64(labels), unit, _int64(rows), last, bad, name=self.source.unit_name(unit))
 

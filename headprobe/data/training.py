@@ -1,18 +1,81 @@
-"""A small training set, decoded once and kept in memory, shuffled and lightly augmented: for `headprobe fit`."""
+"""TrainingDataModule: a small training split, kept in memory, shuffled and lightly augmented, for `headprobe fit`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.data.fitted import FittedData
+from headprobe.data.sources.open import open_source
 from headprobe.data.stream import ImageBatch
 from headprobe.errors import RunError, UsageError
 
 MOST_IMAGES = 50_000
-TRAINING_UNIT = -1
+
+
+TRAINING_UNIT = -1  # the unit of a training batch, which mixes units
+
+
+class TrainingDataModule(ImageNetDataModule):
+    """A small image dataset to train on: one split trains, another one validates after each epoch.
+
+    Args:
+        train_split: Split to train on.
+        augment: Whether to shift, turn and scale training images a little at random.
+        seed: Seed of the order of the training images.
+        **options: The arguments of `ImageNetDataModule`, but for `restrict_classes` and `on_bad_image`. Its `split` and
+            `max_images` choose the images of the validation.
+
+    Raises:
+        UsageError: An option is out of its range.
+    """
+
+    def __init__(self, *, train_split: str = "train", augment: bool = True, seed: int = 0, **options: Any) -> None:
+        # The two arguments given here belong to `test`: that hides them from the options of the command line.
+        super().__init__(restrict_classes=True, on_bad_image="error", **options)
+        self._train_split = train_split
+        self._augment = augment
+        self._seed = seed
+        self._training: TrainingSet | None = None
+
+    def setup(self, stage: str) -> None:
+        """Fit the dataset to the trainer's model; for `fit`, read the training split into memory.
+
+        Raises:
+            UsageError: The dataset's classes cannot be matched to the model's, or the training split is too large.
+            RunError: The dataset cannot be reached or read, or a training image is bad.
+        """
+        super().setup(stage)
+        if stage == "fit":
+            source = open_source(replace(self._request, split=self._train_split))
+            self._training = load_training_set(replace(self._fitted, source=source, max_images=None), self._augment)
+
+    def train_dataloader(self) -> "DataLoader[tuple[Tensor, int, int]]":
+        """Return the shuffled training images, as batches of unit -1.
+
+        Raises:
+            RunError: `setup` has not read them yet.
+        """
+        if self._training is None:
+            raise RunError('the training split is not read yet: call setup("fit"), or use a Trainer')
+        return DataLoader(
+            self._training,
+            self.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self._seed),
+            collate_fn=collate,
+            num_workers=self.num_workers or 0,
+            pin_memory=self._on_gpu(),
+        )
+
+    def val_dataloader(self) -> "DataLoader[ImageBatch]":
+        """Return the loader of the other split, for the end of each epoch."""
+        return self.test_dataloader()
 
 
 class TrainingSet(Dataset[tuple[Tensor, int, int]]):
@@ -40,7 +103,9 @@ class TrainingSet(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, row: int) -> tuple[Tensor, int, int]:
         """Return an image, its label and its row."""
         image = self.images[row]
-        return image if self.augment is None else self.augment(image), int(self.labels[row]), row
+        if self.augment is not None:
+            image = self.augment(image)
+        return image, int(self.labels[row]), row
 
 
 def collate(rows: Sequence[tuple[Tensor, int, int]]) -> ImageBatch:
@@ -59,6 +124,7 @@ def load_training_set(data: FittedData, augment: bool) -> TrainingSet:
     if data.images is None or data.images > MOST_IMAGES:
         count = "an unknown number" if data.images is None else data.images
         raise UsageError(f"fit is for small datasets, up to {MOST_IMAGES} training images, got {count}")
+
     batches = []
     for batch in data.stream():
         if batch.failure:
@@ -69,5 +135,6 @@ def load_training_set(data: FittedData, augment: bool) -> TrainingSet:
                 f"a training image is bad: {first.source}, row {first.row} of unit {first.unit}: {first.reason}"
             )
         batches.append(batch)
+
     images = torch.cat([batch.images for batch in batches])
     return TrainingSet(images, torch.cat([batch.labels for batch in batches]), augment)

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from headprobe.metrics.arrays import IntArray
 from headprobe.metrics.similarity.comparison import Comparison, above_floor
-from headprobe.metrics.similarity.head_moments import IntArray
 from headprobe.units.named_sums import Arrays
 
 SPREAD = {"error": "se", "low": "low", "high": "high"}

@@ -13,7 +13,7 @@ TOKEN = "hf_aVerySecretToken0123456789"
 BETWEEN = "=== next case ==="
 READ = """
 import json, multiprocessing, sys, time
-from headprobe.data import retries
+from headprobe.data.sources import retries
 from tests.data.parquet_sets import bound, numbers
 for options in json.load(sys.stdin):
     retries.OPENING, retries.READING = options.pop("waits", (1.5, 3.0))

@@ -1,4 +1,3 @@
-import inspect
 import json
 import re
 from pathlib import Path
@@ -7,38 +6,27 @@ from typing import Any
 import datasets
 import jsonargparse
 import pytest
-import torch
 from lightning import LightningModule, Trainer
-from torch import Tensor
 
 from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.data.sources.source import file_name
 from headprobe.data.stream import ImageBatch
+from headprobe.data.training import TrainingDataModule
 from headprobe.errors import RunError, UsageError
 from tests.data.parquet_sets import CLASSES, DATA_CONFIG, bound, numbers, png, table, write_files, write_table
 
 
 class Collector(LightningModule):
-    """A module with what the data module asks of one; it keeps the images it is given."""
+    """A module with what the data module needs of one; it keeps the images it is given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.data_config = DATA_CONFIG
         self.num_classes = CLASSES
-        self.layer = torch.nn.Linear(1, 1)
         self.seen: list[ImageBatch] = []
 
     def test_step(self, batch: ImageBatch) -> None:
         self.seen.append(batch)
-
-    def validation_step(self, batch: ImageBatch) -> None:
-        self.seen.append(batch)
-
-    def training_step(self, batch: ImageBatch) -> Tensor:
-        assert batch.unit == -1
-        return self.layer(batch.images.float().mean().view(1, 1)).sum()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.0)
 
 
 def trainer(tmp_path: Path, **options: Any) -> Trainer:
@@ -53,49 +41,6 @@ def test_a_trainer_sees_every_image_once(tmp_path: Path) -> None:
     data = ImageNetDataModule(path=str(write_files(tmp_path, [[5, 3], [4]])), batch_size=4)
     trainer(tmp_path).test(module, datamodule=data, verbose=False)
     assert numbers(module.seen) == list(range(12))
-
-
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-def test_fit_trains_on_the_training_split_and_scores_the_other(tmp_path: Path) -> None:
-    folder = write_files(tmp_path, [[9]], split="train")
-    write_files(tmp_path, [[3, 2]], split="test")
-    module = Collector()
-    data = ImageNetDataModule(path=str(folder), batch_size=4, augment=False)
-    trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, log_every_n_steps=1).fit(module, datamodule=data)
-    assert numbers(module.seen) == list(range(5))
-    batches: Any = list(data.train_dataloader())
-    assert sorted(numbers(batches)) == list(range(9))
-
-
-def test_training_images_are_shuffled_by_the_seed_and_augmented(tmp_path: Path) -> None:
-    write_files(tmp_path, [[40]], split="train")
-    write_files(tmp_path, [[2]], split="test")
-
-    def order(seed: int, augment: bool = False) -> list[list[int]]:
-        data = ImageNetDataModule(path=str(tmp_path), seed=seed, augment=augment, batch_size=8)
-        data.bind(DATA_CONFIG, CLASSES)
-        data.setup("fit")
-        batches: Any = list(data.train_dataloader())
-        assert augment or numbers(batches) == [row for batch in batches for row in batch.rows.tolist()]
-        assert not augment or all(batch.images.amin() == 0 for batch in batches)  # turned: black corners
-        return [batch.rows.tolist() for batch in batches]
-
-    assert order(0) == order(0) == order(0, augment=True) != order(1)
-
-
-def test_a_bad_training_image_stops_fit(tmp_path: Path) -> None:
-    write_table(tmp_path, table([png(1), b"x"], [0, 1]), "train.parquet")
-    write_table(tmp_path, table([png(1)], [0]), "test.parquet")
-    data = bound(tmp_path)
-    with pytest.raises(RunError, match=r"training image is bad: train\.parquet row group 0 \(img_1\.png\), row 1"):
-        data.setup("fit")
-
-
-def test_a_large_training_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headprobe.data.training.MOST_IMAGES", 8)
-    data = bound(write_files(tmp_path, [[9]], split="train"))
-    with pytest.raises(UsageError, match="up to 8 training images, got 9"):
-        data.setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -152,11 +97,11 @@ def test_a_split_of_files_that_were_named_is_refused(tmp_path: Path) -> None:
 
 def test_the_split_is_validation_then_test_then_the_only_one(tmp_path: Path) -> None:
     folder = write_files(tmp_path, [[3]], split="train")
-    assert bound(folder).describe()["split"] == "train"
+    assert bound(folder).identity()["split"] == "train"
     write_files(folder, [[2]], split="test")
-    assert bound(folder).describe()["split"] == "test"
+    assert bound(folder).identity()["split"] == "test"
     write_files(folder, [[1]], split="validation")
-    assert bound(folder).describe()["split"] == "validation"
+    assert bound(folder).identity()["split"] == "validation"
     assert bound(folder, split="train").expected_images == 3
 
 
@@ -191,23 +136,31 @@ def test_using_it_before_it_is_bound_says_what_to_do() -> None:
         _ = ImageNetDataModule().units
 
 
+def test_a_windows_path_leaves_no_folder_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as windows:
+        windows.setattr("os.sep", "\\")
+        name = file_name(r"C:\Users\me\set\a.parquet")
+    assert name == "a.parquet"
+
+
 def test_the_description_is_json_and_knows_rows_but_not_places(tmp_path: Path) -> None:
     first = write_files(tmp_path / "1" / "set", [[3, 2]])
     second = write_files(tmp_path / "2" / "set", [[3, 2]])
-    description = bound(first).describe()
+    description = bound(first).identity()
     assert json.loads(json.dumps(description)) == description
     assert str(tmp_path) not in json.dumps(description)
-    assert description == bound(second).describe()
-    assert description != bound(write_files(second, [[3, 3]])).describe()
-    assert description != bound(first, max_images=3).describe()
-    assert description != bound(first, unit="file").describe()
+    assert description == bound(second).identity()
+    assert description != bound(write_files(second, [[3, 3]])).identity()
+    assert description != bound(first, max_images=3).identity()
+    assert description != bound(first, unit="file").identity()
 
 
-def test_every_option_has_its_line_of_help() -> None:
+@pytest.mark.parametrize("kind", [ImageNetDataModule, TrainingDataModule])
+def test_every_option_has_its_line_of_help(kind: type[ImageNetDataModule]) -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ImageNetDataModule, "data")
+    parser.add_class_arguments(kind, "data")
     text = " ".join(parser.format_help().split())
-    for option in list(inspect.signature(ImageNetDataModule).parameters):
+    for option in parser.parse_args([]).data.as_dict():
         # an option without help is followed by its type at once
         assert re.search(rf"--data\.{option} \S+( \{{[^}}]*\}})? [A-Z`]", text), option
     assert parser.parse_args(["--data.max_images", "5", "--data.unit", "file"]).data.max_images == 5

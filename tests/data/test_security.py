@@ -30,7 +30,7 @@ RUNS_CODE = (
 README = '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: validation\n    path: "{}"\n---\n'
 COMMAND = """
 import sys
-from headprobe.data import retries
+from headprobe.data.sources import retries
 retries.READING = retries.OPENING = 1.0
 from headprobe.cli import main
 sys.argv = ["headprobe", *sys.argv[1:]]

@@ -1,5 +1,6 @@
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,15 @@ def test_todo_reads_only_these_units_in_any_split_over_processes(folder: Path) -
     data.todo = [7, 0, 3]
     units = [[batch.unit for batch in data.stream(process, 2) if batch.last] for process in range(2)]
     assert units == [[7], [0, 3]]
+
+
+def test_what_is_finished_is_not_read_again_until_all_is_wanted(folder: Path) -> None:
+    data = bound(folder)
+    data.continue_after(SimpleNamespace(rows={unit: GROUPS[unit] for unit in (0, 1, 2, 4, 5, 6)}))
+    assert data.images_to_do == GROUPS[3] + GROUPS[7]
+    assert [batch.unit for batch in data.stream() if batch.last] == [3, 7]
+    data.continue_after(None)
+    assert sorted(numbers(data.stream())) == list(range(TOTAL))
 
 
 def test_nothing_to_do_gives_no_batch(folder: Path) -> None:

@@ -14,7 +14,10 @@ from headprobe.errors import UsageError
 IDENTITY = "identity"
 
 
-HELP = "a JSON or YAML list of model classes, an object {dataset class: model class}, or a text file with one per line"
+CLASS_MAP_FORMS = (
+    "a JSON or YAML list of model classes, an object {dataset class: model class}, or a text file with one per line, "
+    f"or the word {IDENTITY}"
+)
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class ClassMap:
     """The content of a class-map file.
 
     Attributes:
-        entries: Model class by dataset class: a list in the dataset's order, or an object by name or number; None for
-            `identity`, the dataset's numbers (its classes' names, where these are numbers) being the model's.
+        entries: Model class by dataset class: a list in the dataset's order, or an object by name or number. None for
+            `identity`: the dataset's numbers (its classes' names, where these are numbers) are the model's.
         origin: File name, for messages.
     """
 
@@ -71,6 +74,7 @@ class ClassMap:
                     f"got {len(self.entries)}"
                 )
             return self.entries
+
         numbers = self._numbered(self.entries, names)
         count = len(names) if names is not None else max(numbers, default=-1) + 1
         missing = [names[number] if names else str(number) for number in range(count) if number not in numbers]
@@ -79,6 +83,7 @@ class ClassMap:
         return [numbers[number] for number in range(count)]
 
     def _identity(self, names: Sequence[str] | None, classes: int) -> list[int]:
+        """Return the numbers of the dataset, or the names of its classes where all of these are numbers."""
         if names is not None and len(names) > classes:
             raise UsageError(f"--data.class_map {IDENTITY} needs at most {classes} dataset classes, got {len(names)}")
         if names is not None and all(name.isdecimal() for name in names):
@@ -91,7 +96,7 @@ class ClassMap:
         return list(range(classes if names is None else len(names)))
 
     def _numbered(self, entries: dict[str, int], names: Sequence[str] | None) -> dict[int, int]:
-        """Turn names into numbers; a name that is a number ("7" of the digits) is a name first."""
+        """Return model classes by dataset number; an entry such as "7" is looked up as a name before as a number."""
         numbers: dict[int, int] = {}
         positions = {name: number for number, name in enumerate(names or ())}
         for key, value in entries.items():
@@ -117,7 +122,7 @@ def read_class_map(path: str) -> ClassMap:
         content = _parse(text, Path(path).suffix.lower())
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"--data.class_map must be {HELP}, or the word {IDENTITY}: {reason}, got {path}") from None
+        raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}: {reason}, got {path}") from None
     return ClassMap(_checked(content, path), Path(path).name)
 
 
@@ -126,11 +131,12 @@ def _parse(text: str, suffix: str) -> object:
         return json.loads(text, object_pairs_hook=_without_repeats)
     if suffix in (".yaml", ".yml"):
         return yaml.safe_load(text)
-    lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
+    lines = (line.split("#", 1)[0].strip() for line in text.splitlines())  # without comments
     return [int(line) for line in lines if line]
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that stands twice; JSON would keep the last value and silently drop the others."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a class stands twice")
@@ -138,10 +144,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(content: object, path: str) -> list[int] | dict[str, int]:
+    """Check that a file holds a list of whole numbers, or an object of them, and return it with texts as keys."""
     if not isinstance(content, (list, dict)) or not content:
-        raise UsageError(f"--data.class_map must be {HELP}, or the word {IDENTITY}, got {path}")
+        raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}, got {path}")
+
     for value in content.values() if isinstance(content, dict) else content:
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool):  # a bool is an int
             raise UsageError(f"{Path(path).name}: model classes must be whole numbers, got {value!r}")
     if isinstance(content, list):
         return content

@@ -9,14 +9,18 @@ from headprobe.errors import UsageError
 WORDNET_ID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")  # also `n02085620-Chihuahua`
 
 
-IN_PLACE = 0.5  # share of names that must be known, and where they belong, before the others are taken to be so too
+# Share of a dataset's names that must be known, and in the model's order, before the unknown ones are taken to be too.
+IN_PLACE = 0.5
 
 
 class ImageNetNames:
     """The classes of a model that was trained on ImageNet or one of its larger lists.
 
-    Which list is told by its length, as timm does: 1000, 11221, 11821, 21841, 21842 and 21843 classes. Names and
-    descriptions are those of timm (WordNet's).
+    The number of classes decides which list it is, as in timm: 1000, 11221, 11821, 21841, 21842 or 21843. Names and
+    descriptions are timm's, from WordNet.
+
+    Args:
+        subset: timm's name of the list.
     """
 
     def __init__(self, subset: str) -> None:
@@ -27,6 +31,8 @@ class ImageNetNames:
         self.ids: list[str] = info.label_names()
         self.descriptions: list[str] = info.label_descriptions()
         self._by_id = {name: number for number, name in enumerate(self.ids)}
+
+        # Classes by each of their descriptions ("tench, Tinca tinca") as a whole, and between its commas.
         self._by_words: dict[str, set[int]] = {}
         for number, description in enumerate(self.descriptions):
             for words in (description, *description.split(",")):
@@ -35,8 +41,9 @@ class ImageNetNames:
     def match(self, names: Sequence[str]) -> list[int]:
         """Return the model class of each name.
 
-        As many names as the model has classes, most of them known and each of these where it belongs, are in the
-        model's order: a few names in other words do not matter then. Otherwise every name must be known.
+        Where there are as many names as the model has classes, at least half of them are known, and all known ones are
+        in the model's order, the others are taken to be so too: a few names in other words do not matter then.
+        Otherwise every name must be known.
 
         Raises:
             UsageError: A name is not known, could be several classes, or means the class of another one.
@@ -44,6 +51,7 @@ class ImageNetNames:
         ids = [WORDNET_ID.match(name) for name in names]
         if all(ids):
             return self._of_ids([found[1] for found in ids if found], names)
+
         possible = [self._possible(name) for name in names]
         if len(names) == len(self.ids) and _in_place(possible):
             return list(range(len(names)))
@@ -52,12 +60,14 @@ class ImageNetNames:
         return [number for numbers in possible for number in numbers]
 
     def _of_ids(self, ids: Sequence[str], names: Sequence[str]) -> list[int]:
+        """Return the model class of each WordNet id; `names` are for messages."""
         unknown = [name for name, id_ in zip(names, ids, strict=True) if id_ not in self._by_id]
         if unknown:
             raise UsageError(
                 f"these WordNet ids are not among {self.subset.replace('imagenet', 'ImageNet')}'s classes: give "
                 f"--data.class_map a file, got {some(unknown)}"
             )
+
         first: dict[str, str] = {}
         for name, id_ in zip(names, ids, strict=True):
             if id_ in first:
@@ -69,14 +79,16 @@ class ImageNetNames:
         return [self._by_id[id_] for id_ in ids]
 
     def _possible(self, name: str) -> set[int]:
+        """Return every model class that a name may mean."""
         found = WORDNET_ID.match(name)
         if found:
             return {self._by_id[found[1]]} if found[1] in self._by_id else set()
         return set(self._by_words.get(_plain(name), ()))
 
     def _check(self, names: Sequence[str], possible: Sequence[set[int]]) -> None:
+        """Check that each name means exactly one class, and no two names the same one."""
         taken: dict[int, str] = {}
-        for place, (name, numbers) in enumerate(zip(names, possible, strict=True)):
+        for position, (name, numbers) in enumerate(zip(names, possible, strict=True)):
             number = min(numbers, default=-1)
             if len(numbers) == 1 and number not in taken:
                 taken[number] = name
@@ -91,35 +103,36 @@ class ImageNetNames:
             raise UsageError(
                 f"the dataset has {len(names)} classes and the model {len(self.ids)}: give --data.class_map a file "
                 "that says which is which, or the word identity if the dataset's numbers are the model's. By their "
-                f"names they cannot all be told: class {place} of the dataset, {reason}; class {place} of the model "
-                f"is {self.descriptions[place]!r}, got {some(names)}"
+                f"names they cannot all be told: class {position} of the dataset, {reason}; class {position} of the "
+                f"model is {self.descriptions[position]!r}, got {some(names)}"
             )
 
 
 def imagenet_names(classes: int) -> ImageNetNames | None:
     """Return the names of a model's classes if its number of classes is that of an ImageNet list."""
-    from timm.data import infer_imagenet_subset
+    from timm.data import infer_imagenet_subset  # timm costs seconds to import, `--help` does not need it
 
     subset = infer_imagenet_subset({"num_classes": classes})
     return None if subset is None else ImageNetNames(subset)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names as text, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _plain(words: str) -> str:
+    """Return words in lower case, with single spaces for underscores and hyphens."""
     return " ".join(words.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _in_place(possible: Sequence[set[int]]) -> bool:
-    known = [place in numbers for place, numbers in enumerate(possible) if numbers]
+    known = [position in numbers for position, numbers in enumerate(possible) if numbers]
     return all(known) and len(known) >= IN_PLACE * len(possible)
 
 
 def _narrow(possible: Sequence[set[int]]) -> None:
-    """Take from names with several meanings those classes that another name alone can mean, until none is left."""
+    """Remove from names with several meanings every class that another name with a single meaning has, in rounds."""
     while True:
         sure = {number for numbers in possible if len(numbers) == 1 for number in numbers}
         several = [numbers for numbers in possible if len(numbers) > 1 and numbers & sure]

@@ -1,4 +1,4 @@
-"""From a dataset's labels to the model's class numbers; never by trusting that two numberings happen to agree."""
+"""From a dataset's labels to the model's class numbers, without trusting that two numberings happen to agree."""
 
 import hashlib
 import json
@@ -9,6 +9,9 @@ from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.imagenet_names import imagenet_names, some
 from headprobe.data.sources.source import LabelColumn
 from headprobe.errors import UsageError
+
+# What a label column without class names holds, for messages.
+_KINDS = {"number": "plain numbers without class names", "text": "texts"}
 
 
 class LabelError(ValueError):
@@ -65,9 +68,14 @@ class Numbering:
 def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None) -> Numbering:
     """Decide which class of the model each class of the dataset is.
 
-    A class map decides, if there is one. A model with as many classes as ImageNet (or one of its larger lists) has is
-    taken for one of ImageNet's: names are looked up, WordNet ids and words alike. For another model a dataset with as
-    many named classes is taken as it is.
+    A class map decides, if there is one. A model with as many classes as ImageNet or one of its larger lists is taken
+    for a model of that list: names are looked up, WordNet ids and words alike. For another model a dataset with as many
+    named classes is taken as it is.
+
+    Args:
+        column: How the dataset labels its images.
+        classes: Classes of the model.
+        class_map: What the user gave, None for nothing.
 
     Raises:
         UsageError: None of these holds, or the class map does not fit; the message names both numbers of classes.
@@ -82,6 +90,7 @@ def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None)
             + (", or the word identity if they are the model's own numbers" if column.kind == "number" else "")
             + ", got none"
         )
+
     imagenet = imagenet_names(classes)
     if len(names) == classes and all(name.isdecimal() for name in names):
         _check_numbers(names)
@@ -97,10 +106,8 @@ def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None)
     return _numbering(names, range(classes), classes)
 
 
-_KINDS = {"number": "plain numbers without class names", "text": "texts"}
-
-
 def _numbering(names: Sequence[str] | None, to_model: Sequence[int], classes: int) -> Numbering:
+    """Return a numbering by number, in which a model class with several dataset classes has all their names."""
     named = [""] * classes if names is not None else None
     for name, model_class in zip(names or (), to_model, strict=False):
         if named is not None:
@@ -109,6 +116,7 @@ def _numbering(names: Sequence[str] | None, to_model: Sequence[int], classes: in
 
 
 def _check_numbers(names: Sequence[str]) -> None:
+    """Refuse names that are numbers sorted as texts (0, 1, 10, 100, ...): their order is not the numbers' own."""
     if list(names) != sorted(names, key=int):
         raise UsageError(
             f"the dataset's classes are named by numbers that stand in the order of texts ({some(names, 3)}): give "

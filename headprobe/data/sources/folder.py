@@ -1,4 +1,7 @@
-"""A folder of images with one sub-folder per class, as torchvision and timm know it."""
+"""A folder of images with one sub-folder per class, as torchvision and timm know it.
+
+The folder is listed once, when it is opened. A link that leads out of it, or to a folder, is refused, not left out.
+"""
 
 import errno
 import hashlib
@@ -12,9 +15,31 @@ from headprobe.errors import RunError, UsageError
 IMAGES_PER_UNIT = 128
 
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
 # What is wrong with one file alone. Other errors (a disk or a server that went away, too many open files) would make
 # every file bad one by one, so they end the unit.
 OF_ONE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR})
+
+
+def open_image_folder(request: Request, root: Path) -> Source:
+    """Open class folders, or the split folder (`val/`, ...) that holds them.
+
+    Raises:
+        UsageError: The split, the class folders or the images are not there.
+    """
+    if request.unit == "row_group":
+        raise UsageError("--data.unit must be file or auto where --data.path is a folder of images, got row_group")
+    there = subfolders(root)
+    if request.split and request.split not in there:
+        choices = ", ".join(sorted(there)[:10])
+        raise UsageError(f"--data.split must be a folder in {root.name} ({choices}), got {request.split}")
+
+    usual = (split for split in PREFERRED_SPLITS if split in there and (there[split] or subfolders(root / split)))
+    split = request.split or next(usual, "")
+    refuse_link(root / split, bool(split) and there[split], root)
+    return FolderSource(root / split, split, root)
 
 
 class FolderSource(Source):
@@ -40,16 +65,20 @@ class FolderSource(Source):
         names = sorted(folders)
         for name in names:
             refuse_link(root / name, folders[name], dataset)
-        sizes = {file: size for name in names for file, size in image_files(root, name, dataset)}
+
+        sizes: dict[str, int] = {}
+        for name in names:
+            sizes.update(image_files(root, name, dataset))
         self._files = sorted(sizes, key=_hash)
         if not self._files:
             raise UsageError(f"--data.path must hold Parquet files, or one folder of images per class, got {root.name}")
+
         self._number = {name: number for number, name in enumerate(names)}
         self.images = len(self._files)
         self.units = -(-self.images // IMAGES_PER_UNIT)
         self.unit_sizes = [len(self._of_unit(unit)) for unit in range(self.units)]
         self.labels = LabelColumn("class", tuple(names))
-        self.facts = {
+        self.identity = {
             "split": split,
             "revision": None,
             "unit": f"{IMAGES_PER_UNIT} images",
@@ -57,17 +86,21 @@ class FolderSource(Source):
         }
 
     def unit_name(self, unit: int) -> str:
-        """Name the images of a unit."""
+        """Return the range of images that a unit holds."""
         first = unit * IMAGES_PER_UNIT
         return f"images {first} to {first + len(self._of_unit(unit)) - 1}"
 
     def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
-        """Read a unit from its first image, `rows` images at a time."""
+        """Read a unit from its first image, `rows` images at a time.
+
+        Raises:
+            RunError: The disk or the whole folder cannot be read.
+        """
         files = self._of_unit(unit)
         for first in range(0, len(files), rows):
-            part = files[first : first + rows]
-            labels = [self._number[file.split("/", 1)[0]] for file in part]
-            yield Chunk([self._read(file) for file in part], labels, part)
+            some = files[first : first + rows]
+            labels = [self._number[file.split("/", 1)[0]] for file in some]
+            yield Chunk([self._read(file) for file in some], labels, some)
 
     def _read(self, file: str) -> bytes | Unreadable:
         try:
@@ -90,34 +123,6 @@ class FolderSource(Source):
         return [{"name": "", "images": self.images, "names_and_sizes_sha256": digest}]
 
 
-def open_image_folder(request: Request, root: Path) -> Source:
-    """Open class folders, or the split folder (`val/`, ...) that holds them.
-
-    Raises:
-        UsageError: The split, the class folders or the images are not there.
-    """
-    if request.unit == "row_group":
-        raise UsageError("--data.unit must be file or auto where --data.path is a folder of images, got row_group")
-    there = subfolders(root)
-    if request.split and request.split not in there:
-        choices = ", ".join(sorted(there)[:10])
-        raise UsageError(f"--data.split must be a folder in {root.name} ({choices}), got {request.split}")
-    usual = (split for split in PREFERRED_SPLITS if split in there and (there[split] or subfolders(root / split)))
-    split = request.split or next(usual, "")
-    refuse_link(root / split, bool(split) and there[split], root)
-    return FolderSource(root / split, split, root)
-
-
-def _hash(file: str) -> bytes:
-    return hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
-
-
-# -- What lies in a folder of images: its class folders and files, and no link that leads out of it --
-
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-
-
 def subfolders(folder: Path) -> dict[str, bool]:
     """Return the names of the folders in a folder, hidden ones left out, and whether each is a link.
 
@@ -126,7 +131,7 @@ def subfolders(folder: Path) -> dict[str, bool]:
     Raises:
         UsageError: The folder cannot be listed.
     """
-    return {entry.name: entry.is_symlink() for entry in _entries(folder) if _is_folder(entry)}
+    return {entry.name: _is_link(entry) for entry in _entries(folder) if _is_folder(entry)}
 
 
 def image_files(root: Path, name: str, dataset: Path) -> Iterator[tuple[str, int]]:
@@ -146,7 +151,7 @@ def image_files(root: Path, name: str, dataset: Path) -> Iterator[tuple[str, int
             if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _is_file(entry, inside, dataset):
                 yield f"{path}/{entry.name}", _size(entry)
             elif _is_folder(entry):
-                refuse_link(folder / entry.name, entry.is_symlink(), dataset)
+                refuse_link(folder / entry.name, _is_link(entry), dataset)
                 waiting.append((folder / entry.name, f"{path}/{entry.name}"))
 
 
@@ -171,14 +176,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UsageError(f"{folder.name} cannot be listed: {error.strerror}; make it readable, got {folder}") from None
 
 
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    # A junction is Windows' other link to a folder. Python 3.11 cannot name one.
+    return entry.is_symlink() or (hasattr(entry, "is_junction") and entry.is_junction())
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    if not entry.is_symlink():  # known from the listing, without asking for each file
+    if not _is_link(entry):  # known from the listing, without a call of the system for each file
         return entry.is_dir()
     return os.path.isdir(entry.path) or not os.path.exists(entry.path)
 
 
 def _is_file(entry: os.DirEntry[str], inside: str, dataset: Path) -> bool:
-    if not entry.is_symlink():
+    if not _is_link(entry):
         return entry.is_file()
     if not os.path.realpath(entry.path).startswith(inside):
         raise UsageError(
@@ -197,3 +207,7 @@ def _size(entry: os.DirEntry[str]) -> int:
         return entry.stat().st_size
     except OSError:  # gone since it was listed, or a link that leads nowhere
         return -1
+
+
+def _hash(file: str) -> bytes:
+    return hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()

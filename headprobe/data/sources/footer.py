@@ -1,4 +1,7 @@
-"""Parquet footers: how many rows each row group holds, without reading an image."""
+"""Parquet footers: what each file of a dataset holds, known without reading an image.
+
+A footer gives the rows of each row group, which become units, and the columns, which must be alike in all files.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,13 +20,24 @@ from headprobe.errors import RunError
 TAIL_BYTES = 8  # a Parquet file ends in its footer, the footer's length (4 bytes, little endian) and "PAR1"
 
 
-# What damaged footers were seen to raise; names that are no text give a UnicodeDecodeError, which is a ValueError.
+# What damaged footers raised; a name that is no text gives a UnicodeDecodeError, which is a ValueError.
 FOOTER_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
+
+
+INTEGER_CELLS, TEXT_CELLS = "numbers", "text"  # what a column holds, as messages say it
 
 
 @dataclass(frozen=True)
 class Footer:
-    """One file: its name, bytes, rows of each row group, the SHA-256 of its footer, and its columns."""
+    """The footer of one file.
+
+    Attributes:
+        name: Name of the file, without its folder.
+        size: Bytes of the file.
+        groups: Rows of each row group.
+        digest: SHA-256 of the footer.
+        schema: Its columns.
+    """
 
     name: str
     size: int
@@ -36,7 +50,7 @@ class Footer:
         """Rows in the whole file."""
         return sum(self.groups)
 
-    def to_json(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what identifies the file, for the run's key."""
         return {"name": self.name, "size": self.size, "rows": self.rows, "footer_sha256": self.digest}
 
@@ -52,6 +66,7 @@ def read_footer(path: str) -> Footer:
         with fsspec.open(path, "rb") as file:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
+
             size = file.seek(0, 2)
             file.seek(size - TAIL_BYTES)
             length = int.from_bytes(file.read(4), "little")
@@ -74,10 +89,12 @@ def _group_sizes(metadata: Any) -> tuple[int, ...]:
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     # A column of single values has one per row; lists have any number.
     flat = [index for index in range(metadata.num_columns) if not metadata.schema.column(index).max_repetition_level]
+
     for number, group in enumerate(groups):
         values = {group.num_rows, *(group.column(index).num_values for index in flat)}
         if len(values) > 1 or min(values) < 0:
             raise ValueError(f"row group {number} has {', '.join(map(str, sorted(values)))} rows at the same time")
+
     rows = tuple(group.num_rows for group in groups)
     if sum(rows) != metadata.num_rows:
         raise ValueError(f"its row groups have {sum(rows)} rows, and it says {metadata.num_rows}")
@@ -88,14 +105,19 @@ def plan_units(footers: Sequence[Footer], rule: UnitRule) -> tuple[list[str], li
     """Return the name and the number of rows of every unit, in the order in which `datasets` numbers its shards."""
     if rule == "file":
         return [footer.name for footer in footers], [footer.rows for footer in footers]
-    names = [f"{footer.name} row group {group}" for footer in footers for group in range(len(footer.groups))]
-    return names, [rows for footer in footers for rows in footer.groups]
+
+    names: list[str] = []
+    sizes: list[int] = []
+    for footer in footers:
+        names += [f"{footer.name} row group {group}" for group in range(len(footer.groups))]
+        sizes += footer.groups
+    return names, sizes
 
 
 def label_digest(files: Sequence[str], column: str) -> str | None:
     """Return the SHA-256 of all labels of local files: labels can change while size and footer stay the same.
 
-    None where a file's labels cannot be read; that is said where their turn comes.
+    None where a file's labels cannot be read; the error is shown when the run comes to that unit.
     """
     digest = hashlib.sha256()
     try:
@@ -107,22 +129,18 @@ def label_digest(files: Sequence[str], column: str) -> str | None:
     return digest.hexdigest()
 
 
-# -- All files of a dataset must hold the same columns: `datasets` fills what one of them lacks with None, silently --
-
-
-NUMBERS, TEXT = "numbers", "text"
-
-
 def check_one_schema(footers: Sequence[Footer], request: Request) -> None:
     """Check that every file holds images and labels of the same kind and the same class names as the first one.
 
-    Files without rows may hold what they like.
+    `datasets` would silently fill what one of them lacks with None. Files without rows may hold what they like.
 
     Raises:
         RunError: One does not; the message names the file and what it has.
     """
     filled = [footer for footer in footers if footer.rows]
-    for column in (request.image_column, request.label_column) if filled else ():
+    if not filled:
+        return
+    for column in (request.image_column, request.label_column):
         first = _content(filled[0], column)
         for footer in filled[1:]:
             difference = _difference(_content(footer, column), first, column == request.label_column)
@@ -133,34 +151,47 @@ def check_one_schema(footers: Sequence[Footer], request: Request) -> None:
                 )
 
 
-def _content(footer: Footer, column: str) -> list[str]:
-    """Say what a column holds, and its class names; 32 or 64 bits, or bytes in a struct or not, are no difference."""
-    places = footer.schema.get_all_field_indices(column)
-    if len(places) != 1:
-        return ["no such column" if not places else f"{len(places)} columns of that name"]
-    kind = footer.schema.field(places[0]).type
+@dataclass(frozen=True)
+class _Content:
+    """What a column holds, in words for messages, and its class names."""
+
+    kind: str
+    class_names: tuple[str, ...] = ()
+
+
+def _content(footer: Footer, column: str) -> _Content:
+    """Return what a column holds; 32 or 64 bits, or bytes in a struct or not, are no difference."""
+    indices = footer.schema.get_all_field_indices(column)
+    if len(indices) != 1:
+        return _Content("no such column" if not indices else f"{len(indices)} columns of that name")
+    kind = footer.schema.field(indices[0]).type
     if pa.types.is_integer(kind):
-        return [NUMBERS, *_class_names(footer, column)]
+        return _Content(INTEGER_CELLS, _class_names(footer, column))
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind):
-        return ["bytes"]
-    return [TEXT if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)]
+        return _Content("bytes")
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _Content(TEXT_CELLS)
+    return _Content(str(kind))
 
 
-def _difference(here: list[str], first: list[str], labels: bool) -> str:
-    if here[0] != first[0]:
+def _difference(here: _Content, first: _Content, labels: bool) -> str:
+    """Return how a column differs from the first file's, in words; empty if it does not."""
+    if here.kind != first.kind:
         # Labels as text are read as numbers where the first file has numbers; text that is no label ends its unit.
-        return "" if labels and {here[0], first[0]} == {NUMBERS, TEXT} else f"{here[0]} instead of {first[0]}"
-    if len(here) != len(first):
-        return f"{len(here) - 1} class names instead of {len(first) - 1}"
-    others = (place for place, (name, wanted) in enumerate(zip(here, first, strict=True)) if name != wanted)
-    place = next(others, 0)
-    return f"{here[place]!r} as class {place - 1} instead of {first[place]!r}" if place else ""
+        readable = labels and {here.kind, first.kind} == {INTEGER_CELLS, TEXT_CELLS}
+        return "" if readable else f"{here.kind} instead of {first.kind}"
+    if len(here.class_names) != len(first.class_names):
+        return f"{len(here.class_names)} class names instead of {len(first.class_names)}"
+    for number, (name, wanted) in enumerate(zip(here.class_names, first.class_names, strict=True)):
+        if name != wanted:
+            return f"{name!r} as class {number} instead of {wanted!r}"
+    return ""
 
 
-def _class_names(footer: Footer, column: str) -> list[str]:
+def _class_names(footer: Footer, column: str) -> tuple[str, ...]:
     try:
         feature = datasets.Features.from_arrow_schema(footer.schema).get(column)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{footer.name} describes its columns in no readable way: {reason}. Replace it") from None
-    return list(feature.names or ()) if isinstance(feature, datasets.ClassLabel) else []
+    return tuple(feature.names or ()) if isinstance(feature, datasets.ClassLabel) else ()

@@ -1,16 +1,15 @@
-"""Datasets streamed from the Hugging Face hub, and what to do when the hub says no."""
+"""Datasets streamed from the Hugging Face hub, and the message with the remedy where the hub refuses."""
 
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from headprobe.data.sources.footer import check_one_schema, plan_units, read_footer
-from headprobe.data.sources.retries import AGAIN, be_patient, gave_up
+from headprobe.data.sources.retries import AGAIN, final_error, limit_waits
 from headprobe.data.sources.safety import check_inside, outside, safe_text
 from headprobe.data.sources.source import Chunk, Request, Source, UnitRule, choose_split, file_name
 from headprobe.data.sources.streamed import StreamedSource
@@ -21,15 +20,19 @@ HUB_ERRORS = (DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError)
 
 
 class HubSource(StreamedSource):
-    """A dataset on the hub: reading waits for it, within bounds."""
+    """A dataset on the hub: reading waits for the hub, within bounds."""
 
     def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
-        """Read a unit from its first row, `rows` rows at a time."""
-        be_patient(reading=True)
+        """Read a unit from its first row, `rows` rows at a time.
+
+        Raises:
+            RunError: The unit cannot be read.
+        """
+        limit_waits(reading=True)
         yield from super().chunks(unit, rows)
 
     def explain_read(self, error: Exception, unit: int) -> RunError:
-        """Turn an error in the middle of a unit into one message with the remedy."""
+        """Return the message, with the remedy, for an error in the middle of a unit."""
         trouble = f"{self.unit_name(unit)} (unit {unit}) cannot be read: {safe_text(error)}"
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if status in (401, 403):
@@ -38,7 +41,7 @@ class HubSource(StreamedSource):
             remedy = "Set --data.revision to a commit that has the file"
         else:
             remedy = "Mend the file or the network"
-        return gave_up() or RunError(f"{trouble}. {remedy}, then {AGAIN}")
+        return final_error() or RunError(f"{trouble}. {remedy}, then {AGAIN}")
 
 
 def open_hub(request: Request) -> Source:
@@ -48,53 +51,64 @@ def open_hub(request: Request) -> Source:
         UsageError: It does not exist, needs a login or accepted terms, or lacks the split or a column.
         RunError: The hub cannot be reached.
     """
-    be_patient(reading=False)
+    limit_waits(reading=False)
     try:
         builder = datasets.load_dataset_builder(request.path, request.name, revision=request.revision)
-        there = {name: [str(file) for file in found] for name, found in (builder.config.data_files or {}).items()}
+        there: dict[str, list[str]] = {}
+        for name, found in (builder.config.data_files or {}).items():
+            there[name] = [str(file) for file in found]
         check_inside(list(chain.from_iterable(there.values())), f"hf://datasets/{request.path}@", request.path)
         streams = builder.as_streaming_dataset()
     except (UsageError, RunError):
         raise
     except HUB_ERRORS as error:
-        raise gave_up() or explain(error, request) from None
+        raise final_error() or explain(error, request) from None
+
     split = choose_split(request.split, [str(name) for name in streams], request.path)
-    files = there.get(split, [])
     known = (builder.info.splits or {}).get(split)
     images = (known.num_examples or None) if known else None
-    return _cut(streams[split], split, files, images, request)
+    return _cut(streams[split], split, there.get(split, []), images, request)
 
 
 def _cut(
     stream: datasets.IterableDataset, split: str, files: Sequence[str], images: int | None, request: Request
 ) -> Source:
+    """Cut a split into units: files, or row groups of Parquet files.
+
+    Args:
+        stream: The split.
+        split: Its name.
+        files: Addresses of its files.
+        images: Rows in all of them, None where the dataset does not say.
+        request: What the user wants to open.
+    """
     rule: UnitRule = "file" if request.unit == "auto" else request.unit
+    parquet = bool(files) and all(file.endswith(".parquet") for file in files)
     names = [file_name(file) for file in files]
     sizes = None
-    if rule == "row_group" and not _all_parquet(files):
+    if rule == "row_group" and not parquet:
         raise UsageError(
             f"--data.unit must be file or auto: {request.path} is not made of Parquet files, got row_group"
         )
-    if _all_parquet(files) and (rule == "row_group" or request.sizes):
+    if parquet and (rule == "row_group" or request.sizes):
         footers = [read_footer(file) for file in files]
         check_one_schema(footers, request)
         names, sizes = plan_units(footers, rule)
+
     try:
         stream = stream.reshard() if rule == "row_group" else stream
     except HUB_ERRORS as error:
-        raise gave_up() or explain(error, request) from None
+        raise final_error() or explain(error, request) from None
     if len(names) != stream.num_shards:  # archives can hold several shards, or be one shard together
-        names = [f"{request.path} {split} part {index}" for index in range(stream.num_shards)]
-    facts = {"split": split, "revision": commit(files) or request.revision, "unit": rule, "files": _file_facts(files)}
-    return HubSource(stream, names, sizes, images, request, facts)
+        names = [f"{request.path} {split} shard {index}" for index in range(stream.num_shards)]
 
-
-def _all_parquet(files: Sequence[str]) -> bool:
-    return bool(files) and all(file.endswith(".parquet") for file in files)
-
-
-def _file_facts(files: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"name": file_name(file)} for file in files]
+    identity = {
+        "split": split,
+        "revision": commit(files) or request.revision,
+        "unit": rule,
+        "files": [{"name": file_name(file)} for file in files],
+    }
+    return HubSource(stream, names, sizes, images, request, identity)
 
 
 def commit(files: Sequence[str]) -> str | None:
@@ -104,10 +118,10 @@ def commit(files: Sequence[str]) -> str | None:
 
 
 def explain(error: Exception, request: Request) -> UsageError | RunError:
-    """Turn an error of the hub's client into one message with the remedy.
+    """Return the message, with the remedy, for an error of the hub's client.
 
     The client raises the same class, without a cause, for a missing login, terms not accepted and a missing dataset:
-    only its text tells them apart.
+    only its text distinguishes them.
     """
     text = safe_text(error)
     path = request.path

@@ -16,7 +16,7 @@ ROWS_PER_READ = 128  # given explicitly: datasets takes the first row group's si
 
 
 class LocalSource(StreamedSource):
-    """Parquet files on this machine, whose footers promise how many rows each unit has."""
+    """Parquet files on this machine; their footers promise how many rows each unit has."""
 
     def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
         """Read a unit from its first row, `rows` rows at a time.
@@ -27,12 +27,14 @@ class LocalSource(StreamedSource):
         promised = self.unit_sizes[unit] if self.unit_sizes is not None else None
         if promised == 0:  # a file without rows may lack the columns
             return
+
         given = 0
         for chunk in super().chunks(unit, rows):
             given += len(chunk.images)
             if promised is not None and given > promised:
                 break
             yield chunk
+
         if promised is not None and given != promised:
             raise RunError(
                 f"{self.unit_name(unit)} (unit {unit}) is damaged: its footer promises {promised} rows, and there are "
@@ -42,23 +44,27 @@ class LocalSource(StreamedSource):
 
 
 def open_parquet_folder(request: Request, folder: Path) -> Source:
-    """Open a folder whose Parquet files datasets can sort into splits, by name or by the folder's README.md.
+    """Open a folder whose Parquet files `datasets` can sort into splits, by name or by the folder's README.md.
 
     Raises:
         UsageError: The folder, the split or a column is not there.
         RunError: A file is broken.
     """
-    _tell_nobody()
+    _stop_download_counts()
+    root = folder.resolve()
     try:
-        builder = datasets.load_dataset_builder(str(folder.resolve()), request.name)
+        builder = datasets.load_dataset_builder(str(root), request.name)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script, which is not run
         raise _explain(error, request) from None
-    files = {str(split): [str(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
+
+    files: dict[str, list[str]] = {}
+    for name, found in (builder.config.data_files or {}).items():
+        files[str(name)] = [str(file) for file in found]
     split = choose_split(request.split, list(files), request.path)
     others = [file for file in files[split] if not file.endswith(".parquet")]
     if others:
         raise UsageError(f"--data.path must hold Parquet files, got {file_name(others[0])}")
-    check_inside(files[split], f"{folder.resolve()}/", request.path)
+    check_inside(files[split], f"{root.as_posix()}/", request.path)
     return _open_files(files[split], split, request)
 
 
@@ -66,7 +72,7 @@ def open_parquet_files(request: Request, pattern: str) -> Source:
     """Open one Parquet file, or all that match a glob, as a single split.
 
     Raises:
-        UsageError: No file matches, a split was asked for, or a column is not there.
+        UsageError: No file matches, the request names a split, or a column is not there.
         RunError: A file is broken.
     """
     if request.split:
@@ -74,7 +80,7 @@ def open_parquet_files(request: Request, pattern: str) -> Source:
     files = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
     if not files:
         raise UsageError(f"no file matches --data.path, got {request.path}")
-    return _open_files([str(Path(file).resolve()) for file in files], "test", request)
+    return _open_files([Path(file).resolve().as_posix() for file in files], "test", request)
 
 
 def _open_files(files: list[str], split: str, request: Request) -> Source:
@@ -83,9 +89,10 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
     if not sum(footer.rows for footer in footers):
         raise UsageError(f"{request.path} has no rows at all, got {len(footers)} empty files")
     check_one_schema(footers, request)
-    _tell_nobody()
+
+    _stop_download_counts()
     wanted = [request.image_column, request.label_column]
-    there = {name for footer in footers[:1] for name in footer.schema.names}
+    there = set(footers[0].schema.names)
     try:
         stream = datasets.load_dataset(
             "parquet",
@@ -100,19 +107,20 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
         stream = stream.reshard() if rule == "row_group" else stream
     except (OSError, ValueError, *DAMAGE) as error:
         raise _explain(error, request) from None
+
     names, sizes = plan_units(footers, rule)
-    facts = {
+    identity = {
         "split": split,
         "revision": None,
         "unit": rule,
-        "files": [footer.to_json() for footer in footers],
+        "files": [footer.identity() for footer in footers],
         "labels_sha256": label_digest(files, request.label_column),
     }
-    return LocalSource(stream, names, sizes, sum(sizes), request, facts)
+    return LocalSource(stream, names, sizes, sum(sizes), request, identity)
 
 
-def _tell_nobody() -> None:
-    """Keep `datasets` from asking a server to count that local files are opened: offline it waits up to 5 seconds."""
+def _stop_download_counts() -> None:
+    """Keep `datasets` from counting on a server that local files are opened: offline it waits up to 5 seconds."""
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 

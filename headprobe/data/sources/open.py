@@ -1,4 +1,4 @@
-"""Tells what kind of place `--data.path` names, and opens it."""
+"""Finds out what kind of place `--data.path` names, and opens it."""
 
 import glob
 import re
@@ -9,7 +9,7 @@ from headprobe.data.sources.folder import open_image_folder
 from headprobe.data.sources.source import Request, Source
 from headprobe.errors import UsageError
 
-BUNDLED = "digits"
+BUNDLED_DATA = "digits"  # a folder of the package
 
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -19,7 +19,7 @@ def open_source(request: Request) -> Source:
     """Open the bundled digits, a local folder, Parquet files, or a hub dataset, in this order of preference.
 
     Raises:
-        UsageError: There is nothing at that path, or not what was asked for.
+        UsageError: There is nothing at that path, or not what the user wants.
         RunError: It is there and cannot be read.
     """
     # `datasets` takes a second to import, and `headprobe test --help` does not need it.
@@ -40,12 +40,12 @@ def open_source(request: Request) -> Source:
 
 
 def is_local(path: str) -> bool:
-    """Tell whether a path names something on this machine: a folder, a file or a glob."""
+    """Return whether a path names something on this machine: a folder, a file or a glob."""
     return _local(path).exists() or glob.has_magic(path)
 
 
 def _local(path: str) -> Path:
-    return Path(__file__).parents[1] / BUNDLED if path == BUNDLED else Path(path).expanduser()
+    return Path(__file__).parents[1] / BUNDLED_DATA if path == BUNDLED_DATA else Path(path).expanduser()
 
 
 def _holds_parquet(folder: Path) -> bool:

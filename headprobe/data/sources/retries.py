@@ -26,7 +26,7 @@ from headprobe.errors import RunError
 OPENING = 30.0  # seconds to wait for a hub that cannot be reached at all, before anything was read from it
 
 
-# seconds to wait in the middle of a run, and for a hub that answers "later"; its own limits count 5 minutes
+# Seconds to wait in the middle of a run, and for a hub that answers "later"; the hub's own limits count 5 minutes.
 READING = 600.0
 
 
@@ -36,10 +36,10 @@ ANSWER = 30.0  # seconds to wait for one answer, where the client itself would w
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between tries, doubled each time
 
 
-QUIET = 60.0  # an outage that begins so soon after the last one ended is the same one to the user
+QUIET = 60.0  # seconds after an outage in which another one counts as the same, and gets no line of its own
 
 
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # status codes
 
 
 READ_RETRIES = 4  # rounds of datasets' own, for connections that break within a file that is read in one go
@@ -51,53 +51,57 @@ AGAIN = "run the same command again to resume"
 _log = logging.getLogger(__name__)
 
 
-_dice = SystemRandom()  # tries of many processes spread out, and the run's own random numbers stay as they are
+_dice = SystemRandom()  # spreads the tries of many processes, and leaves the run's own random numbers as they are
 
 
-class Patience:
-    """How long this process waits, and whether it has given up.
+class Waiting:
+    """How long this process waits for the hub, and whether it has stopped waiting.
 
     Attributes:
-        away: Seconds to wait for a hub that cannot be reached.
-        gave_up: The error to end with, once waiting was in vain.
+        unreachable: Seconds to wait for a hub that cannot be reached.
+        final_error: The error to end with, once waiting was in vain.
+        quiet_until: Time until which no line is due. Forked DataLoader workers share it, so that they print one line
+            together.
+        installed: Whether the hub's client repeats requests.
     """
 
     def __init__(self) -> None:
-        self.away = OPENING
-        self.gave_up: RunError | None = None
-        # Until when nothing is to be said. Forked DataLoader workers share it, so that one line is one line.
-        self.quiet: Any = None
+        self.unreachable = OPENING
+        self.final_error: RunError | None = None
+        self.quiet_until: Any = None
         self.installed = False
 
 
-_patience = Patience()
+_waiting = Waiting()
 
 
-def be_patient(reading: bool) -> None:
-    """Bound the waits of this process from here on; called in every process that opens or reads a hub dataset.
+def limit_waits(reading: bool) -> None:
+    """Bound the waits of this process from here on; every process that opens or reads a hub dataset must call it.
 
     Args:
         reading: Whether files are read, which waits out longer outages than the opening of a dataset.
     """
-    _patience.away = READING if reading else OPENING
-    _patience.gave_up = None
-    if not _patience.installed:
+    _waiting.unreachable = READING if reading else OPENING
+    _waiting.final_error = None
+    if not _waiting.installed:
         _install()
 
 
-def gave_up() -> RunError | None:
-    """Return the error with which waiting ended, which libraries in between may have replaced by one of theirs."""
-    return _patience.gave_up
+def final_error() -> RunError | None:
+    """Return the error with which waiting ended; libraries in between may have replaced it by one of theirs."""
+    return _waiting.final_error
 
 
 def _install() -> None:
     client = get_session()
     library = type(client).__module__.split(".")[0]
-    _patience.installed = True
-    _patience.quiet = multiprocessing.Value("d", 0.0)
+    _waiting.installed = True
+    _waiting.quiet_until = multiprocessing.Value("d", 0.0)
+
     for name in ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"):
         setattr(datasets.config, name, min(getattr(datasets.config, name), READ_RETRIES))
     logging.getLogger("datasets.utils.file_utils").addFilter(_one_line)
+
     if library not in ("httpx", "httpx2"):  # somebody who set a client of their own wants that one
         return
     # The module is huggingface_hub's choice, and changed with its releases.
@@ -113,7 +117,7 @@ def _client(kind: Any, hooks: Any, errors: tuple[type[Exception], ...]) -> Any:
 
 
 def _send(send: Callable[..., Any], errors: tuple[type[Exception], ...], request: Any, **options: Any) -> Any:
-    """Send a request until it is answered, or until patience ends.
+    """Send a request until the hub answers it, or until waiting has lasted too long.
 
     Raises:
         RunError: The hub stayed away or overloaded.
@@ -121,90 +125,101 @@ def _send(send: Callable[..., Any], errors: tuple[type[Exception], ...], request
     name = _wanted(request.url.path)
     if name is None:
         return send(request, **options)
-    if _patience.gave_up is not None:  # some callers try once more whatever the error was
-        raise _patience.gave_up
+    if _waiting.final_error is not None:  # some callers try once more whatever the error was
+        raise _waiting.final_error
+
     limits = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {kind: min(limit or ANSWER, ANSWER) for kind, limit in limits.items()}
-    wait = _Wait(name)
+    tries = _Tries(name)
     while True:
         try:
             response = send(request, **options)
         except errors as error:
-            wait.once_more(_reason(error), _patience.away, None)
+            tries.pause(_reason(error), _waiting.unreachable, None)
             continue
         if response.status_code not in RETRIED:
-            wait.over()
+            tries.end()
             return response
         response.close()
         phrase = HTTPStatus(response.status_code).phrase.lower()
-        asked = _seconds_asked(response.headers)
-        wait.once_more(f"answers {response.status_code} ({phrase})", READING, asked)
+        tries.pause(f"answers {response.status_code} ({phrase})", READING, _retry_after(response.headers))
 
 
-class _Wait:
-    """The tries of one request."""
+class _Tries:
+    """The tries of one request.
+
+    Args:
+        name: The dataset or file that is wanted, for messages.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._began: float | None = None
+        self._began: float | None = None  # time of the first failure
         self._pause = FIRST_PAUSE
 
-    def once_more(self, reason: str, patience: float, asked: float | None) -> None:
-        """Pause before the next try, as long as the hub asks or a little longer each time.
+    def pause(self, reason: str, limit: float, retry_after: float | None) -> None:
+        """Pause before the next try.
+
+        Args:
+            reason: What the hub did.
+            limit: Seconds that all tries may take together.
+            retry_after: Seconds that the hub asks to wait; None for a pause that is a little longer each time.
 
         Raises:
             RunError: There is no time left for another try.
         """
         now = time.monotonic()
         self._began = now if self._began is None else self._began
-        left = self._began + patience - now
-        if left <= 0 or (asked is not None and asked > left):
-            _patience.gave_up = RunError(self._in_vain(reason, now, asked))
-            raise _patience.gave_up
-        self._say(reason, left, now)
-        time.sleep(min(left, self._pause * _dice.uniform(0.75, 1) if asked is None else asked))
+        left = self._began + limit - now
+        if left <= 0 or (retry_after is not None and retry_after > left):
+            _waiting.final_error = RunError(self._in_vain(reason, now, retry_after))
+            raise _waiting.final_error
+
+        self._announce(reason, left, now)
+        time.sleep(min(left, self._pause * _dice.uniform(0.75, 1) if retry_after is None else retry_after))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def over(self) -> None:
-        """Let the next outage be announced."""
+    def end(self) -> None:
+        """Let the next outage have its own line, if it comes later than `QUIET` seconds."""
         if self._began is not None:
-            _patience.quiet.value = min(_patience.quiet.value, time.monotonic() + QUIET)
+            _waiting.quiet_until.value = min(_waiting.quiet_until.value, time.monotonic() + QUIET)
 
-    def _in_vain(self, reason: str, now: float, asked: float | None) -> str:
+    def _in_vain(self, reason: str, now: float, retry_after: float | None) -> str:
         trouble = f"{self._name} cannot be read: the hub {reason}"
-        if asked is not None:
-            return f"{trouble} and asks to wait for {_in_words(asked)}: wait until {_clock(asked)}, then {AGAIN}"
+        if retry_after is not None:
+            until = f"wait until {_clock(retry_after)}, then {AGAIN}"
+            return f"{trouble} and asks to wait for {_in_words(retry_after)}: {until}"
         waited = _in_words(now - (self._began or now))
         return f"{trouble}, after {waited} of trying: check the network or wait a little, then {AGAIN}"
 
-    def _say(self, reason: str, left: float, now: float) -> None:
-        if _may_speak(now, now + left):
+    def _announce(self, reason: str, left: float, now: float) -> None:
+        if _claim_line(now, now + left):
             until = f"for up to {_in_words(left)}, until {_clock(left)}"
             _log.warning("headprobe: the hub %s for %s: trying again %s", reason, self._name, until)
 
 
-def _may_speak(now: float, until: float) -> bool:
-    """Claim the line of this outage for this process."""
-    lock = _patience.quiet.get_lock()
-    if not lock.acquire(block=False):  # another one speaks right now
+def _claim_line(now: float, until: float) -> bool:
+    """Claim the one line of an outage: return whether this process may print it, which no other may before `until`."""
+    lock = _waiting.quiet_until.get_lock()
+    if not lock.acquire(block=False):  # another process is printing it
         return False
     try:
-        mine = bool(_patience.quiet.value <= now)
+        mine = bool(_waiting.quiet_until.value <= now)
         if mine:
-            _patience.quiet.value = until
+            _waiting.quiet_until.value = until
         return mine
     finally:
         lock.release()
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Replace what datasets says at each of its own tries."""
+    """Replace what `datasets` logs at each of its own tries by our one line."""
     if "Retrying in" not in record.getMessage():
         return True
     now, left = time.monotonic(), READ_RETRIES * 60.0
     record.msg = f"headprobe: the hub broke the connection: trying again for up to {_in_words(left)}"
     record.args = None
-    return _may_speak(now, now + left)
+    return _claim_line(now, now + left)
 
 
 def _wanted(path: str) -> str | None:
@@ -221,8 +236,8 @@ def _reason(error: Exception) -> str:
     return "does not answer" if kind.endswith("Timeout") else "breaks the connection"
 
 
-def _seconds_asked(headers: Any) -> float | None:
-    """Read how long the hub asks to wait; a date instead of seconds is not understood, as in its own client."""
+def _retry_after(headers: Any) -> float | None:
+    """Return the seconds that the hub asks to wait; a date instead of seconds counts as none, as in its own client."""
     limit = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
     text = limit.group(1) if limit else headers.get("retry-after", "").strip()
     return float(text) + 1 if text.isdecimal() else None  # 1 more, against rounding
@@ -233,4 +248,5 @@ def _in_words(seconds: float) -> str:
 
 
 def _clock(seconds: float) -> str:
+    """Return the time of day in so many seconds."""
     return time.strftime("%H:%M", time.localtime(time.time() + seconds))

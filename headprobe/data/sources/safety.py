@@ -1,4 +1,4 @@
-"""A dataset's own description may name files anywhere; only those that belong to the dataset are read."""
+"""What a dataset and its libraries may not do: read files outside of the dataset, or show a secret in a message."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def check_inside(files: Sequence[str], root: str, path: str) -> None:
     """Check that a dataset is made of its own files: its README.md can name others, on this machine or elsewhere.
 
     Args:
-        files: Absolute paths or addresses, as `datasets` resolved them.
+        files: Absolute paths or addresses with forward slashes, as `datasets` resolved them.
         root: What each of them must begin with: the folder, or the dataset's address.
         path: The dataset as the user wrote it.
 
@@ -33,19 +33,20 @@ def outside(path: str) -> UsageError:
     )
 
 
-# -- Error texts of other libraries, made fit to show: one line, and nothing secret --
-
-
 def safe_text(error: BaseException) -> str:
-    """Return an error's text on one line, without anything that could be a token or a signed address."""
+    """Return the text of another library's error on one line, without a token or a signed address.
+
+    The name of its class stands for an empty text.
+    """
     text = " ".join(str(error).split()).rstrip(".")
-    token = _token()
-    text = text.replace(token, "...") if len(token) >= SHORTEST_TOKEN else text
+    token = _stored_token()
+    if len(token) >= SHORTEST_TOKEN:
+        text = text.replace(token, "...")
     return without_secrets(text) or type(error).__name__
 
 
-def _token() -> str:
+def _stored_token() -> str:
     try:
         return get_token() or ""
-    except OSError:  # `hf auth login` keeps it in a file, and HF_HOME may name a place that is no folder
+    except OSError:  # `hf auth login` keeps the token in a file, and HF_HOME may name a place that is no folder
         return ""

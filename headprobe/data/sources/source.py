@@ -1,5 +1,6 @@
 """What every kind of dataset looks like to the stream: units that can be read on their own, in a fixed order."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,41 +11,15 @@ from headprobe.errors import UsageError
 UnitRule = Literal["auto", "file", "row_group"]
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """Stands where an image's bytes should be and cannot be had; the reason is shown to the user."""
-
-    reason: str
+PREFERRED_SPLITS = ("validation", "val", "valid", "test")
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive rows of a unit, undecoded: cells of the image column, of the label column, and each row's origin.
-
-    The cell of a single image that cannot be read is an `Unreadable`.
-    """
-
-    images: list[Any]
-    labels: list[Any]
-    sources: list[str]
-
-
-@dataclass(frozen=True)
-class LabelColumn:
-    """How a dataset labels its images.
-
-    Attributes:
-        kind: `class` for numbered classes with names, `number` for bare whole numbers, `text` for names alone.
-        names: Class names by number; None unless `kind` is `class`.
-    """
-
-    kind: Literal["class", "number", "text"]
-    names: tuple[str, ...] | None = None
+MOST_BYTES = 2**28  # of one image file
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked to open.
+    """What the user wants to open.
 
     Attributes:
         path: Hub id, local folder, Parquet file or glob.
@@ -67,26 +42,61 @@ class Request:
     sizes: bool = False
 
 
+@dataclass(frozen=True)
+class LabelColumn:
+    """How a dataset labels its images.
+
+    Attributes:
+        kind: `class` for numbered classes with names, `number` for bare whole numbers, `text` for names alone.
+        names: Class names by number; None unless `kind` is `class`.
+    """
+
+    kind: Literal["class", "number", "text"]
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a unit, undecoded.
+
+    Attributes:
+        images: Cells of the image column; an image whose bytes cannot be read is an `Unreadable`.
+        labels: Cells of the label column.
+        sources: Where each row is from, for messages.
+    """
+
+    images: list[Any]
+    labels: list[Any]
+    sources: list[str]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands where an image's bytes should be; the reason is shown to the user."""
+
+    reason: str
+
+
 class Source(ABC):
     """A dataset split, cut into units.
 
     Attributes:
         units: How many units there are; they are numbered from 0.
-        unit_sizes: Rows in each unit, None where only reading the data would tell.
-        images: Rows in all units together, None where only reading the data would tell.
+        unit_sizes: Rows in each unit, None where only reading the data would show them.
+        images: Rows in all units together, None where only reading the data would show them.
         labels: How the images are labelled.
-        facts: What identifies the data (revision, files, digests), for the run's key; JSON values only.
+        identity: What identifies the data (revision, files, digests), for the run's key; JSON values only.
     """
 
     units: int
     unit_sizes: list[int] | None
     images: int | None
     labels: LabelColumn
-    facts: dict[str, Any]
+    identity: dict[str, Any]
 
     @abstractmethod
     def unit_name(self, unit: int) -> str:
-        """Name the file (and part of it) that a unit is read from."""
+        """Return the name of the file (and the rows in it) that a unit is read from."""
 
     @abstractmethod
     def chunks(self, unit: int, rows: int) -> Iterator[Chunk]:
@@ -97,11 +107,13 @@ class Source(ABC):
         """
 
 
-PREFERRED_SPLITS = ("validation", "val", "valid", "test")
-
-
 def choose_split(wanted: str, there: list[str], path: str) -> str:
-    """Pick the split to evaluate on.
+    """Return the split to evaluate on: the wanted one, else the first of the usual names, else the only one.
+
+    Args:
+        wanted: The split that the user named, empty for none.
+        there: Splits of the dataset.
+        path: The dataset, for messages.
 
     Raises:
         UsageError: The split does not exist, or the default is not clear.
@@ -119,18 +131,18 @@ def choose_split(wanted: str, there: list[str], path: str) -> str:
 
 
 def first_labels(source: Source, rows: int = 32) -> list[Any]:
-    """Read the labels of the first rows of the first unit that has any.
+    """Return the labels of the first `rows` rows, all from the first unit that has any.
 
     Raises:
         RunError: The unit cannot be read.
     """
-    chunks = (next(source.chunks(unit, rows), None) for unit in range(source.units))
-    return next((chunk.labels for chunk in chunks if chunk is not None), [])
+    for unit in range(source.units):
+        chunk = next(source.chunks(unit, rows), None)
+        if chunk is not None:
+            return chunk.labels
+    return []
 
 
 def file_name(path: str) -> str:
-    """Return the last part of a path or address: messages and keys never hold a machine's folders."""
-    return path.rstrip("/").rsplit("/", 1)[-1]
-
-
-MOST_BYTES = 2**28
+    """Return the last name in a path or address: messages and keys never hold a machine's folders."""
+    return path.replace(os.sep, "/").rstrip("/").rsplit("/", 1)[-1]

@@ -87,10 +87,10 @@ def test_a_bad_image_is_named_by_its_file(tmp_path: Path) -> None:
 def test_the_description_changes_with_the_files_and_not_with_their_place(tmp_path: Path) -> None:
     first = write_classes(tmp_path / "1" / "set", {"a": 2})
     second = write_classes(tmp_path / "2" / "set", {"a": 2})
-    description = bound(first, classes=1).describe()
-    assert description == bound(second, classes=1).describe()
+    description = bound(first, classes=1).identity()
+    assert description == bound(second, classes=1).identity()
     (second / "a" / "more.png").write_bytes(png(9))
-    assert description != bound(second, classes=1).describe()
+    assert description != bound(second, classes=1).identity()
 
 
 def test_a_link_to_a_file_of_the_same_dataset_is_as_good_as_the_file(tmp_path: Path) -> None:

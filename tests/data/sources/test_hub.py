@@ -24,7 +24,7 @@ for options in json.load(sys.stdin):
         batches = list(data.test_dataloader())
         answer = {"numbers": numbers(batches), "failures": [batch.failure for batch in batches if batch.failure],
                   "sizes": data.unit_sizes, "units": data.units, "images": data.expected_images,
-                  "description": data.describe()}
+                  "description": data.identity()}
     except Exception as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     print(json.dumps(answer))
