@@ -15,7 +15,16 @@ from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, 
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.masking.replacement import REPLACEMENTS
-from headprobe.backbone.weights import ModelSource, built_options, create_backbone, data_config, weights_digest
+from headprobe.backbone.weights import (
+    ModelSource,
+    built_options,
+    check_channels,
+    check_classifier,
+    create_backbone,
+    data_config,
+    normalised,
+    weights_digest,
+)
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import ZERO, MaskSpec, Variant, expand_all
@@ -100,9 +109,8 @@ class HeadProbe(lightning.LightningModule):
         self._layout: HeadLayout | None = None
         self._bad_are_wrong = False
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
-        if self.num_classes < 1:
-            raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
-        _check_channels(self.data_config, self.source.options.get("in_chans"))
+        check_classifier(name, self.num_classes)
+        check_channels(self.data_config, self.source.options.get("in_chans"))
 
     # -- masks -----------------------------------------------------------------------------------------------------
 
@@ -306,10 +314,7 @@ class HeadProbe(lightning.LightningModule):
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations; in its dtype by default."""
-        mean, std = (
-            torch.tensor(self.data_config[name], device=images.device).view(-1, 1, 1) for name in ("mean", "std")
-        )
-        return images.float().div(255).sub(mean).div(std).to(dtype or next(self.backbone.parameters()).dtype)
+        return normalised(images, self.data_config, dtype or next(self.backbone.parameters()).dtype)
 
     def on_test_epoch_end(self) -> None:
         """Add up all processes' units, each exactly once.
@@ -336,17 +341,6 @@ class HeadProbe(lightning.LightningModule):
         self._finished = None
         if self.passes is not None:
             self.passes.observing = None
-
-
-def _check_channels(config: dict[str, Any], channels: int | None) -> None:
-    """Refuse a model whose images, mean, standard deviation and `in_chans`, if given, differ in their channels."""
-    found = {} if channels is None else {"in_chans": channels}
-    found |= {"input_size": config["input_size"][0], "mean": len(config["mean"]), "std": len(config["std"])}
-    if len(set(found.values())) > 1:
-        raise UsageError(
-            "the model's options give different numbers of channels; set input_size, mean and std in "
-            f"model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
-        )
 
 
 def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

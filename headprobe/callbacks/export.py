@@ -6,7 +6,7 @@ import lightning
 
 from headprobe.backbone.weights import save_backbone
 from headprobe.callbacks.identity import run_directory
-from headprobe.module import HeadProbe
+from headprobe.fit_steps import Fit
 from headprobe.report.table import console
 
 
@@ -22,7 +22,7 @@ class WeightsExport(lightning.Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the weights once, from the first process."""
-        if trainer.is_global_zero and isinstance(pl_module, HeadProbe):
+        if trainer.is_global_zero and isinstance(pl_module, Fit):
             self._directory.mkdir(parents=True, exist_ok=True)
             file = self._directory / "model.safetensors"
             save_backbone(pl_module.backbone, file, pl_module.source)

@@ -1,14 +1,12 @@
 """The metric that is a set of sums over images: merged by adding, written and read back as arrays, never rounded."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -146,19 +144,3 @@ def mean_and_error(total: FloatArray, square: FloatArray, images: NDArray[np.gen
         mean = total / np.where(count > 0, count, np.nan)
         variance = np.maximum(square - total * mean, 0) / np.where(count > 1, count - 1, np.nan)
         return mean, np.sqrt(variance / count)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch and BLAS compute on one thread while the context is open.
-
-    For work on many small matrices. Threads would wait for each other after each of them: on two shared cores that was
-    measured to take sixty times as long as the work itself.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(threads)
