@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.backbone.capture.layer_facts import LayerFacts, layer_facts
 from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.backbone.capture.taps import Listener, Tap, tapping
+from headprobe.backbone.capture.taps import Observer, Tap, tapping
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.describe.attention import AttentionSums
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches = list(torch.split(images, options.batch))
     layout = find_heads(model, (size[0], size[1], size[2]), options.model)
     cases = {PLAIN: forward(model, layout, batches, None)}
-    for name, listener in listeners(layout, layer_facts(model, layout)).items():
-        cases[name] = forward(model, layout, batches, listener)
+    for name, observer in observers(layout, layer_facts(model, layout)).items():
+        cases[name] = forward(model, layout, batches, observer)
     rows = compare(take_turns(cases, options.repeats))
     setting = {
         "model": options.model,
@@ -82,19 +82,20 @@ def load(name: str, weights: Path | None) -> tuple[Any, str]:
     return model.eval(), f"{weights.parent.name}/{weights.name}"
 
 
-def listeners(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Listener]:
+def observers(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Observer]:
     """Return what is measured, by name: what each callback collects, alone and all together."""
 
-    def collecting(*statistics: HeadStatistic) -> Listener:
+    def collecting(*statistics: HeadStatistic) -> Observer:
         for statistic in statistics:
             statistic.begin(Subject(layout, facts, units=UNITS))
+        sums = {statistic.name: statistic.open(0) for statistic in statistics}
 
-        def listen(record: LayerRecord) -> None:
+        def observe(record: LayerRecord) -> None:
             seen = Observation(0, torch.arange(record.images), (record,))
             for statistic in statistics:
-                statistic.observe(seen)
+                statistic.observe(seen, sums[statistic.name])
 
-        return listen
+        return observe
 
     return {
         "taps alone": ignore,
@@ -112,10 +113,10 @@ def ignore(_: LayerRecord) -> None:
 
 
 def forward(
-    model: nn.Module, layout: HeadLayout, batches: Sequence[Tensor], listener: Listener | None
+    model: nn.Module, layout: HeadLayout, batches: Sequence[Tensor], observer: Observer | None
 ) -> Callable[[], None]:
-    """Return a forward pass of all batches, with or without a listener."""
-    taps = [] if listener is None else [Tap(listener)]
+    """Return a forward pass of all batches, with or without an observer."""
+    taps = [] if observer is None else [Tap(observer)]
 
     def run() -> None:
         with torch.inference_mode():

@@ -58,8 +58,9 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "pruning": {"growing"},
     },
     "metrics": {
-        "sums": set(),
-        "token_grid": set(),
+        "arrays": set(),
+        "sums": {"arrays"},
+        "token_grid": {"arrays"},
         "projection": {"token_grid"},
         "accuracy": {"sums"},
         "attention": {"sums", "token_grid", "projection"},
