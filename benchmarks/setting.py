@@ -15,8 +15,7 @@ from headprobe.backbone.sandbox import perturbed
 from headprobe.backbone.weights import BUNDLED, ModelSource, built_options, create_backbone, data_config
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.data.decode import image_bytes
-from headprobe.data.sources.open import open_source
-from headprobe.data.sources.source import Request
+from headprobe.data.sources.source import Request, open_source
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DIGITS = "digits"

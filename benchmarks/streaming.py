@@ -19,8 +19,7 @@ from torch import Tensor
 
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.data.decode import ImageReader, image_bytes
-from headprobe.data.sources.open import open_source
-from headprobe.data.sources.source import Request
+from headprobe.data.sources.source import Request, open_source
 from headprobe.errors import RunError, UsageError
 
 BATCH = 16  # images that one case takes before it is the other's turn

@@ -114,7 +114,7 @@ def _run(command: str, words: list[str], given: bool) -> None:
 def _fail(message: str, code: int) -> int:
     """Say what went wrong, once and not once per process, and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        from headprobe.redact import without_secrets  # not at module level: `--help` needs none of it
+        from headprobe.text import without_secrets  # not at module level: `--help` needs none of it
 
         sys.stderr.write(f"headprobe: error: {without_secrets(message)}\n")
     return code

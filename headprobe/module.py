@@ -33,8 +33,8 @@ from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.units.coverage import Coverage
-from headprobe.units.named_sums import NamedSums, read_sums, write_sums
 from headprobe.units.store import FinishedUnits
+from headprobe.units.tree import NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums, gather_nodes
 
 
@@ -55,6 +55,34 @@ class StepResult:
     unit: int
     rows: Tensor
     last: bool
+
+
+class AfterBatch(lightning.Callback):
+    """A callback that looks at every scored batch of a `HeadProbe`; tests of other modules pass it by."""
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hand the batch over."""
+        if isinstance(pl_module, HeadProbe) and isinstance(outputs, StepResult):
+            self.after_batch(trainer, pl_module, outputs, batch)
+
+    def after_batch(self, trainer: lightning.Trainer, probe: "HeadProbe", step: StepResult, batch: Any) -> None:
+        """Look at a scored batch.
+
+        Args:
+            trainer: Runs the test.
+            probe: The model with its masks.
+            step: What was measured.
+            batch: The `ImageBatch` that was scored.
+        """
+        raise NotImplementedError
 
 
 class HeadProbe(lightning.LightningModule):

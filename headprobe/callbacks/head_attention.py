@@ -11,7 +11,7 @@ from headprobe.metrics.attention.offsets import WITHOUT_MAP
 from headprobe.metrics.attention.statistics import HeadTable
 from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.offset_figures import offset_grid
-from headprobe.units.named_sums import Arrays
+from headprobe.units.tree import Arrays
 
 UNIFORM = {"attention_distance_px": "attention_distance_ratio", "entropy_nats": "entropy_ratio"}
 """Statistics with a value under uniform attention, and what divides by it."""

@@ -12,7 +12,7 @@ from headprobe.describe.base import HeadStatistic
 from headprobe.errors import UsageError
 from headprobe.module import HeadProbe
 from headprobe.run.results import Row
-from headprobe.units.named_sums import Arrays
+from headprobe.units.tree import Arrays
 
 Columns = dict[str, NDArray[np.generic]]
 """Columns of `heads.csv`, one entry per head in the order of (layer, head)."""

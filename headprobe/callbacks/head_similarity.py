@@ -11,7 +11,7 @@ from headprobe.describe.base import BASELINE, CHANGE, MASKED, prefixed
 from headprobe.describe.similarity import SimilaritySums
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure, title
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
-from headprobe.units.named_sums import Arrays
+from headprobe.units.tree import Arrays
 
 DRAWN: tuple[Measure, ...] = ("svcca", "cka_unbiased")
 """Measures that get figures, if they are computed; all are in `similarity.npz`."""

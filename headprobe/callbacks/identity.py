@@ -18,7 +18,7 @@ import headprobe
 from headprobe import __version__
 from headprobe.describe.base import HeadStatistic
 from headprobe.module import HeadProbe
-from headprobe.redact import safe_command
+from headprobe.text import safe_command
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
 """Packages that can change a number."""

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.sandbox import evaluating, in_single
-from headprobe.callbacks.after_batch import AfterBatch
-from headprobe.module import HeadProbe, StepResult
+from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.report.table import console
 
 EXACT = ("32-true", "64-true")

@@ -8,8 +8,7 @@ import lightning
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from headprobe.callbacks.after_batch import AfterBatch
-from headprobe.module import HeadProbe, StepResult
+from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.text import duration
 
 LINE_EVERY_SHARE = 0.1

@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from headprobe.callbacks.after_batch import AfterBatch
 from headprobe.callbacks.identity import run_directory
 from headprobe.callbacks.resume import resume_callback
 from headprobe.files import cannot_write, partial_path
 from headprobe.masks.spec import NONE
 from headprobe.metrics.accuracy.paired_accuracy import top_five
-from headprobe.module import HeadProbe, StepResult
+from headprobe.module import AfterBatch, HeadProbe, StepResult
 
 SCHEMA = pa.schema(
     [

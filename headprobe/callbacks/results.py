@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.after_batch import AfterBatch
 from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
 from headprobe.callbacks.head_callback import head_callbacks
 from headprobe.callbacks.identity import command_line, hardware, identify, run_directory, run_key, what_counts
@@ -20,7 +19,7 @@ from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError
 from headprobe.files import now
-from headprobe.module import HeadProbe, StepResult
+from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.report.table import console, masks_table
 from headprobe.run.results import Row, class_rows, variant_rows, write_masks, write_record, write_rows
 from headprobe.text import counted

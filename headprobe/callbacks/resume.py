@@ -9,10 +9,9 @@ from typing import Any
 import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.after_batch import AfterBatch
 from headprobe.callbacks.identity import command_line, hardware, identify, run_key, what_counts
 from headprobe.errors import RunError, UsageError
-from headprobe.module import HeadProbe, StepResult
+from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.processes import from_first
 from headprobe.report.table import console
 from headprobe.text import counted

@@ -8,12 +8,10 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from headprobe.data.decode import ImageReader
-from headprobe.data.fitted import FittedData, default_workers
 from headprobe.data.labels.class_map import ClassMap, read_class_map
 from headprobe.data.labels.numbering import number_labels
-from headprobe.data.sources.open import is_local, open_source
-from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels
-from headprobe.data.stream import ImageBatch, UnitStream
+from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
+from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
 

@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from headprobe.data.datamodule import ImageNetDataModule
-from headprobe.data.fitted import FittedData
-from headprobe.data.sources.open import open_source
-from headprobe.data.stream import ImageBatch
+from headprobe.data.sources.source import open_source
+from headprobe.data.stream import FittedData, ImageBatch
 from headprobe.errors import RunError, UsageError
 
 MOST_IMAGES = 50_000

@@ -12,7 +12,7 @@ from headprobe.metrics.attention.offsets import OffsetMaps
 from headprobe.metrics.attention.reduction import Reduction, reduce_attention
 from headprobe.metrics.attention.statistics import RATIOS, STATISTICS, AttentionStatistics, HeadTable
 from headprobe.metrics.projection import output_norm_ratio
-from headprobe.units.named_sums import NamedSums
+from headprobe.units.tree import NamedSums
 
 MAPS = "_maps"  # of a model's offset maps among a unit's sums
 

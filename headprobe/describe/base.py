@@ -12,7 +12,7 @@ from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.errors import RunError
-from headprobe.units.named_sums import NamedSums
+from headprobe.units.tree import NamedSums
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headprobe.metrics.arrays import IntArray
 from headprobe.metrics.similarity.comparison import Comparison, above_floor
-from headprobe.units.named_sums import Arrays
+from headprobe.units.tree import Arrays
 
 SPREAD = {"error": "se", "low": "low", "high": "high"}
 """Fields of a `Spread`, and what the names of their arrays end in."""

@@ -9,7 +9,7 @@ from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.describe.base import HeadStatistic, Observation
-from headprobe.units.named_sums import NamedSums
+from headprobe.units.tree import NamedSums
 
 SumsOfStatistics = Mapping[str, NamedSums]
 """The sums of an open unit, by the statistic's name."""

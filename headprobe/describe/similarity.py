@@ -17,7 +17,7 @@ from headprobe.metrics.similarity.head_blocks import MAX_GROUPS, Precision, Samp
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
 from headprobe.metrics.spectrum.spectra import on_image
-from headprobe.units.named_sums import Arrays, NamedSums, merge_sums, one_thread
+from headprobe.units.tree import Arrays, NamedSums, merge_sums, one_thread
 
 RUN = 8  # neighbouring rows that stay in one group of images, where units are split into several
 

@@ -9,7 +9,7 @@ from headprobe.backbone.capture.layer_facts import CONTRIBUTION, LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, differences
 from headprobe.metrics.spectrum.spectra import Spectra, SpectrumTable, head_profiles, stream_profiles
-from headprobe.units.named_sums import NamedSums
+from headprobe.units.tree import NamedSums
 
 
 class SpectrumSums(HeadStatistic):

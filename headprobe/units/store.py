@@ -20,8 +20,19 @@ from headprobe.errors import RunError, UsageError
 from headprobe.files import cannot_write, now, write_text, writing
 from headprobe.units.coverage import Coverage
 from headprobe.units.lock import Lock
-from headprobe.units.named_sums import Arrays, NamedSums, read_sums, write_sums
-from headprobe.units.tree import Node, Span, file_of, node_of, span_of, unit_files, within
+from headprobe.units.tree import (
+    Arrays,
+    NamedSums,
+    Node,
+    Span,
+    file_of,
+    node_of,
+    read_sums,
+    span_of,
+    unit_files,
+    within,
+    write_sums,
+)
 
 STORE = "store.json"
 

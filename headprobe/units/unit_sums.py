@@ -17,8 +17,18 @@ from numpy.typing import NDArray
 from headprobe.errors import RunError
 from headprobe.processes import broadcast_from, gather_lists
 from headprobe.units.coverage import BadRow, Coverage, OpenRows
-from headprobe.units.named_sums import Arrays, NamedSums, Sums, merge_sums, one_thread, read_sums, write_sums
-from headprobe.units.tree import Node, UnitTree, units_of
+from headprobe.units.tree import (
+    Arrays,
+    NamedSums,
+    Node,
+    Sums,
+    UnitTree,
+    merge_sums,
+    one_thread,
+    read_sums,
+    units_of,
+    write_sums,
+)
 
 COVERAGE, SCORES = "coverage", "scores"
 """Names of what every unit gives; names of a statistic's sums begin with the statistic's name."""

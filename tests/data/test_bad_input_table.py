@@ -228,7 +228,7 @@ def test_a_footer_that_promises_more_rows_than_there_are_ends_the_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_set(tmp_path)
-    monkeypatch.setattr("headprobe.data.sources.local.plan_units", lambda *what: (plan_units(*what)[0], [4, 5, 4]))
+    monkeypatch.setattr("headprobe.data.sources.streamed.plan_units", lambda *what: (plan_units(*what)[0], [4, 5, 4]))
     (failure,) = read_all(path).failures
     assert "b.parquet row group 0 (unit 1) is damaged: its footer promises 5 rows, and there are fewer" in failure
 

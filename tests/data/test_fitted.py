@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprobe.data.fitted import default_workers, even_shares
+from headprobe.data.stream import default_workers, even_shares
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=20)
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headprobe.data.sources.safety import safe_text
+from headprobe.data.sources.source import safe_text
 from headprobe.errors import UsageError
-from headprobe.redact import safe_command, without_secrets
+from headprobe.text import safe_command, without_secrets
 from tests.data.hub_runs import TOKEN, environment, read_all
 from tests.data.mock_hub import Fault, MockHub, running
 from tests.data.parquet_sets import bound, features, numbers, png, write_files

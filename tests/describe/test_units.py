@@ -15,7 +15,7 @@ from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
 from headprobe.errors import RunError, UsageError
 from headprobe.module import HeadProbe
-from headprobe.units.named_sums import read_sums, write_sums
+from headprobe.units.tree import read_sums, write_sums
 from headprobe.units.unit_sums import UnitSums
 from tests.describe.driving import describe, feed, noise, prepare, tiny_probe
 

@@ -19,9 +19,8 @@ from headprobe.files import writing
 from headprobe.units.coverage import Coverage
 from headprobe.units.lock import Lock, is_held
 from headprobe.units.mismatch import differences, refuse_differences
-from headprobe.units.named_sums import NamedSums, merge_sums
 from headprobe.units.store import UnitStore, find_units
-from headprobe.units.tree import UnitTree, node_of, span_of, unit_files
+from headprobe.units.tree import NamedSums, UnitTree, merge_sums, node_of, span_of, unit_files
 
 SESSION = {"command": "headprobe test", "images": 20}
 DESCRIBE: dict[str, Any] = {"model": {"name": "vit"}, "data": {"max_images": 40}, "masks": [["layer:3", "aa"]]}

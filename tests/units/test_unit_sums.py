@@ -9,7 +9,7 @@ import torch
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.units.coverage import Coverage
-from headprobe.units.named_sums import Arrays, NamedSums, read_sums, write_sums
+from headprobe.units.tree import Arrays, NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums
 
 SIZES = [5, 6, 7, 8, 9]

@@ -108,14 +108,6 @@ class ImageNetNames:
             )
 
 
-def imagenet_names(classes: int) -> ImageNetNames | None:
-    """Return the names of a model's classes if its number of classes is that of an ImageNet list."""
-    from timm.data import infer_imagenet_subset  # timm costs seconds to import, `--help` does not need it
-
-    subset = infer_imagenet_subset({"num_classes": classes})
-    return None if subset is None else ImageNetNames(subset)
-
-
 def some(names: Sequence[str], most: int = 5) -> str:
     """Return the first names as text, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headprobe.data.labels.class_map import ClassMap
-from headprobe.data.labels.imagenet_names import imagenet_names, some
+from headprobe.data.labels.imagenet_names import ImageNetNames, some
 from headprobe.data.sources.source import LabelColumn
 from headprobe.errors import UsageError
 
+
 # What a label column without class names holds, for messages.
+def imagenet_names(classes: int) -> ImageNetNames | None:
+    """Return the names of a model's classes if its number of classes is that of an ImageNet list."""
+    from timm.data import infer_imagenet_subset  # timm costs seconds to import, `--help` does not need it
+
+    subset = infer_imagenet_subset({"num_classes": classes})
+    return None if subset is None else ImageNetNames(subset)
+
+
 _KINDS = {"number": "plain numbers without class names", "text": "texts"}
 
 

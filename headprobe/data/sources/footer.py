@@ -13,8 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headprobe.data.sources.safety import safe_text
-from headprobe.data.sources.source import Request, UnitRule, file_name
+from headprobe.data.sources.source import Request, UnitRule, file_name, safe_text
 from headprobe.errors import RunError
 
 TAIL_BYTES = 8  # a Parquet file ends in its footer, the footer's length (4 bytes, little endian) and "PAR1"

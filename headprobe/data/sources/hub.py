@@ -10,8 +10,17 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from headprobe.data.sources.footer import check_one_schema, plan_units, read_footer
 from headprobe.data.sources.retries import AGAIN, final_error, limit_waits
-from headprobe.data.sources.safety import check_inside, outside, safe_text
-from headprobe.data.sources.source import Chunk, Request, Source, UnitRule, choose_split, file_name
+from headprobe.data.sources.source import (
+    Chunk,
+    Request,
+    Source,
+    UnitRule,
+    check_inside,
+    choose_split,
+    file_name,
+    outside,
+    safe_text,
+)
 from headprobe.data.sources.streamed import StreamedSource
 from headprobe.errors import RunError, UsageError
 

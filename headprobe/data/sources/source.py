@@ -1,19 +1,24 @@
-"""What every kind of dataset looks like to the stream: units that can be read on their own, in a fixed order."""
+"""What every kind of dataset looks like to the stream: units that can be read on their own, in a fixed order.
 
+`open_source` finds out what kind of place `--data.path` names and opens it. Files outside of a dataset are never read,
+and no error shows a secret.
+"""
+
+import glob
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 from headprobe.errors import UsageError
+from headprobe.text import SHORTEST_TOKEN, without_secrets
 
 UnitRule = Literal["auto", "file", "row_group"]
-
-
 PREFERRED_SPLITS = ("validation", "val", "valid", "test")
-
-
 MOST_BYTES = 2**28  # of one image file
 
 
@@ -146,3 +151,100 @@ def first_labels(source: Source, rows: int = 32) -> list[Any]:
 def file_name(path: str) -> str:
     """Return the last name in a path or address: messages and keys never hold a machine's folders."""
     return path.replace(os.sep, "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+# -- what is never read, and never shown -------------------------------------------------------------------------------
+def check_inside(files: Sequence[str], root: str, path: str) -> None:
+    """Check that a dataset is made of its own files: its README.md can name others, on this machine or elsewhere.
+
+    Args:
+        files: Absolute paths or addresses with forward slashes, as `datasets` resolved them.
+        root: What each of them must begin with: the folder, or the dataset's address.
+        path: The dataset as the user wrote it.
+
+    Raises:
+        UsageError: A file lies somewhere else.
+    """
+    for file in files:
+        steps = file.removeprefix(root).replace("\\", "/").split("/")
+        if not file.startswith(root) or ".." in steps or "::" in file:
+            raise outside(path)
+
+
+def outside(path: str) -> UsageError:
+    """Return the refusal of a dataset that names files outside of itself."""
+    return UsageError(
+        f"--data.path names a dataset whose README.md (data_files or data_dir) asks for files outside of it, and these "
+        f"are never read: name the place where they lie, got {without_secrets(path)}"
+    )
+
+
+def safe_text(error: BaseException) -> str:
+    """Return the text of another library's error on one line, without a token or a signed address.
+
+    The name of its class stands for an empty text.
+    """
+    text = " ".join(str(error).split()).rstrip(".")
+    token = _stored_token()
+    if len(token) >= SHORTEST_TOKEN:
+        text = text.replace(token, "...")
+    return without_secrets(text) or type(error).__name__
+
+
+def _stored_token() -> str:
+    from huggingface_hub import get_token  # only where something went wrong
+
+    try:
+        return get_token() or ""
+    except OSError:  # `hf auth login` keeps the token in a file, and HF_HOME may name a place that is no folder
+        return ""
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+BUNDLED_DATA = "digits"  # a folder of the package
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def open_source(request: Request) -> Source:
+    """Open the bundled digits, a local folder, Parquet files, or a hub dataset, in this order of preference.
+
+    Raises:
+        UsageError: There is nothing at that path, or not what the user wants.
+        RunError: It is there and cannot be read.
+    """
+    path = request.path
+    local = _local(path)
+    if request.revision is not None and is_local(path):
+        raise UsageError(f"--data.revision is for hub datasets; {path} is on this machine, got {request.revision}")
+
+    # Each kind of source imports this file, and `datasets` takes a second to import: only what is needed is loaded.
+    if local.is_dir() and not _holds_parquet(local):
+        from headprobe.data.sources.folder import open_image_folder
+
+        return open_image_folder(request, local)
+    if is_local(path):
+        from headprobe.data.sources.streamed import open_parquet_files, open_parquet_folder
+
+        return open_parquet_folder(request, local) if local.is_dir() else open_parquet_files(request, str(local))
+    if not HUB_ID.fullmatch(path) or path.endswith(".parquet"):
+        raise UsageError(f"--data.path names no file or folder here and is no hub id (owner/name), got {path}")
+    from headprobe.data.sources.hub import open_hub
+
+    return open_hub(request)
+
+
+def is_local(path: str) -> bool:
+    """Return whether a path names something on this machine: a folder, a file or a glob."""
+    return _local(path).exists() or glob.has_magic(path)
+
+
+def _local(path: str) -> Path:
+    return Path(__file__).parents[1] / BUNDLED_DATA if path == BUNDLED_DATA else Path(path).expanduser()
+
+
+def _holds_parquet(folder: Path) -> bool:
+    # Three levels, as the hub's layouts have: walking through a whole folder of images would take long.
+    patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+    return next(chain.from_iterable(folder.glob(pattern) for pattern in patterns), None) is not None

@@ -10,7 +10,7 @@ import pytest
 
 from headprobe.data.sources import retries
 from headprobe.data.sources.hub import commit
-from headprobe.data.sources.safety import safe_text
+from headprobe.data.sources.source import safe_text
 from tests.data.hub_runs import TOKEN, environment, read_all
 from tests.data.mock_hub import COMMIT, Fault, running
 from tests.data.parquet_sets import write_files
