@@ -13,9 +13,8 @@ from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import Shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.replacement import Replacement
-from headprobe.backbone.numerics import is_out_of_memory
 from headprobe.backbone.proofs.one_layer import prove_masks
-from headprobe.backbone.sandbox import in_single
+from headprobe.backbone.sandbox import in_single, is_out_of_memory
 from headprobe.describe.base import HeadStatistic
 from headprobe.describe.observing import Observing
 from headprobe.errors import RunError

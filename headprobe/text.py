@@ -46,8 +46,6 @@ def duration(seconds: float) -> str:
 
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-
-
 SHORTEST_TOKEN = 8  # a shorter value is no token, and removing it would blot out half of every text
 
 

@@ -46,11 +46,9 @@ DIRECTLY: dict[str, set[str]] = {
 
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
-        "operator_calls": set(),
         "weights": set(),
-        "numerics": set(),
         "sandbox": set(),
-        "heads": {"operator_calls", "numerics", "sandbox"},
+        "heads": {"sandbox"},
         "masking": {"heads"},
         "capture": {"heads"},
         "growing": {"masking", "capture"},

@@ -23,8 +23,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from headprobe.errors import RunError, UsageError
 
 SECONDS_TO_HAND_OVER = 600.0  # process 0 may be in the middle of a long batch
-
-
 SECONDS_TO_LEAVE = 5.0
 
 

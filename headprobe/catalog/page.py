@@ -8,10 +8,7 @@ from headprobe.catalog.families import FamilyTable
 from headprobe.catalog.text import COLUMNS, MEANING, NUMERIC_COLUMNS, Notes, head_remarks, refusals, row, totals
 
 COMMAND = "python -m headprobe models --markdown > docs/models.md"
-
-
 SURVEY = "python -m headprobe models --survey --workers 2 --json"
-
 
 INTRODUCTION = """\
 # Which of timm's models have heads, and what can be measured of them

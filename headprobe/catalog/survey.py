@@ -27,7 +27,6 @@ OFFSET_MAP, SPECTRUM = "offset_map", "spectrum"
 
 CASCADE = "the head's output stays an input of the next head of its layer"
 
-
 Progress = Callable[[int, int], None]
 """Takes how many models have been walked, and how many there are."""
 

@@ -41,15 +41,11 @@ PILLOW_ERRORS = (
 # Pillow takes up to twice as many with a warning: at 4 bytes per pixel and one copy for the conversion that would be
 # 1.4 GB in every worker. ImageNet's largest image has 61 million.
 MOST_PIXELS = 89_478_485
-
-
 LONGEST_ASPECT = 1000  # the resize keeps the aspect: 1 x 100,000 pixels would become 200 x 20,000,000
 
 
 # Every scan of a progressive JPEG passes over the whole image and may have 20 bytes; encoders write about 10 scans.
 MOST_SCANS = 500
-
-
 WORTH_COUNTING = 2**38  # pixels times bytes: 500 x 500 pixels in 1 MB
 
 

@@ -184,8 +184,6 @@ def _int64(values: list[int]) -> Tensor:
 
 
 MOST_WORKERS = 8  # decoding is 3 ms an image: 8 processes outrun all but the smallest models on the fastest GPUs
-
-
 FEW_IMAGES = 2000  # read in seconds: starting processes would take longer
 
 

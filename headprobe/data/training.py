@@ -15,8 +15,6 @@ from headprobe.data.stream import FittedData, ImageBatch
 from headprobe.errors import RunError, UsageError
 
 MOST_IMAGES = 50_000
-
-
 TRAINING_UNIT = -1  # the unit of a training batch, which mixes units
 
 

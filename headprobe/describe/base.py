@@ -16,7 +16,6 @@ from headprobe.units.tree import NamedSums
 
 T = TypeVar("T")
 
-
 BASELINE, MASKED, CHANGE = "baseline", "masked", "change"
 """Whose numbers they are: the whole model's, the masked one's, and their differences on the same images."""
 

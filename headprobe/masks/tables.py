@@ -17,10 +17,7 @@ from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.piece import Piece
 
 SINGLE_HEAD = re.compile(r"head:(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
-
-
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})")
-
 
 Row = dict[str, str | None]
 

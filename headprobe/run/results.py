@@ -20,8 +20,6 @@ from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.scores import PairedScores
 
 Cell = str | int | float
-
-
 Row = dict[str, Cell]
 
 
@@ -190,8 +188,6 @@ def load_run(path: str | Path) -> Run:
 
 
 _TEXT_COLUMNS = frozenset({"mask", "ablation", "test_family"})
-
-
 _INTEGER_COLUMNS = frozenset(
     {"draw", "heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.errors import RunError
-from headprobe.units.lock import describe_holder, is_held
+from headprobe.files import describe_holder, is_held
 from headprobe.units.store import FinishedUnits, UnitStore, no_units, read_store
 from headprobe.units.tree import unit_files
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.errors import RunError, UsageError
-from headprobe.files import cannot_write, now, write_text, writing
+from headprobe.files import Lock, cannot_write, now, write_text, writing
 from headprobe.units.coverage import Coverage
-from headprobe.units.lock import Lock
 from headprobe.units.tree import (
     Arrays,
     NamedSums,

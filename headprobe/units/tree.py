@@ -99,7 +99,6 @@ def read_sums(file: IO[bytes], names: str = "") -> dict[str, Arrays]:
 
 M = TypeVar("M")
 
-
 Node = tuple[int, int]
 """Level and index: the metric of units `index * 2**level` up to, but without, `(index + 1) * 2**level`."""
 

@@ -15,9 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from headprobe.errors import RunError, UsageError
-from headprobe.files import writing
+from headprobe.files import Lock, is_held, writing
 from headprobe.units.coverage import Coverage
-from headprobe.units.lock import Lock, is_held
 from headprobe.units.mismatch import differences, refuse_differences
 from headprobe.units.store import UnitStore, find_units
 from headprobe.units.tree import NamedSums, UnitTree, merge_sums, node_of, span_of, unit_files
@@ -149,7 +148,7 @@ def test_a_broken_description_is_named_and_the_units_beside_it_stay(tmp_path: Pa
 
 def test_asking_who_holds_a_lock_never_refuses_a_run(tmp_path: Path) -> None:
     ask = (
-        "import sys, time; from pathlib import Path; from headprobe.units.lock import is_held\n"
+        "import sys, time; from pathlib import Path; from headprobe.files import is_held\n"
         "end = time.monotonic() + 2\nwhile time.monotonic() < end: is_held(Path(sys.argv[1]))\n"
     )
     (tmp_path / "lock").write_text("")
@@ -197,7 +196,7 @@ def same(one: dict[str, NDArray[np.generic]], other: dict[str, NDArray[np.generi
 HOLD = """
 import sys, time
 from pathlib import Path
-from headprobe.units.lock import Lock
+from headprobe.files import Lock
 lock = Lock(Path(sys.argv[1]))
 lock.take()
 print("taken", flush=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.capture.taps import RowsOfLayer, Tap, tapping
-from headprobe.backbone.growing.batch_arguments import Arguments, Batched, grown
-from headprobe.backbone.growing.row_plan import PassRows, RowPlan
+from headprobe.backbone.growing.row_plan import Arguments, Batched, PassRows, RowPlan, grown
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Hook, Shortcuts, Shortcutting
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import HookCount, ablating

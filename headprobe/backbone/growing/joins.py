@@ -7,18 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.growing.batch_arguments import batched
 from headprobe.backbone.growing.growing_pass import Join
+from headprobe.backbone.growing.row_plan import batched
 from headprobe.backbone.growing.trials import Calls, Company, growing_logits, record_calls, rounding_of
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
 from headprobe.backbone.masking.ablation import masked_logits
-from headprobe.backbone.numerics import MOST_ROUNDING, SAME_SHAPE, agree
-from headprobe.backbone.sandbox import evaluating, example_images
+from headprobe.backbone.sandbox import MOST_ROUNDING, SAME_SHAPE, agree, evaluating, example_images
 from headprobe.errors import UsageError
 
 PART_OF_EFFECT = 5e-5
-
-
 CROWD = 6
 """Copies of one mask that join at once: with the trunk seven times the rows, by which few shapes divide by chance."""
 

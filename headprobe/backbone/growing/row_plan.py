@@ -2,15 +2,16 @@
 
 A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then one copy of the trunk's
 rows for every mask, in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that
-do not fit together are spread over waves; every wave runs its own trunk. Nothing else decides the order of
-rows.
+do not fit together are spread over waves; every wave runs its own trunk. Nothing else decides the order of rows.
+Below: the rows of the pass under way, and how a module's arguments get more or fewer of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headprobe.errors import UsageError
@@ -121,3 +122,79 @@ class PassRows:
         self.images, self.wave, self.whole = images, wave, whole
         self.joined = self.joining = self.left_out = self.filled = 0
         self.stream = None
+
+
+# -- tensors among a module's arguments --------------------------------------------------------------------------------
+
+
+Path = tuple[int | str, ...]
+"""Where a tensor is among a module's arguments: a position or keyword, then places in the lists that it may be in."""
+
+
+Batched = tuple[tuple[Path, int], ...]
+"""Arguments that carry the batch, with their rows per image."""
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
+    """Yield the places and shapes of all tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield path, value.shape
+    elif type(value) in (tuple, list):
+        for key, item in enumerate(value):
+            yield from shapes((*path, key), item)
+    elif type(value) is dict:
+        for key, item in value.items():
+            yield from shapes((*path, key), item)
+
+
+def batched(two: dict[Path, torch.Size], three: dict[Path, torch.Size]) -> Batched:
+    """Return the tensor arguments that grow from 2 to 3 images as the batch does, with their rows per image."""
+    found = []
+    for path, shape in two.items():
+        if shape and path in three and 2 * three[path][0] == 3 * shape[0] and shape[0] % 2 == 0:
+            found.append((path, shape[0] // 2))
+    return tuple(found)
+
+
+def grown(args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, images: int, copies: int) -> Arguments:
+    """Return the arguments with the rows of the first `images` images appended `copies` times where a batch is."""
+    return _changed(
+        args, kwargs, arguments, lambda tensor, rows: torch.cat([tensor, *[tensor[: images * rows]] * copies])
+    )
+
+
+def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, images: int) -> Arguments:
+    """Return the arguments with the rows of the first `images` images only where a batch is."""
+    return _changed(args, kwargs, arguments, lambda tensor, rows: tensor[: images * rows])
+
+
+def _changed(
+    args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, change: Callable[[Tensor, int], Tensor]
+) -> Arguments:
+    positional: Any = args
+    named: Any = kwargs
+    for path, rows in arguments:
+
+        def of(tensor: Tensor, rows: int = rows) -> Tensor:
+            return change(tensor, rows)
+
+        if isinstance(path[0], int):
+            positional = _replaced(positional, path, of)
+        else:
+            named = _replaced(named, path, of)
+    return positional, named
+
+
+def _replaced(holder: Any, path: Path, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of nested tuples, lists and dictionaries with the tensor at `path` changed."""
+    if not path:
+        return change(holder)
+    key, *rest = path
+    if isinstance(holder, dict):
+        return {**holder, key: _replaced(holder[key], tuple(rest), change)}
+    items = list(holder)
+    items[int(key)] = _replaced(items[int(key)], tuple(rest), change)
+    return type(holder)(items)

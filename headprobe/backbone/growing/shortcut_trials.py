@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from headprobe.backbone.growing.batch_arguments import batched
 from headprobe.backbone.growing.growing_pass import Join
+from headprobe.backbone.growing.row_plan import batched
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
 from headprobe.backbone.growing.trials import Calls, Company, growing_logits, record_calls
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
-from headprobe.backbone.numerics import MOST_ROUNDING, agree
-from headprobe.backbone.sandbox import evaluating
+from headprobe.backbone.sandbox import MOST_ROUNDING, agree, evaluating
 
 
 def find_shortcuts(

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from headprobe.backbone.growing.batch_arguments import Arguments, Batched, first_rows
-from headprobe.backbone.growing.row_plan import PassRows
+from headprobe.backbone.growing.row_plan import Arguments, Batched, PassRows, first_rows
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.heads.trace import inside
 from headprobe.backbone.masking.replacement import LayerSlots, Replacement, replace_heads

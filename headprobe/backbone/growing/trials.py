@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.growing.batch_arguments import Path, shapes
 from headprobe.backbone.growing.growing_pass import GrowingPass, Join
+from headprobe.backbone.growing.row_plan import Path, shapes
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
-from headprobe.backbone.numerics import ROUNDING, is_out_of_memory
-from headprobe.backbone.sandbox import example_images
+from headprobe.backbone.sandbox import ROUNDING, example_images, is_out_of_memory
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module the place of its only call in a forward pass (-1 if it has several) and its arguments' shapes."""

@@ -129,7 +129,6 @@ class Operator:
 
 Size = tuple[int, int]
 
-
 Semantics = Literal["slot", "attention"]
 """What masking a head takes away: all that its slot at the head-concat point holds, or what it attended to alone."""
 

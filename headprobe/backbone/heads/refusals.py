@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from headprobe.backbone.heads.sites import Site, class_path, known_site, one_head_by_design, site_of
 from headprobe.backbone.heads.trace import Trace, point_of
-from headprobe.backbone.numerics import is_out_of_memory
+from headprobe.backbone.sandbox import is_out_of_memory
 from headprobe.errors import UsageError
 from headprobe.text import first_line
 

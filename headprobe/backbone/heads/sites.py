@@ -85,26 +85,12 @@ def _multi_scale_heads(module: nn.Module) -> int:
 
 
 DEFAULT = Site()
-
-
 _TOKENS = Site(ordered=True)
-
-
 _BLOCK = Site(ordered=True, residual=True)
-
-
 _INNER_NORM = replace(_BLOCK, points=("norm", "proj"))
-
-
 _WINDOW = Site(kind="window")
-
-
 _SWIN = Site(kind="window", residual=True)
-
-
 _CLASS = Site(kind="class")
-
-
 _CHANNEL = Site(
     kind="channel",
     maps="channels",
@@ -112,25 +98,12 @@ _CHANNEL = Site(
     head_is="a group of channels",
     ordered=True,
 )
-
-
 _IN_BLOCK = Site(points=("pool",), axis=1, columns=False, form="merged")
-
-
 _CONV_BLOCK = Site(points=("o_proj",), axis=1)
-
-
 _DIFFERENCE = "its attention is the difference of two maps, which can be negative"
-
-
 _MIXED = "its heads are mixed after the softmax (talking heads): the weights may be negative and do not sum to 1"
-
-
 _VALUE_HEAD = "a value head, after the maps are mixed (talking heads)"
-
-
 _LINEAR = "it is linear attention, which has no weights between tokens"
-
 
 SITES: dict[str, Site] = {
     # ViT, DeiT, DINOv2 and v3, CLIP and SigLIP image towers, and whatever is built of timm's own layers
@@ -217,7 +190,6 @@ SITES: dict[str, Site] = {
         kind="linear", maps="none", why=_LINEAR, heads=_multi_scale_heads, head_is="a group of channels at one scale"
     ),
 }
-
 
 ONE_HEAD: dict[str, str] = {
     "timm.models.iformer.SHMA": "single-head modulation attention",

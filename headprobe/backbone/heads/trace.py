@@ -15,7 +15,6 @@ from headprobe.errors import UsageError
 
 CallKind = Literal["fused", "product", "softmax"]
 
-
 KINDS: dict[Callable[..., Any], CallKind] = {
     F.scaled_dot_product_attention: "fused",
     torch.matmul: "product",

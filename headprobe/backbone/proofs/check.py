@@ -20,14 +20,13 @@ from headprobe.backbone.growing.trials import trial_masks
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.masking.ablation import ablating, masks_of_rows
-from headprobe.backbone.numerics import relative
 from headprobe.backbone.proofs.layer_alone import first_tensor, layer_benches
 from headprobe.backbone.proofs.one_layer import (
     prove_alone,
     prove_effect,
 )
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, LayerReport, Verdict
-from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, perturbed
+from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, perturbed, relative
 from headprobe.errors import RunError, UsageError
 
 ROWS_TOLERANCE = 1e-4

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from headprobe.backbone.growing.trials import trial_masks
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import masked_logits
-from headprobe.backbone.numerics import agree, relative
 from headprobe.backbone.proofs.layer_alone import LayerBench, layer_benches
 from headprobe.backbone.proofs.report import LayerReport, Verdict
-from headprobe.backbone.sandbox import evaluating, example_images
+from headprobe.backbone.sandbox import agree, evaluating, example_images, relative
 from headprobe.errors import UsageError
 from headprobe.text import first_line
 

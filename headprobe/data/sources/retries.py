@@ -28,29 +28,14 @@ OPENING = 30.0  # seconds to wait for a hub that cannot be reached at all, befor
 
 # Seconds to wait in the middle of a run, and for a hub that answers "later"; the hub's own limits count 5 minutes.
 READING = 600.0
-
-
 ANSWER = 30.0  # seconds to wait for one answer, where the client itself would wait for 100 or for ever
-
-
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between tries, doubled each time
-
-
 QUIET = 60.0  # seconds after an outage in which another one counts as the same, and gets no line of its own
-
-
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # status codes
-
-
 READ_RETRIES = 4  # rounds of datasets' own, for connections that break within a file that is read in one go
-
-
 AGAIN = "run the same command again to resume"
 
-
 _log = logging.getLogger(__name__)
-
-
 _dice = SystemRandom()  # spreads the tries of many processes, and leaves the run's own random numbers as they are
 
 

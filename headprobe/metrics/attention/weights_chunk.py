@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 TINY = torch.finfo(torch.float32).tiny
-
 FAINT = 1e-20  # of what a query gives to all patches together
 NEARLY_ALL = 1 - 1e-5  # patches can be left with FAINT only where prefix tokens get more than this, rounding included
 

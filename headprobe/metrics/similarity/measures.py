@@ -16,7 +16,6 @@ from headprobe.metrics.similarity.subspaces import Subspace, singular_values, su
 
 Measure = Literal["svcca", "cca", "pwcca", "cka", "cka_unbiased", "procrustes"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-
 VARIANCE = 0.99  # fraction of the sum of squares that SVCCA keeps: the paper's
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from headprobe.backbone.capture import operator_record as seen_attention
 from headprobe.backbone.capture.layer_record import FusedAttention, PlainAttention
-from headprobe.backbone.growing import batch_arguments as arguments
 from headprobe.backbone.growing import growing_pass as growing
 from headprobe.backbone.growing import joins
+from headprobe.backbone.growing import row_plan as arguments
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadChannels, HeadLayout
 from headprobe.backbone.heads.sites import SITES
