@@ -101,7 +101,7 @@ def _sync_directory(directory: Path) -> None:
 
 # -- one run at a time -----------------------------------------------------------------------------------------------
 #
-# POSIX record locks, not the `filelock` package: that locks with flock, which forked DataLoader workers inherit and keep
+# POSIX record locks, not the `filelock` package: that uses flock, which forked DataLoader workers inherit and keep
 # after their parent was killed, so that the same command could not resume. `filelock` serves where there is no fcntl
 # (Windows), where workers are spawned and inherit nothing.
 
