@@ -44,7 +44,7 @@ class LocalSource(StreamedSource):
 
 
 def open_parquet_folder(request: Request, folder: Path) -> Source:
-    """Open a folder whose Parquet files `datasets` can sort into splits, by name or by the folder's README.md.
+    """Open a folder of Parquet files, which `datasets` sorts into splits by name or by the folder's README.md.
 
     Raises:
         UsageError: The folder, the split or a column is not there.

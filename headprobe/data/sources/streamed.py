@@ -32,10 +32,10 @@ READ_ERRORS = (
 
 
 class StreamedSource(Source):
-    """An `IterableDataset` whose shards are the units.
+    """An `IterableDataset`; each of its shards is a unit.
 
     Args:
-        stream: The dataset; every one of its shards becomes a unit.
+        stream: The dataset.
         names: Name of the file behind each shard.
         sizes: Rows in each shard, if known.
         images: Rows in all shards, if known.
