@@ -111,6 +111,3 @@ class Fit(lightning.LightningModule):
         dtype = next(self.backbone.parameters()).dtype
         logits: Tensor = self.backbone(normalised(images, self.data_config, dtype))
         return logits
-
-
-FitSteps = lightning.LightningModule  # the base class of HeadProbe, until it names LightningModule itself

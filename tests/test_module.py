@@ -55,10 +55,10 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
     expected = score(HeadProbe(row_budget=40), tmp_path)
     forward = GrowingPass._forward
 
-    def small_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
-        if len(images) * (1 + len(chunk)) > 12:
+    def small_memory(self: GrowingPass, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:
+        if len(images) * (1 + len(wave)) > 12:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, images, chunk, whole)
+        return forward(self, images, wave, whole)
 
     probe = HeadProbe(row_budget=40)
     monkeypatch.setattr("headprobe.passes.find_joins", _joins_of(probe))
@@ -70,14 +70,14 @@ def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: 
 
 
 def _joins_of(probe: HeadProbe) -> Any:
-    from headprobe.backbone.growing.joins import find_joins
+    from headprobe.backbone.growing.joins import FoundJoins, find_joins
 
-    joins = find_joins(probe.backbone, probe.layout).joins
-    return lambda backbone, layout, layers, proven: joins
+    found = find_joins(probe.backbone, probe.layout)
+    return lambda backbone, layout, layers: FoundJoins(found.joins, ())
 
 
 def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(self: GrowingPass, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
+    def no_memory(self: GrowingPass, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     probe = HeadProbe()
@@ -88,7 +88,7 @@ def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, mon
 
 
 def test_an_error_that_is_not_out_of_memory_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: GrowingPass, images: Tensor, chunk: tuple[int, ...], whole: bool) -> Tensor:
+    def broken(self: GrowingPass, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:
         raise RuntimeError("a kernel failed")
 
     probe = HeadProbe()

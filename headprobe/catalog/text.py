@@ -26,7 +26,7 @@ NUMERIC_COLUMNS = ("masked", "layers")
 
 
 MEANING: Mapping[str, str] = {
-    "masked": "names whose every head can be masked, of all names of the family",
+    "masked": "names in which every head can be masked, of all names of the timm family",
     "layers": "attention layers of those names",
     "kinds": "what a query attends to",
     "maps": "layers that have an attention map for each head",

@@ -25,10 +25,10 @@ def scored(monkeypatch: pytest.MonkeyPatch, seconds_a_batch: float, images: int 
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(images_to_do=images), world_size=1)
     lines, nothing = LogProgress(), SimpleNamespace()
     lines.on_test_start(trainer, nothing)  # type: ignore[arg-type]
-    for number in range(batches):
+    for _ in range(batches):
         clock.now += seconds_a_batch
         batch = SimpleNamespace(labels=[0] * 10, bad=[])
-        lines.on_test_batch_end(trainer, nothing, None, batch, number)  # type: ignore[arg-type]
+        lines.after_batch(trainer, nothing, nothing, batch)  # type: ignore[arg-type]
     return out.getvalue().splitlines()
 
 

@@ -13,7 +13,7 @@ from headprobe.errors import UsageError
 
 # What a label column without class names holds, for messages.
 def imagenet_names(classes: int) -> ImageNetNames | None:
-    """Return the names of a model's classes if its number of classes is that of an ImageNet list."""
+    """Return the names of a model's classes if an ImageNet list has as many classes."""
     from timm.data import infer_imagenet_subset  # timm costs seconds to import, `--help` does not need it
 
     subset = infer_imagenet_subset({"num_classes": classes})

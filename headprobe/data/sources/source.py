@@ -65,7 +65,7 @@ class Chunk:
     """Consecutive rows of a unit, undecoded.
 
     Attributes:
-        images: Cells of the image column; an image whose bytes cannot be read is an `Unreadable`.
+        images: Cells of the image column, with an `Unreadable` for each image that cannot be read.
         labels: Cells of the label column.
         sources: Where each row is from, for messages.
     """

@@ -45,10 +45,10 @@ READ_ERRORS = (
 
 
 class StreamedSource(Source):
-    """An `IterableDataset` whose shards are the units.
+    """An `IterableDataset`; each of its shards is a unit.
 
     Args:
-        stream: The dataset; every one of its shards becomes a unit.
+        stream: The dataset.
         names: Name of the file behind each shard.
         sizes: Rows in each shard, if known.
         images: Rows in all shards, if known.
@@ -198,7 +198,7 @@ class LocalSource(StreamedSource):
 
 
 def open_parquet_folder(request: Request, folder: Path) -> Source:
-    """Open a folder whose Parquet files `datasets` can sort into splits, by name or by the folder's README.md.
+    """Open a folder of Parquet files, which `datasets` sorts into splits by name or by the folder's README.md.
 
     Raises:
         UsageError: The folder, the split or a column is not there.
