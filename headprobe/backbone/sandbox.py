@@ -53,7 +53,7 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-"""Where `torch.nn.Module` keeps hooks: PyTorch has no public way to set them aside. A test fails if they are renamed."""
+"""Where `torch.nn.Module` keeps hooks: PyTorch has no public way to set them aside. A test fails if one is renamed."""
 
 
 @contextmanager

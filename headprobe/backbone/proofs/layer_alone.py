@@ -1,7 +1,7 @@
 """One attention module alone: called again on its arguments from a forward pass, with its heads masked in several ways.
 
 One way is the code of a run; the others are its oracles: heads zeroed in the operator's output or in its operands, or
-their columns of the projection zeroed. Each layer is judged by its own output, so that a fault shows at its layer,
+their columns of the projection zeroed. Each layer is compared by its own output, so that a fault shows at its layer,
 whatever later layers make of it.
 """
 
