@@ -1,4 +1,4 @@
-"""For a timm model that you hold: prove that masks take effect on it, and run it under a mask.
+"""For a timm model in hand: prove that masks take effect on it, and run it under a mask.
 
 ```python
 print(headprobe.check(model))
@@ -35,9 +35,12 @@ def check(
 
     Args:
         model: A timm model, on any device, trained or not.
-        input_size: `(channels, height, width)` of the images to try it on; without it those it was built for.
-        semantics: What masking takes away where a head's slot holds more than what it attended to: the whole `slot`, or
-            the `attention` alone.
+        input_size: `(channels, height, width)` of the images to try it on; without it the size it was built for.
+        semantics: What masking takes away where a head's slot holds more than what the head attended to: the whole
+            `slot`, or the `attention` alone.
+
+    Returns:
+        The verdict of every proof on every layer.
 
     Raises:
         UsageError: The model has no attention heads, or attention that cannot be masked at all.
@@ -57,14 +60,14 @@ def ablate(
 ) -> Iterator[HeadLayout]:
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
-    The cheap proofs run first, on noise. Your own hooks are silent then, and work as always under the mask. Contexts
-    may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with gradient
-    checkpointing call `backward` inside too. Use a model in one thread at a time.
+    The cheap proofs run first, on noise; your own hooks are set aside for them, and run as always under the mask.
+    Contexts may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with
+    gradient checkpointing call `backward` inside too. Use a model in one thread at a time.
 
     Args:
         model: A timm model, on any device.
         spec: A mask spec that stands for one mask, such as `layer:3` or `head:3.1+head:5.0`.
-        input_size: `(channels, height, width)` of your images; without it those the model was built for.
+        input_size: `(channels, height, width)` of your images; without it the size the model was built for.
         semantics: What masking takes away, as in `check`.
 
     Yields:
@@ -77,13 +80,15 @@ def ablate(
     """
     spec = MaskSpec(spec) if isinstance(spec, str) else spec
     refuse_unreachable(model, _name(model))
+
     with quiet(model):
         layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
         variants = expand_all([spec], layout.heads_per_layer, layout.model)
         if len(variants) != 1:
             raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(variants)} masks")
         prove_masks(in_single(model, layout.model), layout)
-    keep = variants[0].mask.mask.keep().to(_device(model))
+
+    keep = variants[0].mask.mask.keep().to(_device(model))  # [layers, max heads]
     with ExitStack() as stack:
         count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None])))
         stack.enter_context(_counted(model, layout, count))
@@ -118,6 +123,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """Return the given size if it is one, or the size that the model was built for."""
     if not any(True for _ in model.parameters()):
         raise UsageError(f"a model to check must have weights, got {type(model).__name__}")
     size = data_config(model)["input_size"] if given is None else given
@@ -127,6 +133,6 @@ def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[i
 
 
 def _name(model: nn.Module) -> str:
-    """Return timm's name of the architecture, or the class's."""
+    """Return timm's name of the architecture, or the name of the class."""
     config = getattr(model, "pretrained_cfg", None) or {}
     return str(config.get("architecture") or type(model).__name__)

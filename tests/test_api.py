@@ -31,7 +31,7 @@ def without_heads(model: Any, layer: int) -> Any:
 def test_a_masked_layer_gives_the_logits_of_a_layer_without_weights() -> None:
     model = tiny("vit")
     expected = without_heads(model, 3)(images())
-    with headprobe.choose_masks(model, "layer:3"):
+    with headprobe.ablate(model, "layer:3"):
         found = model(images())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -40,7 +40,7 @@ def test_a_masked_layer_gives_the_logits_of_a_layer_without_weights() -> None:
 def test_afterwards_the_model_is_as_before() -> None:
     model = tiny("vit")
     plain = model(images())
-    with headprobe.choose_masks(model, "layer:3"):
+    with headprobe.ablate(model, "layer:3"):
         assert not torch.equal(model(images()), plain)
     assert torch.equal(model(images()), plain)
     assert hook_count(model) == 0
@@ -49,7 +49,7 @@ def test_afterwards_the_model_is_as_before() -> None:
 @torch.inference_mode()
 def test_also_after_an_exception_inside() -> None:
     model = tiny("vit")
-    with pytest.raises(KeyError), headprobe.choose_masks(model, "layer:3"):
+    with pytest.raises(KeyError), headprobe.ablate(model, "layer:3"):
         raise KeyError
     assert hook_count(model) == 0
 
@@ -57,9 +57,9 @@ def test_also_after_an_exception_inside() -> None:
 @torch.inference_mode()
 def test_nested_masks_take_the_heads_of_both() -> None:
     model = tiny("vit")
-    with headprobe.choose_masks(model, "layer:1+layer:3"):
+    with headprobe.ablate(model, "layer:1+layer:3"):
         expected = model(images())
-    with headprobe.choose_masks(model, "layer:1"), headprobe.choose_masks(model, "layer:3"):
+    with headprobe.ablate(model, "layer:1"), headprobe.ablate(model, "layer:3"):
         assert torch.equal(model(images()), expected)
 
 
@@ -68,7 +68,7 @@ def test_own_hooks_see_the_masked_model_and_never_the_noise_of_the_proofs() -> N
     model = tiny("vit")
     seen: list[Tensor] = []
     handle = model.blocks[3].attn.register_forward_hook(lambda _, __, out: seen.append(out))
-    with headprobe.choose_masks(model, "layer:3"):
+    with headprobe.ablate(model, "layer:3"):
         assert seen == []
         model(images())
     assert len(seen) == 1
@@ -100,7 +100,7 @@ def test_torch_keeps_hooks_where_quiet_looks_for_them() -> None:
 
 def test_gradients_flow_through_a_mask() -> None:
     model = tiny("vit")
-    with headprobe.choose_masks(model, "head:3.0"):
+    with headprobe.ablate(model, "head:3.0"):
         model(images()).sum().backward()
     by_head = model.blocks[3].attn.proj.weight.grad.unflatten(1, (2, -1)).abs().amax(dim=(0, 2))
     assert by_head[0] == 0 < by_head[1]
@@ -111,7 +111,7 @@ def test_a_mask_under_which_nothing_ran_is_an_error() -> None:
     model, other = tiny("vit"), tiny("vit")
     with (
         pytest.raises(RunError, match=r"no forward pass of .* ran under layer:3"),
-        headprobe.choose_masks(model, "layer:3"),
+        headprobe.ablate(model, "layer:3"),
     ):
         other(images())
 
@@ -119,7 +119,7 @@ def test_a_mask_under_which_nothing_ran_is_an_error() -> None:
 @torch.inference_mode()
 def test_a_forward_pass_that_skips_a_layer_is_an_error() -> None:
     model = tiny("vit")
-    with headprobe.choose_masks(model, "layer:3"):
+    with headprobe.ablate(model, "layer:3"):
         model(images())
         model.blocks[3].attn.forward = lambda x, *_, **__: x
         with pytest.raises(RunError, match=r"blocks\.3\.attn.* 0 times"):
@@ -129,13 +129,13 @@ def test_a_forward_pass_that_skips_a_layer_is_an_error() -> None:
 @torch.inference_mode()
 def test_a_model_compiled_inside_the_context_is_masked() -> None:
     model = tiny("vit")
-    with headprobe.choose_masks(model, "layer:3"):
+    with headprobe.ablate(model, "layer:3"):
         expected = model(images())
         compiled = torch.compile(model, backend="eager")
         torch.testing.assert_close(compiled(images()), expected)
 
 
-@pytest.mark.parametrize("call", [headprobe.check, lambda model: headprobe.choose_masks(model, "layer:0").__enter__()])
+@pytest.mark.parametrize("call", [headprobe.check, lambda model: headprobe.ablate(model, "layer:0").__enter__()])
 def test_a_model_compiled_before_is_refused(call: Any) -> None:
     with pytest.raises(UsageError, match="is compiled, so hooks would be ignored"):
         call(torch.compile(tiny("vit"), backend="eager"))
@@ -146,7 +146,7 @@ def test_a_model_compiled_before_is_refused(call: Any) -> None:
     [("each:layer", "a spec of one mask, got each:layer with 6 masks"), ("layer:9", "has no layer 9")],
 )
 def test_a_spec_that_does_not_suit_is_refused(spec: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message), headprobe.choose_masks(tiny("vit"), spec):
+    with pytest.raises(UsageError, match=message), headprobe.ablate(tiny("vit"), spec):
         pass
 
 
@@ -161,7 +161,7 @@ def test_half_precision_and_other_sizes_are_checked_too() -> None:
     report = headprobe.check(model, input_size=(3, 96, 64))
     assert report.passed
     assert report.input_size == (3, 96, 64)
-    with torch.inference_mode(), headprobe.choose_masks(model, "layer:0", input_size=(3, 96, 64)):
+    with torch.inference_mode(), headprobe.ablate(model, "layer:0", input_size=(3, 96, 64)):
         assert model.eval()(images(1, (3, 96, 64)).bfloat16()).shape == (1, 5)
 
 

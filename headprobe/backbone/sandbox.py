@@ -1,4 +1,4 @@
-"""Evaluates a model without leaving a trace: modes, precision, hooks, copies, noise; and when outputs are equal."""
+"""Evaluates a model without leaving a trace: on copies and noise, hooks aside, in full float32; when outputs agree."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def copied(backbone: nn.Module, model: str) -> nn.Module:
     """
     try:
         return deepcopy(backbone)
-    except (RuntimeError, TypeError) as error:  # tensors that a graph has made, as of pruned weights, are not copied
+    except (RuntimeError, TypeError) as error:  # torch copies no tensor with a gradient history, as pruned weights are
         raise UsageError(
             f"model {model!r} cannot be copied, and it is tried on a copy ({first_line(error)}); make pruned or "
             "otherwise computed weights permanent first"
@@ -29,7 +29,7 @@ def copied(backbone: nn.Module, model: str) -> nn.Module:
 
 
 def in_single(backbone: nn.Module, model: str) -> nn.Module:
-    """Return the model, or a float32 copy of one in half precision, whose rounding would hide errors."""
+    """Return the model, or a float32 copy where it is in half precision: coarse rounding would hide errors."""
     half = next(backbone.parameters()).dtype.itemsize < 4
     return copied(backbone, model).float() if half else backbone
 
@@ -37,15 +37,15 @@ def in_single(backbone: nn.Module, model: str) -> nn.Module:
 def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
     """Add seeded normal noise to every parameter in place, and return the model.
 
-    Projections, scales and tables that are zero at initialisation would hide errors.
-    Weights of more than one axis get noise that keeps the size of what passes through them: half a standard deviation
-    over the square root of their inputs. Vectors, which are norms, biases and scales, get 0.1.
+    Projections, scales and tables that are zero at initialisation would hide errors. Weights with more than one axis
+    get a standard deviation of 0.5 / sqrt(inputs), which keeps activations at their size. Vectors (norms, biases,
+    scales) get 0.1.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in backbone.parameters():
             if parameter.is_floating_point():
-                inputs = parameter[0].numel() if parameter.dim() > 1 else 0
+                inputs = parameter[0].numel() if parameter.dim() > 1 else 0  # [outputs, inputs, ...]
                 size = 0.5 / math.sqrt(inputs) if inputs else 0.1
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(size * noise.to(parameter.device, parameter.dtype))
@@ -53,14 +53,14 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-"""Where `torch.nn.Module` keeps hooks. There is no public way to set hooks aside; a test fails if these are renamed."""
+"""Where `torch.nn.Module` keeps hooks: PyTorch has no public way to set them aside. A test fails if one is renamed."""
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Set aside the forward hooks of `model` and its parts, and put them back in their order afterwards.
 
-    They belong to whoever holds the model: fed with noise, they would collect it as data.
+    They are the user's own: a pass on noise would enter their data.
     """
     aside = [(hooks, dict(hooks)) for module in model.modules() for hooks in _hooks_of(module)]
     for hooks, _ in aside:
@@ -92,12 +92,13 @@ def example_images(backbone: nn.Module, input_size: tuple[int, int, int], images
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold `module` in evaluation mode and float32 at its word, and give every part its own mode back afterwards.
+    """Keep `module` in evaluation mode and compute float32 in full; afterwards give every part its own mode back.
 
-    What parts keep from earlier passes is forgotten before and after: timm's attention biases, which are cached in
-    evaluation mode and which entering the training mode clears. They would be those of other weights.
+    Caches are cleared before and after: in evaluation mode timm caches attention biases, which may belong to other
+    weights.
     """
     modes = [(part, part.training) for part in module.modules()]
+    # entering the training mode clears timm's caches
     module.train()
     module.eval()
     try:
@@ -120,9 +121,9 @@ def without_autocast(device: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _unrounded(device: str) -> Iterator[None]:
-    """Switch off what computes float32 more coarsely: autocast, and TF32, which convolutions on GPUs use by default.
+    """Switch off coarser float32: autocast, and TF32, which convolutions on GPUs use by default.
 
-    It would round by 1e-3, otherwise for another batch shape, and hide errors or look like one.
+    They round by 1e-3, and differently for each batch shape: that would hide errors, or look like one.
     """
     with ExitStack() as stack:
         stack.enter_context(without_autocast(device))
@@ -133,7 +134,7 @@ def _unrounded(device: str) -> Iterator[None]:
 
 @contextmanager
 def _ieee_float32() -> Iterator[None]:
-    """Compute float32 products and convolutions in float32; torch refuses to mix its two ways of saying so."""
+    """Compute float32 products and convolutions in float32; torch refuses a mix of its two ways to set that."""
     backends: Any = torch.backends
     ways: list[tuple[Any, str, Any]] = [(backends.cudnn, "benchmark", False)]
     if hasattr(backends, "fp32_precision"):  # torch 2.9 and later
@@ -151,20 +152,20 @@ def _ieee_float32() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether memory has ended, on a GPU or on a CPU, where torch has no class of its own for it."""
+    """Say whether memory has ended; on a CPU torch raises no class of its own for it, so the text decides."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, in parts of the largest expected number."""
+    """Return the largest difference, as a part of the largest expected number."""
     return float((found - expected).abs().max()) / float(expected.abs().max().clamp(min=1e-12))
 
 
 ROUNDING = 100  # times the dtype's eps: 1.2e-5 in float32
-SAME_SHAPE = 10  # times the dtype's eps, where rows have the same place in a batch of the same shape
+SAME_SHAPE = 10  # times the dtype's eps, where a row has the same place in a batch of the same shape
 COARSEST = 0.05  # in half precision
-MOST_ROUNDING = 1e-3
+MOST_ROUNDING = 1e-3  # relative to the largest number; a larger difference is an error, whatever the reason
 
 
 def agree(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
@@ -172,9 +173,9 @@ def agree(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bo
 
     Args:
         found: An output.
-        expected: What it is to be.
-        tolerance: Largest difference relative to the largest expected number; without it that of their dtype.
+        expected: What it should be.
+        tolerance: Largest difference relative to the largest expected number; without it `ROUNDING` of the dtype.
     """
-    relative = min(ROUNDING * torch.finfo(expected.dtype).eps, COARSEST) if tolerance is None else tolerance
-    allowed = relative * float(expected.abs().max().clamp(min=1e-6))
+    part = min(ROUNDING * torch.finfo(expected.dtype).eps, COARSEST) if tolerance is None else tolerance
+    allowed = part * float(expected.abs().max().clamp(min=1e-6))
     return found.shape == expected.shape and bool(((found - expected).abs() <= allowed).all())

@@ -32,7 +32,7 @@ class ModelSource:
         weights: A local safetensors file; None means timm's pretrained weights (or the bundled ones).
         pretrained: False starts from random weights.
         num_classes: None keeps the weights' own number of classes.
-        options: Further arguments of `timm.create_model`, such as `img_size` or `pretrained_cfg_overlay`.
+        options: More arguments of `timm.create_model`, such as `img_size` or `pretrained_cfg_overlay`.
     """
 
     name: str
@@ -54,6 +54,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
         near = difflib.get_close_matches(source.name, [*BUNDLED, *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise UsageError(f"timm {timm.__version__} has no model called {source.name!r}{hint}")
+
     options = dict(source.options)
     if options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
@@ -61,6 +62,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
         raise UsageError(
             "model.options.checkpoint_path is not read; give the weights as safetensors, by --model.weights"
         )
+
     if source.weights is not None:
         state = read_safetensors(source.weights)
         options = built_options(source)
@@ -75,7 +77,7 @@ def create_backbone(source: ModelSource) -> nn.Module:
 
 
 def built_options(source: ModelSource) -> dict[str, Any]:
-    """Return the options that a model is built with: the user's own over those that its weights were saved with."""
+    """Return the options that a model is built with: the options in its weights' file, overridden by the user's."""
     source = _resolved(source)
     return _merged(_recipe_options(source), source.options) if source.weights is not None else dict(source.options)
 
@@ -83,7 +85,7 @@ def built_options(source: ModelSource) -> dict[str, Any]:
 def data_config(backbone: nn.Module) -> dict[str, Any]:
     """Return timm's evaluation transform of a model: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, ...
 
-    The image size is the one that the model was built for, also where an option changed it.
+    The image size is the one that the model was built for, even where an option changed it.
     """
     config: dict[str, Any] = dict(resolve_model_data_config(backbone))
     size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
@@ -139,12 +141,13 @@ def weights_digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # raw bytes: numpy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def save_backbone(backbone: nn.Module, path: Path, source: ModelSource) -> None:
-    """Write weights as safetensors with what is needed to build the model again in the file's metadata."""
+    """Write weights as safetensors; the file's metadata holds the recipe to build the model again."""
     source = _resolved(source)
     recipe = {"name": source.name, "num_classes": source.num_classes, "options": dict(source.options)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
@@ -152,7 +155,7 @@ def save_backbone(backbone: nn.Module, path: Path, source: ModelSource) -> None:
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file; nothing else is accepted, since other formats can run code when opened.
+    """Read a safetensors file and no other: opening other formats can run code.
 
     Raises:
         UsageError: No such file, or it is not safetensors.
@@ -170,7 +173,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _recipe_options(source: ModelSource) -> dict[str, Any]:
-    """Return the options that a file written by `save_backbone` was built with; none for any other file."""
+    """Return the options in a file that `save_backbone` wrote; any other file has none."""
     with safe_open(source.weights, framework="pt") as opened:
         recipe = json.loads((opened.metadata() or {}).get("headprobe", "null"))
     if recipe is None:
@@ -185,7 +188,7 @@ def _recipe_options(source: ModelSource) -> dict[str, Any]:
 
 
 def _resolved(source: ModelSource) -> ModelSource:
-    """Return the source of one of the models that ship with headprobe with timm's name, options and weights."""
+    """Return a bundled model's source with timm's name, its options and its weights; any other source as it is."""
     if source.name not in BUNDLED:
         return source
     file = resources.files("headprobe").joinpath("data", "digits", f"{source.name}.safetensors")
@@ -198,7 +201,7 @@ def _resolved(source: ModelSource) -> ModelSource:
 
 
 def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with a user's own over them, the entries of `pretrained_cfg_overlay` one by one."""
+    """Return options overridden by the user's; the entries of `pretrained_cfg_overlay` are overridden one by one."""
     overlay = "pretrained_cfg_overlay"
     both = {**options, **own}
     if overlay in options and overlay in own:
@@ -207,7 +210,7 @@ def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    """Call timm and turn what it raises for wrong options and unreachable weights into one message."""
+    """Build a model with timm; wrong options and weights that cannot be fetched give one message."""
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **_sized(name, options))
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
@@ -222,7 +225,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
 
 
 def _sized(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options that also say the size of images where one of them chose it: not every model keeps it."""
+    """Return options with `img_size` in their `pretrained_cfg_overlay` too: not every model keeps the size itself."""
     overlay = dict(options.get("pretrained_cfg_overlay") or {})
     size = options.get("img_size")
     if size is None or "input_size" in overlay:
@@ -233,7 +236,7 @@ def _sized(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _classes_in(state: dict[str, Tensor], name: str) -> int:
-    """Return the number of classes that a state dict's classifier has; timm says what the model calls it."""
+    """Return the number of classes in a state dict; timm's configuration holds the classifier's name."""
     classifiers = getattr(timm.get_pretrained_cfg(name), "classifier", None) or "head"
     first = classifiers if isinstance(classifiers, str) else classifiers[0]
     weight = state.get(f"{first}.weight")
@@ -246,17 +249,16 @@ def _classes_in(state: dict[str, Tensor], name: str) -> int:
 
 
 def _load(backbone: nn.Module, state: dict[str, Tensor], name: str, path: str) -> None:
-    """Load a state dict strictly, or say in one message what does not fit."""
+    """Load a state dict strictly; one message names what does not fit."""
     own = backbone.state_dict()
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or extra or shapes:
-        parts = [
-            f"{len(keys)} {what} (first: {keys[0]})"
-            for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
-            if keys
-        ]
+    parts = []
+    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes)):
+        if keys:
+            parts.append(f"{len(keys)} {what} (first: {keys[0]})")
+    if parts:
         raise UsageError(
             f"the weights in {path!r} are not those of {name!r}: of {len(own)} tensors {', '.join(parts)}; "
             "give the name they were saved from with --model.name, and its options with --model.options"

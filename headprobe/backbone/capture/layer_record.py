@@ -1,4 +1,4 @@
-"""What one attention layer did to some rows of one forward pass, handed to listeners and then forgotten."""
+"""What one attention layer did to some rows of one forward pass: handed to observers, then forgotten."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from torch import Tensor
 from headprobe.errors import RunError
 from headprobe.metrics.attention.weights_chunk import WeightsChunk
 
-CHUNK = 1 << 20  # weights at a time: larger chunks fall out of a CPU's cache, smaller ones keep its threads waiting
+CHUNK = 1 << 20
+"""Weights at a time: larger chunks fall out of a CPU's cache, smaller ones keep its threads waiting."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class FusedAttention:
     Attributes:
         query: `[rows, heads, queries, head_dim]`.
         key: `[rows, heads, keys, head_dim]`.
-        scale: Factor of their products.
+        scale: Factor of query times key.
         mask: Added to the logits, or bool (True = may attend); broadcasts against `[rows, heads, queries, keys]`.
-        causal: Queries see no later keys.
+        causal: A query attends to no later keys.
     """
 
     query: Tensor
@@ -39,19 +40,23 @@ class FusedAttention:
     def rows(self, rows: slice) -> "FusedAttention":
         """Return some of the rows."""
         mask = self.mask
-        if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
+        if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:  # else one mask serves all rows
             mask = mask[rows]
         return FusedAttention(self.query[rows], self.key[rows], self.scale, mask, self.causal)
 
     def weights(self, rows: slice, queries: slice) -> tuple[Tensor, Tensor]:
         """Recompute weights in float32 (float64 where the model is), and the logits less each query's largest.
 
-        Logits of keys that a query does not see are the lowest number there is, so that they can be multiplied by 0.
+        The logit of a key that a query cannot attend to is the lowest finite number: times its weight, 0, it gives 0.
         """
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         query, key = self.query[rows, :, queries].to(dtype), self.key[rows].to(dtype)
+
+        # [rows, heads, queries, keys]; contiguous operands, scaled in the copy: strided ones make a slow product
         logits = torch.mul(query, self.scale, out=query.new_empty(query.shape)) @ key.contiguous().mT
+
         if self.mask is not None:
+            # [heads, queries, keys] for all rows, or [rows or 1, heads or 1, queries or 1, keys]
             mask = self.mask[None] if self.mask.dim() == 3 else self.mask
             if mask.dim() == 4 and mask.shape[0] > 1:
                 mask = mask[rows]
@@ -59,8 +64,9 @@ class FusedAttention:
                 mask = mask[..., queries, :]
             logits = logits.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else logits.add_(mask)
         if self.causal:
-            seen = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device).tril()
-            logits.masked_fill_(~seen[queries], float("-inf"))
+            reachable = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device).tril()  # [queries, keys]
+            logits.masked_fill_(~reachable[queries], float("-inf"))
+
         logits.sub_(logits.amax(dim=-1, keepdim=True))
         weights = logits.softmax(dim=-1)
         if self.mask is not None or self.causal:
@@ -70,11 +76,11 @@ class FusedAttention:
 
 @dataclass(frozen=True)
 class PlainAttention:
-    """The weights of a layer that does not use fused attention (Swin), as it applied them.
+    """The weights of a layer without fused attention (Swin), as the layer applied them.
 
     Attributes:
-        logits: What entered the softmax, biases, scales and masks included; None where its result is not the weights.
-        result: The weights.
+        logits: The softmax's input, biases, scales and masks included; None where its result is not the weights.
+        result: The weights `[rows, heads, queries, keys]`.
     """
 
     logits: Tensor | None
@@ -99,25 +105,25 @@ class PlainAttention:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One attention layer in one forward pass, for the rows that a listener asked for.
+    """One attention layer in one forward pass, for the rows that a tap hands over.
 
     Rows are images or, where the layer has windows, the windows of images, one image after the other.
 
     Attributes:
         layer: The layer's number.
-        images: Images.
-        windows: Rows per image, of `heads_out` and `projected`.
-        heads_out: Head outputs where they are concatenated, after ablation `[rows, tokens, heads, head_dim]`.
-        projected: What enters the output projection, alike: the very same tensor, but after an inner norm or gate where
-            there is one. Head h adds W_O[:, h] @ projected[..., h, :] to the layer's output.
-        values: `[rows, heads, keys, head_dim]`, rows being those of the attention; None where the model hides them.
+        images: Number of images.
+        windows: Rows per image in `heads_out` and `projected`.
+        heads_out: Head outputs at the point, after ablation `[rows, tokens, heads, head_dim]`.
+        projected: The output projection's input, of the same shape: the very tensor `heads_out`, except behind an inner
+            norm or gate. Head h adds W_O[:, h] @ projected[..., h, :] to the layer's output.
+        values: `[rows, heads, keys, head_dim]`, with the rows of `attention`; None where they were not captured.
         attention: What the weights follow from; None where the layer has none between tokens.
         stream_before: Residual stream that enters the layer's block `[images, tokens, dim]`, in the order of the image;
             None where it is not known.
-        stream_after: The stream once attention is added, after LayerScale and, in models that have it, post-norm: what
-            enters the block's second half. None where it is not known.
-        norm_follows: A norm stands between the output projection and the stream, so that the heads' shares of the
-            stream are not W_O's (Swin v2).
+        stream_after: The stream once attention is added, after LayerScale and, in models that have it, post-norm: the
+            input of the block's second half. None where it is not known.
+        norm_follows: A norm stands between the output projection and the stream, so W_O does not give the heads' shares
+            of the stream (Swin v2).
     """
 
     layer: int
@@ -132,24 +138,27 @@ class LayerRecord:
     norm_follows: bool
 
     def weights(self, chunk: int = CHUNK) -> Iterator[WeightsChunk]:
-        """Recompute the attention weights, about `chunk` numbers at a time; reduce each before asking for the next.
+        """Recompute the attention weights, about `chunk` numbers at a time; reduce each chunk before taking the next.
 
-        Chunks hold whole images, or some queries of one image where that is too much.
+        A chunk holds whole images, or some queries of one image where an image is too much.
 
         Raises:
-            RunError: The layer has no weights, or its rows are no parts of the images.
+            RunError: The layer has no weights, or its rows do not divide into the images.
         """
         if self.attention is None:
             raise RunError(f"layer {self.layer} has no attention weights between tokens")
         rows, heads, queries, keys = self.attention.shape
         if rows % self.images:
             raise RunError(f"layer {self.layer} attends in {rows} rows, which are no parts of {self.images} images")
+
+        # as many images as fit, at least one; of a single image that does not fit, as many queries as fit
         windows = rows // self.images
-        per_query = windows * heads * keys
+        per_query = windows * heads * keys  # weights of one query in all windows of an image
         images = max(1, chunk // (per_query * queries))
         step = queries if per_query * queries <= chunk or images > 1 else max(1, chunk // per_query)
+
         for image in range(0, self.images, images):
-            part = slice(image * windows, min(image + images, self.images) * windows)
+            part = slice(image * windows, min(image + images, self.images) * windows)  # rows of these images
             for query in range(0, queries, step):
                 wanted = slice(query, min(query + step, queries))
                 yield WeightsChunk(part, wanted, *self.attention.weights(part, wanted))

@@ -1,4 +1,4 @@
-"""Gathers a layer's attention weights, values and outputs from the calls of its operator."""
+"""A layer's attention weights, values and outputs, from the calls of its operator."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +22,12 @@ class _OperatorCall:
 
 @dataclass(frozen=True)
 class AppliedWeights:
-    """What one call of the operator applied, all `[rows, heads, ...]`, windows being rows.
+    """The weights and values of one call of the operator, and its output; windows are rows.
 
     Attributes:
-        attention: What the weights follow from.
-        values: What they were applied to, `[rows, heads, keys, head_dim]`.
-        outputs: What came of it, `[rows, heads, queries, head_dim]`.
+        attention: What the weights `[rows, heads, queries, keys]` follow from.
+        values: `[rows, heads, keys, head_dim]`.
+        outputs: Weights times values, `[rows, heads, queries, head_dim]`.
     """
 
     attention: FusedAttention | PlainAttention
@@ -47,7 +47,8 @@ class WatchOperator(WatchCalls):
         self.operator = operator
         self._count = 0
         self._calls: list[_OperatorCall] = []
-        self._softmaxes: list[tuple[Tensor, Tensor]] = []  # of each call: what entered the last one, and what left it
+        # input and result of the last softmax: before each of the operator's calls, and so far
+        self._softmaxes: list[tuple[Tensor, Tensor]] = []
         self._softmax: tuple[Tensor, Tensor] | None = None
 
     def _note(self, kind: CallKind, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Tensor:
@@ -62,57 +63,69 @@ class WatchOperator(WatchCalls):
         return result
 
     def applied(self) -> list[AppliedWeights]:
-        """Return what each map of the layer was applied to: one, or two where attention is the difference of two maps.
+        """Return the layer's attention map and its values; two maps where attention is their difference.
 
-        Nothing is returned where the calls were not all seen.
+        The list is empty where some of the operator's calls were missed.
         """
         if len(self._calls) != len(self.operator.calls):
             return []
         if self.operator.fused:
             return [self._fused(call) for call in self._calls]
+
         if len(self._softmaxes) != len(self._calls):
             return []
         parts = [self._plain(call, softmax) for call, softmax in zip(self._calls, self._softmaxes, strict=True)]
         return [_joined(parts)] if self.operator.form == "by call" else parts
 
     def _fused(self, call: _OperatorCall) -> AppliedWeights:
-        """Read the fused operator's arguments as it does."""
+        """Read the arguments of a fused call as the operator does."""
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = dict(zip(names, call.args, strict=False)) | call.kwargs
-        query, key, value, scale = given["query"], given["key"], given["value"], given.get("scale")
-        mask = given.get("attn_mask")
+        query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
+        scale = query.shape[-1] ** -0.5 if given.get("scale") is None else given["scale"]
+
+        # a mask of 3 axes (heads among the rows) or 5 (windows) is brought to 4 as the queries are; others broadcast
         if mask is not None and mask.dim() == query.dim() and mask.shape[0] == query.shape[0] and mask.dim() != 4:
             mask = self.operator.rows(mask)
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
+
+        # [rows, heads, tokens, head_dim] each
         query, key, value, outputs = (self.operator.rows(tensor) for tensor in (query, key, value, call.result))
         if key.shape[1] != query.shape[1]:  # grouped or multiple queries share keys and values
             share = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
-        return AppliedWeights(FusedAttention(query, key, scale, mask, bool(given.get("is_causal"))), value, outputs)
+
+        attention = FusedAttention(query, key, scale, mask, bool(given.get("is_causal")))
+        return AppliedWeights(attention, value, outputs)
 
     def _plain(self, call: _OperatorCall, softmax: tuple[Tensor, Tensor]) -> AppliedWeights:
         """Read a matrix product: weights @ values, or values.mT @ weights.mT."""
         left, right = _argument(call.args, call.kwargs, 0, "input"), _argument(call.args, call.kwargs, 1, "other")
         weights, values, outputs = left, right, call.result
         logits, result = softmax
+
+        # the weights have the shape of the softmax's result; where both factors have, the same memory decides
         if right.mT.shape == result.shape and (left.shape != result.shape or _same(right, result)):
             weights, values, outputs = right.mT, left.mT, call.result.mT
+
+        # the logits count only where their softmax was applied as it is, without dropout or a sum behind it
         own = self.operator.rows(logits) if _same(weights, result) and logits.shape == weights.shape else None
         attention = PlainAttention(own, self.operator.rows(weights))
         return AppliedWeights(attention, self.operator.rows(values), self.operator.rows(outputs))
 
 
 def _joined(parts: list[AppliedWeights]) -> AppliedWeights:
-    """Put heads together that were computed one by one."""
-    results = torch.cat([part.attention.weights(slice(None), slice(None))[0] for part in parts], dim=1)
-    values, outputs = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("values", "outputs"))
-    return AppliedWeights(PlainAttention(None, results), values, outputs)
+    """Put heads that were computed one by one together, on axis 1."""
+    weights = [part.attention.weights(slice(None), slice(None))[0] for part in parts]  # [rows, 1, queries, keys] each
+    values = torch.cat([part.values for part in parts], dim=1)
+    outputs = torch.cat([part.outputs for part in parts], dim=1)
+    return AppliedWeights(PlainAttention(None, torch.cat(weights, dim=1)), values, outputs)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors are the same numbers in memory; on the meta device all are."""
+    """Say whether two tensors begin at the same place in memory; on the meta device all do."""
     return one.data_ptr() == other.data_ptr()
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    """Return an argument, by position or by keyword."""
     return args[place] if len(args) > place else kwargs[name]

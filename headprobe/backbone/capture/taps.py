@@ -1,7 +1,8 @@
 """Hands each layer's heads, attention and residual stream to observers while a model runs; keeps nothing.
 
-Fused attention stays on: a `TorchFunctionMode` sees the arguments of the operator, after every norm, rotation and bias
-that a model applies, and of `softmax` where a model does without the operator. Hooks say which layer is running.
+Fused attention stays on: a `TorchFunctionMode` watches the operator's calls, with their arguments as they are after all
+norms, rotations and biases, and the calls of `softmax` where a model does without the operator. Hooks give the layer
+that is running.
 """
 
 import math
@@ -23,26 +24,27 @@ Observer = Callable[[LayerRecord], None]
 
 
 RowsOfLayer = Callable[[int, int], slice | None]
-"""Gives, for a layer's number and the images in the batch there, which of them to hand over; None hands over nothing.
+"""Gives, for a layer's number and the number of images in the batch there, which to hand over; None for no image.
 
-In a growing pass the batch is several copies of the images, and those of a mask begin to exist at its join."""
+In a growing pass the batch holds the images several times, and a mask's images only from its join on."""
 
 
-SECOND_HALF = ("norm2", "mlp")  # of timm's blocks: the first of them to be called is given the stream after attention
+SECOND_HALF = ("norm2", "mlp")
+"""The modules of a block's second half in timm; the input of the first one called is the stream after attention."""
 
 
 def all_rows(_: int, images: int) -> slice:
-    """Ask for the whole batch at every layer."""
+    """Hand over the whole batch at every layer."""
     return slice(0, images)
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One observer and the rows that it wants.
+    """One observer and the rows that it observes.
 
     Attributes:
         observer: Called once per layer and forward pass, in the order of the layers, without gradients or autocast.
-        rows: Which images of the batch it is given.
+        rows: Which images of the batch it takes.
     """
 
     observer: Observer
@@ -51,13 +53,13 @@ class Tap:
 
 @contextmanager
 def tapping(backbone: nn.Module, layout: HeadLayout, taps: Sequence[Tap]) -> Iterator[None]:
-    """Call the taps in every forward pass of `backbone` while the context is open, then remove all hooks.
+    """Call the observers in every forward pass of `backbone` while the context is open, then remove all hooks.
 
-    Open it inside `ablating` or `GrowingPass`: hooks run in the order in which they were installed, and taps are to see
-    heads after their ablation. Without taps nothing is installed. It does not see models compiled before.
+    Open it inside `ablating` or `GrowingPass`: hooks run in the order in which they were installed, and taps hand over
+    heads after their ablation. Without taps nothing is installed. A model that was compiled before ignores the hooks.
 
     Raises:
-        RunError: A layer ran out of turn or not at all, or its attention could not be seen: numbers would be wrong.
+        RunError: A layer ran out of turn or not at all, or its attention could not be tapped: numbers would be wrong.
     """
     if not taps:
         yield
@@ -74,23 +76,23 @@ def tapping(backbone: nn.Module, layout: HeadLayout, taps: Sequence[Tap]) -> Ite
 
 @dataclass
 class _Gathered:
-    """What has been seen so far of the layer under way, for all rows."""
+    """What the hooks of the layer under way have handed over so far, for all rows."""
 
     layer: int
-    stream_before: Tensor | None
-    heads_out: Tensor | None = None
-    projected: Tensor | None = None
+    stream_before: Tensor | None  # as the block takes it
+    heads_out: Tensor | None = None  # as the point takes it
+    projected: Tensor | None = None  # as the projection takes it
     operator: WatchOperator | None = None
 
 
 @dataclass
 class _Pass:
-    """The forward pass under way."""
+    """The forward pass under way: begins and ends one layer after the other."""
 
     layout: HeadLayout
     taps: tuple[Tap, ...]
     next_layer: int = 0
-    streams: dict[int, Tensor] = field(default_factory=dict)
+    streams: dict[int, Tensor] = field(default_factory=dict)  # inputs of entered blocks, until their layer begins
     gathered: _Gathered | None = None
     watch: ExitStack = field(default_factory=ExitStack)  # holds the mode, inside attention modules only: it costs time
 
@@ -99,6 +101,7 @@ class _Pass:
         name = self.layout.layers[layer].name
         if self.gathered is not None or layer != self.next_layer % len(self.layout.layers):
             raise RunError(f"layer {name!r} of {self.layout.model!r} ran out of turn; its heads cannot be tapped")
+
         self.gathered = _Gathered(layer, self.streams.pop(layer, None))
         operator = self.layout.layers[layer].operator
         if operator is not None and self.layout.layers[layer].site.maps == "weights":
@@ -110,15 +113,17 @@ class _Pass:
         if gathered is None:
             return
         self.next_layer = (gathered.layer + 1) % len(self.layout.layers)
+
         layer = self.layout.layers[gathered.layer]
         if gathered.heads_out is None or gathered.projected is None:
-            raise RunError(f"the heads of layer {layer.name!r} of {self.layout.model!r} could not be seen")
+            raise RunError(f"the heads of layer {layer.name!r} of {self.layout.model!r} could not be tapped")
         images, rest = divmod(len(gathered.heads_out), layer.rows)
         if rest:
             raise RunError(
                 f"the batch of layer {layer.name!r} of {self.layout.model!r} must have {layer.rows} rows per image, "
                 f"got {len(gathered.heads_out)}"
             )
+
         applied = self._applied(gathered, layer, images)
         with torch.no_grad(), without_autocast(gathered.heads_out.device.type):
             for tap in self.taps:
@@ -127,17 +132,18 @@ class _Pass:
                     tap.observer(_record(gathered, layer, applied, images, wanted, stream_after, norm_follows))
 
     def _applied(self, gathered: _Gathered, layer: AttentionLayer, images: int) -> AppliedWeights | None:
-        """Return the weights that a layer applied, None where it has none between tokens."""
+        """Return the weights that a layer applied; None where it has none between tokens."""
         if gathered.operator is None:
             return None
         applied = gathered.operator.applied()
         if len(applied) != 1:
-            raise RunError(f"the attention of layer {layer.name!r} of {self.layout.model!r} could not be seen")
+            raise RunError(f"the attention of layer {layer.name!r} of {self.layout.model!r} could not be tapped")
+
         rows, heads = applied[0].attention.shape[:2]
         if rows % images or heads != layer.heads:
             raise RunError(
-                f"the attention of layer {layer.name!r} of {self.layout.model!r} must be that of {layer.heads} heads "
-                f"of {images} images, got {heads} heads in {rows} rows"
+                f"the attention of layer {layer.name!r} of {self.layout.model!r} must have {layer.heads} heads and "
+                f"the rows of {images} images, got {heads} heads in {rows} rows"
             )
         return applied[0]
 
@@ -157,19 +163,34 @@ def _record(
     stream_after: Tensor | None,
     norm_follows: bool,
 ) -> LayerRecord:
-    """Cut the wanted images out of what was seen."""
+    """Return a layer's record for some of the images.
+
+    Args:
+        gathered: What the layer's hooks handed over.
+        layer: The layer.
+        applied: Its weights and values.
+        images: Images in the batch.
+        wanted: Which of them to hand over.
+        stream_after: The residual stream after attention, as the block has it.
+        norm_follows: A norm stands between the output projection and the stream.
+    """
     if gathered.heads_out is None or gathered.projected is None:
-        raise RunError(f"the heads of layer {layer.name!r} could not be seen")
+        raise RunError(f"the heads of layer {layer.name!r} could not be tapped")
     start, stop, _ = wanted.indices(images)
+
+    # rows are sample-major: the windows of an image are neighbours
     rows = slice(start * layer.rows, stop * layer.rows)
-    heads_out = layer.channels.split(gathered.heads_out[rows])
+    heads_out = layer.channels.split(gathered.heads_out[rows])  # [rows, tokens, heads, head_dim]
     same = gathered.projected is gathered.heads_out
+
+    # attention may have other rows per image than the point: some models make windows inside the layer
     attention: FusedAttention | PlainAttention | None = None
     values: Tensor | None = None
     if applied is not None:
         windows = applied.attention.shape[0] // images
         of_images = slice(start * windows, stop * windows)
         attention, values = applied.attention.rows(of_images), applied.values[of_images]
+
     return LayerRecord(
         layer=gathered.layer,
         images=stop - start,
@@ -187,11 +208,12 @@ def _record(
 def _stream(stream: Tensor | None, layer: AttentionLayer, images: int, start: int, stop: int) -> Tensor | None:
     """Return images of a stream as `[images, tokens, dim]`, from `[images, (tokens | rows, columns), dim]`.
 
-    None where what a block is given are not the layer's own tokens: blocks in convolutional models take channels first.
+    None where the block's input is not the layer's own tokens: blocks in convolutional models take channels first.
     """
     if stream is None or stream.dim() < 3 or len(stream) != images:
         return None
-    tokens = stream[start:stop].flatten(1, -2)
+    tokens = stream[start:stop].flatten(1, -2)  # [images, tokens, dim]
+    # by the grid where there is one: windows may be padded, the stream is not
     own = layer.rows * layer.tokens if layer.grid is None else layer.prefix + math.prod(layer.grid)
     return tokens if tokens.shape[1] == own else None
 
@@ -202,6 +224,7 @@ def _install(
     """Hook one layer; its record is complete when its block's second half is entered."""
     module = backbone.get_submodule(layer.name)
     point, projection = backbone.get_submodule(layer.point), backbone.get_submodule(layer.projection)
+
     parent = parent_of(layer.name)
     block = backbone.get_submodule(parent) if parent and layer.site.residual else None
     halves = _second_half(block)
@@ -213,7 +236,7 @@ def _install(
     def enter_attention(*_: object) -> None:
         pass_.begin(number)
 
-    def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def at_point(_: nn.Module, args: tuple[Any, ...]) -> None:
         if pass_.gathered is not None and pass_.gathered.heads_out is None:
             pass_.gathered.heads_out = args[0]
 
@@ -228,12 +251,12 @@ def _install(
 
     def enter_second_half(half: nn.Module, args: tuple[Any, ...]) -> None:
         if pass_.gathered is not None and pass_.gathered.layer == number:
-            # blocks that normalise what attention returns, and add it then, call the mlp before norm2
+            # blocks that normalise the attention's output before they add it call the mlp before norm2
             pass_.end(args[0], norm_follows=half is halves[-1])
 
     handles = [
         module.register_forward_pre_hook(enter_attention),
-        point.register_forward_pre_hook(at_site),
+        point.register_forward_pre_hook(at_point),
         projection.register_forward_pre_hook(at_projection),
         module.register_forward_hook(leave_attention),
     ]
@@ -243,6 +266,7 @@ def _install(
 
 
 def _second_half(block: nn.Module | None) -> list[nn.Module]:
-    """Return the modules whose first call is given the stream after attention; none if one is missing."""
-    halves = [half for name in SECOND_HALF if isinstance(half := getattr(block, name, None), nn.Module)]
-    return halves if len(halves) == len(SECOND_HALF) else []
+    """Return the modules of a block's second half; none if one is missing."""
+    halves = [getattr(block, name, None) for name in SECOND_HALF]
+    found = [half for half in halves if isinstance(half, nn.Module)]
+    return found if len(found) == len(SECOND_HALF) else []

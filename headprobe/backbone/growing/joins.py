@@ -16,8 +16,11 @@ from headprobe.backbone.sandbox import MOST_ROUNDING, SAME_SHAPE, agree, evaluat
 from headprobe.errors import UsageError
 
 PART_OF_EFFECT = 5e-5
+"""How much a mask that joins alone may differ on account of its own effect, relative to the largest logit."""
+
+
 CROWD = 6
-"""Copies of one mask that join at once: with the trunk seven times the rows, by which few shapes divide by chance."""
+"""Copies of one mask that join at once: seven times the trunk's rows, a number that divides few shapes by chance."""
 
 
 ROW_PIXELS = 1 << 22
@@ -28,8 +31,8 @@ class FoundJoins(NamedTuple):
     """Where masks join, and the trials that proved it.
 
     Attributes:
-        joins: For every layer the module at whose input its masks join.
-        companies: The last trials, in which masks of all tried layers joined, two of each.
+        joins: For every layer the join of its masks.
+        companies: The last trials: masks of all tried layers joined in them, two of each.
     """
 
     joins: tuple[Join, ...]
@@ -37,12 +40,12 @@ class FoundJoins(NamedTuple):
 
 
 def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] | None = None) -> FoundJoins:
-    """Find, for every layer, the innermost module at whose input masks may join, proven by trial.
+    """Find, for every layer, the innermost module where masks may join at the input, proven by trial.
 
-    Candidates go outward from the module around the attention layer to the whole model. Each is held to plain forward
-    passes with one mask each on noise: alone, and in company of others and of copies, since a module that reads the
-    batch's size in one place and uses it in another may go wrong with some numbers of rows only. A layer whose logits
-    differ moves one candidate outward.
+    Candidates go outward from the module around the attention layer to the whole model. Each is compared with plain
+    forward passes of one mask on noise: alone, and in company of other masks and of copies, because a module that reads
+    the batch's size here and uses it there may go wrong with some numbers of rows only. A layer with wrong logits moves
+    one candidate outward.
 
     Args:
         backbone: The model.
@@ -59,25 +62,28 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
         candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
         if not wanted:
             return FoundJoins(tuple(options[0] for options in candidates), ())
+
         keep = _single_heads(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
         _refuse_mixing(backbone, layout, images)
         expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
         plain: Tensor = backbone(images)
+
         trial = _Trial(backbone, layout, keep, images, plain, expected, rounding_of(backbone, images, plain))
         joins = _settle(trial, candidates)
-        # The last company is the crowd of one mask, which says nothing of other layers.
+        # the last company is the crowd of one mask: it proves nothing of other layers
         return FoundJoins(tuple(joins), tuple(trial.companies[:-1]))
 
 
 def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> None:
     """Raise a UsageError where an image's logits depend on the other image of its batch.
 
-    The batch's shape stays the same, so rounding does too: what differs is influence.
+    The batch's shape stays the same, and so does rounding: any difference is influence.
     """
     first, other = images
-    among_others = (torch.stack([first, one]) for one in (other, other.flip(-1) + 1))
-    found, expected = (backbone(batch)[0] for batch in among_others)
+    # the first image's logits, beside the other image and beside a changed one
+    found = backbone(torch.stack([first, other]))[0]
+    expected = backbone(torch.stack([first, other.flip(-1) + 1]))[0]
     if not agree(found, expected, SAME_SHAPE * torch.finfo(expected.dtype).eps):
         raise UsageError(
             f"model {layout.model!r}: rows of one batch influence each other: an image's logits change by "
@@ -87,7 +93,7 @@ def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> N
 
 
 def _single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
-    """Return masks `[layers, layers, max heads]`, mask l of one head of layer l: others could hide an error there."""
+    """Return masks `[layers, layers, max heads]`: mask l hits one head of layer l; more heads could hide an error."""
     layers, most = len(layout.layers), max(layout.heads_per_layer)
     keep = torch.ones(layers, layers, most, dtype=torch.bool)
     for number, heads in enumerate(layout.heads_per_layer):
@@ -97,16 +103,16 @@ def _single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What joins are held to.
+    """The plain forward passes that joins must reproduce.
 
     Attributes:
         backbone: The model.
         layout: Its attention layers.
         keep: `[layers, layers, max heads]`, mask l of one head of layer l.
-        images: Noise.
+        images: Noise `[images, channels, height, width]`, normalised.
         plain: Logits `[images, classes]` without a mask.
-        expected: Logits of the plain forward pass with mask l, for the layers that are tried.
-        rounding: What rounding alone changes, relative to the largest logit.
+        expected: Logits `[images, classes]` of the plain forward pass with mask l, for the layers that are tried.
+        rounding: How much rounding alone changes, relative to the largest logit.
         companies: Trials that were right, since all masks were last tried together.
     """
 
@@ -120,16 +126,18 @@ class _Trial:
     companies: list[Company] = field(default_factory=list)
 
     def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
-        """Run the masks of these layers together; return those whose logits differ, None if the pass is impossible."""
+        """Run these layers' masks together; return the layers with wrong logits, None if the pass is impossible."""
         keep = self.keep[layers]
-        found = growing_logits(self.backbone, self.layout, joins, keep, self.images)
+        found = growing_logits(self.backbone, self.layout, joins, keep, self.images)  # [1 + masks, images, classes]
         if found is None:
             return None
-        wrong = {
-            layer
-            for logits, layer in zip(found[1:], layers, strict=True)
-            if not agree(logits, self.expected[layer], self.tolerance(layer) if len(layers) == 1 else MOST_ROUNDING)
-        }
+
+        wrong = set()
+        for logits, layer in zip(found[1:], layers, strict=True):
+            # in company the number of rows, and so rounding, may be any; a mask alone is compared closely
+            tolerance = self.tolerance(layer) if len(layers) == 1 else MOST_ROUNDING
+            if not agree(logits, self.expected[layer], tolerance):
+                wrong.add(layer)
         if not wrong:
             self.companies.append(Company(self.images, keep, found, self.rounding))
         return wrong
@@ -137,9 +145,9 @@ class _Trial:
     def tolerance(self, layer: int) -> float:
         """Return how much a layer's logits may differ where its mask joins alone, relative to the largest.
 
-        Rounding depends on the number of rows, more so in deep convolutional nets; a wrong join differs by what the
-        mask changes, or by other images. So a small part of the mask's own effect is allowed. There is a bound: where
-        rows influence each other for other reasons than rounding, that is no tolerance but the fault.
+        Rounding depends on the number of rows, most of all in deep convolutional nets. A wrong join changes as much as
+        the mask does, or mixes up images. So a twentieth of the mask's own effect is allowed, up to `PART_OF_EFFECT`,
+        where that is more than rounding. The bound on both is `MOST_ROUNDING`: a larger difference is the fault itself.
         """
         expected = self.expected[layer]
         effect = float((expected - self.plain).abs().max() / expected.abs().max().clamp(min=1e-6))
@@ -147,17 +155,24 @@ class _Trial:
 
 
 def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
-    """Move layers outward until every mask's logits agree with its plain forward pass."""
+    """Move layers outward until every mask's logits agree with its plain forward pass.
+
+    Raises:
+        UsageError: A layer has no candidate left.
+    """
     chosen = [0] * len(candidates)
     agreed: set[tuple[int, int]] = set()  # layers that were right alone, with the candidate
     while True:
         joins = [options[choice] for options, choice in zip(candidates, chosen, strict=True)]
+
+        # each mask alone, then all in company
         untried = [layer for layer in trial.expected if (layer, chosen[layer]) not in agreed]
         wrong = {layer for layer in untried if trial.wrong(joins, [layer]) != set()}
         agreed |= {(layer, chosen[layer]) for layer in untried if layer not in wrong}
         wrong = wrong or _wrong_together(trial, joins)
         if not wrong:
             return [replace(join, proven=layer in trial.expected) for layer, join in enumerate(joins)]
+
         for layer in wrong:
             chosen[layer] += 1
             if chosen[layer] >= len(candidates[layer]):
@@ -169,11 +184,11 @@ def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
 
 
 def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
-    """Return layers whose masks go wrong in company, each of them being right alone."""
+    """Return the layers with masks that are right alone and go wrong in company."""
     trial.companies.clear()
     for company in _companies(trial.expected, joins, trial.images):
         wrong = trial.wrong(joins, company)
-        if wrong is None:  # the shapes do not fit: which join's masks spoil the pass?
+        if wrong is None:  # the shapes do not fit: one join's masks spoil the pass
             return {_spoiler(trial, joins, company)}
         if wrong:
             return wrong
@@ -181,21 +196,24 @@ def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
 
 
 def _companies(layers: Collection[int], joins: Sequence[Join], images: Tensor) -> list[list[int]]:
-    """Return the layers whose masks are tried together: all twice over, and a crowd at the first join.
+    """Return the layers with masks to try together: all layers twice, and last a crowd at the first join.
 
-    As many at a time as `ROW_PIXELS` of these images allow.
+    A company has as many masks as `ROW_PIXELS` of these images allow.
     """
+    # the trunk and `masks` copies of the images share the pixels; two pairs of masks at least
     masks = max(5, ROW_PIXELS // (images.shape[-2] * images.shape[-1]) // len(images)) - 1
     order = sorted(layers, key=lambda layer: joins[layer].place)
+
+    companies = []
     share = masks // 2
-    pairs = [
-        [layer for layer in order[start : start + share] for _ in range(2)] for start in range(0, len(order), share)
-    ]
-    return [*pairs, order[:1] * min(CROWD, masks)]
+    for start in range(0, len(order), share):
+        pairs = [layer for layer in order[start : start + share] for _ in range(2)]
+        companies.append(pairs)
+    return [*companies, order[:1] * min(CROWD, masks)]
 
 
 def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:
-    """Return the first layer, in the order of their joins, whose masks make the pass impossible or wrong."""
+    """Return the first layer, in the order of joins, with masks that make the pass impossible or wrong."""
     order = list(dict.fromkeys(company))
     for count in range(1, len(order)):
         if trial.wrong(joins, [layer for layer in company if layer in order[:count]]) != set():
@@ -203,12 +221,7 @@ def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:
     return order[-1]
 
 
-def _candidates(
-    layout: HeadLayout,
-    layer: int,
-    two: Calls,
-    three: Calls,
-) -> list[Join]:
+def _candidates(layout: HeadLayout, layer: int, two: Calls, three: Calls) -> list[Join]:
     """Return the modules around a layer, innermost first, with the arguments that grow with the number of images."""
     attention = layout.layers[layer]
     name = attention.name
@@ -216,8 +229,10 @@ def _candidates(
     while name:
         name = parent_of(name)
         names.append(name)
-    return [
-        Join(name, two[name][0], batched(two[name][1], three[name][1]))
-        for name in names
-        if name in two and two[name][0] >= 0
-    ]
+
+    joins = []
+    for name in names:
+        place, arguments = two.get(name, (-1, {}))
+        if place >= 0:  # called, and only once
+            joins.append(Join(name, place, batched(arguments, three[name][1])))
+    return joins

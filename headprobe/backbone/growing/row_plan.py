@@ -128,7 +128,7 @@ class PassRows:
 
 
 Path = tuple[int | str, ...]
-"""Where a tensor is among a module's arguments: a position or keyword, then places in the lists that it may be in."""
+"""Where a tensor is among a module's arguments: its position or keyword, then its index in each list around it."""
 
 
 Batched = tuple[tuple[Path, int], ...]
@@ -139,7 +139,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
-    """Yield the places and shapes of all tensors in nested tuples, lists and dictionaries."""
+    """Yield the path and shape of every tensor in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         yield path, value.shape
     elif type(value) in (tuple, list):
@@ -151,29 +151,44 @@ def shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
 
 
 def batched(two: dict[Path, torch.Size], three: dict[Path, torch.Size]) -> Batched:
-    """Return the tensor arguments that grow from 2 to 3 images as the batch does, with their rows per image."""
+    """Return the tensor arguments that grow with the batch, with their rows per image.
+
+    Args:
+        two: Shapes of a module's arguments in a forward pass of 2 images.
+        three: The same for 3 images.
+    """
     found = []
     for path, shape in two.items():
-        if shape and path in three and 2 * three[path][0] == 3 * shape[0] and shape[0] % 2 == 0:
-            found.append((path, shape[0] // 2))
+        if not shape or path not in three:  # a number has no rows; an argument may be left out
+            continue
+        rows, left = divmod(shape[0], 2)
+        if left == 0 and three[path][0] == 3 * rows:
+            found.append((path, rows))
     return tuple(found)
 
 
 def grown(args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, images: int, copies: int) -> Arguments:
-    """Return the arguments with the rows of the first `images` images appended `copies` times where a batch is."""
-    return _changed(
-        args, kwargs, arguments, lambda tensor, rows: torch.cat([tensor, *[tensor[: images * rows]] * copies])
-    )
+    """Return the arguments with the trunk's rows appended `copies` times to each tensor that carries the batch.
+
+    The trunk's rows are the rows of the first `images` images.
+    """
+
+    def longer(tensor: Tensor, rows: int) -> Tensor:
+        trunk = tensor[: images * rows]
+        return torch.cat([tensor, *[trunk] * copies])
+
+    return _changed(args, kwargs, arguments, longer)
 
 
 def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, images: int) -> Arguments:
-    """Return the arguments with the rows of the first `images` images only where a batch is."""
+    """Return the arguments with only the rows of the first `images` images in each tensor that carries the batch."""
     return _changed(args, kwargs, arguments, lambda tensor, rows: tensor[: images * rows])
 
 
 def _changed(
     args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, change: Callable[[Tensor, int], Tensor]
 ) -> Arguments:
+    """Return the arguments with every tensor that carries the batch changed; `change` takes its rows per image too."""
     positional: Any = args
     named: Any = kwargs
     for path, rows in arguments:

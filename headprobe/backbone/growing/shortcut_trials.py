@@ -1,4 +1,4 @@
-"""Which shortcuts a model allows: tried on noise, and taken only where the logits stay what they were."""
+"""Which shortcuts a model allows: tried on noise, and taken only where the logits stay the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ def find_shortcuts(
 ) -> Shortcuts:
     """Find what the growing pass may leave out.
 
-    Candidates follow from the order in which the model calls its modules. They are held to growing passes without
-    shortcuts, in which masks of all layers join, two of each. What changes a logit by more than rounding, or does not
-    fit, is not taken.
+    Candidates follow from the order in which the model calls its modules. They are compared with growing passes without
+    shortcuts: masks of all layers join in them, two of each. A shortcut that changes a logit by more than rounding, or
+    gives shapes that do not fit, is not taken.
 
     Args:
         backbone: The model.
         layout: Its attention layers.
         joins: Where masks join.
-        proven: The passes that proved so, from `find_joins`; without any there are no shortcuts.
+        proven: The passes that proved the joins, from `find_joins`; without any there are no shortcuts.
     """
     if not proven:
         return NO_SHORTCUTS
@@ -36,15 +36,16 @@ def find_shortcuts(
         two, three = (record_calls(backbone, layout, images) for images in (2, 3))
         options = _core_options(layout, joins, two, three)
         pooled = _pooled_options(backbone, layout, two)
-        everything = Shortcuts(
-            _cores({module: cores[0] for module, cores in options.items()}), next(iter(pooled), None)
-        )
+
+        # in most models the best option of everything is right at once
+        best = {module: cores[0] for module, cores in options.items()}
+        everything = Shortcuts(_cores(best), next(iter(pooled), None))
         return everything if trial.right(everything) else _settled(trial, options, pooled)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What shortcuts are held to; see `find_shortcuts`."""
+    """The growing passes that shortcuts must reproduce; see `find_shortcuts`."""
 
     backbone: nn.Module
     layout: HeadLayout
@@ -52,11 +53,11 @@ class _Trial:
     proven: Sequence[Company]
 
     def right(self, shortcuts: Shortcuts) -> bool:
-        """Say whether all logits stay what they are."""
+        """Say whether all logits stay the same."""
         for company in self.proven:
             try:
                 found = growing_logits(self.backbone, self.layout, self.joins, company.keep, company.images, shortcuts)
-            except (AssertionError, IndexError, TypeError):  # what models raise, beside what that catches
+            except (AssertionError, IndexError, TypeError):  # models raise these for too few tokens
                 return False
             if found is None or not agree(found, company.logits, min(company.rounding, MOST_ROUNDING)):
                 return False
@@ -64,15 +65,18 @@ class _Trial:
 
 
 def _settled(trial: _Trial, options: dict[str, list[SharedCore]], pooled: list[PooledTokens]) -> Shortcuts:
-    """Return the first options that are right each by itself and all together."""
-    right = {
-        module: core
-        for module, cores in options.items()
-        if (core := next((core for core in cores if trial.right(Shortcuts(_cores({module: core})))), None)) is not None
-    }
+    """Return, for each shortcut, the first option that is right by itself, if all are right together."""
+    right: dict[str, SharedCore] = {}
+    for module, cores in options.items():
+        for core in cores:
+            if trial.right(Shortcuts(_cores({module: core}))):
+                right[module] = core
+                break
+
     shortcuts = Shortcuts(_cores(right))
     if not trial.right(shortcuts):
         shortcuts = NO_SHORTCUTS
+
     tried = (replace(shortcuts, pooled=one) for one in pooled)
     return next((one for one in tried if trial.right(one)), shortcuts)
 
@@ -88,12 +92,12 @@ def _core_options(layout: HeadLayout, joins: Sequence[Join], two: Calls, three: 
         number = _first_inside(layout, join.module)
         if number is None or layout.layers[number].masked_at_operator:
             continue
-        options[join.module] = [
-            SharedCore(number, entry, batched(two[entry][1], three[entry][1]))
-            for entry in _entries(layout, number, two)
-            if two[entry][0] >= join.place and batched(two[entry][1], three[entry][1])
-        ]
-    return {module: cores for module, cores in options.items() if cores}
+
+        for entry in _entries(layout, number, two):
+            arguments = batched(two[entry][1], three[entry][1])
+            if two[entry][0] >= join.place and arguments:  # masks have joined when the stretch begins
+                options.setdefault(join.module, []).append(SharedCore(number, entry, arguments))
+    return options
 
 
 def _pooled_options(backbone: nn.Module, layout: HeadLayout, two: Calls) -> list[PooledTokens]:
@@ -104,15 +108,12 @@ def _pooled_options(backbone: nn.Module, layout: HeadLayout, two: Calls) -> list
         return []
     entries = _entries(layout, len(layout.layers) - 1, two)
     fused = last.operator is not None and last.operator.fused
-    return [
-        PooledTokens(block, entry, layout.prefix_tokens, queries)
-        for entry in entries
-        for queries in ([True, False] if fused else [False])
-    ]
+    few_queries = [True, False] if fused else [False]
+    return [PooledTokens(block, entry, layout.prefix_tokens, queries) for entry in entries for queries in few_queries]
 
 
 def _first_inside(layout: HeadLayout, module: str) -> int | None:
-    """Return the first layer inside a module, which is the module itself where masks join at an attention layer."""
+    """Return the first layer inside a module; a module that is an attention layer counts as inside itself."""
     names = [layer.name for layer in layout.layers]
     return next((at for at, name in enumerate(names) if not module or f"{name}.".startswith(f"{module}.")), None)
 
@@ -122,9 +123,11 @@ def _entries(layout: HeadLayout, layer: int, calls: Calls) -> list[str]:
     name = layout.layers[layer].name
     if name not in calls or calls[name][0] < 0:
         return []
-    block = parent_of(name)
-    siblings = [
-        other for other, (place, _) in calls.items() if parent_of(other) == block and 0 <= place < calls[name][0]
-    ]
+
+    block, own_place = parent_of(name), calls[name][0]
+    siblings = []
+    for other, (place, _) in calls.items():
+        if parent_of(other) == block and 0 <= place < own_place:
+            siblings.append(other)
     before = max(siblings, key=lambda other: calls[other][0], default=None)
     return [name] if before is None or before == block else [before, name]

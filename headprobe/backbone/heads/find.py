@@ -1,4 +1,4 @@
-"""Finds the attention heads of a timm model and describes them; a model whose heads cannot be found is refused."""
+"""Finds the attention heads of a timm model and describes them; refuses a model where they cannot be found."""
 
 import math
 from contextlib import ExitStack
@@ -32,13 +32,14 @@ def find_heads(
         backbone: A timm model.
         input_size: `(channels, height, width)` of the images it takes.
         model: Its name, for messages.
-        semantics: What masking a head takes away where its slot holds more than what it attended to.
+        semantics: What masking a head takes away where its slot holds more than the head attended to.
 
     Raises:
         UsageError: The model has no heads, or has attention that cannot be masked: it is never run unmasked.
     """
     if semantics not in get_args(Semantics):
         raise UsageError(f"semantics must be one of {', '.join(get_args(Semantics))}, got {semantics!r}")
+
     sites = attention_sites(backbone, model)
     trace = Trace()
     with ExitStack() as stack:
@@ -46,12 +47,14 @@ def find_heads(
         stack.enter_context(recording(backbone, sites, trace))
         stack.enter_context(torch.inference_mode())
         given = try_output(backbone, example_images(backbone, input_size, 1), model)
+
     if not isinstance(given, Tensor):
         raise UsageError(
             f"model {model!r} returns a {type(given).__name__} and not one tensor, so masks have no single output to "
             "change; build it without features_only, or wrap it so that it returns the logits"
         )
     refuse_surprises(backbone, sites, trace, model)
+
     prefix = _prefix_tokens(backbone)
     layers: list[AttentionLayer] = []
     for name in trace.order:
@@ -79,17 +82,22 @@ def _describe(
     module = backbone.get_submodule(name)
     point = point_of(module, name, site)
     point_module = backbone.get_submodule(point)
-    shape, heads = trace.shapes[name], int(site.heads(module))
+    shape = trace.shapes[name]  # [rows, ..., channels] or [rows, channels, ...]
+    heads = int(site.heads(module))
+
     operator = _operator(trace.calls[name], site, heads)
     channels = _channels(name, site, point_module, shape, heads, trace.calls[name], operator)
     rows, tokens = shape[0], math.prod(shape[1:]) // shape[channels.axis]
-    windowed = site.kind == "window" and site.residual  # Swin: windows of known places
     kind = _kind(site, rows, operator, trace.calls[name])
+
+    windowed = site.kind == "window" and site.residual  # Swin: windows of known places
     grid, own_prefix = None, 0
     if windowed:
+        # the layer gets windows, the block around it whole images
         grid = _window_grid(trace.block_shapes.get(parent_of(name)))
     elif kind != "window":
         grid, own_prefix = _grid(site, shape, channels.axis, input_size, prefix)
+
     return AttentionLayer(
         name=name,
         attention_class=class_path(module),
@@ -113,23 +121,31 @@ def _describe(
 
 def _operator(calls: list[Call], site: Site, heads: int) -> Operator | None:
     """Find the calls in which attention is applied to the values: all fused ones, else the last matrix product."""
-    if any(call.kind == "fused" for call in calls):
-        fused = range(sum(call.kind == "fused" for call in calls))
-        return Operator(True, tuple(fused), site.form, heads)
-    products = [(number, call) for number, call in enumerate(calls) if call.kind == "product"]
-    chosen = [place for place, _ in enumerate(products)][-1:]
-    if site.form == "by call":  # those that follow a softmax, one for each head
-        chosen = [place for place, (at, _) in enumerate(products) if at and calls[at - 1].kind == "softmax"]
+    fused = sum(call.kind == "fused" for call in calls)
+    if fused:
+        return Operator(True, tuple(range(fused)), site.form, heads)
+
+    # numbers among the products, not among all calls
+    products = [(at, call) for at, call in enumerate(calls) if call.kind == "product"]
+    if site.form == "by call":
+        # one product for each head, right behind its softmax
+        chosen = [number for number, (at, _) in enumerate(products) if at and calls[at - 1].kind == "softmax"]
     elif site.form == "every":
-        of_heads = [len(call.shape) >= 4 and call.shape[1] == heads for _, call in products]
-        chosen = [place for place, whether in enumerate(of_heads) if whether]
+        # all products with the heads on axis 1
+        chosen = []
+        for number, (_, call) in enumerate(products):
+            if len(call.shape) >= 4 and call.shape[1] == heads:
+                chosen.append(number)
+    else:
+        # queries by keys comes first, weights by values last
+        chosen = list(range(len(products)))[-1:]
     if not chosen or (site.form == "by call" and len(chosen) != heads):
         return None
     return Operator(False, tuple(chosen), site.form, heads)
 
 
 def _output_shape(operator: Operator | None, calls: list[Call]) -> torch.Size:
-    """Return the shape of what the operator's first call gives."""
+    """Return the shape of the result of the operator's first call."""
     if operator is None:
         return torch.Size()
     return [call.shape for call in calls if call.kind == operator.kind][operator.calls[0]]
@@ -145,10 +161,13 @@ def _channels(
     operator: Operator | None,
 ) -> HeadChannels:
     """Say which channels belong to which head."""
-    convolves = any(isinstance(part, nn.Conv2d) for part in point.modules())
-    axis = site.axis if site.axis is not None else 1 if convolves else -1
+    axis = site.axis
+    if axis is None:  # a convolution takes its channels on axis 1
+        axis = 1 if any(isinstance(part, nn.Conv2d) for part in point.modules()) else -1
+
     width = shape[axis]
-    if site.leading and operator is not None:  # channels of an mlp follow those of the heads
+    if site.leading and operator is not None:
+        # channels of an mlp follow: the operator's output has only a head's own
         width = heads * _output_shape(operator, calls)[-1]
     if heads < 1 or width % heads or width > shape[axis]:
         raise UsageError(
@@ -158,13 +177,16 @@ def _channels(
 
 
 def _kind(site: Site, rows: int, operator: Operator | None, calls: list[Call]) -> Kind:
-    """Return the site's kind, or `window` where the rows turn out to be parts of an image."""
+    """Return the site's kind, or `window` where the rows turn out to be parts of an image.
+
+    Windows are rows of the batch, or an axis of their own in `[rows, heads, windows, tokens, head_dim]`.
+    """
     apart = rows > 1 or (len(_output_shape(operator, calls)) == 5 and site.form == "axis")
     return "window" if site.kind == "global" and apart else site.kind
 
 
 def _stage(tokens: int, kind: Kind, before: AttentionLayer | None) -> int:
-    """Count the times that the tokens of an image became fewer."""
+    """Count how often the tokens of an image became fewer; pooling leaves few tokens, but begins no stage."""
     if before is None:
         return 0
     return before.stage + (kind not in ("pool", "class") and tokens < before.rows * before.tokens)
@@ -173,8 +195,7 @@ def _stage(tokens: int, kind: Kind, before: AttentionLayer | None) -> int:
 def _window_grid(block: torch.Size | None) -> Size | None:
     """Return the patch grid of a Swin block by the shape of its input.
 
-    Swin v1 and v2 take `[rows, height, width, channels]`; v2-CR takes `[rows, channels, height, width]` outside its
-    stages.
+    Blocks take `[rows, height, width, channels]`, in v2-CR too: only outside its stages it has the channels on axis 1.
     """
     return (block[1], block[2]) if block is not None and len(block) == 4 else None
 
@@ -182,15 +203,17 @@ def _window_grid(block: torch.Size | None) -> Size | None:
 def _grid(
     site: Site, shape: torch.Size, axis: int, input_size: tuple[int, int, int], prefix: int
 ) -> tuple[Size | None, int]:
-    """Return the patch grid at a layer whose rows are images, and how many tokens without a place come before it."""
-    if len(shape) == 4 and axis == 1:
+    """Return the patch grid at a layer with an image in each row, and how many tokens without a place precede it."""
+    if len(shape) == 4 and axis == 1:  # [rows, channels, height, width]
         return (shape[2], shape[3]), 0
     if not site.ordered:
         return None, 0
-    if len(shape) == 4:
+    if len(shape) == 4:  # [rows, height, width, channels]
         return (shape[1], shape[2]), 0
     if len(shape) != 3:
         return None, 0
+
+    # [rows, tokens, channels]: the grid follows from the number of tokens
     for leading in dict.fromkeys((prefix, 0)):  # class tokens may join later than the first layers
         grid = _grid_of(shape[1] - leading, input_size[1:])
         if grid is not None:
@@ -199,7 +222,10 @@ def _grid(
 
 
 def _grid_of(patches: int, image: Size) -> Size | None:
-    """Return rows and columns of so many patches that cover an image at one stride, with or without its last bit."""
+    """Return the rows and columns of a grid of so many patches; None where no stride on the image gives it.
+
+    A stride that does not divide the image cuts its edge off, or pads it.
+    """
     for stride in range(1, max(image) + 1):
         for rounded in (math.floor, math.ceil):
             grid = (rounded(image[0] / stride), rounded(image[1] / stride))

@@ -1,4 +1,8 @@
-"""What is known of a model's attention layers: the result of `find_heads`, as plain data."""
+"""What is known of a model's attention layers, as plain data: the result of `find_heads`.
+
+From small to large: which channels are a head's (`HeadChannels`), which calls compute a layer's heads (`Operator`), one
+layer (`AttentionLayer`), all layers of a model (`HeadLayout`).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +14,16 @@ from headprobe.backbone.heads.sites import Form, Kind, Site
 from headprobe.backbone.heads.trace import CallKind
 from headprobe.errors import RunError
 
+Size = tuple[int, int]
+
+
+Semantics = Literal["slot", "attention"]
+"""What masking a head takes away: all that its slot holds, or only what the head attended to."""
+
 
 @dataclass(frozen=True)
 class HeadChannels:
-    """Which channels belong to which head where a layer's heads are concatenated.
+    """Which channels belong to which head at a layer's point.
 
     Attributes:
         heads: Number of heads.
@@ -29,45 +39,32 @@ class HeadChannels:
 
     @property
     def channels(self) -> int:
-        """Channels of all heads; those after them belong to none."""
+        """Channels of all heads; channels behind them belong to none."""
         return self.heads * self.head_dim
 
     def of_heads(self, chosen: Tensor) -> Tensor:
         """Spread `[..., heads]` over the heads' channels, `[..., channels]`."""
         if self.interleaved:
+            # heads 0 1 2 | 0 1 2 | ...: the whole row of heads, once for each of a head's channels
             return chosen.repeat(*[1] * (chosen.dim() - 1), self.head_dim)
+        # heads 0 0 ... | 1 1 ... | ...
         return chosen.repeat_interleave(self.head_dim, dim=-1)
 
     def split(self, tensor: Tensor) -> Tensor:
-        """Return a tensor at the head-concat point as `[rows, tokens, heads, head_dim]`, whatever its own shape."""
-        last = tensor.movedim(1, -1) if self.axis == 1 else tensor
-        tokens = last.flatten(1, -2) if last.dim() > 2 else last[:, None]
+        """Return a tensor at the point as `[rows, tokens, heads, head_dim]`, whatever its own shape.
+
+        Args:
+            tensor: `[rows, channels]`, `[rows, ..., channels]` or `[rows, channels, ...]`, by `axis`.
+        """
+        last = tensor.movedim(1, -1) if self.axis == 1 else tensor  # [rows, ..., channels]
+        tokens = last.flatten(1, -2) if last.dim() > 2 else last[:, None]  # [rows, tokens, channels]
+
+        # channels of an mlp may follow
         own = tokens[..., : self.channels]
         if self.interleaved:
+            # channel = number in the head * heads + head, so the head is the inner axis
             return torch.unflatten(own, -1, (self.head_dim, self.heads)).transpose(-1, -2)
         return torch.unflatten(own, -1, (self.heads, self.head_dim))
-
-
-def by_row(values: Tensor, rows: int) -> Tensor:
-    """Give each of `rows` rows of a layer its group's values, `[groups, ...]` to `[rows, ...]`.
-
-    Rows are sample-major: each group owns one of equally long runs.
-
-    Raises:
-        RunError: The rows do not divide into the groups.
-    """
-    if rows % len(values):
-        raise RunError(f"{rows} rows of a layer do not divide into {len(values)} groups: the model mixes images")
-    return values.repeat_interleave(rows // len(values), dim=0)
-
-
-def filled(tensor: Tensor, masked: Tensor) -> Tensor:
-    """Return a copy with zeros where `masked`.
-
-    A fill and not a product: 0 * inf would be NaN. The copy lies in memory as the original does, for a matrix product
-    may round otherwise for another layout, and a kept head must not change by one bit.
-    """
-    return tensor.clone().masked_fill_(masked, 0)
 
 
 @dataclass(frozen=True)
@@ -92,21 +89,26 @@ class Operator:
         return "fused" if self.fused else "product"
 
     def zeroed(self, call: int, result: Tensor, keep: Tensor) -> Tensor:
-        """Return the result of one of its calls with the heads that are not kept set to zero.
+        """Return the result of one of its calls with the masked heads set to zero.
 
         Args:
             call: Which call it is, counted as in `calls`.
-            result: What the call gave.
-            keep: `[groups, heads]` bool; group g owns the g-th equal share of the rows.
+            result: The result of the call.
+            keep: `[groups, heads]` bool, True = keep; group g owns the g-th equal share of the rows.
         """
         if self.form == "by call":
-            kept = by_row(keep[:, self.calls.index(call)], len(result))
+            # [rows, ...] of one head: a row is kept or zeroed as a whole
+            kept = by_row(keep[:, self.calls.index(call)], len(result))  # [rows]
             return filled(result, ~kept.view(-1, *[1] * (result.dim() - 1)))
+
         if self.form == "merged":
-            kept = by_row(keep, len(result) // self.heads).flatten()
+            # [rows x heads, ...]: the heads of a row follow one another on axis 0
+            kept = by_row(keep, len(result) // self.heads).flatten()  # [rows x heads]
             return filled(result, ~kept.view(-1, *[1] * (result.dim() - 1)))
+
+        # [rows, heads, ...], or with windows in between [rows, windows, heads, ...]
         axis = 2 if self.form == "inner" else 1
-        kept = by_row(keep, len(result))
+        kept = by_row(keep, len(result))  # [rows, heads]
         shape = [len(result), *[1] * (result.dim() - 1)]
         shape[axis] = self.heads
         return filled(result, ~kept.view(shape))
@@ -114,23 +116,18 @@ class Operator:
     def rows(self, tensor: Tensor) -> Tensor:
         """Return an operand or result of the operator as `[rows, heads, ..., ...]`, windows moved into the rows.
 
-        With one call per head it is one head's, `[rows, 1, ..., ...]`.
+        With one call per head it holds one head, `[rows, 1, ..., ...]`.
         """
         if self.form == "by call":
             return tensor[:, None]
         if self.form == "merged":
-            tensor = torch.unflatten(tensor, 0, (-1, self.heads))
+            tensor = torch.unflatten(tensor, 0, (-1, self.heads))  # [rows x heads, ...] to [rows, heads, ...]
         elif self.form == "inner":
-            tensor = tensor.transpose(1, 2)
+            tensor = tensor.transpose(1, 2)  # [rows, windows, heads, ...] to [rows, heads, windows, ...]
         if tensor.dim() == 5:
+            # [rows, heads, windows, ..., ...] to [rows x windows, heads, ..., ...]
             return tensor.transpose(1, 2).flatten(0, 1)
         return tensor
-
-
-Size = tuple[int, int]
-
-Semantics = Literal["slot", "attention"]
-"""What masking a head takes away: all that its slot at the head-concat point holds, or what it attended to alone."""
 
 
 @dataclass(frozen=True)
@@ -142,20 +139,20 @@ class AttentionLayer:
         attention_class: Its class, as in `timm.layers.attention.Attention`.
         site: How the heads of that class are reached, and what they are.
         known: The class is in headprobe's table; else the table's default rule is tried, and proven.
-        point: Qualified name of the sub-module whose input is the concatenated heads.
+        point: Qualified name of the sub-module with the concatenated heads at its input.
         channels: Which channels there belong to which head.
-        operator: Where the attention operator computes the heads' outputs, None if that was not seen.
+        operator: The calls that compute the heads' outputs, None where they were not found.
         kind: What a query attends to.
         rows: Rows of the module's batch per image, as at the point.
         tokens: Tokens of one row there (of one window, where it has windows).
-        prefix: Leading tokens of them without a place on the image.
+        prefix: How many of these tokens come first and have no place on the image.
         stage: Number of the resolution stage, from 0.
         grid: Patch rows and columns of the whole image at the point, None where tokens have no known places.
         window: Rows and columns of a window of known place, None for all other attention.
         shift: Rows and columns that the windows are shifted by.
         inner_norm: A norm over all heads stands between the heads and the projection: masking a head rescales the
             others too.
-        semantics: What masking takes away; differs only where a slot holds more than what its head attended to.
+        semantics: What masking takes away; differs only where a slot holds more than its head attended to.
     """
 
     name: str
@@ -183,7 +180,7 @@ class AttentionLayer:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one head at the head-concat point."""
+        """Channels of one head at the point."""
         return self.channels.head_dim
 
     @property
@@ -199,12 +196,12 @@ class AttentionLayer:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether masking a head's slot takes away something else than what the head attended to."""
+        """Whether masking a head's slot and masking what the head attended to are two different things."""
         return bool(self.site.also) or self.site.cascades
 
     @property
     def masked_at_operator(self) -> bool:
-        """Whether heads are masked in the attention operator's output, not where they are concatenated."""
+        """Whether heads are masked in the attention operator's output, not at the point."""
         return self.semantics == "attention" and self.ambiguous
 
 
@@ -215,7 +212,7 @@ class HeadLayout:
     Attributes:
         model: The model's name, for messages.
         layers: The layers; a layer's number is its place here.
-        prefix_tokens: Class, distillation and register tokens: those with no place on the patch grid.
+        prefix_tokens: Number of class, distillation and register tokens: they have no place on the patch grid.
         input_size: `(channels, height, width)` of an image.
         headless: Modules that compute attention without heads, which no mask reaches.
     """
@@ -235,3 +232,25 @@ class HeadLayout:
 def parent_of(name: str) -> str:
     """Return the qualified name of the module around another."""
     return name.rpartition(".")[0]
+
+
+def by_row(values: Tensor, rows: int) -> Tensor:
+    """Give each of `rows` rows of a layer the values of its group, `[groups, ...]` to `[rows, ...]`.
+
+    Rows are sample-major: each group owns one of equally long runs.
+
+    Raises:
+        RunError: The rows do not divide into the groups.
+    """
+    if rows % len(values):
+        raise RunError(f"{rows} rows of a layer do not divide into {len(values)} groups: the model mixes images")
+    return values.repeat_interleave(rows // len(values), dim=0)
+
+
+def filled(tensor: Tensor, masked: Tensor) -> Tensor:
+    """Return a copy with zeros where `masked`.
+
+    A fill and not a product: 0 * inf would be NaN. The copy has the strides of the original: a matrix product may round
+    differently for another layout, and no bit of a kept head may change.
+    """
+    return tensor.clone().masked_fill_(masked, 0)

@@ -12,11 +12,15 @@ from headprobe.errors import UsageError
 from headprobe.text import first_line
 
 WHOLE_ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-"""Modules of torch that do all of attention in one call, so that nothing of it is seen."""
+"""Modules of torch that do all of attention in one call, so that no hook reaches their heads."""
 
 
 def try_output(backbone: nn.Module, images: Tensor, model: str) -> Any:
-    """Return what the model makes of noise, or say that it does not take such images."""
+    """Return the model's output on noise.
+
+    Raises:
+        UsageError: The model does not take images of this size.
+    """
     try:
         return backbone(images)
     except UsageError:
@@ -33,7 +37,13 @@ def try_output(backbone: nn.Module, images: Tensor, model: str) -> Any:
 
 
 def attention_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
-    """Map the names of all attention modules to their sites; refuse models without any."""
+    """Return the sites of all attention modules by their names.
+
+    A module without an entry of its own in the table is left out where it contains modules that have one.
+
+    Raises:
+        UsageError: There is none.
+    """
     refuse_unreachable(backbone, model)
     named = dict(backbone.named_modules())
     known = [name for name, module in named.items() if known_site(module) is not None]
@@ -49,7 +59,7 @@ def attention_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
 
 
 def refuse_unreachable(backbone: nn.Module, model: str) -> None:
-    """Raise a UsageError for a model whose modules ignore hooks: compiled already, or TorchScript."""
+    """Raise a UsageError for a model that ignores hooks: compiled already, or TorchScript."""
     if hasattr(backbone, "_orig_mod") or any(
         getattr(module, "_compiled_call_impl", None) is not None for module in backbone.modules()
     ):
@@ -58,12 +68,13 @@ def refuse_unreachable(backbone: nn.Module, model: str) -> None:
         )
     if any(isinstance(module, torch.jit.ScriptModule) for module in backbone.modules()):
         raise UsageError(
-            f"model {model!r} is a TorchScript module or holds one, whose heads cannot be reached; "
+            f"model {model!r} is a TorchScript module or holds one, so its heads cannot be reached; "
             "pass the Python model"
         )
 
 
 def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:
+    """Return the message for a model without attention heads."""
     hidden = [(name, module) for name, module in named.items() if isinstance(module, WHOLE_ATTENTION)]
     if hidden:
         where, whole = hidden[0]
@@ -85,12 +96,17 @@ def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:
 
 
 def refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, model: str) -> None:
-    """Refuse models whose forward pass does not use each layer once, or attends somewhere else."""
+    """Refuse a model that does not use each layer once in a forward pass, or attends somewhere else.
+
+    Raises:
+        UsageError: The model is refused; the message says why.
+    """
     repeated = [name for name, times in trace.entered.items() if times > 1]
     if repeated:
         raise UsageError(
             f"model {model!r} runs {repeated[0]!r} more than once per image: its heads cannot be told apart"
         )
+
     whole = [name for name in trace.ran if isinstance(backbone.get_submodule(name), WHOLE_ATTENTION)]
     for name in [*trace.stray_attention, *trace.late_attention, *whole]:
         module = backbone.get_submodule(name)
@@ -99,10 +115,12 @@ def refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, 
                 f"model {model!r} computes attention in {name or 'its own forward'!r} ({class_path(module)}) "
                 "in a way that headprobe cannot mask: not in heads that a sub-module `proj` takes on"
             )
+
     unused = [name for name in sites if name not in trace.shapes]
     if unused:
         raise UsageError(f"model {model!r} never reaches the heads of {unused[0]!r}: they cannot be masked")
-    points: dict[int, str] = {}
+
+    points: dict[int, str] = {}  # the first layer at each point, by the module's id
     for name, site in sites.items():
         point = backbone.get_submodule(point_of(backbone.get_submodule(name), name, site))
         other = points.setdefault(id(point), name)

@@ -1,9 +1,10 @@
-"""Where each attention class concatenates its heads: the one table that knows timm's module classes.
+"""Where each attention class concatenates its heads: the one table of timm's module classes.
 
-A *site* is the first sub-module called after the heads are concatenated: zeroing a head's channels of what enters it
-is exactly zeroing that head's slice of the attention operator's own output. The default is `.proj`, with the heads one
-after the other in the last axis; the table holds what differs from it, by class and never by model name. A class that
-it does not hold is tried with the default and accepted only where the proofs of `check` pass.
+A class's entry, its `Site`, names its *point*: the first sub-module called after the heads are concatenated. Zeroing a
+head's channels at the point's input is exactly zeroing the head's slice of the attention operator's own output. By
+default the point is `.proj`, with the heads one after the other on the last axis. The table holds what differs from
+that, by class and never by model name. A class without an entry is tried with the default and accepted only where the
+proofs of `check` pass.
 """
 
 from collections.abc import Callable
@@ -13,18 +14,18 @@ from typing import Any, Literal
 from torch import nn
 
 Kind = Literal["global", "window", "local", "pool", "class", "channel", "linear"]
-"""What a query attends to: all tokens; those of its window; a neighbourhood of its own; all tokens, from a learned or
-pooled query; all tokens, from the class token; the channels of its head; a summary of all tokens, without weights."""
+"""What a query attends to: all tokens; the tokens of its window; a neighbourhood of its own; all tokens, from a learned
+or pooled query; all tokens, from the class token; its head's channels; a summary of all tokens, without weights."""
 
 
 Form = Literal["axis", "inner", "merged", "by call", "every"]
-"""Where the heads are in the attention operator's output: axis 1; axis 2, after the windows; in the rows, image by
-image; one call for each head; axis 1 of every product that has them."""
+"""Where the heads are in the attention operator's output: on axis 1; on axis 2, after the windows; in the rows, image
+by image; one call for each head; on axis 1 of every product that has them."""
 
 
 Maps = Literal["weights", "signed", "channels", "none"]
-"""What a layer's attention map is: weights that sum to 1 over the keys of a query; sums or differences of such, which
-may be negative; weights between channels; there is none."""
+"""What a layer's attention map is: weights that sum to 1 over the keys of a query; sums or differences of such weights,
+which may be negative; weights between channels; none."""
 
 
 def _num_heads(module: nn.Module) -> Any:
@@ -36,23 +37,23 @@ class Site:
     """How the heads of one attention class are reached, and what they are.
 
     Attributes:
-        points: Names of the sub-module at the head-concat point, the first that exists is used: an optional norm over
-            all heads (`nn.Identity` when off) comes before the projection where a class has one.
-        kind: What a query attends to. Layers whose rows turn out to be parts of an image are `window`, not `global`.
+        points: Names of the point, the first that exists is used: an optional norm over all heads (`nn.Identity` when
+            off) comes before the projection where a class has one.
+        kind: What a query attends to. A layer with several rows per image is `window` where the entry has `global`.
         heads: Reads the number of heads from the module.
         axis: Axis of the channels at the point; None is 1 where the point holds a convolution, else the last.
         interleaved: Channel c belongs to head c % heads.
         leading: The heads are the first channels; others follow that belong to no head.
         form: Where the heads are in the operator's output.
         maps: What the attention map is.
-        why: Why there is no map, or what it is, where it is not weights over tokens.
+        why: Why there is no map of weights over tokens, or what the map is instead.
         head_is: What counts as one head, where that is not plain.
-        also: What else a head's slot at the point holds, beside what it attended to.
-        cascades: A head's output is also an input of the next head of its layer, which masking its slot leaves alone.
+        also: What else a head's slot holds, beside what the head attended to.
+        cascades: A head's output is also an input of the next head of its layer; masking its slot leaves that input.
         columns: Nothing but linear code stands between the point and the output projection inside the module.
-        ordered: What leaves the operator is prefix tokens and then the image's patches, row by row.
-        residual: The block around is timm's usual one, whose residual stream can be seen.
-        joins_itself: No path may lead around the module, so that a mask may join the growing pass at its very input.
+        ordered: The operator's output holds prefix tokens and then the image's patches, row by row.
+        residual: The block around it is timm's usual one, with a residual stream that taps can reach.
+        joins_itself: No path leads around the module, so a mask may join the growing pass at its very input.
     """
 
     points: tuple[str, ...] = ("proj",)
@@ -79,7 +80,7 @@ def _of(attribute: str) -> Callable[[nn.Module], Any]:
 
 
 def _multi_scale_heads(module: nn.Module) -> int:
-    """Count heads x scales of an EfficientViT, which keeps no number of them."""
+    """Count heads x scales of an EfficientViT, which has no attribute for it."""
     holder: Any = module
     return int(holder.proj.conv.in_channels) // int(holder.dim)
 
@@ -206,21 +207,21 @@ def class_path(module: nn.Module) -> str:
 
 
 def known_site(module: nn.Module) -> Site | None:
-    """Return how `module`'s heads are reached by the table's entry of its class or a parent class, None without one."""
+    """Return the table's entry of the module's class or of a parent class, None without one."""
     return next((site for cls in type(module).__mro__ if (site := SITES.get(_path(cls))) is not None), None)
 
 
 def site_of(module: nn.Module) -> Site | None:
-    """Return how `module`'s heads are reached, or None where it has none that headprobe can look for.
+    """Return how the module's heads are reached, None where it is no attention with heads.
 
-    A class that is not in the table, nor a parent class of it, is tried with the default: a number of heads and an
-    output projection are the usual form of attention in timm.
+    Where neither the class nor a parent class is in the table, the default is tried: in timm, attention usually has a
+    number of heads and an output projection.
     """
     return known_site(module) or (DEFAULT if _looks_like_attention(module) else None)
 
 
 def one_head_by_design(module: nn.Module) -> str | None:
-    """Return what a module is whose attention has one head by design; None for any other."""
+    """Say in words what a module with a single head by design computes; None for any other module."""
     return next((what for cls in type(module).__mro__ if (what := ONE_HEAD.get(_path(cls)))), None)
 
 

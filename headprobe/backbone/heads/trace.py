@@ -1,4 +1,8 @@
-"""Watches one forward pass: which modules run, in what order, on what shapes, and where attention is computed."""
+"""Watches a model run: the calls that compute attention, and how one forward pass goes through the modules.
+
+`WatchCalls` hands over every call that attention can be made of; masks and taps use it too. `recording` notes in a
+`Trace` which modules a forward pass enters, in which order, and the calls that each attention layer makes.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,14 +32,15 @@ KINDS: dict[Callable[..., Any], CallKind] = {
     torch.softmax: "softmax",
     Tensor.softmax: "softmax",
 }
+"""The functions that attention can be made of."""
 
 
 Watch = Callable[[CallKind, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
-"""Is given a call's kind, arguments, keyword arguments and result, and returns what the model is to go on with."""
+"""Takes a call's kind, arguments, keyword arguments and result; returns what the model goes on with."""
 
 
 class WatchCalls(TorchFunctionMode):
-    """Shows every such call to `watch` while it is entered; fused attention stays on."""
+    """Hands every call of `KINDS` to `watch` while it is entered; fused attention stays on."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -51,15 +56,16 @@ class WatchCalls(TorchFunctionMode):
 
 @contextmanager
 def inside(modules: Sequence[nn.Module], watch_of: Callable[[int], TorchFunctionMode]) -> Iterator[None]:
-    """Hold a mode inside each of `modules` only, for it costs time, while the context is open.
+    """Enter a mode inside each of `modules`, and nowhere else because it costs time, while the context is open.
 
     Args:
-        modules: Do not contain each other.
+        modules: None contains another.
         watch_of: Makes the mode for a module's number, each time that the module is entered.
     """
     entered = ExitStack()
     with ExitStack() as stack:
-        stack.callback(entered.close)  # a forward pass that raises leaves its module without saying so
+        # a forward pass that raises leaves its module without running the hook that leaves the mode
+        stack.callback(entered.close)
         for number, module in enumerate(modules):
 
             def enter(*_: object, number: int = number) -> None:
@@ -88,16 +94,16 @@ class Call:
 
 @dataclass
 class Trace:
-    """What one forward pass showed.
+    """How one forward pass went.
 
     Attributes:
         order: Names of the attention layers in the order of their calls.
         entered: How often each of them was called.
-        shapes: For each of them the shape of its concatenated heads.
-        calls: For each of them its calls before the heads were concatenated.
-        late: For each of them its calls afterwards.
+        shapes: The shape of each layer's concatenated heads.
+        calls: The calls of each layer before its heads were concatenated.
+        late: The calls of each layer afterwards.
         ran: Modules that were called.
-        block_shapes: For every module the shape of its first argument.
+        block_shapes: The shape of every module's first argument.
         open_layers: Attention layers that are running.
         open_modules: Modules that are running.
         stray: Modules that make such calls outside every layer, with the calls.
@@ -115,7 +121,7 @@ class Trace:
     ran: set[str] = field(default_factory=set)
 
     def note(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
-        """Note one call."""
+        """Note one call under the innermost layer that is running, or as stray."""
         call = Call(kind, result.shape)
         if not self.open_layers:
             module = self.open_modules[-1] if self.open_modules else ""
@@ -134,16 +140,13 @@ class Trace:
     @property
     def stray_attention(self) -> list[str]:
         """Modules outside every layer that call fused attention, or attend with several heads."""
-        return [
-            module
-            for module, calls in self.stray.items()
-            if _is_fused(calls) or any(len(call.shape) > 3 and call.shape[1] > 1 for call in _attending(calls))
-        ]
+        return [module for module, calls in self.stray.items() if _is_fused(calls) or _has_heads(calls)]
 
     @property
     def stray_headless(self) -> list[str]:
-        """Modules outside every layer that apply a softmax by a matrix product, without several heads."""
-        return [m for m, calls in self.stray.items() if _attending(calls) and m not in self.stray_attention]
+        """Modules outside every layer that attend by a softmax and a matrix product, without several heads."""
+        with_heads = self.stray_attention
+        return [module for module, calls in self.stray.items() if _attending(calls) and module not in with_heads]
 
 
 def _is_fused(calls: list[Call]) -> bool:
@@ -156,13 +159,18 @@ def _attending(calls: list[Call]) -> list[Call]:
     return [call for at, call in enumerate(calls) if call.kind == "softmax" and "product" in kinds[at:]]
 
 
+def _has_heads(calls: list[Call]) -> bool:
+    """Say whether weights have several heads: `[rows, heads, queries, keys]`, or windows on one axis more."""
+    return any(len(call.shape) > 3 and call.shape[1] > 1 for call in _attending(calls))
+
+
 @contextmanager
 def recording(backbone: nn.Module, sites: Mapping[str, Site], trace: Trace) -> Iterator[None]:
     """Fill `trace` while the context is open.
 
     Args:
         backbone: The model.
-        sites: Its attention modules by name.
+        sites: How the heads of its attention modules are reached, by the modules' names.
         trace: Is filled.
     """
     with ExitStack() as stack:
@@ -176,7 +184,7 @@ def recording(backbone: nn.Module, sites: Mapping[str, Site], trace: Trace) -> I
 def _watch(
     backbone: nn.Module, name: str, module: nn.Module, site: Site | None, trace: Trace
 ) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hook one module so that it notes its calls in `trace`."""
+    """Hook one module so that its calls are noted in `trace`."""
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
         trace.open_modules.append(name)
@@ -194,7 +202,7 @@ def _watch(
         if site is not None:
             trace.open_layers.pop()
 
-    def at_site(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def at_point(_: nn.Module, args: tuple[Any, ...]) -> None:
         if not args:
             raise UsageError(
                 f"attention module {name!r} ({class_path(module)}) hands its heads on as a keyword argument, where "
@@ -205,16 +213,16 @@ def _watch(
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     if site is not None:
         point = backbone.get_submodule(point_of(module, name, site))
-        handles.append(point.register_forward_pre_hook(at_site))
+        handles.append(point.register_forward_pre_hook(at_point))
     return handles
 
 
 def point_of(module: nn.Module, name: str, site: Site) -> str:
-    """Return the qualified name of the head-concat point of an attention module."""
+    """Return the qualified name of an attention module's point."""
     for point in site.points:
         if isinstance(getattr(module, point, None), nn.Module):
             return f"{name}.{point}" if name else point
     raise UsageError(
         f"attention module {name!r} ({class_path(module)}) has none of the sub-modules {', '.join(site.points)} "
-        "that its class has in the timm releases headprobe knows; install a supported timm"
+        "that its class has in the timm releases that headprobe supports; install a supported timm"
     )

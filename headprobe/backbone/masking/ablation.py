@@ -1,4 +1,4 @@
-"""Replaces masked heads at a layer's point while a context is open; afterwards the model is as before."""
+"""Masks heads at each layer's point while a context is open; afterwards the model is as before."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,10 +12,10 @@ from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replac
 from headprobe.errors import RunError
 
 KeepOfLayer = Callable[[int], Tensor | None]
-"""Gives, for a layer's number, which heads to keep as bool `[groups, heads]`; None keeps all and costs nothing.
+"""Gives, for a layer's number, which heads to keep, bool `[groups, heads]`; None keeps all and costs nothing.
 
-The rows of the batch fall into equally long runs, one per group: groups are single rows of the batch, or whole copies
-of it."""
+The rows of the batch fall into equally long runs, one per group: a group is a single row of the batch, or a whole copy
+of the images."""
 
 
 Replacements = Callable[[], Sequence[Replacement]]
@@ -45,7 +45,11 @@ class HookCount:
         self.fired = [0] * len(self.fired)
 
     def check(self, layout: HeadLayout) -> None:
-        """Raise a RunError unless every layer fired exactly once since the last check."""
+        """Check that every layer's hook fired exactly once, and begin to count anew.
+
+        Raises:
+            RunError: A hook fired never, or more than once.
+        """
         fired = self.fired
         self.restart()
         for layer, times in zip(layout.layers, fired, strict=True):
@@ -62,14 +66,17 @@ def ablating(
 ) -> Iterator[HookCount]:
     """Ablate heads in every forward pass of `backbone` while the context is open, then remove all hooks.
 
-    Fused attention stays on: slots are filled where heads are concatenated, behind the attention operator. Where the
-    layout's semantics want it, heads are set to zero in the operator's own output instead.
+    Fused attention stays on: slots are filled at the point, behind the attention operator. With the semantics
+    `attention`, layers with more in a slot have their heads set to zero in the operator's own output instead.
 
     Args:
         backbone: The model that `layout` describes.
         layout: Its attention layers.
         keep: Called once per layer and forward pass.
         replacements: Called where a layer has masked heads; heads masked at the operator are always set to 0.
+
+    Yields:
+        How often each layer's hook fires.
     """
     count = HookCount(len(layout.layers))
     at_operator = [number for number, layer in enumerate(layout.layers) if layer.masked_at_operator]
@@ -90,7 +97,7 @@ def _point_hook(
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         count.fired[number] += 1
-        kept = keep(number)
+        kept = keep(number)  # [groups, max heads]
         if kept is None:
             return None
         slots = LayerSlots(number, args[0], kept[:, : layer.heads], layer.channels)
@@ -104,34 +111,36 @@ def _at_operators(
 ) -> AbstractContextManager[None]:
     """Zero heads in the results of these layers' attention operators while the context is open."""
 
-    def watch(place: int) -> ZeroHeads:
-        layer = layout.layers[numbers[place]]
+    def watch(index: int) -> ZeroHeads:
+        number = numbers[index]
+        layer = layout.layers[number]
         if layer.operator is None:
-            raise RunError(f"the attention operator of layer {layer.name!r} was not seen; mask its slots instead")
-        kept = keep(numbers[place])
-        return ZeroHeads(layer.operator, None if kept is None else kept[:, : layer.heads], count, numbers[place])
+            raise RunError(f"the attention operator of layer {layer.name!r} was not found; mask its slots instead")
+        kept = keep(number)  # [groups, max heads]
+        return ZeroHeads(layer.operator, None if kept is None else kept[:, : layer.heads], count, number)
 
-    return inside([backbone.get_submodule(layout.layers[number].name) for number in numbers], watch)
+    modules = [backbone.get_submodule(layout.layers[number].name) for number in numbers]
+    return inside(modules, watch)
 
 
 class ZeroHeads(WatchCalls):
-    """Zeroes heads in what one layer's attention operator gives, while entered around one call of the layer.
+    """Zeroes heads in the output of one layer's attention operator, while entered around one call of the layer.
 
     Args:
         operator: The calls.
-        keep: `[groups, heads]` bool; None keeps all.
-        count: Is told when the operator's last call was seen.
+        keep: `[groups, heads]` bool, True = keep; None keeps all.
+        count: Counts the operator's last call.
         layer: Number of the layer, for the count.
     """
 
     def __init__(self, operator: Operator, keep: Tensor | None, count: HookCount | None = None, layer: int = 0) -> None:
         super().__init__(self._zero)
-        self.operator, self.keep, self.count, self.layer, self.seen = operator, keep, count, layer, 0
+        self.operator, self.keep, self.count, self.layer, self.next_call = operator, keep, count, layer, 0
 
     def _zero(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
         if kind != self.operator.kind:
             return result
-        call, self.seen = self.seen, self.seen + 1
+        call, self.next_call = self.next_call, self.next_call + 1
         if self.count is not None and call == self.operator.calls[-1]:
             self.count.fired[self.layer] += 1
         if self.keep is None or call not in self.operator.calls:
@@ -140,7 +149,7 @@ class ZeroHeads(WatchCalls):
 
 
 def masks_of_rows(keep: Tensor) -> KeepOfLayer:
-    """Serve one fixed mask per row of the batch.
+    """Return the function that gives each row of the batch its own fixed mask.
 
     Args:
         keep: `[rows, layers, max heads]` bool, True = keep.
@@ -156,7 +165,7 @@ def masks_of_rows(keep: Tensor) -> KeepOfLayer:
 def masked_logits(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tensor) -> Tensor:
     """Return the logits `[images, classes]` of a plain forward pass in which every image carries its own mask.
 
-    This is the definition that the growing pass is held to.
+    The growing pass must give these logits.
 
     Args:
         backbone: The model that `layout` describes.

@@ -1,15 +1,17 @@
 """Proves that masks take effect on a given model, layer by layer and proof by proof.
 
-(a) `keep`: a mask that keeps every head leaves the output equal bit for bit. (b) `operator`: masking heads equals
-zeroing their slice of the attention operator's own output; `columns`: where nothing but linear code stands between, it
-equals zeroing their columns of the output projection's weights. (c) `effect`: every head's mask changes the output, or
-its projection is zero. (d) `once`: every hook fires exactly once per forward pass and none is left afterwards. (e)
-`rows`: rows with different masks in one batch equal separate runs, windows included. (f) `join`: masks that join the
-growing pass at this layer give the logits of plain forward passes. (g) `map`: the captured attention weights, applied
-to the values, give the operator's own output.
+(a) `keep`: a mask that keeps every head leaves the output equal bit for bit.
+(b) `operator`: masking heads equals zeroing their slice of the attention operator's own output; `columns`: where
+    nothing but linear code stands between, it equals zeroing their columns of the output projection's weights.
+(c) `effect`: every head's mask changes the output, or its projection is zero.
+(d) `once`: every hook fires exactly once per forward pass and none is left afterwards.
+(e) `rows`: rows with different masks in one batch equal separate runs, windows included.
+(f) `join`: masks that join the growing pass at this layer give the logits of plain forward passes.
+(g) `map`: the captured attention weights, applied to the values, give the operator's own output.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,16 +23,14 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.masking.ablation import ablating, masks_of_rows
 from headprobe.backbone.proofs.layer_alone import first_tensor, layer_benches
-from headprobe.backbone.proofs.one_layer import (
-    prove_alone,
-    prove_effect,
-)
+from headprobe.backbone.proofs.one_layer import prove_alone, prove_effect
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, LayerReport, Verdict
 from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, perturbed, relative
 from headprobe.errors import RunError, UsageError
 
 ROWS_TOLERANCE = 1e-4
-"""The same between a batch and separate runs; a mask in a wrong row changes some tenths of the output."""
+"""Largest difference between a batch and separate runs, relative to the largest output; a mask in a wrong row changes
+some tenths of it."""
 
 
 def check_backbone(
@@ -42,8 +42,8 @@ def check_backbone(
 ) -> CheckReport:
     """Find the heads of a model and prove that masks of them take effect.
 
-    The proofs run in float32 on a copy whose parameters are all perturbed: at initialisation some projections are zero
-    and would hide errors. Whether each head has an effect is then asked of the model's own weights too.
+    The proofs run in float32 on a copy with all parameters perturbed: at initialisation some projections are zero
+    and would hide errors. Whether each head has an effect is then tried with the model's own weights too.
 
     Args:
         backbone: A timm model; it is left as it was.
@@ -57,6 +57,7 @@ def check_backbone(
     """
     layout = find_heads(backbone, input_size, model, semantics)
     tried = perturbed(copied(backbone, model).float())
+
     reports = tuple(LayerReport(layer) for layer in layout.layers)
     images = example_images(tried, input_size, 2, seed=2)
     with evaluating(tried), torch.inference_mode():
@@ -65,6 +66,7 @@ def check_backbone(
         _prove_once(tried, layout, reports, images)
         _prove_rows(tried, layout, reports)
     _prove_joins(tried, layout, reports)
+
     if own_weights:
         _note_silent_heads(backbone, layout, reports)
     for report in reports:
@@ -74,12 +76,13 @@ def check_backbone(
 
 # -- the whole model -------------------------------------------------------------------------------------------------
 def _prove_once(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerReport, ...], images: Tensor) -> None:
-    """(d) Count the hooks that fire in one forward pass, and those that are left afterwards."""
+    """(d) Count the hooks that fire in one forward pass, and the hooks that are left afterwards."""
     before = hook_count(backbone)
-    keep = trial_masks(layout, images.device, seed=3)[0]
+    keep = trial_masks(layout, images.device, seed=3)[0]  # [layers, max heads]
     with ablating(backbone, layout, masks_of_rows(keep.expand(len(images), *keep.shape))) as count:
         backbone(images)
         fired = list(count.fired)
+
     left = hook_count(backbone) != before
     for report, times in zip(reports, fired, strict=True):
         detail = f"fired {times} times in one forward pass" if times != 1 else "hooks are left behind" if left else ""
@@ -89,21 +92,19 @@ def _prove_once(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerRep
 def _prove_rows(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerReport, ...]) -> None:
     """(e) Run three images with masks of their own in one batch, and one by one.
 
-    Each layer's output is compared. Behind the first layer that fails nothing can be said of the others.
+    Each layer's output is compared. The first layer that fails spoils the input of the later ones: they are not tried.
     """
     images = example_images(backbone, layout.input_size, 3, seed=4)
-    keep = trial_masks(layout, images.device, seed=4)[[0, len(layout.layers) // 2, -1]]
+    keep = trial_masks(layout, images.device, seed=4)[[0, len(layout.layers) // 2, -1]]  # [3, layers, max heads]
     everything = torch.ones_like(keep)
-    plain, masked = (_outputs(backbone, layout, images, mask) for mask in (everything, keep))
-    plain_alone, masked_alone = (
-        [_outputs(backbone, layout, images[row : row + 1], mask[row : row + 1]) for row in range(3)]
-        for mask in (everything, keep)
-    )
+    plain, plain_alone = _together_and_alone(backbone, layout, images, everything)
+    masked, masked_alone = _together_and_alone(backbone, layout, images, keep)
+
     failed = ""
     for number, report in enumerate(reports):
-        together, alone = masked[number], torch.cat([outputs[number] for outputs in masked_alone])
-        # another batch shape rounds otherwise, and depth carries that on: as far as it does without masks, and more
-        noise = relative(torch.cat([outputs[number] for outputs in plain_alone]), plain[number])
+        together, alone = masked[number], masked_alone[number]
+        # another batch shape rounds differently, and depth amplifies that: allow for what happens without masks
+        noise = relative(plain_alone[number], plain[number])
         differs = relative(alone, together) if alone.shape == together.shape else float("inf")
         if failed:
             report.proofs["rows"] = Verdict(None, f"not tried: it comes after {failed}")
@@ -115,8 +116,25 @@ def _prove_rows(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerRep
             report.proofs["rows"] = Verdict(False, f"a batch with three masks differs from separate runs by {sizes}")
 
 
+def _together_and_alone(
+    backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return every attention module's output for images in one batch, and for the same images one by one."""
+    together = _outputs(backbone, layout, images, keep)
+    one_by_one = [_outputs(backbone, layout, images[row : row + 1], keep[row : row + 1]) for row in range(len(images))]
+    alone = [torch.cat([outputs[number] for outputs in one_by_one]) for number in range(len(layout.layers))]
+    return together, alone
+
+
 def _outputs(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tensor) -> list[Tensor]:
-    """Return every attention module's output in a forward pass in which each image has its own mask."""
+    """Return every attention module's output in a forward pass with a mask of its own for each image.
+
+    Args:
+        backbone: The model.
+        layout: Its attention layers.
+        images: `[images, channels, height, width]`, normalised.
+        keep: `[images, layers, max heads]` bool, True = keep.
+    """
     outputs: dict[int, Tensor] = {}
 
     def hook_of(number: int) -> Callable[..., None]:
@@ -125,16 +143,12 @@ def _outputs(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tens
 
         return hook
 
-    with ablating(backbone, layout, masks_of_rows(keep)):
-        handles = [
-            backbone.get_submodule(layer.name).register_forward_hook(hook_of(number))
-            for number, layer in enumerate(layout.layers)
-        ]
-        try:
-            backbone(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with ExitStack() as stack:
+        stack.enter_context(ablating(backbone, layout, masks_of_rows(keep)))
+        for number, layer in enumerate(layout.layers):
+            module = backbone.get_submodule(layer.name)
+            stack.callback(module.register_forward_hook(hook_of(number)).remove)
+        backbone(images)
     return [outputs[number] for number in range(len(layout.layers))]
 
 
@@ -153,7 +167,7 @@ def _prove_joins(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerRe
 
 # -- the model's own weights -----------------------------------------------------------------------------------------
 def _note_silent_heads(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerReport, ...]) -> None:
-    """Note which heads have no effect with the weights that the model has."""
+    """Note which heads have no effect with the model's own weights."""
     images = example_images(backbone, layout.input_size, 1, seed=5)
     with evaluating(backbone), torch.inference_mode():
         for report, bench in zip(reports, layer_benches(backbone, layout, images), strict=True):
@@ -161,12 +175,14 @@ def _note_silent_heads(backbone: nn.Module, layout: HeadLayout, reports: tuple[L
 
 
 def _notes(layout: HeadLayout, reports: tuple[LayerReport, ...]) -> list[str]:
+    """Return what a user should know beside the proofs, a sentence each."""
     notes = []
     unknown = sorted({report.layer.attention_class for report in reports if not report.layer.known})
     if unknown:
         notes.append(
             f"{', '.join(unknown)}: not in headprobe's table; reached by the default rule, which the proofs judge"
         )
+
     for attention_class, site in {report.layer.attention_class: report.layer.site for report in reports}.items():
         name = attention_class.rpartition(".")[2]
         if site.head_is:
@@ -175,6 +191,7 @@ def _notes(layout: HeadLayout, reports: tuple[LayerReport, ...]) -> list[str]:
             notes.append(f"{name}: a head's slot also holds {site.also}; masked is {_masked_is(layout)}")
         if site.cascades:
             notes.append(f"{name}: the next head of a layer reads a head's output too; masked is {_masked_is(layout)}")
+
     if layout.headless:
         notes.append(
             f"{len(layout.headless)} modules compute attention without heads, which no mask reaches, "

@@ -1,4 +1,7 @@
-"""The proofs of one attention layer alone, and those at the start of every run; `check` says what each proves."""
+"""The proofs of one attention layer alone, and the cheap ones at the start of every run.
+
+What each proves is in the docstring of `headprobe.backbone.proofs.check`.
+"""
 
 import warnings
 
@@ -19,19 +22,21 @@ MAP_TOLERANCE = 1e-4
 
 
 def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
-    """Run the cheap proofs on noise and the model's own weights: at the start of every run.
+    """Run the cheap proofs, as every run does at its start: on noise, with the model's own weights.
 
     Raises:
         UsageError: A proof fails; the model must not be run under masks.
     """
     images = example_images(backbone, layout.input_size, 2, seed=2)
-    keep = trial_masks(layout, images.device, seed=2)[0]
+    keep = trial_masks(layout, images.device, seed=2)[0]  # [layers, max heads]
     with evaluating(backbone), torch.inference_mode():
         plain: Tensor = backbone(images)
         if not bool(plain.isfinite().all()):
             raise UsageError(
                 f"model {layout.model!r} gives NaN or infinite logits on noise: nothing can be proven on it"
             )
+
+        # whole model: a mask of no head changes nothing, a mask of many heads something
         if not torch.equal(masked_logits(backbone, layout, images, torch.ones_like(keep)), plain):
             raise UsageError(f"model {layout.model!r}: a mask that keeps every head changes the logits")
         if agree(masked_logits(backbone, layout, images, keep), plain):
@@ -45,6 +50,8 @@ def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
                 f"reaches; the first is {layout.headless[0]}",
                 stacklevel=2,
             )
+
+        # layer by layer: masking is zeroing
         for bench in layer_benches(backbone, layout, images):
             _refuse_unlike(bench, layout.model)
         if not torch.equal(backbone(images), plain):
@@ -62,7 +69,7 @@ def _refuse_unlike(bench: LayerBench, model: str) -> None:
             layer = bench.layer
             raise UsageError(
                 f"model {model!r}: masking heads of {layer.name!r} ({layer.attention_class}) is not zeroing them: "
-                f"{name}: {verdict.detail}; its heads are laid out in a way headprobe does not know"
+                f"{name}: {verdict.detail}; its heads are laid out in a way that headprobe does not support"
             )
 
 
@@ -78,7 +85,8 @@ def prove_alone(report: LayerReport, bench: LayerBench) -> None:
 def telling_subsets(bench: LayerBench) -> list[Tensor]:
     """Return sets of heads to keep, `[heads]` bool each, in which no two heads are always masked together.
 
-    Set b masks the heads whose number plus one has bit b: every head is masked in one at least.
+    Set b masks every head with bit b in its number plus one, so each head is masked in at least one set, and two heads
+    differ in at least one.
     """
     heads = bench.layer.heads
     numbers = torch.arange(1, heads + 1, device=_device(bench))
@@ -90,7 +98,7 @@ def _device(bench: LayerBench) -> torch.device:
 
 
 def prove_keep(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
-    """(a) Keep every head, with the fill really run."""
+    """(a) Keep every head, by a mask that really runs the fill."""
     plain = bench.output()
     kept = bench.masked(torch.ones_like(subsets[0])[None])
     same = torch.equal(kept, plain)
@@ -98,28 +106,33 @@ def prove_keep(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
 
 
 def prove_operator(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
-    """(b) Zero the heads in the operator's own output, or in what it is given where that is how they are masked."""
+    """(b) Zero the heads in the operator's own output; in its operands where its output is masked itself."""
     if bench.layer.operator is None:
-        return Verdict(False, "its attention operator was not seen: no fused call and no matrix product")
+        return Verdict(False, "its attention operator was not found: no fused call and no matrix product")
     oracle = bench.operands_zeroed if bench.layer.masked_at_operator else bench.operator_zeroed
     try:
         if bench.layer.ambiguous and not bench.layer.masked_at_operator:
             return _own_slots(bench)
-        return _compared([(bench.masked(keep[None]), oracle(keep[None])) for keep in subsets], "zeroing the operator")
-    except (RuntimeError, IndexError, ValueError) as error:  # what torch raises where no axis is that of the heads
+        pairs = [(bench.masked(keep[None]), oracle(keep[None])) for keep in subsets]
+        return _compared(pairs, "zeroing the operator")
+    except (RuntimeError, IndexError, ValueError) as error:  # what torch raises where no axis has the heads
         return Verdict(False, f"the operator's output is not that of {bench.layer.heads} heads ({first_line(error)})")
 
 
 def _own_slots(bench: LayerBench) -> Verdict:
-    """(b) Where a slot holds more than the operator's output: what a head attended to is in its own slot alone."""
-    plain = bench.heads_out()
+    """(b) Where a slot holds more than the operator's output: a head's attention reaches its own slot alone."""
+    plain = bench.heads_out()  # [rows, tokens, heads, head_dim]
     for head in range(bench.layer.heads):
         keep = torch.ones(1, bench.layer.heads, dtype=torch.bool, device=plain.device)
         keep[0, head] = False
+
+        # masking its slot empties that slot and no other
         masked = bench.slots(keep)
         emptied = [slot for slot in range(bench.layer.heads) if _differs(masked, plain, slot)]
         if emptied != [head] or bool(masked[:, :, head].any()):
             return Verdict(False, f"masking head {head} changes the slots {emptied}")
+
+        # zeroing it in the operator changes that slot, and in a cascade the slots of later heads
         zeroed = bench.heads_out(keep)
         changed = [slot for slot in range(bench.layer.heads) if _differs(zeroed, plain, slot)]
         allowed = range(head, bench.layer.heads) if bench.layer.site.cascades else [head]
@@ -145,12 +158,13 @@ def prove_columns(bench: LayerBench, subsets: list[Tensor]) -> Verdict:
 
 
 def prove_effect(bench: LayerBench) -> tuple[Verdict, list[int]]:
-    """(c) Mask each head alone; return the verdict and the heads without effect whose projection is zero.
+    """(c) Mask each head alone; return the verdict and the heads without effect because their projection is zero.
 
-    A head whose output is zero already, behind an activation, changes nothing either; then the operator says so too.
+    A head with an output of zeros, behind an activation, changes nothing either; zeroing it in the operator must agree.
     """
     plain = bench.output()
     keep = ~torch.eye(bench.layer.heads, dtype=torch.bool, device=plain.device)[:, None]  # [head, 1, heads]
+
     idle = [head for head, kept in enumerate(keep) if torch.equal(bench.masked(kept), plain)]
     silent = [head for head in idle if head in bench.silent_heads()]
     dead = [head for head in idle if head not in silent and _is_dead(bench, keep[head], plain)]
@@ -172,14 +186,15 @@ def prove_map(bench: LayerBench) -> Verdict:
         return Verdict(None, bench.layer.site.why)
     applied = bench.applied()
     if not applied:
-        return Verdict(False, "its attention weights were not seen")
+        return Verdict(False, "its attention weights were not captured")
     worst = 0.0
     for part in applied:
-        weights, _ = part.attention.weights(slice(None), slice(None))
+        weights, _ = part.attention.weights(slice(None), slice(None))  # [rows, heads, queries, keys]
         rows, heads, queries, keys = weights.shape
         if part.values.shape[:3] != (rows, heads, keys) or part.outputs.shape[:3] != (rows, heads, queries):
             return Verdict(False, "the captured weights do not fit the values")
-        found = weights @ part.values.to(weights.dtype)
+
+        found = weights @ part.values.to(weights.dtype)  # [rows, heads, queries, head_dim]
         scale = float(part.outputs.abs().max().clamp(min=1e-12))
         worst = max(worst, float((found - part.outputs).abs().max()) / scale)
     if worst <= MAP_TOLERANCE:
@@ -188,7 +203,7 @@ def prove_map(bench: LayerBench) -> Verdict:
 
 
 def _compared(pairs: list[tuple[Tensor, Tensor]], to: str) -> Verdict:
-    """Compare outputs with what they are to be, relative to the largest."""
+    """Compare outputs with the expected ones, relative to the largest number."""
     worst = max(relative(found, expected) for found, expected in pairs)
     passed = all(agree(found, expected) for found, expected in pairs)
     return Verdict(passed, f"{worst:.0e}" if passed else f"masking differs from {to} by {worst:.1g} of the output")

@@ -1,4 +1,4 @@
-"""What a check found out: verdicts by layer, as a table to read and as plain data for machines."""
+"""The result of a check: verdicts by layer, as a table to read and as plain data for machines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from headprobe.backbone.heads.layout import AttentionLayer
 from headprobe.text import counted, ranges
 
 PROOFS = ("keep", "operator", "columns", "effect", "once", "rows", "join", "map")
-"""In the order of the table; what they say is in the module's docstring and in docs/heads.md."""
+"""In the order of the table; docs/heads.md has what each proves."""
 
 
 MARKS = {True: "ok", False: "FAIL", None: "-"}
@@ -16,11 +16,11 @@ MARKS = {True: "ok", False: "FAIL", None: "-"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one proof of one layer.
+    """The result of one proof of one layer.
 
     Attributes:
         passed: None where the proof does not apply.
-        detail: The size of the difference, the heads concerned, or why it does not apply.
+        detail: The size of the difference, the heads concerned, or why the proof does not apply.
     """
 
     passed: bool | None
@@ -34,9 +34,9 @@ class LayerReport:
     Attributes:
         layer: The layer.
         proofs: Verdicts by name, in the order of `PROOFS`.
-        join: Qualified name of the module at whose input its masks join the growing pass, empty for the whole model;
-            None where they cannot.
-        silent: Heads whose projection is zero, so that masking them changes nothing.
+        join: Qualified name of the module where its masks join the growing pass, at its input; empty for the whole
+            model, None where they cannot join.
+        silent: Heads with a projection of zeros: masking them changes nothing.
     """
 
     layer: AttentionLayer
@@ -52,13 +52,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found out about a model.
+    """The result of `check` on a model.
 
     Attributes:
         model: Its name.
         input_size: `(channels, height, width)` of the images it was tried on.
         layers: A report per attention layer, in execution order.
-        notes: What else a user must know.
+        notes: What a user should know beside the proofs.
     """
 
     model: str
@@ -92,7 +92,7 @@ def report_text(report: CheckReport) -> str:
     size = " x ".join(map(str, report.input_size))
     lines = [f"{report.model} ({size}): {counted(len(report.layers), 'layer')}, {counted(heads, 'head')}", ""]
     lines += _table(report.layers)
-    lines += ["", *(f"FAIL  {failure}" for failure in report.failures)] if not report.passed else [""]
+    lines += ["", *(f"FAIL  {failure}" for failure in report.failures)]
     lines += [f"-  {text}" for text in _not_applicable(report.layers)]
     lines += [f"*  {note}" for note in report.notes]
     failed = len(report.failures)
@@ -139,12 +139,12 @@ def _table(layers: Sequence[LayerReport]) -> list[str]:
     rows = [heading, *(_row(number, entry) for number, entry in enumerate(layers))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     numbers = ("layer", "heads", "dim")
-    return [
-        "  ".join(
-            _cell(text, width, name in numbers) for text, width, name in zip(row, widths, heading, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+
+    lines = []
+    for row in rows:
+        cells = [_cell(text, width, name in numbers) for text, width, name in zip(row, widths, heading, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def _cell(text: str, width: int, number: bool) -> str:
@@ -160,7 +160,7 @@ def _row(number: int, entry: LayerReport) -> tuple[str, ...]:
 
 
 def _not_applicable(layers: Sequence[LayerReport]) -> list[str]:
-    """Say once for each reason which proof does not apply where."""
+    """Return a line for each reason: which proof, in which layers, why it does not apply."""
     reasons: dict[tuple[str, str], list[int]] = {}
     for number, entry in enumerate(layers):
         for name, verdict in entry.proofs.items():

@@ -265,11 +265,11 @@ def test_a_layer_that_is_left_out_is_an_error() -> None:
         record(model, layout, images)
 
 
-def test_attention_that_cannot_be_seen_is_an_error() -> None:
+def test_attention_that_cannot_be_tapped_is_an_error() -> None:
     model, layout, images = fresh("vit")
     module = model.get_submodule(layout.layers[0].name)
     module.forward = lambda x, **_: module.proj(module.norm(x))
-    with pytest.raises(RunError, match="could not be seen"):
+    with pytest.raises(RunError, match="could not be tapped"):
         record(model, layout, images)
 
 

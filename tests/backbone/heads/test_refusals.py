@@ -65,7 +65,7 @@ class Twice(Attention):  # type: ignore[misc]
 def test_a_layer_whose_heads_no_mask_would_reach_is_refused(hidden: Any) -> None:
     model = small()
     model.blocks[0].attn = hidden()
-    for call in (headprobe.check, lambda one: headprobe.choose_masks(one, "layer:0").__enter__()):
+    for call in (headprobe.check, lambda one: headprobe.ablate(one, "layer:0").__enter__()):
         with pytest.raises(UsageError, match=r"computes attention in 'blocks\.0\.attn.* cannot mask"):
             call(model.eval())
 
@@ -117,7 +117,7 @@ def test_an_input_size_that_is_none_is_refused(size: Any) -> None:
 def test_a_model_that_gives_nan_is_refused_for_that() -> None:
     model = small()
     model.head.bias.data[3] = torch.nan
-    with pytest.raises(UsageError, match="NaN or infinite logits"), headprobe.choose_masks(model, "layer:0"):
+    with pytest.raises(UsageError, match="NaN or infinite logits"), headprobe.ablate(model, "layer:0"):
         pass
 
 
@@ -145,7 +145,7 @@ def test_a_model_that_cannot_be_copied_is_refused_by_check_and_masked_by_ablate(
     model(images())
     with pytest.raises(UsageError, match="cannot be copied"):
         headprobe.check(model)
-    with torch.inference_mode(), headprobe.choose_masks(model, "layer:1"):
+    with torch.inference_mode(), headprobe.ablate(model, "layer:1"):
         model(images())
 
 
@@ -196,7 +196,7 @@ def test_a_check_leaves_no_bias_of_other_weights_in_timms_caches(key: str) -> No
 def test_parts_of_the_model_that_are_called_are_masked_too() -> None:
     model, without = small(), small()
     without.blocks[1].attn.proj.weight.zero_()
-    with headprobe.choose_masks(model, "layer:1"):
+    with headprobe.ablate(model, "layer:1"):
         found = model.forward_features(images())
     torch.testing.assert_close(found, without.forward_features(images()), atol=1e-5, rtol=1e-5)
 

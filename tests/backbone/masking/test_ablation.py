@@ -28,7 +28,7 @@ def random_keep(layout: HeadLayout, seed: int, *shape: int) -> torch.Tensor:
 
 
 def zeroed_operator_logits(model: Any, layout: HeadLayout, images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Zero the value projection's output, an oracle that never meets the head-concat point: no value, no output."""
+    """Zero the value projection's output, an oracle that never meets the point: no value, no output."""
     with ExitStack() as stack:
         for number, layer in enumerate(layout.layers):
             module = model.get_submodule(layer.name)

@@ -186,7 +186,7 @@ BROKEN = {
     "half the heads, mixed": Broken("cait", CAIT, {"heads": half}, [0, 1], says="not that of 2 heads"),
     "half the heads, merged into the rows": Broken("sam", SAM, {"heads": half}, [0, 1]),
     "half the heads, one call each": Broken(
-        "efficientvit_msra", MSRA, {"heads": half}, [0, 1, 2, 3], map=[0, 1, 2, 3], says="not seen"
+        "efficientvit_msra", MSRA, {"heads": half}, [0, 1, 2, 3], map=[0, 1, 2, 3], says="not found"
     ),
     "twice the heads": Broken(
         "gemma", GEMMA[0], {"heads": lambda module: 2 * module.num_heads}, [0, 1], says="not that of 8 heads"
@@ -211,7 +211,7 @@ def test_a_run_on_a_wrong_entry_of_the_table_is_refused(how: str, monkeypatch: p
     model = build(broken.key)
     layout = find_heads(model, REPRESENTATIVES[broken.key].input_size, broken.key)
     where = rf"model '{broken.key}': masking heads of '{layout.layers[broken.operator[0]].name}' \({broken.path}\)"
-    with pytest.raises(UsageError, match=where + " is not zeroing them: operator: .* does not know$"):
+    with pytest.raises(UsageError, match=where + " is not zeroing them: operator: .* does not support$"):
         prove_masks(model, layout)
 
 
@@ -344,7 +344,7 @@ def test_a_head_whose_projection_is_zero_is_silent_and_no_failure(key: str, name
 
 
 class Twice(Attention):  # type: ignore[misc]  # timm: untyped
-    """Calls the module at its head-concat point a second time."""
+    """Calls the module at its point a second time."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = super().forward(x, *args, **kwargs)
@@ -353,7 +353,7 @@ class Twice(Attention):  # type: ignore[misc]  # timm: untyped
 
 
 class NotInBatches(Attention):  # type: ignore[misc]  # timm: untyped
-    """Goes around the module at its head-concat point when there are several images."""
+    """Goes around the module at its point when there are several images."""
 
     norm: nn.Module
 
