@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from headprobe.data.datamodule import ImageNetDataModule
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
-    from headprobe.run.results import load_run
+    from headprobe.run.load import load_run
 
 __version__ = "0.1.0"
 __all__ = ["HeadProbe", "ImageNetDataModule", "MaskSpec", "ablate", "check", "load_run"]
@@ -22,7 +22,7 @@ _HOMES = {
     "MaskSpec": "headprobe.masks.spec",
     "ablate": "headprobe.api",
     "check": "headprobe.api",
-    "load_run": "headprobe.run.results",
+    "load_run": "headprobe.run.load",
 }
 
 

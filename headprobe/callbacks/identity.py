@@ -9,7 +9,7 @@ import lightning
 import torch
 from timm.layers import use_fused_attn
 
-from headprobe.callbacks.head_callback import head_callbacks
+from headprobe.callbacks.describing import head_callbacks
 from headprobe.module import HeadProbe
 from headprobe.redact import safe_command
 from headprobe.run.record import versions
@@ -60,7 +60,7 @@ def what_counts(numbers: dict[str, Any], trainer: lightning.Trainer) -> dict[str
 
     Places of weights and local data are left out, digests say what they are, and so is what no sum depends on.
     """
-    model = {name: value for name, value in numbers["model"].items() if name != "weights"}
+    model = {name: value for name, value in numbers["model"].items() if name not in ("weights", "pretrained")}
     data = {name: value for name, value in numbers["data"].items() if name != "path" or not numbers["data"]["local"]}
     # Sums are kept by name, whatever the order of the callbacks.
     summed = sorted(
