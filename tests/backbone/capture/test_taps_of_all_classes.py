@@ -254,7 +254,8 @@ def drive(key: str, statistics: list[HeadStatistic], masked: bool = False) -> tu
             statistic.begin(subject)
         sums = {statistic.name: statistic.open(0) for statistic in statistics}
         observing = Observing(statistics, growing, variant=0 if masked else None)
-        growing.logits(images, growing.plan(len(images), 8), observing.taps(sums, 0, torch.arange(len(images))))
+        taps = observing.taps(sums, 0, torch.arange(len(images)))
+        growing.logits(images, growing.plan(len(images), 8), taps)
     for statistic in statistics:
         statistic.finish(statistic.close(0, sums[statistic.name]))
     assert observing.began
