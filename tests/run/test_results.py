@@ -5,18 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from headprobe.callbacks.identity import run_key, versions
 from headprobe.errors import RunError, UsageError
 from headprobe.files import write_text
-from headprobe.masks.spec import MaskSpec, NamedMask, expand_all
+from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
-from headprobe.run.record import run_key, versions
-from headprobe.run.results import class_rows, load_run, mask_rows, write_masks, write_record, write_rows
+from headprobe.run.load import load_run
+from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
 
 HEADS = (2, 2, 2)
 
 
-def example(specs: list[str], images: int = 40) -> tuple[list[NamedMask], PairedScores]:
+def example(specs: list[str], images: int = 40) -> tuple[list[Variant], PairedScores]:
     masks = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny")
     generator = torch.Generator().manual_seed(0)
     metric = PairedAccuracy(len(masks), 6, per_class=True)
@@ -27,7 +28,7 @@ def example(specs: list[str], images: int = 40) -> tuple[list[NamedMask], Paired
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     masks, scores = example(["each:layer", "head:1.0"])
-    rows = mask_rows(masks, scores, "zero")
+    rows = variant_rows(masks, scores)
     write_rows(tmp_path / "masks.csv", rows)
     write_masks(tmp_path / "masks.json", masks)
     write_record(tmp_path, {"status": "done"})
@@ -41,11 +42,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_the_columns_are_those_that_the_design_names(tmp_path: Path) -> None:
     masks, scores = example(["layer:1"])
-    write_rows(tmp_path / "masks.csv", mask_rows(masks, scores, "zero"))
+    write_rows(tmp_path / "masks.csv", variant_rows(masks, scores))
     with (tmp_path / "masks.csv").open() as file:
         columns = set(next(csv.reader(file)))
     named = (
-        "mask ablation heads_masked images top1_count top5_count top1 top5 nll drop_pp drop_low_pp drop_high_pp "
+        "mask ablation draw test_family heads_masked images top1_count top5_count top1 top5 nll drop_pp drop_low_pp "
+        "drop_high_pp "
         "right_to_wrong wrong_to_right mcnemar_p bh_q agreement kl_nats"
     )
     assert columns >= set(named.split())
@@ -53,7 +55,7 @@ def test_the_columns_are_those_that_the_design_names(tmp_path: Path) -> None:
 
 def test_q_values_are_taken_over_one_sweep_and_not_over_masks_asked_for_by_themselves() -> None:
     masks, scores = example(["each:layer", "all"])
-    rows = mask_rows(masks, scores, "zero")
+    rows = variant_rows(masks, scores)
     q_values = [float(row["bh_q"]) for row in rows]
     assert [math.isnan(q) for q in q_values] == [True, False, False, False, True]
     p_values = sorted(float(row["mcnemar_p"]) for row in rows[1:4])
@@ -61,19 +63,19 @@ def test_q_values_are_taken_over_one_sweep_and_not_over_masks_asked_for_by_thems
     assert min(q_values[1:4]) == pytest.approx(expected)
 
 
-def test_a_mask_without_heads_is_no_member_of_its_family() -> None:
+def test_a_mask_without_heads_is_no_member_of_its_test_family() -> None:
     masks, scores = example(["random:0-2/2:0-1"])
-    rows = mask_rows(masks, scores, "zero")
-    assert all((row["family"] != "") == (row["heads_masked"] == 2) for row in rows)
+    rows = variant_rows(masks, scores)
+    assert all((row["test_family"] != "") == (row["heads_masked"] == 2) for row in rows)
 
 
 def test_repeats_of_the_same_heads_are_one_test_and_share_its_q() -> None:
     masks, scores = example(["random:2-6/4:0-3"])
-    rows = mask_rows(masks, scores, "zero")[1:]
+    rows = variant_rows(masks, scores)[1:]
     everything = [float(row["bh_q"]) for row in rows if row["heads_masked"] == 6]
     assert len(everything) == 4
     assert len(set(everything)) == 1
-    tests = {named.mask.digest: float(row["mcnemar_p"]) for named, row in zip(masks, rows, strict=True)}
+    tests = {one.mask.mask.digest: float(row["mcnemar_p"]) for one, row in zip(masks, rows, strict=True)}
     largest = max(tests.values())  # Benjamini & Hochberg 1995: the largest p is its own q
     assert max(float(row["bh_q"]) for row in rows) == pytest.approx(largest)
 
@@ -81,14 +83,14 @@ def test_repeats_of_the_same_heads_are_one_test_and_share_its_q() -> None:
 @pytest.mark.parametrize(("spec", "tested"), [("one-per-layer:0-3", False), ("one-per-layer:5+each:layer", True)])
 def test_null_draws_have_no_q_and_sweeps_beside_one_do(spec: str, tested: bool) -> None:
     masks, scores = example([spec])
-    assert [not math.isnan(float(row["bh_q"])) for row in mask_rows(masks, scores, "zero")[1:]] == [tested] * len(masks)
+    assert [not math.isnan(float(row["bh_q"])) for row in variant_rows(masks, scores)[1:]] == [tested] * len(masks)
 
 
 def test_class_drops_add_up_to_the_whole_drop() -> None:
     masks, scores = example(["layer:0", "layer:1"])
     rows = class_rows(masks, scores, list(enumerate("abcdef")))
-    for number, named in enumerate(masks, start=1):
-        own = [row for row in rows if row["mask"] == named.name]
+    for number, one in enumerate(masks, start=1):
+        own = [row for row in rows if row["mask"] == one.mask.name]
         lost = sum(float(row["drop_pp"]) * float(row["images"]) / 100 for row in own)
         assert round(lost) == scores.top1_count[0] - scores.top1_count[number]
         assert sum(int(row["images"]) for row in own) == 40
