@@ -142,9 +142,9 @@ def write_descriptions(statistics: Sequence[HeadStatistic], directory: Path, ima
                 write_arrays(directory / name, arrays)
 
 
-def _columns(statistics: Sequence[HeadStatistic]) -> dict[Role, Arrays]:
+def _columns(statistics: Sequence[HeadStatistic]) -> dict[str, Arrays]:
     """Return the columns of all statistics by model."""
-    found: dict[Role, Arrays] = {}
+    found: dict[str, Arrays] = {}
     for statistic in statistics:
         for role, columns in statistic.columns().items():
             found.setdefault(role, {}).update(columns)

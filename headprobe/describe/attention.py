@@ -64,18 +64,18 @@ class AttentionSums(HeadStatistic):
             baseline, masked = (reduction.values for reduction in found)
             sums[Role.CHANGE].update(seen.layer, images, differences(masked, baseline, self.subject.device))
 
-    def tables(self) -> dict[Role, HeadTable]:
+    def tables(self) -> dict[str, HeadTable]:
         """Return means and standard errors of every statistic."""
-        found = {}
+        found: dict[str, HeadTable] = {}
         for role in self.subject.roles:
             metric = self.whole[role]
             # Not compute(): it would wait for other processes, and these sums are of all processes already.
             found[role] = metric.table(metric.to_arrays())
         return found
 
-    def maps(self) -> dict[Role, list[FloatArray | None]]:
+    def maps(self) -> dict[str, list[FloatArray | None]]:
         """Return each model's offset maps `[heads, 2h - 1, 2w - 1]` by layer, None for a layer without one."""
-        found = {}
+        found: dict[str, list[FloatArray | None]] = {}
         for model in self.subject.models if self.offset_maps else ():
             metric = self.whole[model + MAPS_SUFFIX]
             found[model] = metric.maps(metric.to_arrays())
@@ -86,9 +86,9 @@ class AttentionSums(HeadStatistic):
         metric, ours = self.empty_sums()[Role.BASELINE], {*STATISTICS, *RATIOS}
         return [{name: why for name, why in layer.items() if name in ours} for layer in metric.reasons]
 
-    def columns(self) -> dict[Role, Arrays]:
+    def columns(self) -> dict[str, Arrays]:
         """Return every statistic and its standard error."""
-        found: dict[Role, Arrays] = {}
+        found: dict[str, Arrays] = {}
         for role, table in self.tables().items():
             found[role] = {"images": table.images}
             for name, mean in table.mean.items():

@@ -30,7 +30,7 @@ Undefined = dict[str, dict[str, list[int]]]
 
 
 class Role(StrEnum):
-    """Which model's numbers they are."""
+    """Which model's numbers they are; sums and results are dicts by role."""
 
     BASELINE = "baseline"  #: the whole model's
     MASKED = "masked"  #: the masked model's, on the same images
@@ -65,12 +65,12 @@ class Subject:
         """The models, and their change where there are two."""
         return (Role.BASELINE,) if self.mask is None else (Role.BASELINE, Role.MASKED, Role.CHANGE)
 
-    def mask_of(self, role: Role) -> str:
+    def mask_of(self, role: str) -> str:
         """Return what the column `mask` of a file holds; in files of changes it names the mask that made them."""
         return NONE if role == Role.BASELINE or self.mask is None else self.mask
 
 
-def prefixed(role: Role, name: str) -> str:
+def prefixed(role: str, name: str) -> str:
     """Return the name of an array in a file: `svcca` of the baseline, `masked_svcca` and `change_svcca`."""
     return name if role == Role.BASELINE else f"{role}_{name}"
 
@@ -181,7 +181,7 @@ class HeadStatistic(ABC):
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
-    def columns(self) -> dict[Role, Arrays]:
+    def columns(self) -> dict[str, Arrays]:
         """Return columns of `heads.csv` (of the baseline and the masked model) and `heads_change.csv` (of the change).
 
         A column has an entry for every head, in the order of (layer, head), NaN where it is not defined. `NAME_se`

@@ -103,7 +103,7 @@ class SimilaritySums(HeadStatistic):
         self.groups = max(1, min(self._wanted, pieces))
         # Group g holds the pieces from the g-th start to the next: as many in each as can be.
         self._starts = [-(-pieces * group // self.groups) for group in range(self.groups + 1)]
-        self._found: dict[Role, list[Comparison]] | None = None
+        self._found: dict[str, list[Comparison]] | None = None
         self._matrices: Arrays | None = None
         super().begin(subject)
         refuse_missing_samples(subject, self.moment_options.scope, self.moment_options.sampling, self.pairs)
@@ -174,14 +174,14 @@ class SimilaritySums(HeadStatistic):
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
-    def comparisons(self) -> dict[Role, list[Comparison]]:
+    def comparisons(self) -> dict[str, list[Comparison]]:
         """Return the comparisons of each model's blocks of heads."""
         if self._found is None:
             with one_thread():
                 self._found = {model: self._compare(model) for model in self.subject.models}
         return self._found
 
-    def _compare(self, model: Role) -> list[Comparison]:
+    def _compare(self, model: str) -> list[Comparison]:
         moments = self._moments(self.groups)
         for group in range(self.groups):
             found = self.whole.get(_of_group(group, model))
@@ -204,10 +204,10 @@ class SimilaritySums(HeadStatistic):
             }
         return self._matrices
 
-    def columns(self) -> dict[Role, Arrays]:
+    def columns(self) -> dict[str, Arrays]:
         """Return ranks, kept dims, and each head's mean similarity with the heads that it was compared with."""
         arrays = self.matrices()
-        found: dict[Role, Arrays] = {}
+        found: dict[str, Arrays] = {}
         for role in self.subject.roles:
             found[role] = {}
             if role in self.subject.models:

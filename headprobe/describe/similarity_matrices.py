@@ -90,7 +90,7 @@ class HeadAxes:
         return arrays
 
 
-def similarity_arrays(heads_per_layer: tuple[int, ...], found: Mapping[Role, Sequence[Comparison]]) -> Arrays:
+def similarity_arrays(heads_per_layer: tuple[int, ...], found: Mapping[str, Sequence[Comparison]]) -> Arrays:
     """Return the arrays of `similarity.npz` that follow from the comparisons of each model's blocks of heads.
 
     Names of the masked model begin with `masked_`, of the change with `change_`.

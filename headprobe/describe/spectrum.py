@@ -54,12 +54,12 @@ class SpectrumSums(HeadStatistic):
             baseline, masked = found
             sums[Role.CHANGE].update(seen.layer, differences(masked, baseline, self.subject.device))
 
-    def tables(self) -> dict[Role, SpectrumTable]:
+    def tables(self) -> dict[str, SpectrumTable]:
         """Return the profiles.
 
         Where one of two models has no spectrum, as the masked one of a masked head, there is no change: NaN.
         """
-        found: dict[Role, SpectrumTable] = {}
+        found: dict[str, SpectrumTable] = {}
         for role in self.subject.roles:
             metric = self.whole[role]
             # Not compute(): it would wait for other processes, and these sums are of all processes already.
@@ -74,7 +74,7 @@ class SpectrumSums(HeadStatistic):
             )
         return found
 
-    def columns(self) -> dict[Role, Arrays]:
+    def columns(self) -> dict[str, Arrays]:
         """Return the delta log amplitude at the highest frequency of the diagonal, of output and contribution."""
         return {role: self._highest(table) for role, table in self.tables().items()}
 
@@ -101,7 +101,7 @@ class SpectrumSums(HeadStatistic):
             files["spectrum_change.csv"] = self._file({Role.CHANGE: found[Role.CHANGE]})
         return files
 
-    def _file(self, tables: dict[Role, SpectrumTable]) -> Arrays:
+    def _file(self, tables: dict[str, SpectrumTable]) -> Arrays:
         """Return the columns of a file that holds these tables one after the other."""
         masks = [np.full(len(table.layer), self.subject.mask_of(role)) for role, table in tables.items()]
         columns: Arrays = {"mask": np.concatenate(masks)}

@@ -63,7 +63,7 @@ class OutputSizeSums(HeadStatistic):
         for model, of_model in zip(self.subject.models, sizes, strict=True):
             sums[model].update(seen.layer, of_model)
 
-    def columns(self) -> dict[Role, Arrays]:
+    def columns(self) -> dict[str, Arrays]:
         means = {model: self.whole[model].compute() for model in self.subject.models}
         if Role.MASKED in means:
             means[Role.CHANGE] = means[Role.MASKED] - means[Role.BASELINE]
