@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from headprobe.errors import RunError, UsageError
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
-    from headprobe.run.results import load_run
+    from headprobe.run.load import load_run
     from headprobe.trainer import ProbeTrainer
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOMES = {
     "UsageError": "headprobe.errors",
     "ablate": "headprobe.api",
     "check": "headprobe.api",
-    "load_run": "headprobe.run.results",
+    "load_run": "headprobe.run.load",
 }
 
 

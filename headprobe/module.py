@@ -186,6 +186,7 @@ class HeadProbe(lightning.LightningModule):
         return {
             "name": self.source.name,
             "weights": self.source.weights,
+            "pretrained": self.source.pretrained,
             "weights_sha256": weights_digest(self.backbone),
             "options": built_options(self.source),
             "num_classes": self.num_classes,

@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.descriptions import print_summary, undefined, write_descriptions
-from headprobe.callbacks.head_callback import head_callbacks
+from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
 from headprobe.callbacks.identity import command_line, hardware, identify, run_directory, run_key, what_counts
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
@@ -21,7 +20,8 @@ from headprobe.errors import RunError
 from headprobe.files import now
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.report.table import console, masks_table
-from headprobe.run.results import Row, class_rows, variant_rows, write_masks, write_record, write_rows
+from headprobe.run.load import Row
+from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
 from headprobe.text import counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
@@ -98,19 +98,19 @@ class ResultsWriter(AfterBatch):
             write_rows(directory / "classes.csv", class_rows(probe.variants, probe.scores, classes))
         if bad:
             write_rows(directory / "bad_images.csv", bad)
-        describing = head_callbacks(trainer)
         if self.table:
             _print(rows, probe)
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
-            print_summary(describing, probe)
+            print_summary(probe.statistics)
             console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
-        write_tensorboard(trainer.loggers, directory, rows, probe, self._record["data"])
-        if describing:
-            write_descriptions(describing, trainer.loggers, directory, probe, images_read(coverage))
-            self._record["undefined"] = undefined(describing)
+        if probe.statistics:
+            write_descriptions(probe.statistics, directory, images_read(coverage))
+            self._record["undefined"] = undefined(probe.statistics)
+            write_record(directory, self._record)  # figures are made from files, and this one says what is undefined
+        write_tensorboard(trainer.loggers, directory)
         self._finish("failed" if bad and policy == "error" else "done")
         self._record |= {
             **self._seconds_by_part(),
@@ -155,6 +155,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "status": "running",
         "key": run_key(what_counts(numbers, trainer)),
         **numbers,
+        "specs": sorted({variant.mask.test_family or variant.mask.name for variant in probe.variants}),
         "masks": {name: digest for name, digest, *_ in numbers["variants"]},
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),

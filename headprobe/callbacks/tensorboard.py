@@ -1,118 +1,115 @@
-"""Shows a run's masks in TensorBoard: curves over layers, indices or numbers of heads, a heat map, hyperparameters."""
+"""Shows a run's files in TensorBoard: curves over layers, indices or numbers of heads, figures, hyperparameters."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 
 from headprobe.files import write_bytes
-from headprobe.module import HeadProbe
-from headprobe.report.figures import drop_curve, head_heat_map
-from headprobe.run.results import Row
-
-SIGNIFICANT_Q = 0.05
-"""False discovery rate below which a head's drop gets a ring in the heat map."""
+from headprobe.report.run_figures import by_ablation, run_figures
+from headprobe.run.load import Columns, Run, load_run
 
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
+BASELINE_COLUMNS = ("top1", "top5", "nll")
 
 
-def write_tensorboard(
-    loggers: Sequence[Logger], directory: Path, rows: Sequence[Row], probe: HeadProbe, data: dict[str, Any]
-) -> None:
-    """Write scalars to every logger, figures to TensorBoard and to `figures/`.
+def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
+    """Write scalars to every logger, figures to TensorBoard and to `figures/`; all of them from the run's files.
 
     A mask is a point of its curve at its own step (its layer, its index, the number of its heads); the baseline is
     drawn as a constant over the steps of all curves.
+
+    Raises:
+        RunError: A file cannot be written.
     """
-    scalars = _points(rows, probe)
+    run = load_run(directory)
+    points = _points(run)
     for logger in loggers:
-        for step, values in sorted(scalars.items()):
+        for step, values in sorted(points.items()):
             logger.log_metrics(values, step=step)
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(_hyperparameters(probe, data), {"baseline/top1": float(rows[0]["top1"])})
-    save_figures(loggers, directory, _figures(rows, probe))
+            logger.log_hyperparams(_hyperparameters(run), {"baseline/top1": float(run.masks[0]["top1"])})
+    save_figures(loggers, directory, run_figures(run))
+    for model, columns in run.described("heads").items():
+        _write_head_curves(loggers, columns, "" if model == "baseline" else f"_{model}")
+    for logger in loggers:
+        logger.save()
 
 
-def save_figures(loggers: Sequence[Logger], directory: Path, figures: Mapping[str, Figure]) -> None:
+def save_figures(loggers: Sequence[Logger], directory: Path, figures: Iterable[tuple[str, Figure]]) -> None:
     """Write figures to `figures/` and the same pixels to TensorBoard.
 
     Raises:
         RunError: A file cannot be written.
     """
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
-    for name, figure in figures.items():
+    for name, figure in figures:
         content = io.BytesIO()
         figure.savefig(content, dpi=150)  # drawn once for both: drawing takes longer than all the rest
         write_bytes(directory / "figures" / f"{name.replace('/', '_')}.png", content.getvalue())
-        pixels = np.asarray(Image.open(content).convert("RGB"))
+        pixels = np.asarray(Image.open(content).convert("RGB"))  # [height, width, 3]
         for board in boards:
             board.experiment.add_image(name, pixels, global_step=0, dataformats="HWC")
-    for logger in loggers:
-        logger.save()
 
 
-def _points(rows: Sequence[Row], probe: HeadProbe) -> dict[int, dict[str, float]]:
-    """Return for every step the scalars `column/curve`."""
+def _points(run: Run) -> dict[int, dict[str, float]]:
+    """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name."""
     points: dict[int, dict[str, float]] = {}
-    for named, row in zip([variant.mask for variant in probe.variants], rows[1:], strict=True):
-        for column in CURVE_COLUMNS:
-            points.setdefault(named.step, {})[f"{column}/{named.curve}"] = float(row[column])
-    for step in points or {0: {}}:
-        for column in ("top1", "top5", "nll"):
-            points.setdefault(step, {})[f"{column}/baseline"] = float(rows[0][column])
+    for suffix, rows in by_ablation(run.masks).items():
+        for row in rows:
+            curve, step = run.points[str(row["mask"])]
+            for column in CURVE_COLUMNS:
+                points.setdefault(step, {})[f"{column}/{curve}{suffix}"] = float(row[column])
+
+    baseline = {f"{column}/baseline": float(run.masks[0][column]) for column in BASELINE_COLUMNS}
+    for step in list(points) or [0]:
+        points.setdefault(step, {}).update(baseline)
     return points
 
 
-def _figures(rows: Sequence[Row], probe: HeadProbe) -> dict[str, Figure]:
-    """Return the figures that these masks allow: a heat map of single heads, drops over layers and indices."""
-    about = f"{probe.source.name}, {rows[0]['images']:,} images, zero ablation"
-    figures: dict[str, Figure] = {}
-    heads = _single_heads(rows, probe, "drop_pp")
-    if np.isfinite(heads).sum() > 1:
-        figures["drop_pp/heads"] = head_heat_map(
-            heads,
-            f"Top-1 drop when one head is masked (ring: q < {SIGNIFICANT_Q})\n{about}",
-            "drop (percentage points)",
-            ringed=_single_heads(rows, probe, "bh_q") < SIGNIFICANT_Q,
-        )
-    for curve, axis in (("by_layer", "layer masked"), ("by_index", "head index masked in every layer")):
-        points = [
-            (named.step, row)
-            for named, row in zip([variant.mask for variant in probe.variants], rows[1:], strict=True)
-            if named.curve == curve
-        ]
-        if len(points) > 1:
-            columns = ([float(row[name]) for _, row in points] for name in ("drop_pp", "drop_low_pp", "drop_high_pp"))
-            drops, lows, highs = columns
-            title = f"Top-1 drop with its paired 95% interval\n{about}"
-            figures[f"drop_pp/{curve}"] = drop_curve([step for step, _ in points], drops, lows, highs, axis, title)
-    return figures
-
-
-def _single_heads(rows: Sequence[Row], probe: HeadProbe, column: str) -> NDArray[np.float64]:
-    """Return a column of the masks of exactly one head as `[layers, max heads]`, NaN where none was scored."""
-    shape = probe.layout.heads_per_layer
-    values = np.full((len(shape), max(shape)), np.nan)
-    for named, row in zip([variant.mask for variant in probe.variants], rows[1:], strict=True):
-        if named.mask.count == 1:
-            (head,) = named.mask.masked
-            values[head] = float(row[column])
-    return values
-
-
-def _hyperparameters(probe: HeadProbe, data: dict[str, Any]) -> dict[str, Any]:
-    families = {variant.mask.test_family or variant.mask.name for variant in probe.variants}
+def _hyperparameters(run: Run) -> dict[str, Any]:
+    """Return what tells this run from others in TensorBoard's table of runs."""
+    model, data = run.record["model"], run.record["data"]
+    ablations = sorted({str(row["ablation"]) for row in run.masks[1:]})
     return {
-        "model": probe.source.name,
-        "weights": probe.source.weights or ("pretrained" if probe.source.pretrained else "random"),
-        "masks": ", ".join(sorted(families)) or "none",
-        "ablation": ", ".join(sorted({variant.ablation for variant in probe.variants})) or "none",
+        "model": model["name"],
+        "weights": model["weights"] or ("pretrained" if model["pretrained"] else "random"),
+        "masks": ", ".join(run.record["specs"]) or "none",
+        "ablation": ", ".join(ablations) or "none",
         "data": str(data.get("path")),
         "split": str(data.get("split")),
     }
+
+
+def _write_head_curves(loggers: Sequence[Logger], columns: Columns, suffix: str) -> None:
+    """Log every head's numbers as curves over layers, such as `attention_distance_px/head_07`, and as histograms.
+
+    Args:
+        loggers: Where to.
+        columns: `heads.csv` of one model, or `heads_change.csv`.
+        suffix: What the names of its curves end in: nothing for the baseline, `_masked`, `_change`.
+    """
+    shown = [name for name in columns if name not in ("mask", "layer", "head", "images") and not name.endswith("_se")]
+    for layer in np.unique(columns["layer"]).tolist():
+        here = columns["layer"] == layer
+        heads = columns["head"][here]
+        points: dict[str, float] = {}
+        for name in shown:
+            values = columns[name][here]  # [heads of the layer]
+            finite = np.isfinite(values)
+            for head, value in zip(heads[finite].tolist(), values[finite].tolist(), strict=True):
+                points[f"{name}{suffix}/head_{head:02d}"] = value
+            _log_histogram(loggers, f"{name}{suffix}", values[finite], layer)
+        for logger in loggers:
+            logger.log_metrics(points, step=layer)
+
+
+def _log_histogram(loggers: Sequence[Logger], name: str, values: Any, layer: int) -> None:
+    for logger in loggers if len(values) else ():
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(name, values, global_step=layer)

@@ -17,17 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe import __version__
-from headprobe.callbacks.head_attention import HeadAttention
-from headprobe.callbacks.head_similarity import HeadSimilarity
-from headprobe.callbacks.head_spectrum import HeadSpectrum
+from headprobe.callbacks.describing import DESCRIBING
 from headprobe.commands.parser import Parser
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpecs, plain_specs
 from headprobe.trainer import OFF, ProbeTrainer
-
-DESCRIBING = (HeadAttention, HeadSimilarity, HeadSpectrum)
-"""Callbacks that a config file names by their class alone: jsonargparse knows those that are imported."""
-
 
 HIDDEN = {"model", "datamodule", "ckpt_path", "weights_only"}
 """Arguments of the trainer's methods that are no options; no checkpoints: they are pickles."""

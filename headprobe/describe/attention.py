@@ -2,19 +2,28 @@
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, differences
-from headprobe.metrics.attention.offsets import OffsetMaps
+from headprobe.describe.base import (
+    HeadStatistic,
+    Observation,
+    Role,
+    Undefined,
+    by_layer_mean,
+    by_reason,
+    differences,
+    prefixed,
+)
+from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.attention.offsets import WITHOUT_MAP, OffsetMaps
 from headprobe.metrics.attention.reduction import Reduction, reduce_attention
 from headprobe.metrics.attention.statistics import RATIOS, STATISTICS, AttentionStatistics, HeadTable
 from headprobe.metrics.projection import output_norm_ratio
-from headprobe.units.tree import NamedSums
+from headprobe.units.tree import Arrays, NamedSums
 
-MAPS = "_maps"  # of a model's offset maps among a unit's sums
+MAPS_SUFFIX = "_maps"  # in the names of sums, of a model's offset maps
 
 
 class AttentionSums(HeadStatistic):
@@ -34,13 +43,11 @@ class AttentionSums(HeadStatistic):
     def empty_sums(self) -> NamedSums:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
         facts, heads = self.subject.facts, self.subject.layout.heads_per_layer
-        grids, undefined = [fact.attention for fact in facts], [fact.undefined for fact in facts]
-        models = self.subject.models
-        sums: NamedSums = {
-            name: AttentionStatistics(grids, heads, undefined) for name in models + ((CHANGE,) * (len(models) > 1))
-        }
+        grids = [fact.attention for fact in facts]
+        undefined = [fact.undefined for fact in facts]
+        sums: NamedSums = {role: AttentionStatistics(grids, heads, undefined) for role in self.subject.roles}
         if self.offset_maps:
-            sums |= {name + MAPS: OffsetMaps(grids, heads) for name in models}
+            sums |= {model + MAPS_SUFFIX: OffsetMaps(grids, heads) for model in self.subject.models}
         return sums
 
     def observe(self, seen: Observation, sums: NamedSums) -> None:
@@ -48,31 +55,71 @@ class AttentionSums(HeadStatistic):
         fact = self.subject.facts[seen.layer]
         found = seen.each(lambda record: describe_attention(record, fact, self.offset_maps))
         images = seen.records[0].images
-        for name, reduction in zip(self.subject.models, found, strict=True):
-            sums[name].update(seen.layer, images, reduction.values)
+        for model, reduction in zip(self.subject.models, found, strict=True):
+            sums[model].update(seen.layer, images, reduction.values)
             if self.offset_maps:
-                sums[name + MAPS].update(seen.layer, images, reduction.aligned)
+                sums[model + MAPS_SUFFIX].update(seen.layer, images, reduction.aligned)
+
         if len(found) > 1:
             baseline, masked = (reduction.values for reduction in found)
-            sums[CHANGE].update(seen.layer, images, differences(masked, baseline, self.subject.device))
+            sums[Role.CHANGE].update(seen.layer, images, differences(masked, baseline, self.subject.device))
 
     def tables(self) -> dict[str, HeadTable]:
-        """Return the statistics of `baseline` and, with a mask, of `masked` and their `change`."""
-        whole = self.whole
-        names = [name for name in (BASELINE, MASKED, CHANGE) if name in whole]
-        # not compute(), which would ask the other processes again
-        return {name: whole[name].table(whole[name].to_arrays()) for name in names}
+        """Return means and standard errors of every statistic."""
+        found: dict[str, HeadTable] = {}
+        for role in self.subject.roles:
+            metric = self.whole[role]
+            # Not compute(): it would wait for other processes, and these sums are of all processes already.
+            found[role] = metric.table(metric.to_arrays())
+        return found
 
-    def maps(self) -> dict[str, list[NDArray[np.float64] | None]]:
+    def maps(self) -> dict[str, list[FloatArray | None]]:
         """Return each model's offset maps `[heads, 2h - 1, 2w - 1]` by layer, None for a layer without one."""
-        whole = self.whole
-        names = [name for name in (BASELINE, MASKED) if name + MAPS in whole]
-        return {name: whole[name + MAPS].maps(whole[name + MAPS].to_arrays()) for name in names}
+        found: dict[str, list[FloatArray | None]] = {}
+        for model in self.subject.models if self.offset_maps else ():
+            metric = self.whole[model + MAPS_SUFFIX]
+            found[model] = metric.maps(metric.to_arrays())
+        return found
 
     def reasons(self) -> list[dict[str, str]]:
         """Return for every layer the statistics that it does not have, with the reasons."""
-        metric, ours = self.empty_sums()[BASELINE], {*STATISTICS, *RATIOS}
+        metric, ours = self.empty_sums()[Role.BASELINE], {*STATISTICS, *RATIOS}
         return [{name: why for name, why in layer.items() if name in ours} for layer in metric.reasons]
+
+    def columns(self) -> dict[str, Arrays]:
+        """Return every statistic and its standard error."""
+        found: dict[str, Arrays] = {}
+        for role, table in self.tables().items():
+            found[role] = {"images": table.images}
+            for name, mean in table.mean.items():
+                found[role] |= {name: mean, f"{name}_se": table.error[name]}
+        return found
+
+    def npz_files(self) -> dict[str, Arrays]:
+        """Return the offset maps as `offset_maps.npz`."""
+        arrays: Arrays = {}
+        for model, maps in self.maps().items():
+            for layer, values in enumerate(maps):
+                if values is not None:
+                    arrays[prefixed(model, f"layer_{layer:03d}")] = values
+        return {"offset_maps.npz": arrays}
+
+    def undefined(self) -> Undefined:
+        """Return the layers without a statistic, or without an offset map."""
+        found = by_reason(self.reasons())
+        maps = self.maps().get(Role.BASELINE, [])
+        without = [layer for layer, values in enumerate(maps) if values is None]
+        if without:
+            found["offset_maps"] = {WITHOUT_MAP: without}
+        return found
+
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return each layer's mean distance and entropy."""
+        table = self.tables()[Role.BASELINE]
+        return {
+            "distance px": by_layer_mean(table.layer, table.mean["attention_distance_px"]),
+            "entropy nats": by_layer_mean(table.layer, table.mean["entropy_nats"]),
+        }
 
 
 def describe_attention(record: LayerRecord, facts: LayerFacts, aligned: bool = False) -> Reduction:
@@ -83,13 +130,17 @@ def describe_attention(record: LayerRecord, facts: LayerFacts, aligned: bool = F
         facts: What is known of the layer.
         aligned: Also sum the weights over images, for `OffsetMaps.update`.
     """
+    projection, undefined = facts.projection, facts.undefined
     norms = None
-    if facts.projection is not None and record.values is not None and "value_weighted_attention" not in facts.undefined:
-        norms = facts.projection.norms(record.values)
+    if projection is not None and record.values is not None and "value_weighted_attention" not in undefined:
+        norms = projection.norms(record.values)
+
     reduction = Reduction({}, None)
     if record.attention is not None:
         reduction = reduce_attention(facts.attention, record.images, record.weights(), norms, aligned)
-    if facts.projection is not None and "output_norm_ratio" not in facts.undefined and record.stream_before is not None:
-        added = facts.projection.norms(record.projected.transpose(1, 2))
+
+    if projection is not None and record.stream_before is not None and "output_norm_ratio" not in undefined:
+        # [rows, tokens, heads, head dim] -> [rows, heads, tokens, head dim]
+        added = projection.norms(record.projected.transpose(1, 2))
         reduction.values["output_norm_ratio"] = output_norm_ratio(added, record.stream_before, facts.outputs)
     return reduction

@@ -1,23 +1,40 @@
-"""What every kind of per-head statistic has in common: it observes layers and gives each unit's sums away."""
+"""What every statistic of heads has in common: its sums over images, and the numbers that follow from them.
+
+A new statistic is a metric in `headprobe.metrics`, a subclass of `HeadStatistic` in a file beside this one, and a
+subclass of `HeadCallback` with a line in the list `DESCRIBING` of `headprobe.callbacks.describing`.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.errors import RunError
-from headprobe.units.tree import NamedSums
+from headprobe.masks.spec import NONE
+from headprobe.metrics.arrays import FloatArray, IntArray
+from headprobe.units.tree import Arrays, NamedSums
 
 T = TypeVar("T")
 
-BASELINE, MASKED, CHANGE = "baseline", "masked", "change"
-"""Whose numbers they are: the whole model's, the masked one's, and their differences on the same images."""
+Undefined = dict[str, dict[str, list[int]]]
+"""Statistics that some layers do not have: by name and reason the layers."""
+
+
+class Role(StrEnum):
+    """Which model's numbers they are; sums and results are dicts by role."""
+
+    BASELINE = "baseline"  #: the whole model's
+    MASKED = "masked"  #: the masked model's, on the same images
+    CHANGE = "change"  #: masked minus baseline, paired image by image
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,7 @@ class Subject:
         layout: Its attention layers.
         facts: What the metrics must know of each layer.
         units: Units of the data set.
-        mask: Name of the mask whose model is described beside the baseline; None where there is none.
+        mask: Name of the mask that is described beside the baseline; None where there is none.
         device: Where sums are kept while a unit is open; a device with float64.
     """
 
@@ -39,18 +56,23 @@ class Subject:
     device: torch.device | str = "cpu"
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """`baseline`, and `masked` if there is a mask."""
-        return (BASELINE,) if self.mask is None else (BASELINE, MASKED)
+    def models(self) -> tuple[Role, ...]:
+        """The baseline, and the masked model if there is a mask."""
+        return (Role.BASELINE,) if self.mask is None else (Role.BASELINE, Role.MASKED)
 
-    def title(self, model: str) -> str:
-        """Return what `baseline`, `masked` or `change` is called in files' rows and titles."""
-        return {BASELINE: BASELINE, MASKED: f"{self.mask}", CHANGE: f"{self.mask} minus baseline"}[model]
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The models, and their change where there are two."""
+        return (Role.BASELINE,) if self.mask is None else (Role.BASELINE, Role.MASKED, Role.CHANGE)
+
+    def mask_of(self, role: str) -> str:
+        """Return what the column `mask` of a file holds; in files of changes it names the mask that made them."""
+        return NONE if role == Role.BASELINE or self.mask is None else self.mask
 
 
-def prefixed(model: str, name: str) -> str:
-    """Return the name of a model's array: the baseline's have plain names."""
-    return name if model == BASELINE else f"{model}_{name}"
+def prefixed(role: str, name: str) -> str:
+    """Return the name of an array in a file: `svcca` of the baseline, `masked_svcca` and `change_svcca`."""
+    return name if role == Role.BASELINE else f"{role}_{name}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,7 @@ class Observation:
         return self.records[0].layer
 
     def each(self, describe: Callable[[LayerRecord], T]) -> list[T]:
-        """Return what `describe` makes of each model's record; a record of both models is described once."""
+        """Return the result of `describe` for each model's record; a record that both models share is used once."""
         first, *others = self.records
         found = [describe(first)]
         return found + [found[0] if record is first else describe(record) for record in others]
@@ -85,7 +107,8 @@ class HeadStatistic(ABC):
 
     It keeps its options and, at the end, the sums over all units; the sums of open units are in
     `headprobe.units.unit_sums`. `begin` fits it to a model. `open` makes room for a unit, `observe` adds one layer of
-    one forward pass to it, `close` ends it, and `finish` takes the sums over all units.
+    one forward pass to it, `close` ends it, and `finish` takes the sums over all units. After that the numbers are
+    read on the first process: `columns`, and whatever else there is.
     """
 
     subject: Subject
@@ -111,6 +134,8 @@ class HeadStatistic(ABC):
     def options_of_sums(self) -> dict[str, Any]:
         """Return the name and those options that change the sums, for a run's key: all of them by default."""
         return self.options()
+
+    # -- sums ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def empty_sums(self) -> NamedSums:
@@ -154,8 +179,66 @@ class HeadStatistic(ABC):
             raise RunError(f"the {self.name} statistics were not added up: the test did not end")
         return self._whole
 
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def columns(self) -> dict[str, Arrays]:
+        """Return columns of `heads.csv` (of the baseline and the masked model) and `heads_change.csv` (of the change).
+
+        A column has an entry for every head, in the order of (layer, head), NaN where it is not defined. `NAME_se`
+        holds the standard errors of `NAME`. Each column gets TensorBoard curves and a figure by layer, which
+        `headprobe.report.run_figures` may give a better title, or leave out.
+        """
+        return {}
+
+    def csv_files(self) -> dict[str, Arrays]:
+        """Return further tables by file name; one without rows is not written."""
+        return {}
+
+    def npz_files(self) -> dict[str, Arrays]:
+        """Return further arrays by file name; a file without arrays is not written."""
+        return {}
+
+    def undefined(self) -> Undefined:
+        """Return why cells are empty, for `run.json`."""
+        return {}
+
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return one number per layer of the baseline for the table on the terminal, by heading."""
+        return {}
+
+    def note(self) -> str:
+        """Return a line for the terminal about what the numbers were taken over; empty for none."""
+        return ""
+
 
 def differences(masked: Mapping[str, Tensor], baseline: Mapping[str, Tensor], device: Any) -> dict[str, Tensor]:
-    """Return masked minus baseline by name, in float64: the same numbers as those that are summed."""
-    exact = {name: [value.to(device, torch.float64) for value in (masked[name], baseline[name])] for name in baseline}
-    return {name: one - other for name, (one, other) in exact.items()}
+    """Return masked minus baseline by name, in float64: of the same numbers that are summed."""
+    found = {}
+    for name in baseline:
+        one, other = (values[name].to(device, torch.float64) for values in (masked, baseline))
+        found[name] = one - other
+    return found
+
+
+def by_reason(layers: Sequence[Mapping[str, str]]) -> Undefined:
+    """Return by statistic and reason the layers, from each layer's reasons by statistic."""
+    found: Undefined = {}
+    for layer, reasons in enumerate(layers):
+        for name, reason in reasons.items():
+            found.setdefault(name, {}).setdefault(reason, []).append(layer)
+    return found
+
+
+def by_layer_mean(layer: IntArray, values: FloatArray) -> FloatArray:
+    """Return `[layers]`, the mean over each layer's heads, leaving out NaN.
+
+    Args:
+        layer: `[heads of the model]`, the number of each head's layer.
+        values: `[heads of the model]`.
+    """
+    finite = np.isfinite(values)
+    layers = int(layer.max()) + 1
+    count = np.bincount(layer, finite, minlength=layers)
+    total = np.bincount(layer, np.where(finite, values, 0), minlength=layers)
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return np.asarray(mean, dtype=np.float64)

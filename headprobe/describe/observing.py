@@ -36,7 +36,7 @@ class Observing:
         """Return the taps of the next forward pass.
 
         Args:
-            sums: Where its observations are added: the sums of the unit.
+            sums: The sums of the unit, to which the statistics add.
             unit: The unit that the images belong to.
             rows: `[images]`, their rows inside the unit.
         """
@@ -64,6 +64,7 @@ class Observing:
     def _take_masked(self, record: LayerRecord) -> None:
         baseline, self._baseline = self._baseline, None
         if baseline is not None and self.variant is not None:
+            # Before the mask has joined, the masked model has no rows of its own: it is the baseline.
             self._observe((baseline, record if self.growing.joined(self.variant) else baseline))
 
     def _observe(self, records: tuple[LayerRecord, ...]) -> None:

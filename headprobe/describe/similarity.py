@@ -4,29 +4,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike
 
-from headprobe.backbone.capture.layer_facts import LayerFacts
-from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, Subject, prefixed
-from headprobe.describe.head_axes import SPREAD, HeadAxes
+from headprobe.describe.base import (
+    HeadStatistic,
+    Observation,
+    Role,
+    Subject,
+    Undefined,
+    by_layer_mean,
+    prefixed,
+)
+from headprobe.describe.head_outputs import head_outputs, own_prefix, refuse_missing_samples
+from headprobe.describe.similarity_matrices import nan_for_unknown, others_mean, similarity_arrays
 from headprobe.errors import UsageError
-from headprobe.metrics.similarity.comparison import Comparison, changes, compare
+from headprobe.metrics.similarity.comparison import Comparison, compare
 from headprobe.metrics.similarity.head_blocks import MAX_GROUPS, Precision, Sampling, Scope
-from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure
+from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure, samples_in_words, title
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
-from headprobe.metrics.spectrum.spectra import on_image
 from headprobe.units.tree import Arrays, NamedSums, merge_sums, one_thread
 
-RUN = 8  # neighbouring rows that stay in one group of images, where units are split into several
+ROWS_TOGETHER = 8  # neighbouring rows that stay in one group of images, where units are split into several
 
 
 class SimilaritySums(HeadStatistic):
     """Similarities of heads by six measures (see `headprobe.metrics.similarity.measures`).
 
-    Groups of images for the intervals are ranges of units; where there are fewer units than groups, each unit's rows
-    are dealt to several groups, eight neighbouring rows at a time.
+    Intervals come from leaving out groups of images, so each group has moments of its own. A group is a range of
+    units. Where there are fewer units than groups, the rows of a unit are dealt to several pieces in turn, eight
+    neighbouring rows at a time, and a group is a range of pieces.
 
     Args:
         scope: Heads that are compared: `within` each layer, `all` of the model, or those of `pairs` of layers.
@@ -35,7 +41,7 @@ class SimilaritySums(HeadStatistic):
         pairs: Pairs of layers, for the scope `pairs`.
         variance: Share of the sum of squares that SVCCA keeps.
         measures: Which to compute.
-        groups: Groups of images for the intervals, 0 for none; only within layers.
+        groups: Groups of images for the intervals, 0 for none; only within layers, where 16 is the default.
         noise_floor: Also compare heads on different images.
         precision: Of the products behind the sums of tokens, which are float64 themselves.
     """
@@ -86,25 +92,28 @@ class SimilaritySums(HeadStatistic):
         return {name: value for name, value in self.options().items() if name not in ("variance", "measures")}
 
     def begin(self, subject: Subject) -> None:
-        """Make room for the moments.
+        """Fit the statistic to a model, and cut units into pieces where there are fewer units than groups.
 
         Raises:
             UsageError: The options make no sense, or the model has no such layers or samples.
         """
         self.check()
-        self._pieces = max(1, -(-self._wanted // max(subject.units, 1)))
+        self._pieces = max(1, -(-self._wanted // max(subject.units, 1)))  # of each unit
         pieces = subject.units * self._pieces
         self.groups = max(1, min(self._wanted, pieces))
+        # Group g holds the pieces from the g-th start to the next: as many in each as can be.
         self._starts = [-(-pieces * group // self.groups) for group in range(self.groups + 1)]
         self._found: dict[str, list[Comparison]] | None = None
         self._matrices: Arrays | None = None
         super().begin(subject)
-        self._refuse_missing_samples()
-        self.empty_sums()
+        refuse_missing_samples(subject, self.moment_options.scope, self.moment_options.sampling, self.pairs)
+        self.empty_sums()  # refuses layers that the model does not have
+
+    # -- sums ------------------------------------------------------------------------------------------------------
 
     def empty_sums(self) -> NamedSums:
         """Make empty moments of each model."""
-        return {name: self._moments(1) for name in self.subject.models}
+        return {model: self._moments(1) for model in self.subject.models}
 
     def group_of(self, piece: int) -> int:
         """Return the group of images that a piece belongs to; a unit's pieces may belong to different ones."""
@@ -112,33 +121,36 @@ class SimilaritySums(HeadStatistic):
 
     def open(self, unit: int) -> NamedSums:
         """Return empty moments for every piece of a unit and every model."""
-        return {
-            _of_piece(piece, name): metric.to(self.subject.device)
-            for piece in self._pieces_of(unit)
-            for name, metric in self.empty_sums().items()
-        }
+        sums: NamedSums = {}
+        for piece in self._pieces_of(unit):
+            for model, moments in self.empty_sums().items():
+                sums[_of_piece(piece, model)] = moments.to(self.subject.device)
+        return sums
 
     def observe(self, seen: Observation, sums: NamedSums) -> None:
         """Add the outer products of the layer's head outputs."""
+        # [images, tokens, heads, head dim] of each model
         outputs = seen.each(lambda record: head_outputs(record, self.subject.facts[seen.layer]))
-        pieces = (seen.rows // RUN) % self._pieces  # [images], each image's piece of its unit
+        pieces = (seen.rows // ROWS_TOGETHER) % self._pieces  # [images], each image's piece of its unit
         for own_piece in sorted(set(pieces.tolist())):
             piece = seen.unit * self._pieces + own_piece
             chosen = (pieces == own_piece).nonzero().flatten().to(outputs[0].device)
-            for name, of_model in zip(self.subject.models, outputs, strict=True):
+            for model, of_model in zip(self.subject.models, outputs, strict=True):
                 # Indexing copies: only where a batch falls into several pieces.
                 own = of_model if len(chosen) == len(pieces) else of_model[chosen]
-                sums[_of_piece(piece, name)].update(seen.layer, own, unit=piece)
+                sums[_of_piece(piece, model)].update(seen.layer, own, unit=piece)
 
     def close(self, unit: int, sums: NamedSums) -> NamedSums:
         """End a unit and return its moments, by group of images and model."""
         whole: NamedSums = {}
         for piece in self._pieces_of(unit):
-            of_piece = {name: sums[_of_piece(piece, name)] for name in self.subject.models}
-            for moments in of_piece.values():
-                moments.close(piece)
             group = self.group_of(piece)
-            merge_sums(whole, {_of_group(group, name): moments.to("cpu") for name, moments in of_piece.items()})
+            of_group: NamedSums = {}
+            for model in self.subject.models:
+                moments = sums[_of_piece(piece, model)]
+                moments.close(piece)
+                of_group[_of_group(group, model)] = moments.to("cpu")
+            merge_sums(whole, of_group)
         return whole
 
     def _pieces_of(self, unit: int) -> range:
@@ -153,17 +165,27 @@ class SimilaritySums(HeadStatistic):
         """
         return super().empty(name.rpartition("/")[2])
 
+    def _moments(self, groups: int) -> Moments:
+        layout, facts = self.subject.layout, self.subject.facts
+        layers = []
+        for layer, fact in zip(layout.layers, facts, strict=True):
+            layers.append(LayerHeads(layer.heads, layer.head_dim, own_prefix(fact)))
+        return Moments(layers, self.moment_options._replace(groups=groups), self.pairs)
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
     def comparisons(self) -> dict[str, list[Comparison]]:
-        """Return the comparisons of each model's blocks of heads: `baseline` and, with a mask, `masked`."""
+        """Return the comparisons of each model's blocks of heads."""
         if self._found is None:
             with one_thread():
-                self._found = {name: self._compare(name) for name in self.subject.models}
+                self._found = {model: self._compare(model) for model in self.subject.models}
         return self._found
 
     def _compare(self, model: str) -> list[Comparison]:
         moments = self._moments(self.groups)
         for group in range(self.groups):
-            if found := self.whole.get(_of_group(group, model)):  # a data set without units has none
+            found = self.whole.get(_of_group(group, model))
+            if found is not None:  # a data set without units has none
                 moments.merge(found, group=group)
         return list(compare(moments, self.variance, self.measures))
 
@@ -173,67 +195,62 @@ class SimilaritySums(HeadStatistic):
         Names of the masked model begin with `masked_`, those of differences with `change_`.
         """
         if self._matrices is None:
-            self._matrices = self._make_matrices()
+            self._matrices = similarity_arrays(self.subject.layout.heads_per_layer, self.comparisons())
+            self._matrices |= {
+                "variance": np.asarray(self.variance),
+                "scope": np.asarray(self.moment_options.scope),
+                "sampling": np.asarray(self.moment_options.sampling),
+                "mask": np.asarray(self.subject.mask or ""),
+            }
         return self._matrices
 
-    def _make_matrices(self) -> Arrays:
-        found, axes = self.comparisons(), HeadAxes(self.subject.layout.heads_per_layer)
-        arrays: Arrays = {"layer": axes.layer, "head": axes.head}
-        for name, comparisons in found.items():
-            arrays |= {prefixed(name, key): value for key, value in axes.matrices(comparisons).items()}
-        if MASKED in found:
-            blocks = [changes(*pair) for pair in zip(found[BASELINE], found[MASKED], strict=True)]
+    def columns(self) -> dict[str, Arrays]:
+        """Return ranks, kept dims, and each head's mean similarity with the heads that it was compared with."""
+        arrays = self.matrices()
+        found: dict[str, Arrays] = {}
+        for role in self.subject.roles:
+            found[role] = {}
+            if role in self.subject.models:
+                found[role]["rank"] = nan_for_unknown(arrays[prefixed(role, "rank")])
+                found[role]["kept_dims"] = nan_for_unknown(arrays[prefixed(role, "kept")])
             for measure in self.measures:
-                entries = [block[measure] for block in blocks]
-                arrays[prefixed(CHANGE, measure)] = axes.spread_out(found[BASELINE], [entry.value for entry in entries])
-                for field in ("error", "low", "high") if all(entry.spread for entry in entries) else ():
-                    values = [getattr(entry.spread, field) for entry in entries]
-                    arrays[prefixed(CHANGE, f"{measure}_{SPREAD[field]}")] = axes.spread_out(found[BASELINE], values)
-        return arrays | self._facts(found[BASELINE], axes)
+                found[role][f"{measure}_mean"] = others_mean(arrays[prefixed(role, measure)])
+        return found
 
-    def _facts(self, blocks: Sequence[Comparison], axes: HeadAxes) -> Arrays:
-        """Return what the numbers were made of; later stages of a model may have fewer samples."""
-        one = blocks[0]
-        samples = [np.full(len(block.moments.dims), int(block.moments.own.samples)) for block in blocks]
-        return {
-            "images": np.asarray(one.moments.images),
-            "samples": axes.spread_out(blocks, samples),
-            "groups": np.asarray(one.groups),
-            "variance": np.asarray(self.variance),
-            "scope": np.asarray(self.moment_options.scope),
-            "sampling": np.asarray(self.moment_options.sampling),
-            "mask": np.asarray(self.subject.mask or ""),
+    def npz_files(self) -> dict[str, Arrays]:
+        """Return `similarity.npz`."""
+        return {"similarity.npz": self.matrices()}
+
+    def undefined(self) -> Undefined:
+        """Return the layers with heads that were compared with no other."""
+        heads = self.subject.layout.heads_per_layer
+        compared: set[int] = set()
+        for block in self.comparisons()[Role.BASELINE]:
+            compared.update(block.moments.layer.tolist())
+
+        within = self.moment_options.scope == "within"
+        reasons = {
+            "the layer is in none of the pairs": [layer for layer in range(len(heads)) if layer not in compared],
+            "the layer has a single head": [layer for layer in sorted(compared) if within and heads[layer] == 1],
         }
+        given = {reason: layers for reason, layers in reasons.items() if layers}
+        return {f"{measure}_mean": dict(given) for measure in self.measures} if given else {}
 
-    def _moments(self, groups: int) -> Moments:
-        layout, facts = self.subject.layout, self.subject.facts
-        layers = [
-            LayerHeads(layer.heads, layer.head_dim, own_prefix(fact))
-            for layer, fact in zip(layout.layers, facts, strict=True)
-        ]
-        return Moments(layers, self.moment_options._replace(groups=groups), self.pairs)
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return each layer's mean similarity of different heads, and the one of unrelated images."""
+        arrays, measure = self.matrices(), self.measures[0]
+        layer = np.asarray(arrays["layer"], dtype=np.int64)
+        name = title(measure, self.moment_options.sampling)
+        found: dict[str, ArrayLike] = {name: by_layer_mean(layer, others_mean(arrays[measure]))}
+        if f"{measure}_floor" in arrays:
+            found["its floor"] = by_layer_mean(layer, others_mean(arrays[f"{measure}_floor"]))
+        return found
 
-    def _refuse_missing_samples(self) -> None:
-        """Refuse samples that layers do not have, or do not have in common, before the first image.
-
-        Raises:
-            UsageError: With the reason.
-        """
-        facts, model = self.subject.facts, self.subject.layout.model
-        without = [n for n, fact in enumerate(facts) if fact.outputs.pooled or not fact.outputs.class_token]
-        if self.moment_options.sampling == "class" and without:
-            raise UsageError(
-                f"layers {without} of {model!r} have no class token among their queries: sample tokens, patches or "
-                "mean, got class"
-            )
-        together: dict[str, list[tuple[int, ...]]] = {"all": [tuple(range(len(facts)))], "pairs": [*self.pairs]}
-        for layers in together.get(self.moment_options.scope, []):
-            tokens = {layer: _samples(facts[layer]) for layer in layers if 0 <= layer < len(facts)}
-            if self.moment_options.sampling != "mean" and len(set(tokens.values())) > 1:
-                raise UsageError(
-                    f"layers of {model!r} with different token counts have no common tokens: compare their heads by "
-                    f"the sampling mean, got {self.moment_options.sampling} with tokens by layer {tokens}"
-                )
+    def note(self) -> str:
+        """Return what a sample is, and how many there are."""
+        arrays = self.matrices()
+        samples = np.asarray(arrays["samples"], dtype=np.int64)
+        return f"Similarity: {samples_in_words(samples, int(arrays['images']), self.moment_options.sampling)}"
 
 
 def _of_piece(piece: int, model: str) -> str:
@@ -242,26 +259,3 @@ def _of_piece(piece: int, model: str) -> str:
 
 def _of_group(group: int, model: str) -> str:
     return f"{group:02d}/{model}"
-
-
-def own_prefix(fact: LayerFacts) -> int:
-    """Return the leading tokens without a place among the outputs that `head_outputs` gives."""
-    return 0 if fact.outputs.pooled or fact.outputs.window is not None else fact.outputs.prefix
-
-
-def head_outputs(record: LayerRecord, fact: LayerFacts) -> Tensor:
-    """Return head outputs `[images, tokens, heads, head_dim]`.
-
-    Windows of known place are put back on the image without padding; others follow one after the other.
-    """
-    if fact.outputs.window is not None:
-        return on_image(record.heads_out, fact.outputs)
-    if record.windows > 1:
-        return torch.unflatten(record.heads_out, 0, (-1, record.windows)).flatten(1, 2)
-    return record.heads_out
-
-
-def _samples(fact: LayerFacts) -> int:
-    """Return the queries of an image."""
-    grid = fact.outputs
-    return own_prefix(fact) + grid.patches if grid.on_map else grid.windows * grid.tokens

@@ -3,13 +3,33 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from headprobe.backbone.capture.layer_facts import CONTRIBUTION, LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Observation, differences
-from headprobe.metrics.spectrum.spectra import Spectra, SpectrumTable, head_profiles, stream_profiles
-from headprobe.units.tree import NamedSums
+from headprobe.describe.base import (
+    HeadStatistic,
+    Observation,
+    Role,
+    Undefined,
+    by_layer_mean,
+    by_reason,
+    differences,
+)
+from headprobe.metrics.spectrum.spectra import (
+    WITHOUT_SPECTRUM,
+    Spectra,
+    SpectrumTable,
+    head_profiles,
+    stream_profiles,
+)
+from headprobe.units.tree import Arrays, NamedSums
+
+TOO_SMALL = "the grid has no more than two rows or columns, whose diagonal carries frequency 0 alone"
+
+HIGHEST = {"head": "high_frequency", "contribution": "contribution_high_frequency"}
+"""Series with a column of `heads.csv` for their highest frequency."""
 
 
 class SpectrumSums(HeadStatistic):
@@ -22,41 +42,93 @@ class SpectrumSums(HeadStatistic):
     def empty_sums(self) -> NamedSums:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
         grids = [fact.outputs for fact in self.subject.facts]
-        names = self.subject.models + ((CHANGE,) if self.subject.mask is not None else ())
-        return {name: Spectra(grids, self.subject.layout.heads_per_layer) for name in names}
+        return {role: Spectra(grids, self.subject.layout.heads_per_layer) for role in self.subject.roles}
 
     def observe(self, seen: Observation, sums: NamedSums) -> None:
         """Transform the layer's maps."""
         fact = self.subject.facts[seen.layer]
         found = seen.each(lambda record: describe_spectrum(record, fact))
-        for name, profiles in zip(self.subject.models, found, strict=True):
-            sums[name].update(seen.layer, profiles)
+        for model, profiles in zip(self.subject.models, found, strict=True):
+            sums[model].update(seen.layer, profiles)
         if len(found) > 1:
             baseline, masked = found
-            sums[CHANGE].update(seen.layer, differences(masked, baseline, self.subject.device))
+            sums[Role.CHANGE].update(seen.layer, differences(masked, baseline, self.subject.device))
 
     def tables(self) -> dict[str, SpectrumTable]:
-        """Return the profiles of `baseline` and, with a mask, of `masked` and their `change`.
+        """Return the profiles.
 
-        Where one of two models has no spectrum, that of a masked head, there is no change: NaN.
+        Where one of two models has no spectrum, as the masked one of a masked head, there is no change: NaN.
         """
-        whole = self.whole
-        tables: dict[str, SpectrumTable] = {
-            # not compute(), which would ask the other processes again
-            name: whole[name].table(whole[name].to_arrays())
-            for name in (BASELINE, MASKED, CHANGE)
-            if name in whole
-        }
-        if CHANGE in tables:
-            silent = np.isnan(tables[BASELINE].log_amplitude) | np.isnan(tables[MASKED].log_amplitude)
-            table = tables[CHANGE]
-            tables[CHANGE] = table._replace(
-                **{
-                    name: np.where(silent, np.nan, getattr(table, name))
-                    for name in ("log_amplitude", "delta_log_amplitude", "error")
-                }
+        found: dict[str, SpectrumTable] = {}
+        for role in self.subject.roles:
+            metric = self.whole[role]
+            # Not compute(): it would wait for other processes, and these sums are of all processes already.
+            found[role] = metric.table(metric.to_arrays())
+        if Role.CHANGE in found:
+            baseline, masked, change = found.values()
+            silent = np.isnan(baseline.log_amplitude) | np.isnan(masked.log_amplitude)
+            found[Role.CHANGE] = change._replace(
+                log_amplitude=np.where(silent, np.nan, change.log_amplitude),
+                delta_log_amplitude=np.where(silent, np.nan, change.delta_log_amplitude),
+                error=np.where(silent, np.nan, change.error),
             )
-        return tables
+        return found
+
+    def columns(self) -> dict[str, Arrays]:
+        """Return the delta log amplitude at the highest frequency of the diagonal, of output and contribution."""
+        return {role: self._highest(table) for role, table in self.tables().items()}
+
+    def _highest(self, table: SpectrumTable) -> Arrays:
+        """Return one entry per head, NaN where a layer has no spectrum."""
+        first = np.cumsum([0, *self.subject.layout.heads_per_layer])  # of each layer, its first head's number
+        columns: Arrays = {}
+        for series, name in HIGHEST.items():
+            chosen = (table.series == series) & (table.profile == "diagonal")
+            # Bins ascend within a head, so a head's last bin stands before one that is no higher, or at the end.
+            last = chosen & np.append(table.frequency[1:] <= table.frequency[:-1], True)
+            last &= table.frequency > 0  # a grid of one or two rows carries no other frequency on its diagonal
+            heads = first[table.layer[last]] + table.head[last]
+            for column, values in ((name, table.delta_log_amplitude), (f"{name}_se", table.error)):
+                columns[column] = np.full(first[-1], np.nan)
+                columns[column][heads] = values[last]
+        return columns
+
+    def csv_files(self) -> dict[str, Arrays]:
+        """Return `spectrum.csv` and, with a mask, `spectrum_change.csv`."""
+        found = self.tables()
+        files = {"spectrum.csv": self._file({model: found[model] for model in self.subject.models})}
+        if Role.CHANGE in found:
+            files["spectrum_change.csv"] = self._file({Role.CHANGE: found[Role.CHANGE]})
+        return files
+
+    def _file(self, tables: dict[str, SpectrumTable]) -> Arrays:
+        """Return the columns of a file that holds these tables one after the other."""
+        masks = [np.full(len(table.layer), self.subject.mask_of(role)) for role, table in tables.items()]
+        columns: Arrays = {"mask": np.concatenate(masks)}
+        for field in SpectrumTable._fields:
+            name = "delta_se" if field == "error" else field
+            columns[name] = np.concatenate([getattr(table, field) for table in tables.values()])
+        return columns
+
+    def undefined(self) -> Undefined:
+        """Return the layers without a spectrum, or without the spectrum of contributions."""
+        layers = []
+        for fact in self.subject.facts:
+            reasons = {}
+            if not fact.outputs.on_map:
+                reasons = dict.fromkeys(HIGHEST.values(), WITHOUT_SPECTRUM)
+            elif min(fact.outputs.grid or (0, 0)) <= 2:
+                reasons = dict.fromkeys(HIGHEST.values(), TOO_SMALL)
+            elif CONTRIBUTION in fact.undefined:
+                reasons = {HIGHEST["contribution"]: fact.undefined[CONTRIBUTION]}
+            layers.append(reasons)
+        return by_reason(layers)
+
+    def summary(self) -> dict[str, ArrayLike]:
+        """Return each layer's mean of the highest frequency's delta."""
+        heads = self.subject.layout.heads_per_layer
+        highest = np.asarray(self._highest(self.tables()[Role.BASELINE])["high_frequency"], dtype=np.float64)
+        return {"high freq.": by_layer_mean(np.repeat(np.arange(len(heads)), heads), highest)}
 
 
 def describe_spectrum(record: LayerRecord, facts: LayerFacts) -> dict[str, Tensor]:
@@ -64,16 +136,20 @@ def describe_spectrum(record: LayerRecord, facts: LayerFacts) -> dict[str, Tenso
     grid = facts.outputs
     if not grid.on_map:
         return {}
-    profiles: dict[str, Tensor] = {}
-    weight = None
+
+    weight = None  # [heads, dim, head dim], where what a head adds to the stream is defined
     if facts.projection is not None and CONTRIBUTION not in facts.undefined:
         weight = facts.projection.weight.to(record.projected.device)
-    if weight is not None and record.projected is record.heads_out:  # transformed once for both
+
+    profiles: dict[str, Tensor] = {}
+    if weight is not None and record.projected is record.heads_out:
+        # One Fourier transform for both: the projection acts on channels, the transform on places.
         profiles["head"], profiles["contribution"] = head_profiles(record.heads_out, grid, (None, weight))
     else:
         profiles["head"] = head_profiles(record.heads_out, grid)[0]
         if weight is not None:
             profiles["contribution"] = head_profiles(record.projected, grid, (weight,))[0]
+
     if record.stream_before is not None:
         profiles["stream_before"] = stream_profiles(record.stream_before, grid)
     if record.stream_after is not None:

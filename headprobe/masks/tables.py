@@ -19,7 +19,7 @@ from headprobe.masks.piece import Piece
 SINGLE_HEAD = re.compile(r"head:(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})")
 
-Row = dict[str, str | None]
+CsvRow = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    rows: list[Row]
+    rows: list[CsvRow]
 
 
 def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: bool) -> list[Head]:
@@ -86,7 +86,7 @@ def _read_table(file: Path, path: Piece) -> Table:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
-            rows: list[Row] = list(reader)
+            rows: list[CsvRow] = list(reader)
             return Table(file, tuple(reader.fieldnames or ()), rows)
     except OSError as error:
         reason = (
@@ -97,18 +97,18 @@ def _read_table(file: Path, path: Piece) -> Table:
         raise path.error(f"expected a CSV table, got {file}, which is none: {error}") from None
 
 
-def _rows_of_heads(table: Table, path: Piece) -> Iterable[tuple[int, Head, Row]]:
-    """The rows that are about a single head of the baseline, with their place in the file."""
+def _rows_of_heads(table: Table, path: Piece) -> Iterable[tuple[int, Head, CsvRow]]:
+    """The rows about a single head, in a table of heads those of the baseline, with their place in the file."""
     if {"layer", "head"} <= set(table.columns):
-        head_of: Callable[[Row], Head | None] = _head_of_heads_row
+        head_of: Callable[[CsvRow], Head | None] = _head_of_heads_row
     elif "mask" in table.columns:
         head_of = _head_of_masks_row
     else:
         columns = ", ".join(table.columns)
         raise path.error(f"expected columns 'layer' and 'head', or 'mask', in {table.path}, got {columns}")
     for line, row in enumerate(table.rows, start=2):  # row 1 is the header
-        if row.get("model", "baseline") != "baseline":
-            continue
+        if head_of is _head_of_heads_row and row.get("mask", "none") != "none":
+            continue  # of a masked model
         head = head_of(row)
         if head is not None:
             yield line, head, row
@@ -117,12 +117,12 @@ def _rows_of_heads(table: Table, path: Piece) -> Iterable[tuple[int, Head, Row]]
             raise path.error(f"{table.path}, row {line}: expected whole numbers for 'layer' and 'head', got {got}")
 
 
-def _head_of_heads_row(row: Row) -> Head | None:
+def _head_of_heads_row(row: CsvRow) -> Head | None:
     layer, head = WHOLE_NUMBER.fullmatch(row["layer"] or ""), WHOLE_NUMBER.fullmatch(row["head"] or "")
     return (int(layer[0]), int(head[0])) if layer and head else None
 
 
-def _head_of_masks_row(row: Row) -> Head | None:
+def _head_of_masks_row(row: CsvRow) -> Head | None:
     found = SINGLE_HEAD.fullmatch(row["mask"] or "")
     return (int(found[1]), int(found[2])) if found else None
 

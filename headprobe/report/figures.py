@@ -1,4 +1,4 @@
-"""Pictures of a run, as matplotlib figures; they know files' rows and nothing of Lightning or timm."""
+"""Figures of what masks cost: a map of single heads, and drops with their intervals along a curve."""
 
 import math
 from collections.abc import Sequence
@@ -9,32 +9,35 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-DROP_COLOURS = "RdBu_r"
+from headprobe.metrics.arrays import FloatArray
+from headprobe.report.style import CHANGE_COLOURS
+
+MOST_NUMBERED = 400  # cells: a map with more carries no numbers
 
 
-def head_heat_map(
-    values: NDArray[np.float64], title: str, label: str, ringed: NDArray[np.bool_] | None = None
-) -> Figure:
+def head_heat_map(values: FloatArray, title: str, label: str, ringed: NDArray[np.bool_] | None = None) -> Figure:
     """Draw one number per head as layers x heads.
 
     Args:
         values: `[layers, heads]`, NaN where a layer has no such head or it was not measured.
-        ringed: `[layers, heads]`, where to draw a ring, such as around significant drops.
         title: What is shown, of which model, on how many images.
         label: The number and its unit, beside the colour bar.
+        ringed: `[layers, heads]`, where to draw a ring, such as around significant drops.
     """
     layers, heads = values.shape
     # wide models make a wide map: a cell stays large enough to carry its number
     figure = Figure(figsize=(2.6 + 0.55 * heads, 1.6 + 0.38 * layers), layout="constrained")
     axes = figure.add_subplot()
+
     limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
-    limit = limit or 1.0
-    image = axes.imshow(values, cmap=DROP_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+    limit = limit or 1.0  # all values 0
+    image = axes.imshow(values, cmap=CHANGE_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
     axes.set(xlabel="head", ylabel="layer", xticks=range(heads), yticks=range(layers))
     axes.set_title(title, fontsize=10, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    if layers * heads <= 400:
+
+    if layers * heads <= MOST_NUMBERED:
         _write_numbers(axes, values, limit)
     if ringed is not None:
         rows, columns = np.nonzero(ringed)
@@ -58,7 +61,7 @@ def drop_curve(
     """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    errors = np.abs(np.array([lows, highs]) - np.array(drops))
+    errors = np.abs(np.array([lows, highs]) - np.array(drops))  # [2, points], lengths below and above
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.errorbar(steps, drops, yerr=errors, fmt="o", color="#c0392b", ecolor="#e6a79f", capsize=3, markersize=5)
     axes.set(xlabel=x, ylabel="top-1 drop (percentage points)")
@@ -68,10 +71,11 @@ def drop_curve(
     return figure
 
 
-def _write_numbers(axes: Axes, values: NDArray[np.float64], limit: float) -> None:
+def _write_numbers(axes: Axes, values: FloatArray, limit: float) -> None:
+    digits = 1 if limit >= 1 else 2
     for (row, column), value in np.ndenumerate(values):
-        if not math.isnan(value):
-            colour = "white" if abs(value) > 0.6 * limit else "0.2"
-            digits = 1 if limit >= 1 else 2
-            text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: a rounded -0.0 loses its sign
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+        if math.isnan(value):
+            continue
+        text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: a rounded -0.0 loses its sign
+        colour = "white" if abs(value) > 0.6 * limit else "0.2"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)

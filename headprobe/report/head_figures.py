@@ -6,12 +6,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.style import (
-    BASELINE,
-    CHANGES,
-    MASKED,
-    FloatArray,
-    IntArray,
+    BASELINE_COLOUR,
+    CHANGE_COLOURS,
+    MASKED_COLOUR,
     new_figure,
     say_nothing_there,
     some,
@@ -20,12 +19,13 @@ from headprobe.report.style import (
 )
 
 BAND = 0.7
-"""Part of a layer's place on the x axis that its dots are spread over."""
+"""Part of a layer's width on the x axis that its dots are spread over."""
 
 NUMBERED_HEADS = 60
 """Up to so many heads of a model, dots carry their heads' numbers."""
 
 Z95 = 1.96
+"""Standard errors on either side of a value that make a 95% interval."""
 
 
 def by_layer(
@@ -53,24 +53,29 @@ def by_layer(
         masked_name: Its mask.
     """
     figure, axes = _axes(layer, ylabel)
-    places = _places(layer, values if np.isfinite(values).any() or masked is None else masked)
+    sorted_by = values if masked is None or np.isfinite(values).any() else masked
+    x = _x_of_dots(layer, sorted_by)
     notes = [f"{_dots(layer)} Line: mean of the layer."]
+
     if uniform is not None and np.isfinite(uniform).any():
         _draw_uniform(axes, layer, uniform)
-    _draw_means(axes, layer, values, BASELINE)
+    _draw_means(axes, layer, values, BASELINE_COLOUR)
     if errors is not None and np.isfinite(errors).any():
-        axes.errorbar(places, values, yerr=Z95 * errors, fmt="none", ecolor=BASELINE, elinewidth=0.8, alpha=0.6)
+        axes.errorbar(x, values, yerr=Z95 * errors, fmt="none", ecolor=BASELINE_COLOUR, elinewidth=0.8, alpha=0.6)
         notes.append("Bars: 95% intervals over images.")
+
     size = 9.0 if len(layer) <= NUMBERED_HEADS else 4.5
     name = "a head" if masked is None else "baseline"
-    axes.plot(places, values, "o", color=BASELINE, markersize=size, markeredgewidth=0, label=name, zorder=3)
+    axes.plot(x, values, "o", color=BASELINE_COLOUR, markersize=size, markeredgewidth=0, label=name, zorder=3)
     if masked is not None:
-        _draw_means(axes, layer, masked, MASKED)
-        _draw_masked(axes, places, values, masked, size + 1, masked_name)
+        _draw_means(axes, layer, masked, MASKED_COLOUR)
+        _draw_masked(axes, x, values, masked, size + 1, masked_name)
         notes.append("Rings: the same heads of the masked model.")
-    _number(axes, places, values, head)
+    _number(axes, x, values, head)
+
     _finish(axes, [values, masked, uniform])
-    if len(axes.get_legend_handles_labels()[0]) > 1:
+    _, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8.5 * zoom(figure))
     write_title(figure, title, " ".join(notes))
     return figure
@@ -90,23 +95,27 @@ def change_by_layer(
         ylabel: The statistic and its unit.
     """
     figure, axes = _axes(layer, ylabel)
-    places = _places(layer, change)
-    limit = float(np.abs(change[np.isfinite(change)]).max(initial=0)) or 1.0
-    axes.axhline(0, color="0.5", linewidth=1, zorder=1)
+    x = _x_of_dots(layer, change)
     note = _dots(layer)
+    axes.axhline(0, color="0.5", linewidth=1, zorder=1)
     if errors is not None and np.isfinite(errors).any():
-        axes.errorbar(places, change, yerr=Z95 * errors, fmt="none", ecolor="0.45", elinewidth=0.9, zorder=2)
+        axes.errorbar(x, change, yerr=Z95 * errors, fmt="none", ecolor="0.45", elinewidth=0.9, zorder=2)
         note += " Bars: 95% intervals, paired over images."
-    size = 80.0 if len(layer) <= NUMBERED_HEADS else 22.0
+
+    limit = float(np.abs(change[np.isfinite(change)]).max(initial=0)) or 1.0
     norm = Normalize(-limit, limit)
-    axes.scatter(places, change, c=change, s=size, cmap=CHANGES, norm=norm, edgecolors="0.3", linewidths=0.6, zorder=3)
-    _number(axes, places, change, head, np.where(np.abs(change) > 0.6 * limit, "white", "black"))
+    size = 80.0 if len(layer) <= NUMBERED_HEADS else 22.0
+    dots = axes.scatter(x, change, c=change, s=size, cmap=CHANGE_COLOURS, norm=norm, zorder=3)
+    dots.set(edgecolors="0.3", linewidths=0.6)
+    _number(axes, x, change, head, np.where(np.abs(change) > 0.6 * limit, "white", "black"))
+
     _finish(axes, [change], from_zero=False)
     write_title(figure, title, note)
     return figure
 
 
 def _dots(layer: IntArray) -> str:
+    """Return what the dots are, for the caption."""
     numbered = " with its number" if len(layer) <= NUMBERED_HEADS else ""
     return f"A dot per head{numbered}, sorted by value within its layer."
 
@@ -114,9 +123,11 @@ def _dots(layer: IntArray) -> str:
 def _axes(layer: IntArray, ylabel: str) -> tuple[Figure, Axes]:
     """Return a figure as wide as the layers need, and its axes."""
     numbers, heads = np.unique(layer, return_counts=True)
-    width = float(np.clip(len(numbers) * np.clip(0.13 * heads.max(), 0.32, 0.9) + 1.2, 6, 15))
+    of_layer = np.clip(0.13 * heads.max(), 0.32, 0.9)  # inches
+    width = float(np.clip(len(numbers) * of_layer + 1.2, 6, 15))
     figure = new_figure(width, 4.4 + 0.08 * width)
     axes = figure.add_subplot()
+
     shown = list(some(len(numbers), int(width / 0.3)))
     axes.set_xticks(shown, [str(number) for number in numbers[shown]])
     axes.set_xlim(-0.6, len(numbers) - 0.4)
@@ -129,18 +140,20 @@ def _axes(layer: IntArray, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _places(layer: IntArray, values: FloatArray) -> FloatArray:
-    """Return x places `[heads]`: the layer's, and beside it by the value's rank so that dots do not hide each other."""
-    places = np.empty(len(layer))
-    for place, number in enumerate(np.unique(layer)):
+def _x_of_dots(layer: IntArray, values: FloatArray) -> FloatArray:
+    """Return x of each dot `[heads]`: the layer's, and beside it by the value's rank so that no dot hides another."""
+    x = np.empty(len(layer))
+    for centre, number in enumerate(np.unique(layer)):
         members = np.flatnonzero(layer == number)
+        # sorting the order of a sort gives the ranks
         ranks = np.argsort(np.argsort(values[members], kind="stable"), kind="stable")
         step = min(BAND / max(len(members) - 1, 1), 0.2)
-        places[members] = place + step * (ranks - (len(members) - 1) / 2)
-    return places
+        x[members] = centre + step * (ranks - (len(members) - 1) / 2)
+    return x
 
 
 def _draw_means(axes: Axes, layer: IntArray, values: FloatArray, colour: str) -> None:
+    """Draw a line through the layers' means, leaving out NaN."""
     means = []
     for number in np.unique(layer):
         defined = values[(layer == number) & np.isfinite(values)]
@@ -149,24 +162,23 @@ def _draw_means(axes: Axes, layer: IntArray, values: FloatArray, colour: str) ->
 
 
 def _draw_uniform(axes: Axes, layer: IntArray, uniform: FloatArray) -> None:
+    """Draw a dash per layer."""
     _, first = np.unique(layer, return_index=True)
-    places = np.arange(len(first))
+    centres = np.arange(len(first))
     level = uniform[first]
-    axes.hlines(level, places - 0.42, places + 0.42, color="0.25", linewidth=1.4, label="uniform attention", zorder=2)
+    axes.hlines(level, centres - 0.42, centres + 0.42, color="0.25", linewidth=1.4, label="uniform attention", zorder=2)
 
 
-def _draw_masked(
-    axes: Axes, places: FloatArray, values: FloatArray, masked: FloatArray, size: float, name: str
-) -> None:
+def _draw_masked(axes: Axes, x: FloatArray, values: FloatArray, masked: FloatArray, size: float, name: str) -> None:
     """Draw rings, each joined with its head's dot: where nothing changed, the ring lies around the dot."""
-    axes.vlines(places, values, masked, color=MASKED, linewidth=0.8, alpha=0.6)
-    (rings,) = axes.plot(places, masked, "o", color=MASKED, markersize=size, label=f"masked: {name}")
+    axes.vlines(x, values, masked, color=MASKED_COLOUR, linewidth=0.8, alpha=0.6)
+    (rings,) = axes.plot(x, masked, "o", color=MASKED_COLOUR, markersize=size, label=f"masked: {name}")
     rings.set(markerfacecolor="none", markeredgewidth=1.3, zorder=4)
 
 
 def _number(
     axes: Axes,
-    places: FloatArray,
+    x: FloatArray,
     values: FloatArray,
     head: IntArray,
     colours: NDArray[np.str_] | None = None,
@@ -174,10 +186,10 @@ def _number(
     """Write the heads' numbers into the dots of a small model."""
     if len(head) > NUMBERED_HEADS:
         return
-    for at, (x, y, number) in enumerate(zip(places, values, head, strict=True)):
-        if np.isfinite(y):
-            colour = "white" if colours is None else str(colours[at])
-            axes.text(x, y, str(number), ha="center", va="center_baseline", fontsize=6, color=colour, zorder=5)
+    for dot in np.flatnonzero(np.isfinite(values)):
+        colour = "white" if colours is None else str(colours[dot])
+        where = (x[dot], values[dot])
+        axes.text(*where, str(head[dot]), ha="center", va="center_baseline", fontsize=6, color=colour, zorder=5)
 
 
 def _finish(axes: Axes, drawn: list[FloatArray | None], from_zero: bool = True) -> None:

@@ -7,10 +7,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.matrices import Matrix, caption, colour_scale, draw_tree, mark_heads, mark_layers, paint, tallest
-from headprobe.report.style import FloatArray, IntArray, new_figure, panel_grid, say_nothing_there, write_title, zoom
+from headprobe.report.style import new_figure, panel_grid, say_nothing_there, write_title, zoom
 
-DEPTHS = "Greys"
+DEPTH_COLOURS = "Greys"
 
 
 def similarity_by_layer(
@@ -37,6 +38,7 @@ def similarity_by_layer(
     """
     if not _between_layers(values, layer):
         return similarity_within(values, layer, head, title, label, floor, diverging)
+
     matrix = _in_order(values, layer, head, floor)
     scale = colour_scale(values, diverging)
     side = _side(len(layer))
@@ -46,6 +48,7 @@ def similarity_by_layer(
     mark_layers(axes, matrix.layer, "0.6" if diverging else "white")
     axes.set_xlabel("layer (its heads in order)", fontsize=10 * zoom(figure))
     axes.set_ylabel("layer (its heads in order)", fontsize=10 * zoom(figure))
+
     bar = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, values))
     bar.set_label(label, size=10 * zoom(figure))
     write_title(figure, title, caption(matrix))
@@ -86,7 +89,7 @@ def similarity_clustered(
     whole = _in_order(values, layer, head, floor)
     if _between_layers(values, layer):
         return _clustered_whole(whole.clustered(), title, label)
-    return _small_matrices([part.clustered() for part in whole.by_layer()], title, label, diverging=False)
+    return _small_matrices([matrix.clustered() for matrix in whole.by_layer()], title, label, diverging=False)
 
 
 def _clustered_whole(matrix: Matrix, title: str, label: str) -> Figure:
@@ -94,19 +97,22 @@ def _clustered_whole(matrix: Matrix, title: str, label: str) -> Figure:
     side = _side(len(matrix.head))
     figure = new_figure(side + 2.3, 1.2 * side + 1.3)
     tree, strip, axes = figure.subplots(3, 1, height_ratios=(0.17, 0.025, 1))
+
     scale = colour_scale(matrix.values, diverging=False)
     paint(axes, matrix, scale, side)
     axes.set_aspect("auto")  # the three share their columns; the figure's shape makes the cells almost square
     mark_heads(axes, [f"{a}.{b}" for a, b in zip(matrix.layer, matrix.head, strict=True)], side)
     axes.set_xlabel("layer.head", fontsize=10 * zoom(figure))
     axes.set_ylabel("layer.head", fontsize=10 * zoom(figure))
+
     first, last = int(matrix.layer.min()), int(matrix.layer.max())
     shades = Normalize(first - 0.2 * (last - first), last)  # the first layer is not quite white
-    depths = strip.imshow(matrix.layer[None], cmap=DEPTHS, norm=shades, aspect="auto", interpolation="nearest")
+    depths = strip.imshow(matrix.layer[None], cmap=DEPTH_COLOURS, norm=shades, aspect="auto", interpolation="nearest")
     strip.set_axis_off()
     draw_tree(tree, matrix, tallest(matrix), ticks=True)
-    values = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, matrix.values))
-    values.set_label(label, size=10 * zoom(figure))
+
+    bar = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, matrix.values))
+    bar.set_label(label, size=10 * zoom(figure))
     layers = figure.colorbar(depths, ax=axes, fraction=0.045, pad=0.02)
     layers.set_label("layer (grey strip)", size=10 * zoom(figure))
     layers.ax.set_ylim(first, last)
@@ -115,36 +121,43 @@ def _clustered_whole(matrix: Matrix, title: str, label: str) -> Figure:
     return figure
 
 
-def _small_matrices(parts: Sequence[Matrix], title: str, label: str, diverging: bool) -> Figure:
-    """Draw a matrix per layer."""
-    most = max(len(part.head) for part in parts)
+def _small_matrices(matrices: Sequence[Matrix], title: str, label: str, diverging: bool) -> Figure:
+    """Draw a matrix per layer, and the tree above it where it is clustered."""
+    most = max(len(matrix.head) for matrix in matrices)
     if most < 2:
         return _nothing(title, "Every layer has a single head: within layers there is nothing to compare.")
-    rows, columns = panel_grid(len(parts))
-    clustered = any(part.tree is not None for part in parts)
-    side = float(np.clip(0.32 * most, 1.5, 2.2))
-    figure = new_figure(columns * (side + 0.35) + 1.3, rows * (1.22 * side + 0.6 if clustered else side + 0.55) + 1.1)
-    values = np.concatenate([part.values.ravel() for part in parts])
-    scale = colour_scale(values, diverging)
-    # trees have rows of their own: constrained layout misjudges what is inset
+
+    rows, columns = panel_grid(len(matrices))
+    clustered = any(matrix.tree is not None for matrix in matrices)
+    side = float(np.clip(0.32 * most, 1.5, 2.2))  # inches
+    high = 1.22 * side + 0.6 if clustered else side + 0.55
+    figure = new_figure(columns * (side + 0.35) + 1.3, rows * high + 1.1)
+
+    # Trees have rows of axes of their own: constrained layout misjudges what is inset.
     heights = [0.22, 1] if clustered else [1]
     grid = figure.subplots(rows * len(heights), columns, squeeze=False, height_ratios=heights * rows)
-    places = grid.reshape(rows, len(heights), columns).transpose(0, 2, 1).reshape(-1, len(heights))
-    for (*above, axes), part in zip(places, parts, strict=False):
-        paint(axes, part, scale, side)
-        mark_heads(axes, [str(number) for number in part.head], side)
+    # [rows * heights, columns] -> [panels, heights]
+    panels = grid.reshape(rows, len(heights), columns).transpose(0, 2, 1).reshape(-1, len(heights))
+
+    values = np.concatenate([matrix.values.ravel() for matrix in matrices])
+    scale = colour_scale(values, diverging)
+    for (*above, axes), matrix in zip(panels, matrices, strict=False):
+        paint(axes, matrix, scale, side)
+        mark_heads(axes, [str(number) for number in matrix.head], side)
         for tree in above:
             axes.set_aspect("auto")
-            draw_tree(tree, part, tallest(*parts), ticks=False)
-        (above or [axes])[0].set_title(f"layer {part.layer[0]}", fontsize=9 * zoom(figure), pad=4)
-    for axes in places[len(parts) :].flat:
+            draw_tree(tree, matrix, tallest(*matrices), ticks=False)
+        topmost = above[0] if above else axes
+        topmost.set_title(f"layer {matrix.layer[0]}", fontsize=9 * zoom(figure), pad=4)
+    for axes in panels[len(matrices) :].flat:
         axes.set_axis_off()
+
     bar = figure.colorbar(scale, ax=grid, fraction=0.03, pad=0.02, aspect=30, extend=_extend(scale, values))
     bar.set_label(label, size=10 * zoom(figure))
     about = "Rows and columns: heads of the layer"
     if clustered:
-        about += f", in order of average linkage of 1 - similarity (trees: 0 to {tallest(*parts):.2f})"
-    write_title(figure, title, f"{about}. {caption(*parts)}")
+        about += f", in order of average linkage of 1 - similarity (trees: 0 to {tallest(*matrices):.2f})"
+    write_title(figure, title, f"{about}. {caption(*matrices)}")
     return figure
 
 
@@ -170,9 +183,11 @@ def _side(heads: int) -> float:
 
 def _extend(scale: ScalarMappable, values: FloatArray) -> str:
     """Say whether the colour bar is to show that some values lie below its end."""
-    return "min" if (values[np.isfinite(values)] < (scale.norm.vmin or 0)).any() else "neither"
+    lowest = scale.norm.vmin or 0
+    return "min" if (values[np.isfinite(values)] < lowest).any() else "neither"
 
 
 def _between_layers(values: FloatArray, layer: IntArray) -> bool:
     """Say whether any pair of heads of two layers has a value."""
-    return bool(np.isfinite(values[layer[:, None] != layer]).any())
+    different = layer[:, None] != layer  # [heads, heads]
+    return bool(np.isfinite(values[different]).any())

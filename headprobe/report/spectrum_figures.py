@@ -1,7 +1,7 @@
 """Which image frequencies heads and the residual stream carry: delta log amplitudes, layer by layer."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.style import (
-    DASHES,
-    HEADS,
-    VALUES,
-    FloatArray,
+    HEAD_COLOURS,
+    HEAD_DASHES,
+    VALUE_COLOURS,
     new_figure,
     panel_grid,
     say_nothing_there,
@@ -23,12 +23,12 @@ from headprobe.report.style import (
     write_title,
     zoom,
 )
-
-Columns = Mapping[str, NDArray[Any]]
-"""Columns of `spectrum.csv`, of one model: layer, series, head, profile, frequency and delta_log_amplitude."""
+from headprobe.run.load import Columns
 
 FREQUENCY = "frequency (pi rad/sample)"
 DELTA = "delta log amplitude"
+
+SERIES_IN_WORDS = {"head": "outputs of heads", "contribution": "what heads add to the stream (after W_O)"}
 
 
 def spectra_by_layer(
@@ -51,28 +51,31 @@ def spectra_by_layer(
     rows, wide = panel_grid(len(layers))
     figure = new_figure(max(wide * 2.5, 4) + 1.4, rows * 2.0 + 1.2)
     grid = figure.subplots(rows, wide, sharex=True, sharey=True, squeeze=False)
+
     for axes, layer in zip(grid.flat, layers, strict=False):
         for _, frequency, delta in _lines(chosen, layer, "stream_before"):
             axes.plot(frequency, delta, color="0.75", linewidth=3.5, solid_capstyle="round", label="stream before")
         for head, frequency, delta in _lines(chosen, layer, series):
-            style = {"color": HEADS[head % 10], "linestyle": DASHES[head // 10 % len(DASHES)]}
+            style = {"color": HEAD_COLOURS[head % 10], "linestyle": HEAD_DASHES[head // 10 % len(HEAD_DASHES)]}
             axes.plot(frequency, delta, marker=".", markersize=3, linewidth=1.3, label=f"head {head}", **style)
         _dress(axes, f"layer {layer}", figure)
         if axes.lines:
             axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         else:
             say_nothing_there(axes, "no spectrum")
+
     for number, axes in enumerate(grid.flat):
         if number >= len(layers):
             axes.set_axis_off()
         elif number + wide >= len(layers):  # the lowest of its column, though the last row may be shorter
             axes.set_xlabel(FREQUENCY, fontsize=_small(figure))
             axes.tick_params(labelbottom=True)
+
     figure.supylabel(ylabel, fontsize=10 * zoom(figure))
     _legend(figure, grid)
-    what = {"head": "Lines: outputs of heads", "contribution": "Lines: what heads add to the stream (after W_O)"}
+    what = SERIES_IN_WORDS.get(series, series)
     stream = "thick grey: the residual stream before the layer's attention"
-    write_title(figure, title, f"{what.get(series, series)}; {stream}. Profile: {profile}.")
+    write_title(figure, title, f"Lines: {what}; {stream}. Profile: {profile}.")
     return figure
 
 
@@ -90,15 +93,19 @@ def stream_spectra(columns: Columns, title: str, profile: str = "diagonal", ylab
     """
     chosen = _chosen(columns, profile)
     layers = np.unique(columns["layer"])
-    colours = ScalarMappable(Normalize(0, max(float(layers.max(initial=0)), 1) * 1.12), VALUES)  # not the palest end
+    deepest = max(float(layers.max(initial=0)), 1)
+    colours = ScalarMappable(Normalize(0, deepest * 1.12), VALUE_COLOURS)  # not the palest end
     figure = new_figure(11.5, 4.8)
     left, right = figure.subplots(1, 2)
-    high: dict[str, FloatArray] = {name: np.full(len(layers), np.nan) for name in ("stream_before", "stream_after")}
+
+    dashes: dict[str, Any] = {"stream_before": "-", "stream_after": (0, (3, 1.5))}
+    highest = {series: np.full(len(layers), np.nan) for series in dashes}  # delta at the last bin, by layer
     for place, layer in enumerate(layers):
-        for name, style in (("stream_before", "-"), ("stream_after", (0, (3, 1.5)))):
-            for _, frequency, delta in _lines(chosen, layer, name):
-                left.plot(frequency, delta, color=colours.to_rgba(layer), linestyle=style, linewidth=1.4)
-                high[name][place] = delta[-1] if len(delta) > 1 else np.nan
+        for series, dash in dashes.items():
+            for _, frequency, delta in _lines(chosen, layer, series):
+                left.plot(frequency, delta, color=colours.to_rgba(layer), linestyle=dash, linewidth=1.4)
+                highest[series][place] = delta[-1] if len(delta) > 1 else np.nan
+
     _dress(left, "over frequency", figure)
     left.set_xlabel(FREQUENCY)
     left.set_ylabel(ylabel)
@@ -107,24 +114,28 @@ def stream_spectra(columns: Columns, title: str, profile: str = "diagonal", ylab
         _depth_bar(figure, left, colours, layers)
     else:
         say_nothing_there(left, "no stream was seen")
-    _draw_depth(right, layers, high["stream_before"], high["stream_after"])
+
+    _draw_depth(right, layers, highest["stream_before"], highest["stream_after"])
     _dress(right, "at the highest frequency, over depth", figure)
     note = f"Left: solid before, dashed after each layer's attention; profile: {profile}."
     write_title(figure, title, f"{note} Right: at the highest frequency that each layer's grid carries.")
     return figure
 
 
-def _draw_depth(axes: Axes, layers: NDArray[np.int64], before: FloatArray, after: FloatArray) -> None:
-    """Draw the way through the blocks: attention from layer to layer + 0.5, then the rest of the block."""
-    places = np.arange(len(layers))
-    for place in places:
-        axes.axvspan(place - 0.25, place + 0.25, color="0.93", linewidth=0)
+def _draw_depth(axes: Axes, layers: IntArray, before: FloatArray, after: FloatArray) -> None:
+    """Draw the way through the blocks: attention within each layer's shade, the rest of the block between them."""
+    centres = np.arange(len(layers))
+    for centre in centres:
+        axes.axvspan(centre - 0.25, centre + 0.25, color="0.93", linewidth=0)
+
+    # before, after, before, after, ...
     path = np.column_stack([before, after]).ravel()
-    x = np.column_stack([places - 0.25, places + 0.25]).ravel()
+    x = np.column_stack([centres - 0.25, centres + 0.25]).ravel()
     axes.plot(x, path, color="0.6", linewidth=1.2, zorder=1)
     size = 5 if len(layers) <= 24 else 3.5
-    axes.plot(places - 0.25, before, "o", color="0.2", mfc="white", markersize=size, label="before attention")
-    axes.plot(places + 0.25, after, "s", color="0.2", markersize=size, label="after attention")
+    axes.plot(centres - 0.25, before, "o", color="0.2", mfc="white", markersize=size, label="before attention")
+    axes.plot(centres + 0.25, after, "s", color="0.2", markersize=size, label="after attention")
+
     shown = list(some(len(layers), 20))
     axes.set_xticks(shown, [str(layers[place]) for place in shown])
     axes.set_xlim(-0.6, len(layers) - 0.4)
@@ -136,7 +147,7 @@ def _draw_depth(axes: Axes, layers: NDArray[np.int64], before: FloatArray, after
         say_nothing_there(axes, "no stream was seen")
 
 
-def _depth_bar(figure: Figure, axes: Axes, colours: ScalarMappable, layers: NDArray[np.int64]) -> None:
+def _depth_bar(figure: Figure, axes: Axes, colours: ScalarMappable, layers: IntArray) -> None:
     bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02, label="layer")
     bar.ax.set_ylim(0, max(int(layers.max()), 1))
     bar.set_ticks([float(layer) for layer in layers[list(some(len(layers), 14))]])
@@ -144,17 +155,24 @@ def _depth_bar(figure: Figure, axes: Axes, colours: ScalarMappable, layers: NDAr
 
 def _legend(figure: Figure, grid: NDArray[Any]) -> None:
     """Name every line once, beside the panels."""
-    names: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for axes in grid.flat:
-        handles, labels = axes.get_legend_handles_labels()
-        names |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in names}
-    ordered = sorted(names, key=lambda name: (name.startswith("head"), len(name), name))
-    if ordered:
-        columns = math.ceil(len(ordered) / max((figure.get_size_inches()[1] - 0.5) / 0.2, 1))
-        handles = [names[name] for name in ordered]
-        figure.legend(
-            handles, ordered, loc="outside right center", frameon=False, fontsize=_small(figure), ncols=columns
-        )
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(name, line)
+    if not lines:
+        return
+
+    # the stream first, then heads by number
+    names = sorted(lines, key=lambda name: (name.startswith("head"), len(name), name))
+    fitting = max((figure.get_size_inches()[1] - 0.5) / 0.2, 1)  # lines of text below each other
+    figure.legend(
+        [lines[name] for name in names],
+        names,
+        loc="outside right center",
+        frameon=False,
+        fontsize=_small(figure),
+        ncols=math.ceil(len(names) / fitting),
+    )
 
 
 def _dress(axes: Axes, title: str, figure: Figure) -> None:
@@ -168,7 +186,7 @@ def _small(figure: Figure) -> float:
     return 8.5 * min(zoom(figure), 1.2)
 
 
-def _chosen(columns: Columns, profile: str) -> dict[str, NDArray[Any]]:
+def _chosen(columns: Columns, profile: str) -> Columns:
     """Return the rows of one profile that hold a number."""
     kept = (columns["profile"] == profile) & np.isfinite(columns["delta_log_amplitude"])
     return {name: columns[name][kept] for name in ("layer", "series", "head", "frequency", "delta_log_amplitude")}

@@ -1,4 +1,4 @@
-"""What the figures of heads have in common: colours, sizes, titles and how a grid of panels is laid out."""
+"""What the figures have in common: colours, sizes, titles and how a grid of panels is laid out."""
 
 import math
 import textwrap
@@ -7,17 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+VALUE_COLOURS = "viridis"
+CHANGE_COLOURS = "RdBu_r"  # diverging: red above 0, blue below
 
-VALUES = "viridis"
-CHANGES = "RdBu_r"
-BASELINE = "#0f5fa6"
-MASKED = "#d95f02"
+BASELINE_COLOUR = "#0f5fa6"
+MASKED_COLOUR = "#d95f02"
 
-HEADS = (
+HEAD_COLOURS = (
     "#3f90da",
     "#ffa90e",
     "#bd1f01",
@@ -31,15 +28,16 @@ HEADS = (
 )
 """Ten colours that the colour-blind tell apart (Petroff, 2021, https://arxiv.org/abs/2107.02270)."""
 
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+HEAD_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 """Line styles of heads 0-9, 10-19, 20-29, 30-39; then colours and styles begin anew."""
 
-MISSING: dict[str, Any] = {"facecolor": "0.9", "edgecolor": "0.7", "hatch": "//////"}
+MISSING_CELL: dict[str, Any] = {"facecolor": "0.9", "edgecolor": "0.7", "hatch": "//////"}
 
 MOST_INCHES = 38.0
 """Longest side of a figure: 5,700 pixels at the 150 dots per inch that runs save."""
 
 TITLE_SIZE, CAPTION_SIZE = 11.0, 8.5
+
 LETTER = 0.57
 """Width of a letter as a part of its font's size, a little more than the mean of matplotlib's default font."""
 
@@ -60,14 +58,16 @@ def write_title(figure: Figure, title: str, caption: str) -> None:
 
 
 def zoom(figure: Figure) -> float:
-    """Return how much larger fonts are to be in a wide figure, which will be shown smaller."""
-    return float(np.clip(figure.get_size_inches()[0] / 10, 1, 1.8))
+    """Return the factor of font sizes: larger in a wide figure, which will be shown smaller."""
+    width, _ = figure.get_size_inches()
+    return float(np.clip(width / 10, 1, 1.8))
 
 
 def panel_grid(count: int) -> tuple[int, int]:
     """Return rows and columns for `count` panels: somewhat wider than high, with few places left empty."""
     least = max(math.ceil(math.sqrt(count)), 1)
-    columns = min(range(least, math.ceil(1.7 * least) + 1), key=lambda wide: (-count % wide, wide))
+    widths = range(least, math.ceil(1.7 * least) + 1)
+    columns = min(widths, key=lambda wide: (-count % wide, wide))  # fewest empty places, then narrowest
     return math.ceil(count / columns), columns
 
 
@@ -82,5 +82,7 @@ def say_nothing_there(axes: Axes, text: str) -> None:
 
 
 def _wrapped(text: str, figure: Figure, size: float) -> str:
-    letters = int(figure.get_size_inches()[0] * 0.97 * 72 / (size * LETTER))
+    """Break lines so that they fit into the figure's width at a font size in points (72 an inch)."""
+    width, _ = figure.get_size_inches()
+    letters = int(width * 0.97 * 72 / (size * LETTER))
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headprobe.masks.spec import NONE
-from headprobe.run.results import Row
+from headprobe.run.load import Row
 
 MOST_ROWS = 40
 """A longer table shows the masks with the largest drops; all of them are in `masks.csv`."""

@@ -1,4 +1,4 @@
-"""The results of a run as files: `masks.csv`, `masks.json` and `classes.csv`, and how to read them back."""
+"""Writes the results of a run as files: `masks.csv`, `masks.json` and `classes.csv`; `load` reads them back."""
 
 import csv
 import io
@@ -6,22 +6,17 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headprobe.errors import UsageError
 from headprobe.files import write_bytes, write_text
 from headprobe.masks.spec import NONE, Variant
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.scores import PairedScores
-
-Cell = str | int | float
-Row = dict[str, Cell]
-
+from headprobe.run.load import Cell, Columns, Row
 
 SCORE_COLUMNS = (
     "images",
@@ -43,23 +38,6 @@ SCORE_COLUMNS = (
     "nll_rise_high",
     "nonfinite",
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, read back.
-
-    Attributes:
-        path: Its directory.
-        masks: Rows of `masks.csv`, the baseline first; an empty cell is NaN.
-        heads: For every mask its heads as (layer, head).
-        record: `run.json`.
-    """
-
-    path: Path
-    masks: list[Row]
-    heads: dict[str, list[tuple[int, int]]]
-    record: dict[str, Any]
 
 
 def variant_rows(variants: Sequence[Variant], scores: PairedScores) -> list[Row]:
@@ -163,44 +141,6 @@ def write_masks(path: Path, variants: Sequence[Variant]) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 
-def load_run(path: str | Path) -> Run:
-    """Read a run's directory, as in `lightning_logs/version_0`.
-
-    Raises:
-        UsageError: There is no finished run.
-    """
-    directory = Path(path)
-    try:
-        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
-        with (directory / "masks.csv").open(encoding="utf-8", newline="") as file:
-            rows = [{name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{str(path)!r} is not the directory of a finished run: {Path(error.filename).name} is missing; "
-            "give one such as lightning_logs/version_0"
-        ) from error
-    heads = {
-        name: [(int(layer), head) for layer, heads in mask["masked_heads"].items() for head in heads]
-        for name, mask in masks.items()
-    }
-    return Run(directory, rows, heads, record)
-
-
-_TEXT_COLUMNS = frozenset({"mask", "ablation", "test_family"})
-_INTEGER_COLUMNS = frozenset(
-    {"draw", "heads_masked", "images", "top1_count", "top5_count", "right_to_wrong", "wrong_to_right", "nonfinite"}
-)
-
-
-def _cell(name: str, text: str) -> Cell:
-    if name in _TEXT_COLUMNS:
-        return text
-    if name in _INTEGER_COLUMNS:
-        return int(text)
-    return float(text) if text else math.nan
-
-
 def _is_nan(cell: Cell) -> bool:
     return isinstance(cell, float) and math.isnan(cell)
 
@@ -213,20 +153,26 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
 # -- The description of heads as files: `heads.csv`, `heads_change.csv`, and arrays as npz --
 
 
-def head_rows(heads_per_layer: Sequence[int], models: Mapping[str, Mapping[str, NDArray[np.generic]]]) -> list[Row]:
-    """Return a row per model, layer and head.
+def head_rows(heads_per_layer: Sequence[int], models: Mapping[str, Columns]) -> list[Row]:
+    """Return a row per mask, layer and head.
 
     Args:
         heads_per_layer: Heads of each layer.
-        models: By the model's name its columns, one entry per head in the order of (layer, head).
+        models: By the mask's name, `none` for the baseline, columns with one entry per head in the order of
+            (layer, head).
     """
-    places = [(layer, head) for layer, heads in enumerate(heads_per_layer) for head in range(heads)]
+    heads = [(layer, head) for layer, count in enumerate(heads_per_layer) for head in range(count)]
     rows: list[Row] = []
     for name, columns in models.items():
-        for number, (layer, head) in enumerate(places):
-            cells: dict[str, Cell] = {column: values[number].item() for column, values in columns.items()}
-            rows.append({"model": name, "layer": layer, "head": head, **cells})
+        for (layer, head), cells in zip(heads, column_rows(columns), strict=True):
+            rows.append({"mask": name, "layer": layer, "head": head, **cells})
     return rows
+
+
+def column_rows(columns: Columns) -> list[Row]:
+    """Return the rows of a table that is given by column."""
+    cells = [values.tolist() for values in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from headprobe.callbacks.head_attention import HeadAttention
-from headprobe.callbacks.head_spectrum import HeadSpectrum
+from headprobe.callbacks.describing import HeadAttention, HeadSpectrum
 from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.describe.base import Role
 from headprobe.metrics.attention.statistics import RATIOS, STATISTICS
 from headprobe.module import HeadProbe
 from tests.cli_runs import QUICK, Ended, command, only_message
@@ -48,8 +48,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 def test_heads_csv_has_a_row_for_each_head_of_the_baseline_and_the_masked_model(both: Ended) -> None:
     found = rows(both, "heads.csv")
-    places = [(row["model"], int(row["layer"]), int(row["head"])) for row in found]
-    assert places == [(m, layer, head) for m in ("baseline", "layer:3") for layer in range(6) for head in range(4)]
+    heads = [(row["mask"], int(row["layer"]), int(row["head"])) for row in found]
+    assert heads == [(mask, layer, head) for mask in ("none", "layer:3") for layer in range(6) for head in range(4)]
     for name in (*STATISTICS, *RATIOS):
         assert {name, f"{name}_se"} <= found[0].keys()
     assert {row["images"] for row in found} == {"40"}
@@ -65,7 +65,7 @@ def test_a_statistic_that_is_not_defined_is_an_empty_cell_with_its_reason_in_run
 
 def test_differences_are_masked_minus_baseline_and_nothing_before_the_mask(both: Ended) -> None:
     table, change = rows(both, "heads.csv"), rows(both, "heads_change.csv")
-    assert [row["model"] for row in change] == ["layer:3"] * HEADS
+    assert [row["mask"] for row in change] == ["layer:3"] * HEADS
     for name in ("attention_distance_px", "entropy_nats", "svcca_mean", "high_frequency"):
         for baseline, masked, difference in zip(table[:HEADS], table[HEADS:], change, strict=True):
             if masked[name]:
@@ -76,7 +76,7 @@ def test_differences_are_masked_minus_baseline_and_nothing_before_the_mask(both:
 
 
 def test_a_masked_head_has_no_similarity_and_no_spectrum_in_the_masked_model(both: Ended) -> None:
-    silent = [row for row in rows(both, "heads.csv") if row["model"] == "layer:3" and row["layer"] == "3"]
+    silent = [row for row in rows(both, "heads.csv") if row["mask"] == "layer:3" and row["layer"] == "3"]
     assert {(row["rank"], row["svcca_mean"], row["high_frequency"], row["output_norm_ratio"]) for row in silent} == {
         ("0", "", "", "0.0")
     }
@@ -99,7 +99,7 @@ def test_similarity_npz_says_what_it_was_made_of_and_is_1_on_its_diagonal(both: 
 
 def test_spectrum_csv_has_both_models_and_the_stream(both: Ended) -> None:
     found = rows(both, "spectrum.csv")
-    assert {row["model"] for row in found} == {"baseline", "layer:3"}
+    assert {row["mask"] for row in found} == {"none", "layer:3"}
     assert {row["series"] for row in found} == {"head", "contribution", "stream_before", "stream_after"}
     assert {row["head"] for row in found if row["series"].startswith("stream")} == {"-1"}
     assert (both.directory() / "spectrum_change.csv").exists()
@@ -128,7 +128,7 @@ def test_each_kind_of_picture_is_drawn(both: Ended) -> None:
 def test_tensorboard_has_curves_over_layers_histograms_and_images(both: Ended) -> None:
     events = EventAccumulator(str(both.directory()), size_guidance={"images": 0, "scalars": 0}).Reload()
     curve = events.Scalars("attention_distance_px/head_02")
-    table = [row for row in rows(both, "heads.csv") if row["model"] == "baseline" and row["head"] == "2"]
+    table = [row for row in rows(both, "heads.csv") if row["mask"] == "none" and row["head"] == "2"]
     assert [point.step for point in curve] == list(range(6))
     expected = [float(row["attention_distance_px"]) for row in table]
     np.testing.assert_allclose([point.value for point in curve], expected, rtol=1e-6)
@@ -236,7 +236,7 @@ def test_heads_of_layers_that_were_not_compared_have_empty_cells_and_a_reason(tm
     ended = command(tmp_path, "test", "--config", str(file), *QUICK)
     assert ended.code == 0, ended.err
     found = rows(ended, "heads.csv")
-    assert list(found[0])[:4] == ["model", "layer", "head", "images"]
+    assert list(found[0])[:4] == ["mask", "layer", "head", "images"]
     assert {(row["rank"] != "", row["svcca_mean"] != "") for row in found[:8]} == {(True, True)}
     assert {(row["rank"], row["svcca_mean"]) for row in found[8:]} == {("", "")}
     undefined = json.loads((ended.directory() / "run.json").read_text())["undefined"]
@@ -268,7 +268,7 @@ def test_a_run_that_broke_leaves_no_statistic_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the culprit"):
         test(probe, HeadSpectrum(), HeadAttention(), Broken())
     test(probe, attention)
-    assert attention.columns()["baseline"]["images"].tolist() == [8] * HEADS
+    assert attention.statistic.columns()[Role.BASELINE]["images"].tolist() == [8] * HEADS
 
 
 def documented(heading: str) -> list[str]:

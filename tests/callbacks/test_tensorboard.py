@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from headprobe.callbacks.tensorboard import write_tensorboard
 from tests.cli_runs import QUICK, Ended, command
+from tests.run.small_runs import write_run
 
 SPECS = "[each:layer, each:index, each:head, 'random:0-24/12:0-1', layer:1+head:3.1]"
 
@@ -76,3 +79,18 @@ def test_runs_can_be_compared_by_their_hyperparameters(events: EventAccumulator)
 def test_the_baseline_alone_has_no_figures(tmp_path: Path) -> None:
     ended = command(tmp_path, "test", *QUICK)
     assert not (ended.directory() / "figures").exists()
+
+
+def test_curves_of_another_ablation_than_zero_end_in_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:layer"], ablations=["zero", "mean"])
+    logger = TensorBoardLogger(str(tmp_path / "events"), name="", version="")
+    write_tensorboard([logger], tmp_path)
+    events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "images": 0}).Reload()
+    tags = events.Tags()
+    assert {tag for tag in tags["scalars"] if tag.startswith("drop_pp")} == {
+        "drop_pp/by_layer",
+        "drop_pp/by_layer_mean",
+    }
+    assert [event.step for event in events.Scalars("drop_pp/by_layer_mean")] == [0, 1, 2]
+    assert set(tags["images"]) == {"drop_pp/by_layer", "drop_pp/by_layer_mean"}
+    assert [event.step for event in events.Scalars("top1/baseline")] == [0, 1, 2]

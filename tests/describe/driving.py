@@ -46,9 +46,9 @@ def prepare(
 ) -> None:
     """Do all that comes before the first image."""
     probe.choose_masks(list(specs))
+    probe.statistics = tuple(statistics)
     probe.begin_units(units)
     probe.plan_passes(batch)
-    probe.statistics = list(statistics)
     probe.observe_heads()
 
 
@@ -78,7 +78,7 @@ def describe(
 
     Args:
         probe: The model.
-        statistics: What to collect; ask them afterwards.
+        statistics: What to collect; they hold the numbers afterwards.
         specs: Masks; a single one is described too.
         units: Number of units, as equal as can be, or the size of each.
         batch: Images per batch.

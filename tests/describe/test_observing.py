@@ -10,30 +10,31 @@ from headprobe.backbone.capture.taps import Tap, tapping
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.masking.ablation import ablating, masks_of_rows
 from headprobe.describe.attention import AttentionSums
-from headprobe.describe.base import HeadStatistic, Observation, Part
+from headprobe.describe.base import HeadStatistic, Observation
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
+from headprobe.units.tree import NamedSums
 from tests.describe.driving import describe, feed, noise, prepare, tiny_probe
 
 KINDS = ["vit", "siglip", "swin", "swin_v2"]
 
 
 class Keep(HeadStatistic):
-    """Keeps copies of what it is shown."""
+    """Keeps copies of what it observes."""
 
     def __init__(self) -> None:
         self.seen: list[Observation] = []
         self.heads: list[tuple[Tensor, ...]] = []
 
-    def describe(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         return {"name": "keep"}
 
-    def observe(self, seen: Observation) -> None:
+    def observe(self, seen: Observation, sums: NamedSums) -> None:
         self.seen.append(seen)
         self.heads.append(tuple(record.heads_out.clone() for record in seen.records))
 
-    def empty_sums(self) -> Part:
+    def empty_sums(self) -> NamedSums:
         return {}
 
 
@@ -41,12 +42,12 @@ def plain_heads(probe: HeadProbe, images: Tensor, keep: Tensor) -> list[Tensor]:
     """The head outputs of one plain forward pass of all images, by layer."""
     found: list[Tensor] = []
 
-    def listen(record: LayerRecord) -> None:
+    def take(record: LayerRecord) -> None:
         found.append(record.heads_out.clone())
 
     of_rows = masks_of_rows(keep.expand(1, *keep.shape))
     backbone, layout = probe.backbone, probe.layout
-    with torch.inference_mode(), ablating(backbone, layout, of_rows), tapping(backbone, layout, [Tap(listen)]):
+    with torch.inference_mode(), ablating(backbone, layout, of_rows), tapping(backbone, layout, [Tap(take)]):
         backbone(probe.normalised(images))
     return found
 
@@ -79,9 +80,9 @@ def test_without_a_single_mask_only_the_baseline_is_described(specs: list[str]) 
     assert {len(seen.records) for seen in keep.seen} == {1}
 
 
-def test_each_image_is_seen_once_in_each_layer_however_many_masks_and_chunks() -> None:
+def test_each_image_is_seen_once_in_each_layer_however_many_masks_and_waves() -> None:
     probe, keep = tiny_probe("vit"), Keep()
-    probe.row_budget = 4  # several chunks of masks, and one image per forward pass
+    probe.row_budget = 4  # several waves of masks, and one image per forward pass
     describe(probe, [keep], noise(probe, 5), ["each:head"], units=[3, 2], batch=2)
     assert probe.plan is not None
     assert len(probe.plan.waves) > 1
@@ -115,10 +116,11 @@ def test_describing_changes_no_bit_of_the_logits_but_takes_no_shortcut() -> None
         growing = probe.passes.growing
         with GrowingPass(probe.backbone, probe.layout, growing.joins, growing.keep) as whole:
             plain = whole.logits(probe.normalised(images), probe.passes.plan)
-        listening = probe.passes.observing
-        assert listening is not None
-        tapped = probe._logits(images, lambda part: listening.taps(0, torch.arange(4)[part]))
-    assert listening.heard
+        observing = probe.passes.observing
+        assert observing is not None
+        sums = {statistic.name: statistic.open(0) for statistic in probe.statistics}
+        tapped = probe._logits(images, lambda part: observing.taps(sums, 0, torch.arange(4)[part]))
+    assert observing.began
     assert torch.equal(plain, tapped)
     torch.testing.assert_close(short, tapped, atol=1e-5, rtol=1e-5)
 
@@ -184,6 +186,6 @@ def test_a_rehearsal_finds_the_rows_that_fit_and_leaves_no_trace() -> None:
 def test_a_statistic_needs_room_and_a_plan_first() -> None:
     probe = tiny_probe("vit")
     probe.choose_masks([MaskSpec("none")])
-    probe.statistics = [AttentionSums()]
+    probe.statistics = (AttentionSums(),)
     with pytest.raises(RunError, match="plan_passes"):
         probe.observe_heads()

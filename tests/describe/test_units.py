@@ -10,12 +10,12 @@ from torch import Tensor
 
 from headprobe.data.stream import ImageBatch
 from headprobe.describe.attention import AttentionSums
-from headprobe.describe.base import Arrays, HeadStatistic
+from headprobe.describe.base import HeadStatistic
 from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
 from headprobe.errors import RunError, UsageError
 from headprobe.module import HeadProbe
-from headprobe.units.tree import read_sums, write_sums
+from headprobe.units.tree import Arrays, read_sums, write_sums
 from headprobe.units.unit_sums import UnitSums
 from tests.describe.driving import describe, feed, noise, prepare, tiny_probe
 
@@ -46,7 +46,7 @@ def run(make: Make, kind: str, sizes: Sequence[int] = SIZES, batch: int = 3) -> 
 def test_sums_of_several_processes_join_to_those_of_one_to_the_last_bit(make: Make) -> None:
     probe, alone = tiny_probe("swin"), run(make, "swin")
     images = noise(probe, sum(SIZES))
-    books: list[UnitSums] = []
+    processes: list[UnitSums] = []
     joined = make()
     for units in ([3, 4], [0, 1, 2]):
         prepare(probe, [joined], ["layer:1"], units=len(SIZES), batch=3)
@@ -54,12 +54,12 @@ def test_sums_of_several_processes_join_to_those_of_one_to_the_last_bit(make: Ma
         for unit in units:
             feed_unit(probe, images[starts[unit] : starts[unit + 1]], unit)
         assert probe.unit_sums is not None
-        books.append(probe.unit_sums)
-    for node, part in books[0].nodes.items():
+        processes.append(probe.unit_sums)
+    for node, of_node in processes[0].nodes.items():
         file = io.BytesIO()
-        write_sums(part, file)
-        books[1].add_node(node, read_sums(io.BytesIO(file.getvalue())))
-    books[1].whole()
+        write_sums(of_node, file)
+        processes[1].add_node(node, read_sums(io.BytesIO(file.getvalue())))
+    processes[1].whole()
     expected, found = sums(alone), sums(joined)
     assert found.keys() == expected.keys()
     for name, arrays in expected.items():

@@ -73,8 +73,8 @@ def test_a_runs_folder_gives_the_table_that_has_the_column_heads_csv_first(tmp_p
     assert order(tmp_path, "drop_pp") == [(1, 0), (0, 0), (1, 1)]
 
 
-def test_only_the_baselines_rows_count_where_a_table_has_models(tmp_path: Path) -> None:
-    rows = "model,layer,head,x\nbaseline,0,0,1\nmask,0,0,9\nbaseline,1,0,3\nbaseline,1,1,2\nmask,1,1,0\n"
+def test_only_the_baselines_rows_count_where_a_table_of_heads_has_masks(tmp_path: Path) -> None:
+    rows = "mask,layer,head,x\nnone,0,0,1\nall,0,0,9\nnone,1,0,3\nnone,1,1,2\nall,1,1,0\n"
     assert order(write(tmp_path, "heads.csv", rows), "x") == [(0, 0), (1, 1), (1, 0)]
 
 
@@ -153,7 +153,7 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
         (HEADS + ",1,3,\n", "entropy_nats", "got '' and '1'", "PATH"),
         ("a,b\n1,2\n", "b", "expected columns 'layer' and 'head', or 'mask'", "PATH"),
         ("", "b", "has no columns, got b", "b"),
-        ("model,layer,head,x\nmask,0,0,1\n", "x", "lacks 3 of the 3 heads", "PATH"),
+        ("mask,layer,head,x\nall,0,0,1\n", "x", "lacks 3 of the 3 heads", "PATH"),
         ('layer,head,x\n0,0,"1', "x", "expected a CSV table", "PATH"),
     ],
 )

@@ -3,8 +3,8 @@ import pytest
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
+from headprobe.metrics.arrays import FloatArray
 from headprobe.report.matrices import cluster
-from headprobe.report.style import FloatArray
 
 
 def planted(groups: list[list[int]], heads: int, inside: float = 0.9, between: float = 0.1) -> FloatArray:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from headprobe.metrics.arrays import FloatArray
 from headprobe.report.head_figures import by_layer, change_by_layer
-from headprobe.report.style import FloatArray
 from tests.report.drawn import caption, drawn, pixels, texts
 
 LAYER = np.repeat(np.arange(4), [3, 3, 6, 6])

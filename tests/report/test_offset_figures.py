@@ -4,8 +4,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Circle
 
+from headprobe.metrics.arrays import FloatArray
 from headprobe.report.offset_figures import offset_grid
-from headprobe.report.style import FloatArray
 from tests.report.drawn import drawn, is_grey, near, pixel, pixels, texts
 
 YELLOW, PURPLE = (253, 231, 37), (68, 1, 84)  # the ends of viridis

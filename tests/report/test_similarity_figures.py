@@ -3,8 +3,8 @@ import pytest
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from headprobe.metrics.arrays import FloatArray
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered, similarity_within
-from headprobe.report.style import FloatArray
 from tests.report.drawn import caption, drawn, is_grey, near, pixel, pixels, texts
 
 Axis = NDArray[np.int64]

@@ -5,14 +5,14 @@ import pytest
 from rich.console import Console
 
 from headprobe.report.table import MOST_ROWS, masks_table
-from headprobe.run.results import Row
+from headprobe.run.load import Row
 
 
 def row(name: str, drop: float, family: str = "each:head") -> Row:
     numbers = {"top1": 0.79, "top5": 0.95, "nll": 0.9685, "drop_pp": drop, "drop_low_pp": drop - 1}
     return {
         "mask": name,
-        "family": family,
+        "test_family": family,
         "heads_masked": 3,
         "images": 500,
         "drop_high_pp": drop + 1,

@@ -11,7 +11,8 @@ from headprobe.files import write_text
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
-from headprobe.run.results import class_rows, load_run, variant_rows, write_masks, write_record, write_rows
+from headprobe.run.load import load_run
+from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
 
 HEADS = (2, 2, 2)
 

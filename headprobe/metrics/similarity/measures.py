@@ -86,6 +86,21 @@ def title(measure: Measure, sampling: str) -> str:
     return names.get(measure, "Procrustes similarity")
 
 
+def samples_in_words(samples: IntArray, images: int, sampling: str) -> str:
+    """Return what similarities were taken over, such as `2,600 samples (all tokens of 40 images)`.
+
+    Args:
+        samples: Samples behind each head's numbers `[heads]`, -1 for a head that was not compared.
+        images: Images behind all of them.
+        sampling: What a sample is.
+    """
+    what = {"tokens": "all tokens", "patches": "patch tokens", "class": "class tokens", "mean": "token means"}
+    most = int(samples.max())
+    least = int(samples[samples > 0].min(initial=most))
+    number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{number} samples ({what[sampling]} of {images:,} images)"
+
+
 def _svcca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) -> FloatArray:
     """Compute SVCCA: mean canonical correlation of the axes that are kept."""
     leading = [Subspace(space.axes[:, : space.kept], space.squares[: space.kept], space.kept) for space in spaces]

@@ -20,7 +20,7 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.heads.sites import class_path
 from headprobe.describe.attention import AttentionSums
-from headprobe.describe.base import BASELINE, CHANGE, MASKED, HeadStatistic, Subject
+from headprobe.describe.base import HeadStatistic, Role, Subject
 from headprobe.describe.observing import Observing
 from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
@@ -281,9 +281,9 @@ def test_the_masked_model_is_described_beside_the_baseline(key: str) -> None:
     check_attention(attention)
     tables, before = attention.tables(), sum(layout.heads_per_layer[:-1])
     for name in STATISTICS:
-        change = tables[CHANGE].mean[name][:before]
+        change = tables[Role.CHANGE].mean[name][:before]
         np.testing.assert_array_equal(change[~np.isnan(change)], 0)  # before the masked head nothing can differ
-    assert set(spectrum.tables()) == {BASELINE, MASKED, CHANGE}
+    assert set(spectrum.tables()) == set(Role)
 
 
 @pytest.mark.parametrize("key", GRID_WITHOUT_WEIGHTS)
@@ -291,14 +291,14 @@ def test_the_masked_model_is_described_beside_the_baseline(key: str) -> None:
 def test_layers_without_weights_have_no_offset_map(key: str) -> None:
     attention = AttentionSums()
     _, facts = drive(key, [attention])
-    maps = attention.maps()[BASELINE]
+    maps = attention.maps()[Role.BASELINE]
     without = ["attention_distance_px" in fact.undefined for fact in facts]
     assert any(without)
     assert all(one is None for one, missing in zip(maps, without, strict=True) if missing)
 
 
 def check_attention(attention: AttentionSums) -> None:
-    reasons, table = attention.reasons(), attention.tables()[BASELINE]
+    reasons, table = attention.reasons(), attention.tables()[Role.BASELINE]
     for name in (*STATISTICS, *RATIOS):
         missing = np.array([name in reasons[layer] for layer in table.layer])
         np.testing.assert_array_equal(np.isnan(table.mean[name]), missing, err_msg=name)
@@ -315,7 +315,7 @@ def check_similarity(similarity: SimilaritySums, layout: HeadLayout) -> None:
 
 
 def check_spectrum(spectrum: SpectrumSums, facts: tuple[LayerFacts, ...]) -> None:
-    table = spectrum.tables()[BASELINE]
+    table = spectrum.tables()[Role.BASELINE]
     for layer, fact in enumerate(facts):
         own = table.layer == layer
         assert own.any() == fact.outputs.on_map

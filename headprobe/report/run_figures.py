@@ -1,0 +1,235 @@
+"""Every figure of a run, made from its files: on the day of the run or later, on a machine without torch or the model.
+
+```python
+run = headprobe.load_run("lightning_logs/version_0")
+for name, figure in run_figures(run):
+    figure.savefig(f"{name.replace('/', '_')}.png", dpi=150)
+```
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from headprobe.masks.spec import ZERO
+from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
+from headprobe.report.figures import drop_curve, head_heat_map
+from headprobe.report.head_figures import by_layer, change_by_layer
+from headprobe.report.offset_figures import offset_grid
+from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
+from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
+from headprobe.run.load import Columns, Row, Run
+
+SIGNIFICANT_Q = 0.05
+"""False discovery rate below which a head's drop gets a ring in the heat map."""
+
+CURVES = {"by_layer": "layer masked", "by_index": "head index masked in every layer"}
+"""Curves of masks that get a figure, and the names of their x axes."""
+
+TITLES = {
+    "attention_distance_px": ("Mean attention distance", "distance (pixels)"),
+    "entropy_nats": ("Attention entropy between patches", "entropy (nats)"),
+    "mutual_information": ("Normalised mutual information of query and key", "mutual information"),
+    "confidence": ("Confidence: the largest weight of a query", "confidence"),
+    "class_mass": ("Attention of patches to the class token", "class mass"),
+    "register_mass": ("Attention of patches to registers", "register mass"),
+    "self_mass": ("Attention of patches to themselves", "self mass"),
+    "sink_mass": ("Largest key's share of attention", "sink mass"),
+    "value_weighted_attention": ("Attention weighted by the size of the values", "over uniform attention"),
+    "output_norm_ratio": ("Head output relative to the residual stream", "norm ratio"),
+}
+"""Titles and axes of the figures by layer; a column that is not here is called by its name."""
+
+WITHOUT_FIGURE = {
+    "mask",
+    "layer",
+    "head",
+    "images",
+    "attention_distance_raw_px",
+    "entropy_all_keys_nats",
+    "attention_distance_ratio",
+    "entropy_ratio",
+    "rank",
+    "kept_dims",
+    *(f"{measure}_mean" for measure in MEASURES),
+    "high_frequency",
+    "contribution_high_frequency",
+}
+"""Columns of `heads.csv` that get no figure by layer: no statistics, or shown by another figure already."""
+
+UNIFORM = {"attention_distance_px": "attention_distance_ratio", "entropy_nats": "entropy_ratio"}
+"""Statistics with a value under uniform attention, and the column that is divided by it."""
+
+DRAWN_MEASURES = ("svcca", "cka_unbiased")
+"""Measures of similarity that get figures; where there is neither, the first that was computed does."""
+
+SPECTRA = {"head": "head outputs", "contribution": "contributions of heads after W_O"}
+"""Series of `spectrum.csv` that belong to heads, in words."""
+
+
+def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Yield the name and the figure of all that the run's files allow: of the masks' drops, then of described heads.
+
+    One by one, so that only one figure at a time takes memory. Names are TensorBoard's, such as `drop_pp/by_layer`.
+    """
+    yield from _drops(run)
+    heads = run.described("heads")
+    images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
+    about = f"{run.record['model']['name']}, {images:,} images"
+    yield from _statistics(heads, about)
+    yield from _offset_maps(run, _names(heads), about)
+    yield from _similarities(run, about)
+    yield from _spectra(run, about)
+
+
+# -- drops --
+
+
+def by_ablation(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of `masks.csv` without the baseline, by what is appended to the names of curves and figures.
+
+    Nothing for the ablation `zero`, and otherwise the ablation and its draw: `_mean`, `_resample_draw_1`.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows[1:]:
+        suffix = "" if row["ablation"] == ZERO else f"_{row['ablation']}"
+        suffix += f"_draw_{row['draw']}" if row["draw"] else ""
+        found.setdefault(suffix, []).append(row)
+    return found
+
+
+def _drops(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Yield for each ablation the figures that its masks allow: a map of single heads, drops by layer and by index."""
+    for suffix, rows in by_ablation(run.masks).items():
+        about = f"{run.record['model']['name']}, {rows[0]['images']:,} images, {rows[0]['ablation']} ablation"
+        heads = _single_heads(run, rows, "drop_pp")
+        if np.isfinite(heads).sum() > 1:
+            heading = f"Top-1 drop when one head is masked (ring: q < {SIGNIFICANT_Q})\n{about}"
+            ringed = _single_heads(run, rows, "bh_q") < SIGNIFICANT_Q
+            yield f"drop_pp/heads{suffix}", head_heat_map(heads, heading, "drop (percentage points)", ringed)
+
+        for curve, axis in CURVES.items():
+            points = [row for row in rows if run.points[str(row["mask"])][0] == curve]
+            if len(points) > 1:
+                steps = [run.points[str(row["mask"])][1] for row in points]
+                drops, lows, highs = (
+                    [float(row[column]) for row in points] for column in ("drop_pp", "drop_low_pp", "drop_high_pp")
+                )
+                heading = f"Top-1 drop with its paired 95% interval\n{about}"
+                yield f"drop_pp/{curve}{suffix}", drop_curve(steps, drops, lows, highs, axis, heading)
+
+
+def _single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
+    """Return a column of the masks of exactly one head as `[layers, most heads]`, NaN where none was scored."""
+    heads_per_layer = run.record["model"]["heads_per_layer"]
+    values = np.full((len(heads_per_layer), max(heads_per_layer)), np.nan)
+    for row in rows:
+        heads = run.heads[str(row["mask"])]
+        if len(heads) == 1:
+            values[heads[0]] = float(row[column])
+    return values
+
+
+# -- described heads --
+
+
+def _names(described: dict[str, Columns]) -> dict[str, str]:
+    """Return what `baseline`, `masked` and `change` are called in titles."""
+    names = {"baseline": "baseline"}
+    if "masked" in described:
+        mask = described["masked"]["mask"][0]
+        names |= {"masked": mask, "change": f"{mask} minus baseline"}
+    return names
+
+
+def _statistics(heads: dict[str, Columns], about: str) -> Iterator[tuple[str, Figure]]:
+    """Yield for every column of `heads.csv` its values by layer and, with a mask, its change."""
+    baseline, masked, change = (heads.get(model, {}) for model in ("baseline", "masked", "change"))
+    names = _names(heads)
+    for column, values in baseline.items():
+        if column in WITHOUT_FIGURE or column.endswith("_se") or not np.isfinite(values).any():
+            continue
+        heading, axis = TITLES.get(column, (column, column))
+        places = (baseline["layer"], baseline["head"])
+        yield (
+            f"{column}/by_layer",
+            by_layer(
+                *places,
+                values,
+                baseline.get(f"{column}_se"),
+                f"{heading}\n{about}",
+                axis,
+                uniform=_uniform(baseline, column),
+                masked=masked.get(column),
+                masked_name=names.get("masked", ""),
+            ),
+        )
+        if column in change:
+            changed = f"{heading}: {names['change']}\n{about}"
+            errors = change.get(f"{column}_se")
+            yield f"{column}/change", change_by_layer(*places, change[column], errors, changed, f"change of {axis}")
+
+
+def _uniform(columns: Columns, column: str) -> FloatArray | None:
+    """Return a statistic's value under uniform attention, from the ratio to it."""
+    if column not in UNIFORM:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(columns[column] / columns[UNIFORM[column]], dtype=np.float64)
+
+
+def _offset_maps(run: Run, names: dict[str, str], about: str) -> Iterator[tuple[str, Figure]]:
+    """Yield each model's maps; also where no layer has one, with the reason, if they were wanted."""
+    arrays = run.arrays("offset_maps.npz")
+    if not arrays and "offset_maps" not in run.record.get("undefined", {}):
+        return
+    layers = len(run.record["model"]["heads_per_layer"])
+    for model, prefix in (("baseline", ""), ("masked", "masked_")):
+        if model in names:
+            maps = [arrays.get(f"{prefix}layer_{layer:03d}") for layer in range(layers)]
+            heading = f"Where each head looks, by offset: {names[model]}\n{about}"
+            yield f"offset_maps/{model}", offset_grid(maps, heading)
+
+
+def _similarities(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
+    """Yield each model's matrices ordered by layer and clustered, and the matrix of the differences."""
+    arrays = run.arrays("similarity.npz")
+    if not arrays:
+        return
+    sampling, mask = str(arrays["sampling"]), str(arrays["mask"])
+    note = samples_in_words(arrays["samples"], int(arrays["images"]), sampling)
+    places: tuple[NDArray[Any], NDArray[Any]] = (arrays["layer"], arrays["head"])
+    # In the order of the file, which is the order that they were asked for.
+    measures = sorted((measure for measure in MEASURES if measure in arrays), key=list(arrays).index)
+    drawn = [name for name in DRAWN_MEASURES if name in measures] or measures[:1]
+    for measure in drawn:
+        label = title(measure, sampling)
+        models = {"baseline": ("", "baseline")} | ({"masked": ("masked_", mask)} if mask else {})
+        for model, (prefix, name) in models.items():
+            values, floor = arrays[prefix + measure], arrays.get(f"{prefix}{measure}_floor")
+            heading = f"{label} of heads: {name}\n{about}, {note}"
+            yield f"{measure}/by_layer_{model}", similarity_by_layer(values, *places, heading, label, floor)
+            yield f"{measure}/clustered_{model}", similarity_clustered(values, *places, heading, label, floor)
+        if mask:
+            heading = f"{label} of heads: {mask} minus baseline\n{about}, {note}"
+            change = arrays[f"change_{measure}"]
+            yield f"{measure}/change", similarity_by_layer(change, *places, heading, "change", diverging=True)
+
+
+def _spectra(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the spectra of heads, of their contributions and of the stream, for each model; and the heads' changes."""
+    described = run.described("spectrum")
+    names = _names(described)
+    for model, columns in described.items():
+        ylabel = f"change of {DELTA}" if model == "change" else DELTA
+        for series, what in SPECTRA.items():
+            if np.isfinite(columns["delta_log_amplitude"][columns["series"] == series]).any():
+                heading = f"Spectra of {what}: {names[model]}\n{about}"
+                yield f"spectrum/{series}_{model}", spectra_by_layer(columns, heading, series, ylabel=ylabel)
+        if model != "change":
+            heading = f"Spectra of the residual stream: {names[model]}\n{about}"
+            yield f"spectrum/stream_{model}", stream_spectra(columns, heading)

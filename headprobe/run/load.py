@@ -1,0 +1,130 @@
+"""Reads the files of a finished run, of any day and on any machine: needs numpy alone."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headprobe.errors import UsageError
+from headprobe.masks.spec import NONE
+
+Cell = str | int | float
+
+Row = dict[str, Cell]
+"""A row of a table, by column; an empty cell is NaN."""
+
+Columns = dict[str, NDArray[Any]]
+"""A table by column."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back.
+
+    Attributes:
+        path: Its directory.
+        masks: Rows of `masks.csv`, the baseline first; an empty cell is NaN.
+        heads: For every mask its heads as (layer, head).
+        points: For every mask the curve that it is a point of, such as `by_layer`, and its step there.
+        record: `run.json`.
+    """
+
+    path: Path
+    masks: list[Row]
+    heads: dict[str, list[tuple[int, int]]]
+    points: dict[str, tuple[str, int]]
+    record: dict[str, Any]
+
+    def table(self, name: str) -> Columns | None:
+        """Return a table such as `heads.csv` by column, an empty cell being NaN; None where there is no such file."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        rows = list(_rows(path))
+        return {column: np.array([row[column] for row in rows]) for column in (rows[0] if rows else ())}
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a file such as `similarity.npz`; none where there is no such file."""
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as found:
+            return {key: found[key] for key in found.files}
+
+    def described(self, name: str) -> dict[str, Columns]:
+        """Return a table about heads for each model: `baseline`, `masked` and their `change`, where they are there.
+
+        Args:
+            name: `heads` or `spectrum`: the tables are `NAME.csv` and `NAME_change.csv`.
+        """
+        found: dict[str, Columns] = {}
+        models = self.table(f"{name}.csv")
+        if models is not None:
+            baseline = models["mask"] == NONE
+            found["baseline"] = {column: values[baseline] for column, values in models.items()}
+            if not baseline.all():
+                found["masked"] = {column: values[~baseline] for column, values in models.items()}
+        change = self.table(f"{name}_change.csv")
+        return found if change is None else found | {"change": change}
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run's directory, as in `lightning_logs/version_0`.
+
+    Raises:
+        UsageError: There is no finished run.
+    """
+    directory = Path(path)
+    try:
+        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
+        rows = list(_rows(directory / "masks.csv"))
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{str(path)!r} is not the directory of a finished run: {Path(error.filename).name} is missing; "
+            "give one such as lightning_logs/version_0"
+        ) from error
+
+    heads: dict[str, list[tuple[int, int]]] = {}
+    points: dict[str, tuple[str, int]] = {}
+    for name, mask in masks.items():
+        heads[name] = [(int(layer), head) for layer, own in mask["masked_heads"].items() for head in own]
+        points[name] = (mask["curve"], mask["step"])
+    return Run(directory, rows, heads, points, record)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: _cell(name, text) for name, text in row.items()}
+
+
+_TEXT_COLUMNS = frozenset({"mask", "ablation", "test_family", "series", "profile"})
+_INTEGER_COLUMNS = frozenset(
+    {
+        "draw",
+        "heads_masked",
+        "images",
+        "top1_count",
+        "top5_count",
+        "right_to_wrong",
+        "wrong_to_right",
+        "nonfinite",
+        "layer",
+        "head",
+    }
+)
+
+
+def _cell(name: str, text: str) -> Cell:
+    if name in _TEXT_COLUMNS:
+        return text
+    if name in _INTEGER_COLUMNS:
+        return int(text)
+    return float(text) if text else math.nan

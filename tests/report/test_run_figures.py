@@ -1,0 +1,177 @@
+"""Figures come from a run's files: the same pixels as on the day of the run, without torch or the model."""
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from headprobe.report.run_figures import run_figures
+from headprobe.run.load import load_run
+from headprobe.run.results import write_arrays
+from tests.cli_runs import QUICK, Ended, command
+from tests.report.drawn import RUN_DPI, drawn, texts
+from tests.run.small_runs import HEADS, write_heads, write_run
+
+CALLBACKS = ("HeadAttention", "HeadSimilarity", "HeadSpectrum")
+READ = ("*.csv", "*.json", "*.npz")
+"""The files that figures are made of."""
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("described")
+    callbacks = "".join(f"\n    - class_path: {name}" for name in CALLBACKS)
+    (folder / "describe.yaml").write_text(f"trainer:\n  callbacks:{callbacks}\n")
+    ended = command(folder, "test", "--config", "describe.yaml", "--mask-spec", "layer:3", *QUICK)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture(scope="module")
+def moved(described: Ended, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's tables and arrays alone, somewhere else."""
+    folder = tmp_path_factory.mktemp("moved")
+    for pattern in READ:
+        for file in described.directory().glob(pattern):
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(moved: Path) -> dict[str, Figure]:
+    return dict(run_figures(load_run(moved)))
+
+
+def png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=RUN_DPI)
+    return content.getvalue()
+
+
+def names(folder: Path) -> list[str]:
+    return [name for name, _ in run_figures(load_run(folder))]
+
+
+def test_every_picture_of_a_run_is_made_again_from_its_files(described: Ended, figures: dict[str, Figure]) -> None:
+    saved = {file.name: file.read_bytes() for file in (described.directory() / "figures").iterdir()}
+    again = {f"{name.replace('/', '_')}.png": png(figure) for name, figure in figures.items()}
+    assert again.keys() == saved.keys()
+    assert [name for name in saved if again[name] != saved[name]] == []
+
+
+def test_tensorboard_shows_the_pixels_of_the_files(described: Ended) -> None:
+    events = EventAccumulator(str(described.directory()), size_guidance={"images": 0}).Reload()
+    for name in ("entropy_nats/by_layer", "svcca/clustered_masked", "offset_maps/baseline"):
+        file = described.directory() / "figures" / f"{name.replace('/', '_')}.png"
+        (shown,) = events.Images(name)
+        board = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB"))
+        assert np.array_equal(board, np.asarray(Image.open(file).convert("RGB")))
+
+
+def test_a_run_is_read_and_drawn_without_torch_lightning_or_timm(moved: Path) -> None:
+    code = (
+        "import sys, headprobe\n"
+        "from headprobe.report.run_figures import run_figures\n"
+        "names = [name for name, _ in run_figures(headprobe.load_run(sys.argv[1]))]\n"
+        "heavy = {'torch', 'torchvision', 'torchmetrics', 'lightning', 'timm', 'datasets'} & sys.modules.keys()\n"
+        "sys.stdout.write(f'{len(names)} {sorted(heavy)}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(moved)], capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    assert done.stdout == f"{len(names(moved))} []"
+
+
+def test_titles_name_the_model_the_images_the_mask_and_the_samples(figures: dict[str, Figure]) -> None:
+    def title(name: str) -> str:
+        return figures[name].get_suptitle().replace("\n", " ")
+
+    assert title("svcca/change") == (
+        "SVCCA of heads: layer:3 minus baseline digits_vit, 40 images, 2,600 samples (all tokens of 40 images)"
+    )
+    assert title("offset_maps/masked") == "Where each head looks, by offset: layer:3 digits_vit, 40 images"
+    assert title("spectrum/stream_baseline") == "Spectra of the residual stream: baseline digits_vit, 40 images"
+
+
+def test_statistics_show_uniform_attention_and_the_masked_model(figures: dict[str, Figure]) -> None:
+    said = texts(figures["entropy_nats/by_layer"])
+    assert {"uniform attention", "baseline", "masked: layer:3"} <= set(said)
+    assert "uniform attention" not in texts(figures["confidence/by_layer"])
+
+
+def test_the_baseline_alone_has_no_figures(tmp_path: Path) -> None:
+    assert names(write_run(tmp_path, ["none"])) == []
+
+
+def test_masks_that_are_points_of_a_curve_and_single_heads_have_figures(tmp_path: Path) -> None:
+    specs = ["each:layer", "each:index", "each:head", "random:3"]
+    assert names(write_run(tmp_path, specs)) == ["drop_pp/heads", "drop_pp/by_layer", "drop_pp/by_index"]
+
+
+def test_each_ablation_and_each_draw_has_figures_of_its_own(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:layer"], ablations=["zero", "resample"], draws=[0, 1])
+    found = dict(run_figures(load_run(tmp_path)))
+    ends = ["", "_draw_1", "_resample", "_resample_draw_1"]
+    assert sorted(found) == [f"drop_pp/by_layer{end}" for end in ends]
+    assert any("40 images, resample ablation" in text for text in texts(found["drop_pp/by_layer_resample"]))
+    assert any("40 images, zero ablation" in text for text in texts(found["drop_pp/by_layer"]))
+
+
+def test_the_map_of_heads_holds_each_ablations_own_drops(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:head"], ablations=["zero", "mean"]))
+    found = dict(run_figures(run))
+    for name, ablation in (("drop_pp/heads", "zero"), ("drop_pp/heads_mean", "mean")):
+        values = np.asarray(found[name].axes[0].images[0].get_array().filled(np.nan))  # type: ignore[union-attr]
+        for row in run.masks[1:]:
+            if row["ablation"] == ablation:
+                assert values[run.heads[str(row["mask"])][0]] == row["drop_pp"]
+        assert np.isnan(values).sum() == 3 * 3 - sum(HEADS)
+
+
+def test_a_column_that_nobody_knows_is_drawn_under_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path, ["layer:1"])
+    write_heads(
+        tmp_path, {"novelty": np.arange(7.0), "novelty_se": np.ones(7), "nothing": np.full(7, np.nan)}, "layer:1"
+    )
+    write_heads(tmp_path, {"novelty": np.arange(7.0)}, name="heads_change.csv")
+    found = dict(run_figures(load_run(tmp_path)))
+    assert list(found) == ["novelty/by_layer", "novelty/change"]
+    figure = found["novelty/by_layer"]
+    assert figure.get_suptitle() == "novelty\ntiny, 40 images"
+    assert "novelty" in texts(figure)
+    assert "95% intervals" in figure.get_supxlabel()
+    assert drawn(figure).misplaced == []
+
+
+@pytest.mark.parametrize("undefined", [{}, {"offset_maps": {"no places": [0, 1, 2]}}])
+def test_offset_maps_that_no_layer_has_are_drawn_only_where_they_were_wanted(
+    tmp_path: Path, undefined: dict[str, object]
+) -> None:
+    write_run(tmp_path, ["layer:1"], undefined=undefined)
+    write_heads(tmp_path, {"confidence": np.full(7, np.nan)}, "layer:1")
+    assert names(tmp_path) == (["offset_maps/baseline", "offset_maps/masked"] if undefined else [])
+
+
+def test_a_layer_without_an_offset_map_says_so_in_its_row(tmp_path: Path) -> None:
+    write_run(tmp_path, ["none"])
+    write_heads(tmp_path, {"confidence": np.full(7, np.nan)})
+    write_arrays(tmp_path / "offset_maps.npz", {"layer_001": np.full((2, 3, 3), 1 / 9)})
+    ((name, figure),) = run_figures(load_run(tmp_path))
+    assert name == "offset_maps/baseline"
+    assert sum(text.startswith("no map") for text in texts(figure)) == 2
+
+
+def test_without_the_usual_measures_the_first_one_that_was_asked_for_is_drawn(tmp_path: Path) -> None:
+    layer = np.repeat(np.arange(3), HEADS)
+    arrays = {name: np.eye(7) for name in ("procrustes", "cka")}
+    facts = {"sampling": np.asarray("mean"), "mask": np.asarray(""), "images": np.asarray(40)}
+    heads = {"layer": layer, "head": np.array([0, 1, 0, 1, 0, 1, 2]), "samples": np.full(7, 40)}
+    write_run(tmp_path, ["none"])
+    write_arrays(tmp_path / "similarity.npz", {**heads, **arrays, **facts})
+    assert names(tmp_path) == ["procrustes/by_layer_baseline", "procrustes/clustered_baseline"]

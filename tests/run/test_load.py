@@ -1,0 +1,70 @@
+"""Runs are read back without torch: tables by column, arrays, and where each mask is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headprobe.errors import UsageError
+from headprobe.run.load import load_run
+from headprobe.run.results import write_arrays
+from tests.run.small_runs import HEADS, write_heads, write_run
+
+
+def test_every_mask_has_its_heads_and_its_point_on_a_curve(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:layer", "head:2.1"]))
+    assert run.heads["head:2.1"] == [(2, 1)]
+    assert run.heads["layer:2"] == [(2, 0), (2, 1), (2, 2)]
+    assert (run.points["layer:2"], run.points["head:2.1"]) == (("by_layer", 2), ("head_01", 2))
+    assert [row["mask"] for row in run.masks] == ["none", "layer:0", "layer:1", "layer:2", "head:2.1"]
+
+
+def test_a_table_is_read_by_column_with_nan_for_empty_cells(tmp_path: Path) -> None:
+    write_run(tmp_path, ["layer:1"])
+    values = np.array([0.1, np.nan, 1e-300, -2.5, 1 / 3, 0, 7])
+    write_heads(tmp_path, {"x": values}, "layer:1")
+    table = load_run(tmp_path).table("heads.csv")
+    assert table is not None
+    assert np.array_equal(table["x"], np.tile(values, 2), equal_nan=True)
+    assert table["mask"].tolist() == ["none"] * 7 + ["layer:1"] * 7
+    assert table["layer"].tolist() == np.repeat(np.arange(3), HEADS).tolist() * 2
+    assert table["layer"].dtype.kind == "i"
+
+
+def test_a_description_is_read_model_by_model(tmp_path: Path) -> None:
+    write_run(tmp_path, ["layer:1"])
+    write_heads(tmp_path, {"x": np.arange(7.0)})
+    run = load_run(tmp_path)
+    assert list(run.described("heads")) == ["baseline"]
+    write_heads(tmp_path, {"x": np.arange(7.0)}, "layer:1")
+    write_heads(tmp_path, {"x": np.zeros(7)}, name="heads_change.csv")
+    found = run.described("heads")
+    assert {model: set(columns["mask"].tolist()) for model, columns in found.items()} == {
+        "baseline": {"none"},
+        "masked": {"layer:1"},
+        "change": {"none"},
+    }
+    assert {model: len(columns["x"]) for model, columns in found.items()} == {"baseline": 7, "masked": 7, "change": 7}
+
+
+def test_files_that_are_not_there_are_none(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["layer:1"]))
+    assert run.table("heads.csv") is None
+    assert run.arrays("similarity.npz") == {}
+    assert run.described("spectrum") == {}
+
+
+def test_arrays_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["layer:1"]))
+    written = {"a": np.arange(6.0).reshape(2, 3), "scope": np.asarray("within")}
+    write_arrays(tmp_path / "similarity.npz", written)
+    found = run.arrays("similarity.npz")
+    assert list(found) == ["a", "scope"]
+    assert all(np.array_equal(found[name], written[name]) for name in written)
+
+
+@pytest.mark.parametrize("name", ["run.json", "masks.json", "masks.csv"])
+def test_a_run_without_one_of_its_files_is_refused_with_its_name(tmp_path: Path, name: str) -> None:
+    (write_run(tmp_path, ["layer:1"]) / name).unlink()
+    with pytest.raises(UsageError, match=f"is not the directory of a finished run: {name} is missing"):
+        load_run(tmp_path)
