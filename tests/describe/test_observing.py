@@ -103,7 +103,9 @@ def test_without_statistics_no_tap_is_opened(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("headprobe.backbone.growing.growing_pass.tapping", watched)
     probe = tiny_probe("vit")
     describe(probe, [], noise(probe, 2), ["layer:1"], batch=2)
-    assert set(opened) == {0}
+    assert opened == []
+    describe(probe, [AttentionSums()], noise(probe, 2), ["layer:1"], batch=2)
+    assert set(opened) == {2}  # the baseline's and the masked model's
 
 
 def test_describing_changes_no_bit_of_the_logits_but_takes_no_shortcut() -> None:
