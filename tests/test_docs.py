@@ -119,7 +119,7 @@ def options(command: str) -> frozenset[str]:
     import io
 
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert cli.main([command, "--help"]) == 0
+        assert cli.main([command, "--help-all"]) == 0
     return frozenset(re.findall(r"(?<!\S)\[?(--[\w.+-]+)", out.getvalue()))
 
 
