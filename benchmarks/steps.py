@@ -22,8 +22,8 @@ from benchmarks.peers.common import single_heads as heads_of
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
-from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Shortcuts
+from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.sandbox import perturbed

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.growing_pass import GrowingPass, Join, first_layers
 from headprobe.backbone.growing.joins import find_joins
-from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import Shortcuts
+from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.replacement import Replacement
 from headprobe.backbone.proofs.one_layer import prove_masks

@@ -1,4 +1,4 @@
-"""Work that no logit needs: what the growing pass leaves out (`headprobe.backbone.growing.shortcut_trials` finds it).
+"""Work that no logit needs: what the growing pass leaves out (`headprobe.backbone.growing.trials` finds it).
 
 A mask changes nothing before its layer's point. The rows that join at a layer therefore need no norm, queries, keys,
 values and attention of their own there: they share the trunk's (`SharedCore`). Behind the last attention every token

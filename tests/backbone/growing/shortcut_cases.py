@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from headprobe.backbone.growing.growing_pass import GrowingPass, Join
 from headprobe.backbone.growing.joins import find_joins
-from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import Shortcuts
-from headprobe.backbone.growing.trials import Company
+from headprobe.backbone.growing.trials import Company, find_shortcuts
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.masking.ablation import masked_logits

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.row_plan import RowPlan
-from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS
+from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.sites import class_path

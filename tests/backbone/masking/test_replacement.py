@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import headprobe
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
-from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS
+from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadChannels, HeadLayout
 from headprobe.backbone.masking.replacement import WITH_ZERO, LayerSlots, Replacement, replace_heads

@@ -9,8 +9,8 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from headprobe.backbone.growing.growing_pass import GrowingPass
-from headprobe.backbone.growing.shortcut_trials import find_shortcuts
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
+from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.growing.trials import growing_logits as logits_in_trial
 from headprobe.backbone.sandbox import agree
 from headprobe.errors import RunError, UsageError
