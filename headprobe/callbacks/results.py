@@ -104,7 +104,8 @@ class ResultsWriter(AfterBatch):
             _print(rows, probe)
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
-            print_summary(probe.statistics)
+            if probe.statistics:
+                print_summary(probe.statistics)
             console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
