@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+from numpy.typing import ArrayLike
 
 from headprobe.describe.attention import AttentionSums
 from headprobe.describe.base import HeadStatistic, Role, Undefined
@@ -69,7 +70,7 @@ class HeadSimilarity(HeadCallback):
     """Writes `similarity.npz`: how similar heads are, with floors and intervals; see docs/describe_heads.md.
 
     Args:
-        scope: Heads that are compared: `within` each layer, `all` of the model, or those of `pairs` of layers.
+        scope: Heads that are compared: `within` each layer, `all` of the model, or heads of `pairs` of layers.
         sampling: What a sample is: any of the `tokens`, `patches` (tokens with a place on the image), the `class`
             token, or the `mean` over an image's tokens.
         pairs: Pairs of layers, for the scope `pairs`.
@@ -91,7 +92,7 @@ class HeadSimilarity(HeadCallback):
         noise_floor: bool = True,
         precision: str = "float64",
     ) -> None:
-        # Plain texts, which the statistic checks: jsonargparse would bury the choices under those of all callbacks.
+        # Plain texts, which the statistic checks: of a wrong choice jsonargparse would print all callbacks' options.
         chosen = tuple(MEASURES if measures is None else measures)
         options: Any = (scope, sampling, pairs or (), variance, chosen, groups, noise_floor, precision)
         super().__init__(SimilaritySums(*options))
@@ -135,7 +136,8 @@ def write_descriptions(statistics: Sequence[HeadStatistic], directory: Path, ima
     for statistic in statistics:
         # A statistic that no layer of the model has leaves no file; run.json says why.
         for name, table in statistic.csv_files().items():
-            if rows := column_rows(table):
+            rows = column_rows(table)
+            if rows:
                 write_rows(directory / name, rows)
         for name, arrays in statistic.npz_files().items():
             if arrays:
@@ -161,7 +163,9 @@ def undefined(statistics: Sequence[HeadStatistic]) -> Undefined:
 
 def print_summary(statistics: Sequence[HeadStatistic]) -> None:
     """Print one line per layer, and what the numbers were taken over."""
-    found = {heading: values for statistic in statistics for heading, values in statistic.summary().items()}
+    found: dict[str, ArrayLike] = {}
+    for statistic in statistics:
+        found |= statistic.summary()
     if found:
         console.print()
         console.print(layers_table(statistics[0].subject.layout.heads_per_layer, found))

@@ -73,7 +73,7 @@ def _points(run: Run) -> dict[int, dict[str, float]]:
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
-    """Return what tells this run from others in TensorBoard's table of runs."""
+    """Return what differs between runs, for TensorBoard's table of runs."""
     model, data = run.record["model"], run.record["data"]
     ablations = sorted({str(row["ablation"]) for row in run.masks[1:]})
     return {

@@ -43,7 +43,7 @@ class Subject:
 
     Attributes:
         layout: Its attention layers.
-        facts: What the metrics must know of each layer.
+        facts: What the metrics need from each layer.
         units: Units of the data set.
         mask: Name of the mask that is described beside the baseline; None where there is none.
         device: Where sums are kept while a unit is open; a device with float64.
@@ -99,7 +99,9 @@ class Observation:
         """Return the result of `describe` for each model's record; a record that both models share is used once."""
         first, *others = self.records
         found = [describe(first)]
-        return found + [found[0] if record is first else describe(record) for record in others]
+        for record in others:
+            found.append(found[0] if record is first else describe(record))
+        return found
 
 
 class HeadStatistic(ABC):

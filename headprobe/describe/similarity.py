@@ -35,7 +35,7 @@ class SimilaritySums(HeadStatistic):
     neighbouring rows at a time, and a group is a range of pieces.
 
     Args:
-        scope: Heads that are compared: `within` each layer, `all` of the model, or those of `pairs` of layers.
+        scope: Heads that are compared: `within` each layer, `all` of the model, or heads of `pairs` of layers.
         sampling: What a sample is: any of the `tokens`, `patches` (tokens with a place on the image), the `class`
             token, or the `mean` over an image's tokens.
         pairs: Pairs of layers, for the scope `pairs`.
@@ -192,7 +192,7 @@ class SimilaritySums(HeadStatistic):
     def matrices(self) -> Arrays:
         """Return what `similarity.npz` holds: `[heads, heads]` over all heads, NaN where two were not compared.
 
-        Names of the masked model begin with `masked_`, those of differences with `change_`.
+        Names of the masked model begin with `masked_`, names of differences with `change_`.
         """
         if self._matrices is None:
             self._matrices = similarity_arrays(self.subject.layout.heads_per_layer, self.comparisons())

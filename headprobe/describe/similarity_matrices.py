@@ -34,7 +34,7 @@ class HeadAxes:
 
     def rows_of(self, block: Comparison) -> IntArray:
         """Return the rows of a block's heads in the matrices of the model."""
-        first = np.cumsum([0, *self.heads_per_layer])
+        first = np.cumsum([0, *self.heads_per_layer])  # of each layer, its first head's row
         return first[block.moments.layer] + block.moments.head
 
     def spread_out(self, blocks: Sequence[Comparison], values: Sequence[ArrayLike]) -> NDArray[np.generic]:
@@ -45,10 +45,12 @@ class HeadAxes:
             values: For each block `[heads]` or `[heads, heads]`.
         """
         dtype = np.result_type(values[0])
+        # by the kind of number: floats, booleans, whole numbers
         nothing = {"f": np.nan, "b": False}.get(np.dtype(dtype).kind, -1)
         out = np.full((len(self.layer),) * np.ndim(values[0]), nothing, dtype=dtype)
         for block, value in zip(blocks, values, strict=True):
             rows = self.rows_of(block)
+            # [heads of the block] or [heads, heads of the block] in their rows, and columns, of the model
             out[np.ix_(*[rows] * np.ndim(value))] = value
         return out
 
@@ -78,6 +80,7 @@ class HeadAxes:
 
     def of_change(self, baseline: Sequence[Comparison], masked: Sequence[Comparison]) -> Arrays:
         """Return masked minus baseline by measure, with errors and limits."""
+        # for each block of heads its changes by measure
         blocks = [changes(*pair) for pair in zip(baseline, masked, strict=True)]
         arrays: Arrays = {}
         for measure in blocks[0]:

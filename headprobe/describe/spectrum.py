@@ -26,7 +26,7 @@ from headprobe.metrics.spectrum.spectra import (
 )
 from headprobe.units.tree import Arrays, NamedSums
 
-TOO_SMALL = "the grid has no more than two rows or columns, whose diagonal carries frequency 0 alone"
+TOO_SMALL = "the diagonal of a grid with no more than two rows or columns carries frequency 0 alone"
 
 HIGHEST = {"head": "high_frequency", "contribution": "contribution_high_frequency"}
 """Series with a column of `heads.csv` for their highest frequency."""

@@ -1,1 +1,1 @@
-"""Ink: tables and figures made of a run's rows; knows nothing of Lightning or timm."""
+"""Ink: tables and figures made from a run's files, without torch, Lightning or timm."""

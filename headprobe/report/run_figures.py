@@ -140,8 +140,9 @@ def _single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
 def _names(described: dict[str, Columns]) -> dict[str, str]:
     """Return what `baseline`, `masked` and `change` are called in titles."""
     names = {"baseline": "baseline"}
-    if "masked" in described:
-        mask = described["masked"]["mask"][0]
+    masked = described.get("masked", described.get("change"))
+    if masked is not None:
+        mask = masked["mask"][0]
         names |= {"masked": mask, "change": f"{mask} minus baseline"}
     return names
 
@@ -152,13 +153,14 @@ def _statistics(heads: dict[str, Columns], about: str) -> Iterator[tuple[str, Fi
     names = _names(heads)
     for column, values in baseline.items():
         if column in WITHOUT_FIGURE or column.endswith("_se") or not np.isfinite(values).any():
-            continue
+            continue  # run.json says why a statistic has no value
+
         heading, axis = TITLES.get(column, (column, column))
-        places = (baseline["layer"], baseline["head"])
+        axes = (baseline["layer"], baseline["head"])  # the change has its heads in the same order
         yield (
             f"{column}/by_layer",
             by_layer(
-                *places,
+                *axes,
                 values,
                 baseline.get(f"{column}_se"),
                 f"{heading}\n{about}",
@@ -171,7 +173,7 @@ def _statistics(heads: dict[str, Columns], about: str) -> Iterator[tuple[str, Fi
         if column in change:
             changed = f"{heading}: {names['change']}\n{about}"
             errors = change.get(f"{column}_se")
-            yield f"{column}/change", change_by_layer(*places, change[column], errors, changed, f"change of {axis}")
+            yield f"{column}/change", change_by_layer(*axes, change[column], errors, changed, f"change of {axis}")
 
 
 def _uniform(columns: Columns, column: str) -> FloatArray | None:
@@ -187,7 +189,7 @@ def _offset_maps(run: Run, names: dict[str, str], about: str) -> Iterator[tuple[
     arrays = run.arrays("offset_maps.npz")
     if not arrays and "offset_maps" not in run.record.get("undefined", {}):
         return
-    layers = len(run.record["model"]["heads_per_layer"])
+    layers = len(run.record["model"]["heads_per_layer"])  # a layer without a map has no array
     for model, prefix in (("baseline", ""), ("masked", "masked_")):
         if model in names:
             maps = [arrays.get(f"{prefix}layer_{layer:03d}") for layer in range(layers)]
@@ -202,7 +204,7 @@ def _similarities(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
         return
     sampling, mask = str(arrays["sampling"]), str(arrays["mask"])
     note = samples_in_words(arrays["samples"], int(arrays["images"]), sampling)
-    places: tuple[NDArray[Any], NDArray[Any]] = (arrays["layer"], arrays["head"])
+    axes: tuple[NDArray[Any], NDArray[Any]] = (arrays["layer"], arrays["head"])
     # In the order of the file, which is the order that they were asked for.
     measures = sorted((measure for measure in MEASURES if measure in arrays), key=list(arrays).index)
     drawn = [name for name in DRAWN_MEASURES if name in measures] or measures[:1]
@@ -212,12 +214,12 @@ def _similarities(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
         for model, (prefix, name) in models.items():
             values, floor = arrays[prefix + measure], arrays.get(f"{prefix}{measure}_floor")
             heading = f"{label} of heads: {name}\n{about}, {note}"
-            yield f"{measure}/by_layer_{model}", similarity_by_layer(values, *places, heading, label, floor)
-            yield f"{measure}/clustered_{model}", similarity_clustered(values, *places, heading, label, floor)
+            yield f"{measure}/by_layer_{model}", similarity_by_layer(values, *axes, heading, label, floor)
+            yield f"{measure}/clustered_{model}", similarity_clustered(values, *axes, heading, label, floor)
         if mask:
             heading = f"{label} of heads: {mask} minus baseline\n{about}, {note}"
             change = arrays[f"change_{measure}"]
-            yield f"{measure}/change", similarity_by_layer(change, *places, heading, "change", diverging=True)
+            yield f"{measure}/change", similarity_by_layer(change, *axes, heading, "change", diverging=True)
 
 
 def _spectra(run: Run, about: str) -> Iterator[tuple[str, Figure]]:

@@ -26,7 +26,7 @@ HEAD_COLOURS = (
     "#717581",
     "#92dadd",
 )
-"""Ten colours that the colour-blind tell apart (Petroff, 2021, https://arxiv.org/abs/2107.02270)."""
+"""Ten colours that the colour-blind can distinguish (Petroff, 2021, https://arxiv.org/abs/2107.02270)."""
 
 HEAD_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 """Line styles of heads 0-9, 10-19, 20-29, 30-39; then colours and styles begin anew."""

@@ -32,16 +32,16 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
         width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
     """
     shown = list(rows)
+    title = f"{model}, {rows[0]['images']:,} images"
     if len(rows) > MOST_ROWS:
         worst = sorted(rows[1:], key=lambda row: -float(row["drop_pp"]))[: MOST_ROWS - 1]
         shown = [rows[0], *worst]
-    title = f"{model}, {rows[0]['images']:,} images"
-    if len(shown) < len(rows):
-        title += f" (the {len(shown) - 1} largest drops of {len(rows) - 1:,} masks)"
-    families = any(row["test_family"] for row in rows)
-    table = _table(title, shown, families, narrow=False)
+        title += f" (the {len(worst)} largest drops of {len(rows) - 1:,} masks)"
+
+    tested = any(row["test_family"] for row in rows)
+    table = _table(title, shown, tested, narrow=False)
     if console.measure(table).maximum > (width or console.width):
-        table = _table(title, shown, families, narrow=True)
+        table = _table(title, shown, tested, narrow=True)
     return table
 
 
@@ -76,15 +76,19 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _table(title: str, rows: Sequence[Row], families: bool, narrow: bool) -> Table:
-    """Lay out the rows; a narrow table has no columns for heads and top-5, one without families none for q."""
+def _table(title: str, rows: Sequence[Row], tested: bool, narrow: bool) -> Table:
+    """Lay out the rows; without heads and top-5 where it must be narrow, without q where no test family is tested."""
+    left_out = set()
+    if narrow:
+        left_out |= {"heads", "top-5 %"}
+    if not tested:
+        left_out.add("q (BH)")
+
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    left_out = {"heads", "top-5 %"} if narrow else set()
-    left_out |= set() if families else {"q (BH)"}
     cells = [_cells(row) for row in rows]
     for heading in (name for name in cells[0] if name not in left_out):
         first = heading == "mask"
-        # names are what masks.csv is keyed by: they are folded, never cut
+        # a mask is looked up in masks.csv by its whole name: names are folded, never cut
         table.add_column(heading, justify="left" if first else "right", no_wrap=not first, overflow="fold")
     for row in cells:
         table.add_row(*(cell for name, cell in row.items() if name not in left_out))

@@ -100,11 +100,13 @@ def load_run(path: str | Path) -> Run:
 
 
 def _rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a table, each cell in the type of its column."""
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             yield {name: _cell(name, text) for name, text in row.items()}
 
 
+# All other columns hold floats, written with full precision: they are read back to the last bit.
 _TEXT_COLUMNS = frozenset({"mask", "ablation", "test_family", "series", "profile"})
 _INTEGER_COLUMNS = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Saves figures as runs do, so that tests can ask what came out."""
+"""Saves figures as runs do, so that tests can look at what came out."""
 
 import io
 import warnings
@@ -55,7 +55,7 @@ def near(colour: Colour, other: Colour) -> bool:
 
 
 def is_grey(colour: Colour) -> bool:
-    """Say whether a colour is that of the hatched background."""
+    """Say whether a colour belongs to the hatched background."""
     return max(colour) - min(colour) < 4 and 150 < colour[0] < 250
 
 
