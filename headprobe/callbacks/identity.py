@@ -57,7 +57,7 @@ def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[st
 
     Paths of weights and local data are left out, because digests stand for them, and so is what no sum depends on.
     """
-    model = {name: value for name, value in identity["model"].items() if name != "weights"}
+    model = {name: value for name, value in identity["model"].items() if name not in ("weights", "pretrained")}
     local = identity["data"]["local"]
     data = {name: value for name, value in identity["data"].items() if name != "path" or not local}
     # Sums are kept by name, whatever the order of the callbacks.
