@@ -157,7 +157,6 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "key": run_key(what_counts(numbers, trainer)),
         **numbers,
         "specs": sorted({variant.mask.test_family or variant.mask.name for variant in probe.variants}),
-        "masks": {name: digest for name, digest, *_ in numbers["variants"]},
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
