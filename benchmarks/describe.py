@@ -91,9 +91,9 @@ def observers(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Ob
         sums = {statistic.name: statistic.open(0) for statistic in statistics}
 
         def observe(record: LayerRecord) -> None:
-            seen = Observation(0, torch.arange(record.images), (record,))
+            observation = Observation(0, torch.arange(record.images), (record,))
             for statistic in statistics:
-                statistic.observe(seen, sums[statistic.name])
+                statistic.observe(observation, sums[statistic.name])
 
         return observe
 

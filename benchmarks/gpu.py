@@ -96,7 +96,7 @@ def table(numbers: dict[str, Any]) -> str:
         sweeping = "rows" in one
         lines.append(
             (
-                f"sweep, {one['rows']} rows, {one['chunks']} chunks" if sweeping else f"plain, batch {one['batch']}",
+                f"sweep, {one['rows']} rows, {one['waves']} waves" if sweeping else f"plain, batch {one['batch']}",
                 f"{one['images_per_second']:.1f}",
                 f"{one['masks_images_per_second']:.0f}" if sweeping else "",
                 f"{one['flops_per_image'] / 1e9:.1f}",

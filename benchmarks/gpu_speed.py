@@ -63,7 +63,7 @@ def sweep(passes: ForwardPasses, rows: int, options: argparse.Namespace, device:
     found = measured(lambda: passes.logits(images), len(images), device, options.repeats)
     return {
         "rows": passes.plan.most_rows,
-        "chunks": len(passes.plan.waves),
+        "waves": len(passes.plan.waves),
         "masks_images_per_second": masks * found["images_per_second"],
         **found,
     }

@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
 
 
 def bfloat16() -> str:
-    """Say which bfloat16 matrix instructions the processor lists: without any, bfloat16 is emulated."""
+    """Return the bfloat16 matrix instructions that the processor lists: without any, bfloat16 is emulated."""
     listed = (_first("flags") or _first("Features")).split()
     if not listed:
         return "not known"

@@ -73,7 +73,7 @@ def compete(comparison: Comparison, repeats: int, say: Callable[[str], None]) ->
 
 
 def _there(one: Contestant, outcome: Outcome) -> bool:
-    """Say whether the package that a contestant needs is installed."""
+    """Return whether the package that a contestant needs is installed."""
     if one.needs is None or importlib.util.find_spec(one.needs):
         return True
     outcome.absent[one.name] = f"skipped: {one.needs} is not installed"
@@ -81,7 +81,7 @@ def _there(one: Contestant, outcome: Outcome) -> bool:
 
 
 def differences(contestants: Sequence[Contestant], rounds: dict[str, list[Round]]) -> list[str]:
-    """Say who found other numbers than headprobe, or without it than the first: it did other work.
+    """Return which contestants' numbers differ from headprobe's, or without it from the first's: other work.
 
     Contestants that do not compute in float32 are left out.
     """
@@ -95,7 +95,7 @@ def differences(contestants: Sequence[Contestant], rounds: dict[str, list[Round]
 
 
 def _difference(run: Round, expected: Round) -> str:
-    """Say in what a run's numbers differ from another's, up to the other's name; nothing where they do not."""
+    """Return in words how a run's numbers differ from another's, up to the other's name; empty where they do not."""
     odd = sorted(run.counts.keys() ^ expected.counts.keys())
     if odd:
         return f"scored other masks ({', '.join(odd[:3])}) than"

@@ -40,7 +40,7 @@ class Materials:
     options: dict[str, Any]
 
     def describe(self) -> str:
-        """Say in words what is measured."""
+        """Return in words what is measured."""
         name = f"{self.model} {json.dumps(self.options)}" if self.options else self.model
         return f"{name} with {'trained' if trained(self) else 'random'} weights, images of {Path(self.data).name}"
 
@@ -103,7 +103,7 @@ def source_of(materials: Materials) -> ModelSource:
 
 
 def trained(materials: Materials) -> bool:
-    """Say whether the weights are of any use."""
+    """Return whether the weights are of any use."""
     return materials.weights is not None or materials.model in BUNDLED
 
 

@@ -2,7 +2,7 @@
 
 All single heads of a model on images of noise, in one process: one forward pass per mask with plain hooks, then the
 growing pass with nothing left out, with shared attention cores, with pooled tokens alone behind the last attention, and
-with only these asking in it. All take turns in every round, and ratios are printed only where all logits are equal.
+with only their queries in it. All take turns in every round, and ratios are printed only where all logits are equal.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def ablate(
 ) -> Iterator[HeadLayout]:
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
-    The cheap proofs run first, on noise; your own hooks are set aside for them, and run as always under the mask.
+    The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask.
     Contexts may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with
     gradient checkpointing call `backward` inside too. Use a model in one thread at a time.
 
@@ -124,7 +124,7 @@ def _device(model: nn.Module) -> torch.device:
 
 def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
     """Return the given size if it is one, or the size that the model was built for."""
-    if not any(True for _ in model.parameters()):
+    if next(model.parameters(), None) is None:
         raise UsageError(f"a model to check must have weights, got {type(model).__name__}")
     size = data_config(model)["input_size"] if given is None else given
     if not isinstance(size, tuple | list) or len(size) != 3 or any(type(n) is not int or n < 1 for n in size):

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in ("-V", "--version"):
         sys.stdout.write(f"headprobe {__version__}\n")
         return 0
-    if command in _WHOLE and {"-h", "--help"} & set(words):
+    if command in _LIGHTNING and {"-h", "--help"} & set(words):
         sys.stdout.write(SCREENS[command])
         return 0
     if command not in _COMMANDS:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, code=130)
     except SystemExit as stop:
-        # Lightning ends an interrupted process with code 1 and does not say why
+        # Lightning ends an interrupted process with code 1 and no message.
         if isinstance(stop.__context__, KeyboardInterrupt):
             return _fail(INTERRUPTED, code=130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -90,8 +90,8 @@ _COMMANDS = {
 }
 """The module of `headprobe.commands` behind each command."""
 
-_WHOLE = ("test", "fit")
-"""Commands with a parser of Lightning's, which takes their own word too and reads the process's words by itself."""
+_LIGHTNING = ("test", "fit")
+"""Commands with a parser of Lightning's, which takes the command's word too, and reads `sys.argv` by itself."""
 
 
 def _run(command: str, words: list[str], given: bool) -> None:
@@ -103,7 +103,7 @@ def _run(command: str, words: list[str], given: bool) -> None:
         given: The words were given by a caller, not by the command line.
     """
     module = import_module(f"headprobe.commands.{_COMMANDS[command]}")
-    if command not in _WHOLE:
+    if command not in _LIGHTNING:
         module.run(words[1:])
     elif help_options := [word for word in words if word in ("--help-trainer", "--help-all")]:
         module.print_options(command, everything=help_options[0] == "--help-all")
@@ -112,7 +112,7 @@ def _run(command: str, words: list[str], given: bool) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    """Say what went wrong, once and not once per process, and return the exit code."""
+    """Print the message, once and not once per process, and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         from headprobe.text import without_secrets  # not at module level: `--help` needs none of it
 

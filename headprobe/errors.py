@@ -1,4 +1,4 @@
-"""The two ways a command can fail: the user asked for something that cannot be, or a run broke half-way."""
+"""The two ways a command can fail: a request that cannot be carried out, or a run that breaks half-way."""
 
 
 class UsageError(ValueError):

@@ -1,4 +1,4 @@
-"""Writes a run's files so that a reader never meets half of one, and locks a directory for one run at a time."""
+"""Writes files in one step, so that a reader never finds half of one, and locks a directory for one run at a time."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: a crash leaves the old file or the new one, never a part.
+    """Write `content` to `path` in one step: a crash leaves the old file or the new one, never a piece.
 
     Raises:
         RunError: As `writing` does.
@@ -43,7 +43,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to; when the context ends, its content is on the disk and it becomes `path` in one step.
+    """Open a file to write to; when the context ends, its content is on the disk and it becomes `path` in one step.
 
     Raises:
         RunError: The file cannot be written (disk full, directory read-only); the old one is untouched.
@@ -64,7 +64,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name of a file while it is written: each process has its own, also on a disk that machines share."""
+    """Return the name of a file while it is written; each process has its own, even on a disk that machines share."""
     return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
@@ -87,7 +87,7 @@ def _rename_over(partial: Path, path: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Bring the directory's new entry to the disk too, where the system can.
+    """Write the directory's new entry to the disk too, where the system can.
 
     Windows and some network file systems refuse to open a directory; these network file systems rename synchronously.
     """
@@ -117,7 +117,7 @@ class Lock:
     """A lock that ends with its process, however that ends.
 
     Args:
-        path: The lock's file; it stays. Beside it `lock.json` says which process took it last.
+        path: The lock's file; it stays. Beside it `lock.json` names the process that took it last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,7 +148,7 @@ class Lock:
         except HELD:
             raise UsageError(
                 f"another run is at work on the same units ({describe_holder(self.path)}): wait for it, stop it, or "
-                f"change what is asked for; `headprobe status {self.path.parent}` shows how far it is"
+                f"change the options; `headprobe status {self.path.parent}` shows how far it is"
             ) from None
         holder = {"process": os.getpid(), "machine": socket.gethostname(), "since": now()}
         write_text(_holder_file(self.path), json.dumps(holder) + "\n")
@@ -161,7 +161,7 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether another process holds the lock of this file; works for those who may only read it, too."""
+    """Return whether another process holds the lock of this file; the right to read the file is enough."""
     if not path.is_file():
         return False
     try:
@@ -174,7 +174,7 @@ def is_held(path: Path) -> bool:
 
 
 def describe_holder(path: Path) -> str:
-    """Say which process took a lock last."""
+    """Return which process took a lock last, in words."""
     try:
         holder = json.loads(_holder_file(path).read_text(encoding="utf-8"))
         return f"process {holder['process']} on {holder['machine']}, since {holder['since']}"

@@ -1,4 +1,4 @@
-"""How `fit` trains a model: a few steps, with which the bundled models were made."""
+"""`Fit`: the training steps of `headprobe fit`, which made the bundled models."""
 
 from typing import Any
 

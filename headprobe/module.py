@@ -1,4 +1,4 @@
-"""`HeadProbe`: a timm backbone with a head-mask buffer, evaluated under all masks at once by Lightning."""
+"""`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class StepResult:
 
 
 class AfterBatch(lightning.Callback):
-    """A callback that looks at every scored batch of a `HeadProbe`; tests of other modules pass it by."""
+    """A callback that looks at every scored batch of a `HeadProbe`; it ignores tests of other modules."""
 
     def on_test_batch_end(
         self,
@@ -69,7 +69,7 @@ class AfterBatch(lightning.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hand the batch over."""
+        """Call `after_batch` with the scored batch."""
         if isinstance(pl_module, HeadProbe) and isinstance(outputs, StepResult):
             self.after_batch(trainer, pl_module, outputs, batch)
 
@@ -90,7 +90,7 @@ class HeadProbe(lightning.LightningModule):
 
     `choose_masks` chooses the masks, then `ProbeTrainer.test` does the rest: `begin_units` makes room for sums,
     `plan_passes` proves the masks and plans the forward passes, `masked_logits` runs them. `statistics` describe the
-    heads meanwhile: the baseline's and, with a single variant, the masked model's too.
+    heads of the baseline meanwhile; with a single variant, those of the masked model too.
 
     Args:
         name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
@@ -171,10 +171,11 @@ class HeadProbe(lightning.LightningModule):
         checked = [MaskSpec(text) for text in texts]
         self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, ablations)
 
-        keep = [variant.mask.mask.keep() for variant in self.variants]
+        keep = [variant.mask.mask.keep() for variant in self.variants]  # each [layers, max heads]
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack(keep) if keep else empty
-        self.passes = self.unit_sums = self.scores = self.coverage = None  # all of them were made for other masks
+        # All of these were made for other masks.
+        self.passes = self.unit_sums = self.scores = self.coverage = None
 
     @property
     def described_variant(self) -> int | None:
@@ -182,7 +183,7 @@ class HeadProbe(lightning.LightningModule):
         return 0 if len(self.variants) == 1 and self.variants[0].mask.mask.count else None
 
     def identity(self) -> dict[str, Any]:
-        """Return what identifies the model, as plain data for a run's record and key."""
+        """Return what identifies the model, as plain data: a part of a run's identity."""
         return {
             "name": self.source.name,
             "weights": self.source.weights,
@@ -200,7 +201,7 @@ class HeadProbe(lightning.LightningModule):
     # -- test ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Make room for the sums of every unit that the data module is going to send."""
+        """Begin the units of the data module."""
         if stage == "test":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
             if data is None:
@@ -208,7 +209,11 @@ class HeadProbe(lightning.LightningModule):
             self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
-        """Continue a test that finished some units before: begin with the rows that fitted into memory then."""
+        """Continue a test that finished some units before.
+
+        Args:
+            finished: Its finished units; their smallest row budget is known to fit into memory. None starts a new test.
+        """
         self._finished = finished
 
     def on_test_start(self) -> None:
@@ -218,7 +223,8 @@ class HeadProbe(lightning.LightningModule):
                 "this Trainer writes no results: use headprobe.ProbeTrainer, which writes the files of the command "
                 "line, or read the `scores` of the HeadProbe afterwards"
             )
-        self.plan_passes(int(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 32)))
+        data = getattr(self.trainer, "datamodule", None)
+        self.plan_passes(int(getattr(data, "batch_size", 32)))
         self.scores = self.coverage = None
         self.observe_heads()
 
@@ -291,13 +297,13 @@ class HeadProbe(lightning.LightningModule):
         sizes: Sequence[int] | None = None,
         bad_are_wrong: bool = False,
     ) -> None:
-        """Make room for the sums of `units` pieces of data; `statistics` must be set before.
+        """Begin the sums of all units of the data; `statistics` must be set before.
 
         Args:
             units: Number of units of the data set.
             valid_classes: Sorted classes that the data set has; logits of all others are left out. None keeps all.
-            sizes: Rows of each unit, None where only reading the data would tell.
-            bad_are_wrong: Count images that cannot be read as wrong, under every mask; otherwise they do not count.
+            sizes: Rows of each unit, None where they are known only after reading the data.
+            bad_are_wrong: Count images that cannot be read as wrong, under every variant; otherwise they do not count.
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
@@ -312,11 +318,12 @@ class HeadProbe(lightning.LightningModule):
         if batch.failure is not None:
             raise RunError(batch.failure)
         name = batch.name or f"unit {batch.unit}"
-        opened = self.unit_sums.open(batch.unit, batch.rows.tolist(), [asdict(bad) for bad in batch.bad], name)
+        bad_rows = [asdict(bad) for bad in batch.bad]
+        opened = self.unit_sums.open(batch.unit, batch.rows.tolist(), bad_rows, name)
         observing = self.passes.observing
 
-        def taps_of(part: slice) -> Sequence[Tap]:
-            return observing.taps(opened.statistics, batch.unit, batch.rows[part]) if observing else ()
+        def taps_of(images: slice) -> Sequence[Tap]:
+            return observing.taps(opened.statistics, batch.unit, batch.rows[images]) if observing else ()
 
         logits, labels = self._logits(batch.images, taps_of), batch.labels  # [1 + variants, images, classes], [images]
         if self.valid_classes is not None:
@@ -346,7 +353,7 @@ class HeadProbe(lightning.LightningModule):
         return normalised(images, self.data_config, dtype or next(self.backbone.parameters()).dtype)
 
     def on_test_epoch_end(self) -> None:
-        """Add up all processes' units, each exactly once.
+        """Add up the units of all processes, each exactly once.
 
         Raises:
             RunError: Units are missing, or were counted twice.
@@ -359,14 +366,14 @@ class HeadProbe(lightning.LightningModule):
         self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
 
     def _added_up(self) -> bytes:
-        """Add up what this process has, and return what all processes need of it."""
+        """Add up the units; return the sums that all processes need, coverage and scores, as an npz file."""
         whole: NamedSums = self.unit_sums.whole() if self.unit_sums is not None else {}
         out = io.BytesIO()
         write_sums({name: whole[name] for name in (COVERAGE, SCORES)}, out)
         return out.getvalue()
 
     def teardown(self, stage: str) -> None:
-        """Let statistics go; the hooks are gone already."""
+        """Drop the statistics; the hooks are removed already."""
         self._finished = None
         if self.passes is not None:
             self.passes.observing = None
@@ -383,13 +390,13 @@ def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Ten
     Raises:
         RunError: A label is none of the valid classes.
     """
-    places = torch.searchsorted(valid, labels).clamp(max=len(valid) - 1)
+    places = torch.searchsorted(valid, labels).clamp(max=len(valid) - 1)  # [images]
     if not torch.equal(valid[places], labels):
         stranger = int(labels[valid[places] != labels][0])
-        raise RunError(f"label {stranger} is none of the {len(valid)} classes that the data set was said to have")
+        raise RunError(f"label {stranger} is none of the {len(valid)} classes that the data set should have")
     return logits[..., valid], places
 
 
 def _double_device(device: torch.device) -> torch.device:
-    """Return where float64 sums can be kept: Apple's GPUs have none."""
+    """Return the device for float64 sums: the CPU beside Apple's GPUs, which have no float64."""
     return torch.device("cpu") if device.type == "mps" else device

@@ -1,4 +1,4 @@
-"""The forward passes of a test: planned, proven, observed, and run again with fewer rows where memory ends."""
+"""The forward passes of a test: proven, planned, observed, and run again with fewer rows after an out-of-memory."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -20,17 +20,17 @@ from headprobe.describe.observing import Observing
 from headprobe.errors import RunError
 
 TapsOf = Callable[[slice], Sequence[Tap]]
-"""Gives the taps of the pass over a part of the images."""
+"""Returns the taps of the pass over these images of a batch."""
 
 
 class ForwardPasses:
-    """Runs a backbone on images under all masks, as many rows at a time as fit.
+    """Runs a backbone on images under all variants, as many rows at a time as fit.
 
     Args:
         backbone: The model.
         layout: Its attention layers.
         keep: `[variants, layers, max heads]` bool, True = keep.
-        normalised: Takes uint8 images to what the backbone takes.
+        normalised: Turns uint8 images into the input of the backbone.
         batch_size: Images of a batch.
         budget: Rows that may share a forward pass.
         replacements: What fills the masked slots of each variant; zero if not given.
@@ -63,7 +63,7 @@ class ForwardPasses:
 
     @property
     def work(self) -> float:
-        """Work of one image under all masks in plain forward passes, counted in layers."""
+        """Work of one image under all variants in plain forward passes, counted in layers."""
         return len(self.plan.waves) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
 
     def logits(self, images: Tensor, taps_of: TapsOf = lambda _: ()) -> Tensor:
@@ -74,24 +74,24 @@ class ForwardPasses:
         Raises:
             RunError: Not even one image fits, or memory ended while statistics observed.
         """
-        parts: list[Tensor] = []
+        found: list[Tensor] = []  # each [1 + variants, images of the pass, classes]
         done = 0
         while done < len(images):
             now = slice(done, done + self.plan.images)
             try:
                 with self.growing:
-                    parts.append(self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now)))
+                    found.append(self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now)))
             except RuntimeError as error:
                 self._halve_rows(error, images.device)
                 continue
             done = now.stop
-        return torch.cat(parts, dim=1)
+        return torch.cat(found, dim=1)
 
     def observe(self, statistics: Sequence[HeadStatistic], variant: int | None) -> None:
-        """Let statistics observe from now on.
+        """Show every pass to statistics from now on.
 
         Args:
-            statistics: What observes.
+            statistics: The statistics.
             variant: Number of the variant that is described beside the baseline; None for the baseline alone.
         """
         self.observing = Observing(statistics, self.growing, variant)
@@ -99,7 +99,7 @@ class ForwardPasses:
     def rehearse(self, device: torch.device) -> None:
         """Find the rows that fit while statistics observe, on images that do not count.
 
-        An out-of-memory in the middle of a described pass could not be mended: some layers have been summed by then.
+        A run cannot go on after an out-of-memory in the middle of a described pass: some sums hold its images by then.
         """
         observing = self.observing
         while observing is not None:
@@ -116,12 +116,12 @@ class ForwardPasses:
             return
 
     def _halve_rows(self, error: RuntimeError, device: torch.device) -> None:
-        """Go on with half the rows after an out-of-memory; any other error is raised again."""
+        """Plan with half the rows after an out-of-memory; raise any other error again."""
         if not is_out_of_memory(error):
             raise error
         rows = self.plan.most_rows
         if self.observing is not None and self.observing.began:
-            # statistics hold some layers of this pass already: running it again would count its images twice
+            # Some sums hold this pass already: running it again would count its images twice.
             raise RunError(
                 f"out of memory with {rows} rows in a forward pass while heads were described; run the same command "
                 f"again with --model.row_budget {max(1, rows // 2)}"
@@ -140,11 +140,8 @@ class ForwardPasses:
 
 
 def _proven(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) -> tuple[tuple[Join, ...], Shortcuts]:
-    """Prove the masks, then find where those that begin at these layers join, and what may be left out.
-
-    In float32 at least: rounding in half precision would hide errors.
-    """
-    proven = in_single(backbone, layout.model)
+    """Prove the masks; find the joins of masks whose first layer is one of `layers`, and the shortcuts that hold."""
+    proven = in_single(backbone, layout.model)  # rounding in half precision would hide errors
     try:
         prove_masks(proven, layout)
         joins, companies = find_joins(proven, layout, layers)

@@ -1,4 +1,4 @@
-"""What the processes of a run exchange: lists, bytes and failures.
+"""Collectives: how the processes of a run exchange lists, bytes and failures.
 
 Every function is a collective: all processes must call it, in the same order. The functions are meant for the start and
 the end of an epoch, not for every batch. Nothing travels as a pickle: lists are sent as JSON, sums as npz files.

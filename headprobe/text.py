@@ -1,4 +1,4 @@
-"""Pieces of sentences that several parts of headprobe print, and texts made fit to show: without secrets."""
+"""Text that several rooms of headprobe print: counted nouns, ranges, durations; and text without secrets."""
 
 import os
 import re
@@ -49,14 +49,14 @@ TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SHORTEST_TOKEN = 8  # a shorter value is no token, and removing it would blot out half of every text
 
 
-# Patterns of secrets, and their replacements.
-HIDDEN = (
+SECRETS = (
     (r"\b(hf|api_org)_[A-Za-z0-9]{12,}", r"\1_..."),
     (r"(?i)\b(bearer|basic)\s+[\w.~+/=-]+", r"\1 ..."),
     (r"(?i)\b(\w*(?:token|password|secret|api_?key))(\s*[=:]\s*)[^\s&]+", r"\1\2..."),
     (r"(\w+://)[^\s/@]+@", r"\1...@"),  # user:password@host
     (r"(\w+://[^\s?]+)\?\S+", r"\1?..."),  # signed addresses carry their key in the query
 )
+"""Patterns of secrets, each with the text that replaces it."""
 
 
 def without_secrets(text: str) -> str:
@@ -66,7 +66,7 @@ def without_secrets(text: str) -> str:
         if len(token) >= SHORTEST_TOKEN:
             text = text.replace(token, "...")
 
-    for pattern, shown in HIDDEN:
+    for pattern, shown in SECRETS:
         text = re.sub(pattern, shown, text)
     return text
 

@@ -1,6 +1,6 @@
-"""`ProbeTrainer`: Lightning's trainer with the callbacks that every run of headprobe has, in one ordered list.
+"""`ProbeTrainer`: Lightning's trainer with the standard callbacks of a run of headprobe, in one ordered list.
 
-The command line, Python users and studies all start their tests here, so all write the same files.
+The command line and Python users start their tests here, so both write the same files.
 """
 
 import os
@@ -27,11 +27,11 @@ OFF = {
     "enable_model_summary": False,
     "enable_checkpointing": False,  # no checkpoints: they are pickles
 }
-"""What Lightning switches on by itself and no run of headprobe needs."""
+"""Options that Lightning switches on by itself and that no run of headprobe needs."""
 
 
 class ProbeTrainer(lightning.Trainer):
-    """Where and how to run. Takes every option of Lightning's Trainer.
+    """Runs tests and trainings of headprobe. Takes every option of Lightning's Trainer.
 
     ```python
     probe = headprobe.HeadProbe("digits_vit")
@@ -53,8 +53,8 @@ class ProbeTrainer(lightning.Trainer):
             kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
         try:
             super().__init__(*args, **kwargs)
+        # The errors of Lightning for options that do not fit together or this machine.
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
-            # what Lightning raises for options that do not fit together or this machine
             raise UsageError(f"Lightning cannot use these --trainer options: {error}") from error
         _refuse_lonely_nodes(self)
 
@@ -65,7 +65,7 @@ class ProbeTrainer(lightning.Trainer):
             *args: As Lightning's.
             resume: auto: continue with units that the same command has finished before; never: score all again; or the
                 directory of a run or of its units, to continue with them.
-            records: Also write one row per image and mask (Parquet).
+            records: Also write one row per image and variant (Parquet).
             **kwargs: As Lightning's.
         """
         _refuse_limits(self)
@@ -78,12 +78,15 @@ class ProbeTrainer(lightning.Trainer):
         return super().fit(*args, **kwargs)
 
     def _use_callbacks(self, before: list[lightning.Callback], after: list[lightning.Callback]) -> None:
-        """Put the standard callbacks around the user's; of a kind that the user gave, the user's own stays alone."""
-        standard = getattr(self, "_standard", [])
-        given = [callback for callback in self.callbacks if not any(callback is one for one in standard)]  # type: ignore[has-type]
+        """Put the standard callbacks around the user's; one of the user's replaces the standard one of its kind."""
+        # An earlier `test` or `fit` of this trainer has left its own standard callbacks.
+        earlier = {id(callback) for callback in getattr(self, "_standard", ())}
+        given = [callback for callback in self.callbacks if id(callback) not in earlier]  # type: ignore[has-type]
         kinds = {type(callback) for callback in given}
-        before, after = ([one for one in some if type(one) not in kinds] for some in (before, after))
+        before = [callback for callback in before if type(callback) not in kinds]
+        after = [callback for callback in after if type(callback) not in kinds]
         self._standard = [*before, *after]
+
         bars = [callback for callback in given if isinstance(callback, ProgressBar)]
         others = [callback for callback in given if not isinstance(callback, ProgressBar)]
         self.callbacks = [*before, *bars, *others, *after]
@@ -92,7 +95,8 @@ class ProbeTrainer(lightning.Trainer):
 def _before(trainer: lightning.Trainer, resume: str, records: bool) -> list[lightning.Callback]:
     """Return the callbacks of a test that stand before the user's, in their order.
 
-    Failures of other processes come first. Records come before `Resume`: a unit is finished only with its records.
+    `FailTogether` comes first, to stop before anything else runs on. Records come before `Resume`: a unit is finished
+    only with its records.
     """
     callbacks: list[lightning.Callback] = [FailTogether()] if trainer.world_size > 1 else []
     if records:
@@ -104,19 +108,19 @@ def _before(trainer: lightning.Trainer, resume: str, records: bool) -> list[ligh
 
 
 def _listed(callbacks: Any) -> list[lightning.Callback]:
-    """Return callbacks as Lightning takes them: none, one or several."""
+    """Return callbacks as a list; Lightning takes None, one or several."""
     if callbacks is None:
         return []
     return [callbacks] if isinstance(callbacks, lightning.Callback) else list(callbacks)
 
 
 def _refuse_lonely_nodes(trainer: lightning.Trainer) -> None:
-    """Refuse to wait for machines with unknown addresses: Lightning would wait without a word and without end."""
+    """Refuse machines with unknown addresses: Lightning would wait for them forever and print nothing."""
     launched = getattr(trainer.strategy, "cluster_environment", None)
     unknown = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if trainer.num_nodes > 1 and isinstance(launched, LightningEnvironment) and unknown:
         raise UsageError(
-            f"--trainer.num_nodes needs to know the other machines: start it with srun or torchrun, or set "
+            f"--trainer.num_nodes needs the addresses of the other machines: start it with srun or torchrun, or set "
             f"{', '.join(unknown)} on each of them (docs/imagenet.md), got {trainer.num_nodes} nodes"
         )
 

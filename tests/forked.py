@@ -130,7 +130,7 @@ def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
+    """Return a port of the loopback interface that no process uses."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

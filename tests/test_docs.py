@@ -1,4 +1,4 @@
-"""What the README and docs/ tell a user to type works, and what they say a run writes is what it writes."""
+"""The commands of README and docs/ work, a run writes what they say, and the files that they name exist."""
 
 import re
 import shlex
@@ -18,6 +18,8 @@ from headprobe.run.results import class_rows, variant_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md"]
+CODE = [file.as_posix() for folder in ("headprobe", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
 
 pytestmark = pytest.mark.usefixtures("no_arguments", "at_root")
 
@@ -47,6 +49,10 @@ class Command:
     place: str
     words: tuple[str, ...]
     shown: tuple[str, ...]
+
+
+def place_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -174,11 +180,24 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_of_the_code_that_a_page_names_are_there(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    named = set(re.findall(r"`((?:headprobe|tests|configs|benchmarks|docs)/[\w./-]*\w)`", text))
+@pytest.mark.parametrize("page", ALL_PAGES, ids=place_of)
+def test_every_path_of_the_repository_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w./-])((?:headprobe|tests|configs|benchmarks|docs)/[\w./-]*\w)", text))
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=place_of)
+def test_every_file_of_the_code_that_a_page_names_in_short_exists(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")))
+    assert {name for name in named if not any(file.endswith(f"/{name}") for file in CODE)} == set()
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=place_of)
+def test_every_module_that_a_page_runs_exists(page: Path) -> None:
+    named = set(re.findall(r"python3? -m ((?:headprobe|benchmarks|tests)[\w.]*\w)", page.read_text(encoding="utf-8")))
+    files = {name: ROOT / name.replace(".", "/") for name in named}
+    assert {name for name, file in files.items() if not file.exists() and not file.with_suffix(".py").exists()} == set()
 
 
 def documented_columns(heading: str) -> list[str]:

@@ -197,7 +197,7 @@ def test_the_package_has_at_most_140_files() -> None:
     assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 140
 
 
-def test_the_package_itself_imports_no_part_before_it_is_asked() -> None:
+def test_the_package_itself_imports_no_room_before_a_name_is_used() -> None:
     at_once = at_import(tree_of(PACKAGE / "__init__.py"))
     assert own_parts(at_once) | outside(at_once) == set()
 

@@ -210,7 +210,7 @@ def test_the_work_of_a_sweep_counts_the_layers_that_are_run() -> None:
     assert probe.work == pytest.approx(1 + (6 + 5 + 4 + 3 + 2 + 1) / 6)
 
 
-def test_what_masking_takes_away_is_chosen_by_the_model_and_part_of_its_description() -> None:
+def test_what_masking_takes_away_is_chosen_by_the_model_and_part_of_its_identity() -> None:
     options = {"img_size": 64}
     logits: dict[str, Tensor] = {}
     choices: tuple[Semantics, ...] = ("slot", "attention")

@@ -152,7 +152,7 @@ def _ieee_float32() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether memory has ended; on a CPU torch raises no class of its own for it, so the text decides."""
+    """Return whether memory has ended; on a CPU torch raises no class of its own for it, so the text decides."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
@@ -169,7 +169,7 @@ MOST_ROUNDING = 1e-3  # relative to the largest number; a larger difference is a
 
 
 def agree(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
-    """Say whether two outputs are equal up to rounding.
+    """Return whether two outputs are equal up to rounding.
 
     Args:
         found: An output.

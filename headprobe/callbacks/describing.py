@@ -1,4 +1,4 @@
-"""The callbacks that describe every head while a test runs, and the files of what they found."""
+"""The callbacks that describe every head while a test runs, and the files that they write."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +21,17 @@ from headprobe.units.tree import Arrays
 
 
 class HeadCallback(lightning.Callback):
-    """Collects one kind of statistic while a test runs; without such a callback nothing is captured.
+    """Describes heads by one statistic while a test runs; without such a callback no layer is tapped.
 
     Args:
-        statistic: What is collected.
+        statistic: The statistic.
     """
 
     def __init__(self, statistic: HeadStatistic) -> None:
         self.statistic = statistic
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Give the model its statistics, before it makes room for their sums.
+        """Give the model its statistics, before it begins its units.
 
         Raises:
             UsageError: The same callback is there twice.
@@ -51,7 +51,7 @@ class HeadCallback(lightning.Callback):
 
 
 def head_callbacks(trainer: Any) -> list[HeadCallback]:
-    """Return those callbacks of a trainer that describe heads."""
+    """Return the callbacks of a trainer that describe heads."""
     return [callback for callback in trainer.callbacks if isinstance(callback, HeadCallback)]
 
 
@@ -92,7 +92,8 @@ class HeadSimilarity(HeadCallback):
         noise_floor: bool = True,
         precision: str = "float64",
     ) -> None:
-        # Plain texts, which the statistic checks: of a wrong choice jsonargparse would print all callbacks' options.
+        # Plain texts, which the statistic checks. With Literal types jsonargparse would answer a wrong choice with the
+        # options of all callbacks.
         chosen = tuple(MEASURES if measures is None else measures)
         options: Any = (scope, sampling, pairs or (), variance, chosen, groups, noise_floor, precision)
         super().__init__(SimilaritySums(*options))
@@ -109,7 +110,7 @@ DESCRIBING: tuple[type[HeadCallback], ...] = (HeadAttention, HeadSimilarity, Hea
 """Every kind of description, which a config file names by its class alone."""
 
 
-# -- What was found, on the first process after the test --
+# -- files and table, on the first process after the test --------------------------------------------------------------
 
 
 def write_descriptions(statistics: Sequence[HeadStatistic], directory: Path, images: int) -> None:
@@ -126,7 +127,10 @@ def write_descriptions(statistics: Sequence[HeadStatistic], directory: Path, ima
     for role, columns in found.items():
         found[role] = {"images": np.full(sum(heads), images), **columns}
 
-    models = {subject.mask_of(model): found[model] for model in subject.models if model in found}
+    models: dict[str, Arrays] = {}  # by the mask's name
+    for role in subject.models:
+        if role in found:
+            models[subject.mask_of(role)] = found[role]
     if models:
         write_rows(directory / "heads.csv", head_rows(heads, models))
     if Role.CHANGE in found:
@@ -145,7 +149,7 @@ def write_descriptions(statistics: Sequence[HeadStatistic], directory: Path, ima
 
 
 def _columns(statistics: Sequence[HeadStatistic]) -> dict[str, Arrays]:
-    """Return the columns of all statistics by model."""
+    """Return the columns of all statistics, by role."""
     found: dict[str, Arrays] = {}
     for statistic in statistics:
         for role, columns in statistic.columns().items():
@@ -154,7 +158,7 @@ def _columns(statistics: Sequence[HeadStatistic]) -> dict[str, Arrays]:
 
 
 def undefined(statistics: Sequence[HeadStatistic]) -> Undefined:
-    """Return for every statistic that some layers do not have the reasons, with the layers; for `run.json`."""
+    """Return why some layers do not have a statistic: by statistic and reason, the layers. For `run.json`."""
     found: Undefined = {}
     for statistic in statistics:
         found |= statistic.undefined()
@@ -162,12 +166,14 @@ def undefined(statistics: Sequence[HeadStatistic]) -> Undefined:
 
 
 def print_summary(statistics: Sequence[HeadStatistic]) -> None:
-    """Print one line per layer, and what the numbers were taken over."""
+    """Print one line per layer, then the notes of the statistics: which samples and layers the numbers are of."""
     found: dict[str, ArrayLike] = {}
     for statistic in statistics:
         found |= statistic.summary()
     if found:
         console.print()
         console.print(layers_table(statistics[0].subject.layout.heads_per_layer, found))
-    for note in filter(None, (statistic.note() for statistic in statistics)):
-        console.print(note)
+    for statistic in statistics:
+        note = statistic.note()
+        if note:
+            console.print(note)

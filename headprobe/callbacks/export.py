@@ -1,4 +1,4 @@
-"""Saves what `fit` trained as safetensors, which open anywhere and can run no code."""
+"""Saves the model that `fit` trained as safetensors, which open anywhere and can run no code."""
 
 from pathlib import Path
 

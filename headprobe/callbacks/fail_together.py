@@ -1,8 +1,8 @@
-"""When one process of several fails, all end at once, with its message and nobody else's.
+"""Ends all processes of a test when one fails, with the message of that one alone.
 
-Without this a failure of process 1 would be buried under process 0's complaint that it lost its peer or, on GPUs, end
-in a hang: the others wait for it in a collective. So failures go through a key-value store that every process looks at
-between batches, and collectives begin only when all processes have arrived.
+Without this, process 0 would print that it lost process 1 and bury the reason; on GPUs it would wait forever in a
+collective. So a process that fails writes its failure into a key-value store, which every process reads between
+batches. Collectives begin only when all processes have arrived.
 """
 
 import json
@@ -27,7 +27,7 @@ SECONDS_TO_LEAVE = 5.0
 
 
 class FailTogether(lightning.Callback):
-    """Ends all processes of a test when one fails; does nothing where there is one only."""
+    """Ends all processes of a test when one fails; does nothing in a run of one process."""
 
     def __init__(self) -> None:
         self._store: Any = None
@@ -43,7 +43,7 @@ class FailTogether(lightning.Callback):
         self._store = served or _store(port, serve=False)
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Note SIGTERM for the next batch: Lightning would ask all processes, most of which will never answer."""
+        """Note SIGTERM until the next batch: Lightning would begin a collective, which most processes never join."""
         self._ended = False
         if self._store is not None and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._end)
@@ -52,24 +52,24 @@ class FailTogether(lightning.Callback):
         self._ended = True
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Fail where another process has."""
-        self._look()
+        """Fail if another process has failed."""
+        self._raise_failure()
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Wait for all processes, so that none meets the coming collectives alone."""
+        """Wait for all processes, so that none begins the coming collectives alone."""
         if self._store is None:
             return
         self._store.add("arrived", 1)
         while self._store.add("arrived", 0) < trainer.world_size:
-            self._look()
+            self._raise_failure()
             time.sleep(0.01)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Tell the others. The first process goes on to show the message, every other one ends here, without a word."""
+        """Write the failure to the store. Process 0 goes on and shows the message; the others end here, silently."""
         store = self._store
-        self._let_signals_go()
+        self._restore_signal()
         if store is None:
             return
         try:
@@ -82,27 +82,27 @@ class FailTogether(lightning.Callback):
                 return  # process 0 is stuck: better two messages than none
             _let_save(trainer, pl_module, exception)
             store.add("left", 1)
-        except dist.DistError:  # process 0, which keeps the store, has gone and has said why
+        except dist.DistError:  # process 0, which keeps the store, has shown its message and ended
             _let_save(trainer, pl_module, exception)
-        # Code 0: finding a child that ended otherwise, Lightning would kill process 0 before it has said why. And at
-        # once, since tearing down would wait for peers that are gone.
+        # Code 0: after any other code of a child, Lightning would kill process 0 before it shows its message. At once:
+        # tearing down would wait for processes that have ended.
         os._exit(0)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Let go of the store; process 0 may yet fail, and need not wait for this one then."""
-        self._let_signals_go()
+        """Note that this process has left, so that process 0 does not wait for it if it fails later; drop the store."""
+        self._restore_signal()
         if self._store is not None and not trainer.is_global_zero:
             with suppress(dist.DistError):
                 self._store.add("left", 1)
         self._store = None
 
-    def _let_signals_go(self) -> None:
+    def _restore_signal(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
-    def _look(self) -> None:
-        """Raise what another process has failed with, if one has."""
+    def _raise_failure(self) -> None:
+        """Raise the failure of another process, if there is one."""
         if self._ended:
             raise SIGTERMException
         if self._store is None or not self._store.check(["failed"]):
@@ -116,14 +116,14 @@ class FailTogether(lightning.Callback):
 
 
 def _let_save(trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
-    """Let all other callbacks of a process that is about to end keep what they have."""
+    """Let all other callbacks save what they have, before this process ends."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # documented
         if not isinstance(callback, FailTogether):
             callback.on_exception(trainer, pl_module, exception)
 
 
 def _store(port: int, *, serve: bool) -> Any:
-    """Open a key-value store at the address that the process group was given; port 0 takes any free one."""
+    """Open a key-value store at the address of the process group; port 0 takes any free one."""
     return dist.TCPStore(  # type: ignore[attr-defined]  # torch documents it, but does not list it as exported
         os.environ["MASTER_ADDR"],
         port,
@@ -146,7 +146,7 @@ def _failure(exception: BaseException, trainer: lightning.Trainer) -> dict[str, 
 
 
 def _wait(until: Callable[[], bool], seconds: float) -> bool:
-    """Wait for a condition and say whether it came true in time."""
+    """Wait for a condition and return whether it came true in time."""
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:

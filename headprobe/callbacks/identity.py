@@ -1,4 +1,4 @@
-"""What a run is, as plain data: all that changes its numbers, and the key that follows from it."""
+"""The identity of a run, as plain data: all that changes its numbers; and the key, which is its digest."""
 
 import hashlib
 import json
@@ -25,17 +25,20 @@ PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datase
 
 
 def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
-    """Return all that changes the numbers of a test, known before its first image.
+    """Return the identity of a test: all that changes its numbers, known before its first image.
 
-    The row plan follows from the variants, the batch size and the row budget that was asked for.
+    The row plan follows from the variants, the batch size and the row budget.
 
     Args:
         trainer: Runs the test.
         probe: The model with its masks.
     """
-    # A unit is not finished without its records, where a callback keeps a row per image.
-    records = any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    scored = ["paired_accuracy", *["per_class"] * probe.per_class, *["records"] * records]
+    scored = ["paired_accuracy"]
+    if probe.per_class:
+        scored.append("per_class")
+    # Where a callback keeps records, a unit is not finished without them.
+    if any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        scored.append("records")
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
     return {
         "model": probe.identity(),
@@ -55,19 +58,24 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
 def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:
     """Return the part of an identity that a run's key is made of.
 
-    Paths of weights and local data are left out, because digests stand for them, and so is what no sum depends on.
+    Left out are paths of weights and local data, which have digests, and options that change no sum.
     """
-    model = {name: value for name, value in identity["model"].items() if name not in ("weights", "pretrained")}
-    local = identity["data"]["local"]
-    data = {name: value for name, value in identity["data"].items() if name != "path" or not local}
-    # Sums are kept by name, whatever the order of the callbacks.
-    summed = sorted((statistic.options_of_sums() for statistic in statistics_of(trainer)), key=lambda one: one["name"])
+    model = dict(identity["model"])
+    for name in ("weights", "pretrained"):
+        model.pop(name, None)
+    data = dict(identity["data"])
+    if data["local"]:
+        data.pop("path", None)
+
+    # In the order of names: sums are kept by name, whatever the order of the callbacks.
+    options = [statistic.options_of_sums() for statistic in statistics_of(trainer)]
+    summed = sorted(options, key=lambda of_one: of_one["name"])
     scored = [one for one in identity["statistics"] if isinstance(one, str)]
     return {**identity, "model": model, "data": data, "statistics": [*scored, *summed]}
 
 
 def statistics_of(trainer: lightning.Trainer) -> list[HeadStatistic]:
-    """Return what the trainer's callbacks collect about heads; the model has it too, but only after their `setup`."""
+    """Return the statistics of the trainer's callbacks; the model has them too, but only after their `setup`."""
     found = (getattr(callback, "statistic", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return [statistic for statistic in found if isinstance(statistic, HeadStatistic)]
 
@@ -110,7 +118,7 @@ def source_digest() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the run computed on: processor, threads, GPU."""
+    """Return the hardware of this process: processor, threads, GPUs."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus}
 

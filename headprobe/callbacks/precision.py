@@ -1,4 +1,4 @@
-"""Prints what a cheaper number format changes: how many of the first predictions differ from float32's."""
+"""Prints how many of the first predictions a cheaper number format changes."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ FIRST_IMAGES = 64
 class PrecisionCheck(AfterBatch):
     """Runs the baseline again in float32 on the first images of a run in another precision, and prints what differs.
 
-    It refuses nothing: how much rounding a study bears is the user's decision.
+    It refuses nothing: the user decides how much rounding a study allows.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class PrecisionCheck(AfterBatch):
             self._print(trainer)
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Print what fewer images gave where there were no more."""
+        """Print now where the data has fewer images."""
         if self.images and not self._done:
             self._print(trainer)
 
@@ -48,6 +48,7 @@ class PrecisionCheck(AfterBatch):
             expected: Tensor = self._single(probe.normalised(images, torch.float32))
         if probe.valid_classes is not None:
             expected = expected[:, probe.valid_classes.to(expected.device)]
+        # found and expected: [images, classes]
         self.images += len(images)
         self.predictions += int((expected.argmax(dim=1) != found.argmax(dim=1)).sum())
         self.logits = max(self.logits, float((expected - found.float()).abs().max()))

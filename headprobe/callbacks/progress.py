@@ -14,7 +14,7 @@ from headprobe.text import duration
 LINE_EVERY_SHARE = 0.1
 LINE_EVERY_SECONDS = 600.0
 LEAST_SECONDS = 10.0
-"""A log gets a line after each tenth of the images, or after ten minutes, but none sooner than ten seconds."""
+"""A log gets a line after each tenth of the images or after ten minutes, but never two within ten seconds."""
 
 
 def progress_for(stream: Any) -> ProgressBar:
@@ -43,7 +43,7 @@ class ImageProgress(AfterBatch, TQDMProgressBar):
         """Nothing to do: the bar moves at the end of a batch."""
 
     def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
-        """Move on by the images of this batch."""
+        """Move the bar on by the images of this batch."""
         bar = self.test_progress_bar
         moved = _images(batch, trainer)
         bar.update(moved if bar.total is None else min(moved, bar.total - bar.n))
@@ -56,8 +56,8 @@ class LogProgress(AfterBatch, ProgressBar):
         super().__init__()
         self._enabled = True
         self._done = 0
-        self._began = self._said = 0.0
-        self._said_done = 0
+        self._began = self._written = 0.0
+        self._written_done = 0
 
     def disable(self) -> None:
         """Write nothing: Lightning calls this on all processes but the first."""
@@ -65,19 +65,19 @@ class LogProgress(AfterBatch, ProgressBar):
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start counting."""
-        self._done = self._said_done = 0
-        self._began = self._said = time.monotonic()
+        self._done = self._written_done = 0
+        self._began = self._written = time.monotonic()
 
     def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Write a line if one is due."""
         total = getattr(trainer.datamodule, "images_to_do", None)  # type: ignore[attr-defined]
         self._done += _images(batch, trainer)
         now = time.monotonic()
-        quiet = now - self._said
-        moved = total is not None and self._done - self._said_done >= LINE_EVERY_SHARE * total
-        if quiet < LEAST_SECONDS or not (moved or quiet >= LINE_EVERY_SECONDS):
+        since = now - self._written
+        moved = total is not None and self._done - self._written_done >= LINE_EVERY_SHARE * total
+        if since < LEAST_SECONDS or not (moved or since >= LINE_EVERY_SECONDS):
             return
-        self._said, self._said_done = now, self._done
+        self._written, self._written_done = now, self._done
         rate = self._done / max(now - self._began, 1e-9)
         if total is None:
             self._write(f"scored {self._done:,} images, {rate:.3g} a second")
@@ -90,11 +90,11 @@ class LogProgress(AfterBatch, ProgressBar):
         """Write a line for an epoch of `fit`, if one is due."""
         now = time.monotonic()
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        if last or now - self._said >= LEAST_SECONDS:
-            self._said = now
+        if last or now - self._written >= LEAST_SECONDS:
+            self._written = now
             metrics = self.get_metrics(trainer, pl_module)
-            values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
-            self._write(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {values}")
+            values = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
+            self._write(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {', '.join(values)}")
 
     def _write(self, line: str) -> None:
         if self._enabled:

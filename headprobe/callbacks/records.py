@@ -1,4 +1,4 @@
-"""Writes one row per image and mask, for those who want their own statistics."""
+"""Writes one row per image and variant, for statistics of your own."""
 
 import os
 import shutil
@@ -37,8 +37,8 @@ SCHEMA = pa.schema(
 class RecordsWriter(AfterBatch):
     """Writes `records/unit-00000.parquet`, one file per unit, so that no two processes write to one file.
 
-    They are written beside the sums of their units, which may be finished by several runs, and belong to the results of
-    the run that finishes the last one. Stands before `Resume`: a unit is finished only with its records.
+    The files lie beside the sums of their units, which several sessions may finish. At the end of the last one they are
+    put among its results. Stands before `Resume`: a unit is finished only with its records.
     """
 
     keeps_records = True
@@ -67,7 +67,7 @@ class RecordsWriter(AfterBatch):
             raise cannot_write(self._directory, error) from error
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Put the records of all units among the results: as links where the disk has them, which take no room."""
+        """Put the records of all units among the results: as links, which take no room, where the disk can."""
         if not trainer.is_global_zero or self._directory == self._results:
             return
         try:
@@ -113,18 +113,19 @@ def _link_or_copy(file: Path, place: Path) -> None:
 
 def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
     """Return the rows of one batch, image by image under each variant in turn, the baseline first."""
-    variants, images = step.logits.shape[:2]
-    labels = step.labels.expand(variants, -1)  # [variants, images]
+    # All tensors below are [1 + variants, images], the baseline first.
+    count, images = step.logits.shape[:2]
+    labels = step.labels.expand(count, -1)
     own = step.logits.gather(-1, labels[..., None])[..., 0].float()
-    others = step.logits.float().scatter(-1, labels[..., None], -torch.inf).amax(dim=-1)
+    others = step.logits.float().scatter(-1, labels[..., None], -torch.inf).amax(dim=-1)  # largest other logit
     nll = -step.logits.double().log_softmax(dim=-1).gather(-1, labels[..., None])[..., 0]
     classes = probe.valid_classes if probe.valid_classes is not None else torch.arange(step.logits.shape[-1])
 
-    numbers = torch.arange(variants)[:, None].expand(-1, images)  # of each row's variant
+    numbers = torch.arange(count)[:, None].expand(-1, images)  # of each row's variant, the baseline's 0
     draws = torch.tensor([0, *(variant.draw for variant in probe.variants)])
     columns = [
-        torch.full((variants, images), step.unit),
-        step.rows.cpu().expand(variants, -1),
+        torch.full((count, images), step.unit),
+        step.rows.cpu().expand(count, -1),
         classes[labels.cpu()],
         _named(numbers, [NONE, *(variant.mask.name for variant in probe.variants)]),
         _named(numbers, [NONE, *(variant.ablation for variant in probe.variants)]),
@@ -133,10 +134,9 @@ def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
         own - others,
         nll,
     ]
-    arrays = [
-        _flat(column, field.type) if isinstance(column, Tensor) else column
-        for column, field in zip(columns, SCHEMA, strict=True)
-    ]
+    arrays: list[pa.Array] = []
+    for column, field in zip(columns, SCHEMA, strict=True):
+        arrays.append(_flat(column, field.type) if isinstance(column, Tensor) else column)
     return pa.record_batch(arrays, schema=SCHEMA)
 
 

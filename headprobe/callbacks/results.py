@@ -1,4 +1,4 @@
-"""Writes what a test run found: files, TensorBoard, and the table on the terminal."""
+"""Writes the results of a test: files, TensorBoard, and the table on the terminal."""
 
 import os
 import time
@@ -51,7 +51,7 @@ class ResultsWriter(AfterBatch):
         self._fetched = time.perf_counter()
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin the run's record, now that the forward passes are planned, so that a broken run says what it was."""
+        """Begin the run's record, now that the forward passes are planned: a broken run has one too."""
         self._began = self._counted = time.perf_counter()
         if trainer.is_global_zero:
             self._record = _describe_run(trainer, _probe(pl_module), self._directory)
@@ -74,7 +74,7 @@ class ResultsWriter(AfterBatch):
         check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
             self._write(trainer, probe, probe.coverage, variant_rows(probe.variants, probe.scores))
-        # process 0 alone: the others must not wait for all that it writes
+        # Process 0 alone fails: the others do not wait until it has written everything.
         if trainer.is_global_zero and probe.coverage.bad and data.on_bad_image == "error":
             raise RunError(bad_images_message(probe.coverage.bad, self._directory))
 
@@ -110,7 +110,7 @@ class ResultsWriter(AfterBatch):
         if probe.statistics:
             write_descriptions(probe.statistics, directory, images_read(coverage))
             self._record["undefined"] = undefined(probe.statistics)
-            write_record(directory, self._record)  # figures are made from files, and this one says what is undefined
+            write_record(directory, self._record)  # figures are made from files, this one included
         write_tensorboard(trainer.loggers, directory)
         self._finish("failed" if bad and policy == "error" else "done")
         self._record |= {
@@ -131,7 +131,7 @@ class ResultsWriter(AfterBatch):
         }
 
     def _seconds_by_part(self) -> dict[str, float]:
-        """Return what the time since `setup` went into; opening the data and its first batch belong to the loop."""
+        """Return the seconds since `setup`, by part; opening the data and its first batch belong to the loop."""
         parts = {
             "seconds_setup": self._began - self._fetched,
             "seconds_loop": self._fetched - self._opened + self._counted - self._began,
@@ -147,15 +147,15 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
 
 
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path) -> dict[str, Any]:
-    """Return what `run.json` holds from the start on: enough to run the same again."""
+    """Return the record that `run.json` holds from the start on: enough to run the same again."""
     resume = resume_callback(trainer)
-    # Reading all weights for their digest takes seconds for a large model.
-    numbers = resume.identity if resume is not None and resume.identity else identify(trainer, probe)
+    # Not computed twice: reading all weights for their digest takes seconds for a large model.
+    identity = resume.identity if resume is not None and resume.identity else identify(trainer, probe)
     store = resume.store if resume is not None else None
     return {
         "status": "running",
-        "key": run_key(what_counts(numbers, trainer)),
-        **numbers,
+        "key": run_key(what_counts(identity, trainer)),
+        **identity,
         "specs": sorted({variant.mask.test_family or variant.mask.name for variant in probe.variants}),
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
@@ -168,7 +168,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
 
 
 def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:
-    """Return the number in the model and the name of every class that was scored; the number where it has no name."""
+    """Return number in the model and name of every class that was scored; a class without a name has its number."""
     valid = probe.valid_classes
     numbers: list[int] = list(range(probe.num_classes)) if valid is None else valid.tolist()
     names = getattr(trainer.datamodule, "class_names", None) or []  # type: ignore[attr-defined]
@@ -176,14 +176,14 @@ def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[
 
 
 def _accepted(bad: int, policy: str, images: int) -> str:
-    """Say what images that could not be read did to the numbers."""
+    """Return the sentence about images that could not be read: how they count."""
     if policy == "wrong":
         return f"{counted(bad, 'image')} could not be read and count as wrong, under every mask; {images:,} in all"
     return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
 def _print(rows: list[Row], probe: HeadProbe) -> None:
-    """Print the table, and what could not be trusted."""
+    """Print the table, and a warning of NaN or infinite logits."""
     console.print()
     console.print(masks_table(rows, probe.source.name))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]

@@ -34,11 +34,11 @@ class Resume(AfterBatch):
         self.resume = resume
         self.store: UnitStore | None = None
         self.finished = FinishedUnits()  #: the units that were finished before
-        self.identity: dict[str, Any] = {}  #: what the run is (see `identify`), on the first process
+        self.identity: dict[str, Any] = {}  #: of this run (see `identify`), on the first process
         self._sums: UnitSums | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Find the store of this run, lock it, and leave its finished units out of what is to do.
+        """Find the store of this run, lock it, and leave its finished units out of the data.
 
         Raises:
             UsageError: Another run works on it, or `resume` names another run's units.
@@ -58,7 +58,7 @@ class Resume(AfterBatch):
         pl_module.continue_after(self.finished)
 
     def _open(self, trainer: lightning.Trainer, probe: HeadProbe) -> str:
-        """Open the store, on the first process, and return what the others need of it as JSON."""
+        """Open the store, on the first process; return its directory and finished units as JSON, for the others."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.identity = identify(trainer, probe)
         counts = what_counts(self.identity, trainer)
@@ -96,7 +96,7 @@ class Resume(AfterBatch):
             self.store.save_in_time(self._sums.nodes)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Store the whole, which replaces all parts of it, those of other processes too."""
+        """Store the sum of all units, which replaces all other files, those of other processes too."""
         if trainer.is_global_zero and self.store is not None:
             self._save()
             self.store.tidy()
@@ -105,7 +105,7 @@ class Resume(AfterBatch):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Store what is finished."""
+        """Store the units that are finished."""
         if self.store is None:
             return
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
@@ -113,13 +113,13 @@ class Resume(AfterBatch):
             self._save()
         with suppress(RunError):
             self.store.end("interrupted" if stopped else "failed")
-        self._let_go(trainer, pl_module)
+        self._release(trainer, pl_module)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Let others work on these units."""
-        self._let_go(trainer, pl_module)
+        """Release the units, so that another run can work on them."""
+        self._release(trainer, pl_module)
 
-    def _let_go(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.store is None:
             return
         self.store.close()

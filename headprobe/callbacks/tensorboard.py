@@ -21,22 +21,23 @@ BASELINE_COLUMNS = ("top1", "top5", "nll")
 def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
     """Write scalars to every logger, figures to TensorBoard and to `figures/`; all of them from the run's files.
 
-    A mask is a point of its curve at its own step (its layer, its index, the number of its heads); the baseline is
-    drawn as a constant over the steps of all curves.
+    A mask has a place on its curve, the step: its layer, its index or the number of its heads. The baseline is drawn as
+    a constant over the steps of all curves.
 
     Raises:
         RunError: A file cannot be written.
     """
     run = load_run(directory)
-    points = _points(run)
+    scalars = _scalars(run)
     for logger in loggers:
-        for step, values in sorted(points.items()):
+        for step, values in sorted(scalars.items()):
             logger.log_metrics(values, step=step)
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(_hyperparameters(run), {"baseline/top1": float(run.masks[0]["top1"])})
     save_figures(loggers, directory, run_figures(run))
     for model, columns in run.described("heads").items():
-        _write_head_curves(loggers, columns, "" if model == "baseline" else f"_{model}")
+        suffix = "" if model == "baseline" else f"_{model}"
+        _write_head_curves(loggers, columns, suffix)
     for logger in loggers:
         logger.save()
 
@@ -57,23 +58,23 @@ def save_figures(loggers: Sequence[Logger], directory: Path, figures: Iterable[t
             board.experiment.add_image(name, pixels, global_step=0, dataformats="HWC")
 
 
-def _points(run: Run) -> dict[int, dict[str, float]]:
+def _scalars(run: Run) -> dict[int, dict[str, float]]:
     """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name."""
-    points: dict[int, dict[str, float]] = {}
+    scalars: dict[int, dict[str, float]] = {}
     for suffix, rows in by_ablation(run.masks).items():
         for row in rows:
-            curve, step = run.points[str(row["mask"])]
+            curve, step = run.curves[str(row["mask"])]
             for column in CURVE_COLUMNS:
-                points.setdefault(step, {})[f"{column}/{curve}{suffix}"] = float(row[column])
+                scalars.setdefault(step, {})[f"{column}/{curve}{suffix}"] = float(row[column])
 
     baseline = {f"{column}/baseline": float(run.masks[0][column]) for column in BASELINE_COLUMNS}
-    for step in list(points) or [0]:
-        points.setdefault(step, {}).update(baseline)
-    return points
+    for step in list(scalars) or [0]:
+        scalars.setdefault(step, {}).update(baseline)
+    return scalars
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
-    """Return what differs between runs, for TensorBoard's table of runs."""
+    """Return what may differ between runs, for TensorBoard's table of runs."""
     model, data = run.record["model"], run.record["data"]
     ablations = sorted({str(row["ablation"]) for row in run.masks[1:]})
     return {
@@ -98,15 +99,15 @@ def _write_head_curves(loggers: Sequence[Logger], columns: Columns, suffix: str)
     for layer in np.unique(columns["layer"]).tolist():
         here = columns["layer"] == layer
         heads = columns["head"][here]
-        points: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         for name in shown:
             values = columns[name][here]  # [heads of the layer]
             finite = np.isfinite(values)
             for head, value in zip(heads[finite].tolist(), values[finite].tolist(), strict=True):
-                points[f"{name}{suffix}/head_{head:02d}"] = value
+                scalars[f"{name}{suffix}/head_{head:02d}"] = value
             _log_histogram(loggers, f"{name}{suffix}", values[finite], layer)
         for logger in loggers:
-            logger.log_metrics(points, step=layer)
+            logger.log_metrics(scalars, step=layer)
 
 
 def _log_histogram(loggers: Sequence[Logger], name: str, values: Any, layer: int) -> None:

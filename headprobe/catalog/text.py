@@ -19,7 +19,7 @@ STATISTIC_OF_COLUMN: Mapping[str, str] = {
 """Columns that stand for one or several statistics, and the statistic that decides for all of them."""
 
 
-COLUMNS = ("family", "masked", "layers", "kinds", "maps", *STATISTIC_OF_COLUMN, "notes")
+COLUMNS = ("timm family", "masked", "layers", "kinds", "maps", *STATISTIC_OF_COLUMN, "notes")
 
 
 NUMERIC_COLUMNS = ("masked", "layers")
@@ -130,7 +130,7 @@ def totals(table: FamilyTable) -> str:
     families = table.with_heads.values()
     total = Tally.total(family.tally for family in families)
     return (
-        f"{sum(len(family.models) for family in families):,} names of {counted(len(families), 'family')} have "
+        f"{sum(len(family.models) for family in families):,} names of {counted(len(families), 'timm family')} have "
         f"{total.heads:,} heads in {total.layers:,} layers of {counted(len(table.classes), 'attention class')}; "
         f"{sum(family.mapped for family in families):,} of the names have maps in every layer."
     )

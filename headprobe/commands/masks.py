@@ -22,7 +22,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--model.options", type=dict[str, Any], default={}, help="Arguments of timm.create_model.")
     parser.add_argument("--json", action="store_true", help="Print JSON; that of one mask is a mask for file:PATH.")
     options = parser.parse_args(words)
-    spec = MaskSpec(options.spec)  # a wrong spec is said before the seconds that torch and timm take to load
+    spec = MaskSpec(options.spec)  # refuse a wrong spec before torch and timm load, which takes seconds
     print_masks(spec, options.model.name, dict(options.model.options), as_json=options.json)
 
 

@@ -22,7 +22,7 @@ def run(words: list[str]) -> None:
         UsageError: Nothing fits the pattern, or the options do not go together.
     """
     parser = Parser(prog="headprobe models", description="List timm's architectures with attention heads.")
-    parser.add_argument("pattern", type=str, nargs="?", help="A family or model, such as swin_transformer or 'deit*'.")
+    parser.add_argument("pattern", type=str, nargs="?", help="A timm family or model: swin_transformer, 'deit*'.")
     parser.add_argument("--survey", action="store_true", help="Walk the installed timm now; all of it takes minutes.")
     parser.add_argument("--workers", type=int, default=1, help="Processes that walk.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
@@ -33,7 +33,7 @@ def run(words: list[str]) -> None:
     if options.markdown and (options.json or options.pattern):
         other = "--json" if options.json else options.pattern
         raise UsageError(f"--markdown prints the whole table as a page and goes with no pattern or --json, got {other}")
-    # a survey does not read the table that ships, which may be the very file that its output goes to
+    # A survey does not read the table that ships: its output may go to that very file.
     table = _walk(options.pattern, options.workers) if options.survey else shipped_families()
     if options.pattern and not options.survey and _is_model(options.pattern, table):
         sys.stdout.write(_model(options.pattern, as_json=options.json))
@@ -42,7 +42,7 @@ def run(words: list[str]) -> None:
 
 
 def _is_model(word: str, table: FamilyTable) -> bool:
-    """Say whether a word is the name of a model; torch and timm are asked about words that the table does not know."""
+    """Return whether a word is the name of a model; a word that is not in the table is looked up in timm."""
     if word in table.families or set(word) & set("*?["):
         return False
     if any(word in family.names for family in table.families.values()):
@@ -61,7 +61,7 @@ def _model(name: str, *, as_json: bool) -> str:
 
 
 def _walk(pattern: str | None, workers: int) -> FamilyTable:
-    """Walk the installed timm, or what fits the pattern of it."""
+    """Walk the installed timm, or the models of it that fit the pattern."""
     from headprobe.catalog.survey import family_of_names, survey
 
     families = family_of_names()
@@ -79,7 +79,7 @@ def _progress(walked: int, of: int) -> None:
 
 
 def _table(table: FamilyTable, pattern: str | None, *, as_json: bool, as_page: bool) -> str:
-    """Return what of the table fits the pattern, in the form that was asked for."""
+    """Return the rows of the table that fit the pattern, in the chosen form."""
     if as_page:
         return markdown_page(table)
     chosen = table if pattern is None else _chosen(table, pattern)
@@ -95,7 +95,7 @@ def _table(table: FamilyTable, pattern: str | None, *, as_json: bool, as_page: b
 
 
 def _heading(made_with: str) -> str:
-    """Say which timm a table was made with, and what to do where another one is installed."""
+    """Return the line that names the timm of a table, with the remedy where another one is installed."""
     installed = metadata.version("timm")
     line = f"made with timm {made_with}; installed is timm {installed}"
     if made_with != installed:
@@ -104,7 +104,7 @@ def _heading(made_with: str) -> str:
 
 
 def _chosen(table: FamilyTable, pattern: str) -> FamilyTable:
-    """Keep the families that fit, or that have a name that fits."""
+    """Keep the timm families that fit, or that have a name that fits."""
     families = {
         name: family
         for name, family in table.families.items()
@@ -125,5 +125,5 @@ def _nothing_fits(pattern: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(pattern, names, n=3)
     if any(pattern in name for name in names):
         near = [f"'*{pattern}*'"]
-    hint = f"did you mean {' or '.join(near)}?" if near else "headprobe models lists the families"
-    return f"a pattern must fit a family or a model of timm; {hint}, got {pattern!r}"
+    hint = f"did you mean {' or '.join(near)}?" if near else "headprobe models lists the timm families"
+    return f"a pattern must fit a timm family or a model; {hint}, got {pattern!r}"

@@ -1,4 +1,4 @@
-"""Command-line parsers whose every complaint is one message, not sixty lines of usage."""
+"""A command-line parser whose errors are one message, without the sixty lines of usage."""
 
 import difflib
 import re
@@ -24,21 +24,22 @@ def _plainly(message: str) -> str:
     found = re.match(r'Parser key "(?P<key>[\w.]+)":\s*(?P<reason>.*)', text, flags=re.DOTALL)
     if found is None:
         return text
-    lines = found["reason"].split("\n")
-    # a mask spec and the caret under it are indented alike
-    return f"{_option(found['key'])}: " + "\n".join([lines[0], *(line.removeprefix("  ") for line in lines[1:])])
+    # jsonargparse indents all lines but the first; the caret must stay under its letter of the mask spec.
+    first, *others = found["reason"].split("\n")
+    lines = [first, *(line.removeprefix("  ") for line in others)]
+    return f"{_option(found['key'])}: " + "\n".join(lines)
 
 
 def _near(message: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Return the options that an unknown one may have been meant to be."""
+    """Return the hint to an unknown option: the nearest options, or where all are listed."""
     found = re.search(r"unrecognized arguments: (--[\w.-]+)|does not accept option '([\w.]+)'", message)
     if found is None:
         return ""
     known = [_option(key) for key in parser.get_defaults().keys()]  # noqa: SIM118 (a jsonargparse Namespace)
-    asked = found[1] or _option(found[2])
-    near = difflib.get_close_matches(asked, known, n=2)
-    # model.mask_spec is no typing error but the right word in the wrong place
-    near = [option for option in known if option == _option(asked.lstrip("-").rsplit(".", 1)[-1])] or near
+    given = found[1] or _option(found[2])
+    near = difflib.get_close_matches(given, known, n=2)
+    # --model.mask_spec is the right word in the wrong place, which is nearer than any typing error.
+    near = [option for option in known if option == _option(given.lstrip("-").rsplit(".", 1)[-1])] or near
     if not near:
         return f"; {parser.prog.replace(' [options]', '')} --help lists all"
     return f"; did you mean {' or '.join(near)}?"

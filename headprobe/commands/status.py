@@ -45,7 +45,7 @@ def run(words: list[str]) -> None:
 
 
 def lines_of(status: Status) -> list[str]:
-    """Return what is to be known of a run, in words."""
+    """Return the lines that show how far a run is."""
     masks = counted(len(status.identity.get("variants", [])), "mask")
     of = f" of {status.images:,}" if status.images is not None else ""
     lines = [

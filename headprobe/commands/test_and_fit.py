@@ -23,13 +23,11 @@ from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpecs, plain_specs
 from headprobe.trainer import OFF, ProbeTrainer
 
-HIDDEN = {"model", "datamodule", "ckpt_path", "weights_only"}
-"""Arguments of the trainer's methods that are no options; no checkpoints: they are pickles."""
-
+NO_OPTIONS = {"model", "datamodule", "ckpt_path", "weights_only"}
+"""Arguments of the trainer's methods that are no options. Checkpoints are none, because they are pickles."""
 
 OF_TEST = {"--mask-spec", "--dry-run", "--resume", "--records"}
 """Options that `fit` refuses by name."""
-
 
 register_type(MaskSpecs, serializer=plain_specs, deserializer=MaskSpecs)
 
@@ -38,7 +36,7 @@ class LightningParser(Parser, LightningArgumentParser):
     """Lightning's parser, with our errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Name our callbacks where one is not understood: jsonargparse says what a callback is, not which there are."""
+        """Add the names of our callbacks to an error about a callback; jsonargparse's message does not have them."""
         if "trainer.callbacks" in message:
             ours = ", ".join(callback.__name__ for callback in DESCRIBING)
             message += f"\ncallbacks that describe heads are {ours}; others are named by their import path"
@@ -46,7 +44,7 @@ class LightningParser(Parser, LightningArgumentParser):
 
 
 class RunCLI(LightningCLI):
-    """What the command lines of `test` and `fit` have in common."""
+    """The common parts of the command lines of `test` and `fit`."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse empty values in config files, which jsonargparse lets through unchecked."""
@@ -60,7 +58,7 @@ class RunCLI(LightningCLI):
 
     @rank_zero_only
     def open_data(self) -> None:
-        """Open the data before other processes start: what is wrong is then said once, and nothing is written."""
+        """Open the data before other processes start, so that an error is printed once and nothing is written."""
         self.datamodule.prepare_data()
         self.datamodule.bind(self.model.data_config, self.model.num_classes)
 
@@ -71,7 +69,7 @@ class TestCLI(RunCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Only `test`: `fit` has a model and data of its own."""
-        return {"test": {*HIDDEN, "dataloaders", "verbose", "records"}}
+        return {"test": {*NO_OPTIONS, "dataloaders", "verbose", "records"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that belong neither to the trainer nor to the model or its data."""
@@ -86,19 +84,21 @@ class TestCLI(RunCLI):
             action="store_true",
             help="Print the masks, the forward passes, time, memory and the smallest resolvable drop; write nothing.",
         )
-        parser.add_argument("--records", action="store_true", help="Also write one row per image and mask (Parquet).")
+        parser.add_argument(
+            "--records", action="store_true", help="Also write one row per image and variant (Parquet)."
+        )
 
     def after_instantiate_classes(self) -> None:
         """Choose the masks after the model is built: linked arguments would let YAML score the unmasked model."""
         self.model.choose_masks(self.config["test"].mask_spec)
 
     def before_test(self) -> None:
-        """Check the data; then print the plan instead of running, where that is asked for."""
+        """Check the data; with --dry-run, print what the run would do and stop."""
         self.open_data()
         if self.config["test"].dry_run:
-            from headprobe.commands.plan import print_plan
+            from headprobe.commands.dry_run import print_dry_run
 
-            rank_zero_only(print_plan)(self.trainer, self.model, self.datamodule)
+            rank_zero_only(print_dry_run)(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)
 
     def test(self, **options: Any) -> None:
@@ -113,7 +113,7 @@ class FitCLI(RunCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Only `fit`."""
-        return {"fit": {*HIDDEN, "train_dataloaders", "val_dataloaders"}}
+        return {"fit": {*NO_OPTIONS, "train_dataloaders", "val_dataloaders"}}
 
     def before_fit(self) -> None:
         """Check the data."""
@@ -211,7 +211,7 @@ def _refuse_repeats(words: Sequence[str]) -> None:
         )
     if specs and any(_names_masks(config) for config in _configs(words[words.index(specs[0]) + 1 :])):
         raise UsageError(
-            "--mask-spec stands before a --config with a mask_spec of its own, which would replace it without a word: "
+            "--mask-spec stands before a --config with a mask_spec of its own, which would silently replace it: "
             f"put --mask-spec last, got {specs[0]} first"
         )
 
@@ -227,32 +227,32 @@ def _configs(words: Sequence[str]) -> list[str]:
 
 
 def _names_masks(config: str) -> bool:
-    """Say whether a config file chooses masks; reading the file itself reports what is wrong with it."""
+    """Return whether a config file chooses masks; reading the file itself reports what is wrong with it."""
     try:
         content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    parts = [content, content.get("test")] if isinstance(content, dict) else []
-    return any(isinstance(part, dict) and "mask_spec" in part for part in parts)
+    sections = [content, content.get("test")] if isinstance(content, dict) else []
+    return any(isinstance(section, dict) and "mask_spec" in section for section in sections)
 
 
-# -- what a user can do nothing about ----------------------------------------------------------------------------------
+# -- messages of libraries ---------------------------------------------------------------------------------------------
 
 
 def silence() -> None:
     """Quieten the libraries below us; call it after importing Lightning, which sets its loggers' levels."""
-    # "Seed set to 0", "GPU available: ...", tips: news about a run that works. Warnings and errors of theirs stay.
+    # "Seed set to 0", "GPU available: ...", tips: nothing that a user must act on. Their warnings and errors stay.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # At this level Lightning says why it kills a run: one of its processes was ended from outside (out of memory).
+    # At this level Lightning prints why it kills a run: one of its processes was ended from outside (out of memory).
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     # The number of workers is filled in from the cores and the units, unless the user chose it.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # TensorBoard writes in a thread; that a disk is full reaches the main thread too, which says so in one message.
+    # TensorBoard writes in a thread. The main thread gets the error of a full disk too, and prints one message.
     threading.excepthook = partial(_all_but_full_disks, threading.excepthook)
-    # Two lines for each of up to ten tries; what follows from it is said once at the end, with the remedy.
+    # The hub's client prints two lines for each of up to ten tries; the error at the end has the remedy.
     logging.getLogger("huggingface_hub.utils._http").addFilter(_FirstRetry())
 
 
@@ -263,16 +263,16 @@ def _all_but_full_disks(usual: Callable[[threading.ExceptHookArgs], Any], args: 
 
 
 class _FirstRetry(logging.Filter):
-    """Says once, in a few words, that the hub does not answer: a minute of silence would look like a hang."""
+    """Shows one line when the hub does not answer: a minute without output would look like a hang."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said = False
+        self._shown = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let the first warning through, reworded."""
+        """Pass the first warning on, reworded."""
         if record.levelno != logging.WARNING:
             return True
-        first, self.said = not self.said, True
+        first, self._shown = not self._shown, True
         record.msg, record.args = "headprobe: the hub does not answer; trying again for up to a minute", None
         return first

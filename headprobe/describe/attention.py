@@ -50,19 +50,19 @@ class AttentionSums(HeadStatistic):
             sums |= {model + MAPS_SUFFIX: OffsetMaps(grids, heads) for model in self.subject.models}
         return sums
 
-    def observe(self, seen: Observation, sums: NamedSums) -> None:
+    def observe(self, observation: Observation, sums: NamedSums) -> None:
         """Recompute the layer's attention weights and reduce them."""
-        fact = self.subject.facts[seen.layer]
-        found = seen.each(lambda record: describe_attention(record, fact, self.offset_maps))
-        images = seen.records[0].images
+        fact = self.subject.facts[observation.layer]
+        found = observation.each(lambda record: describe_attention(record, fact, self.offset_maps))
+        images = observation.records[0].images
         for model, reduction in zip(self.subject.models, found, strict=True):
-            sums[model].update(seen.layer, images, reduction.values)
+            sums[model].update(observation.layer, images, reduction.values)
             if self.offset_maps:
-                sums[model + MAPS_SUFFIX].update(seen.layer, images, reduction.aligned)
+                sums[model + MAPS_SUFFIX].update(observation.layer, images, reduction.aligned)
 
         if len(found) > 1:
             baseline, masked = (reduction.values for reduction in found)
-            sums[Role.CHANGE].update(seen.layer, images, differences(masked, baseline, self.subject.device))
+            sums[Role.CHANGE].update(observation.layer, images, differences(masked, baseline, self.subject.device))
 
     def tables(self) -> dict[str, HeadTable]:
         """Return means and standard errors of every statistic."""

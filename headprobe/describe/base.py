@@ -159,7 +159,7 @@ class HeadStatistic(ABC):
         return {name: metric.to(self.subject.device) for name, metric in self.empty_sums().items()}
 
     @abstractmethod
-    def observe(self, seen: Observation, sums: NamedSums) -> None:
+    def observe(self, observation: Observation, sums: NamedSums) -> None:
         """Add one layer of one forward pass to the sums of its unit."""
 
     def close(self, unit: int, sums: NamedSums) -> NamedSums:

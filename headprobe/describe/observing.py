@@ -69,6 +69,6 @@ class Observing:
 
     def _observe(self, records: tuple[LayerRecord, ...]) -> None:
         self.began = True
-        seen = Observation(self._unit, self._rows, records)
+        observation = Observation(self._unit, self._rows, records)
         for statistic in self.statistics:
-            statistic.observe(seen, self._sums[statistic.name])
+            statistic.observe(observation, self._sums[statistic.name])

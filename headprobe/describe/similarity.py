@@ -127,18 +127,18 @@ class SimilaritySums(HeadStatistic):
                 sums[_of_piece(piece, model)] = moments.to(self.subject.device)
         return sums
 
-    def observe(self, seen: Observation, sums: NamedSums) -> None:
+    def observe(self, observation: Observation, sums: NamedSums) -> None:
         """Add the outer products of the layer's head outputs."""
         # [images, tokens, heads, head dim] of each model
-        outputs = seen.each(lambda record: head_outputs(record, self.subject.facts[seen.layer]))
-        pieces = (seen.rows // ROWS_TOGETHER) % self._pieces  # [images], each image's piece of its unit
+        outputs = observation.each(lambda record: head_outputs(record, self.subject.facts[observation.layer]))
+        pieces = (observation.rows // ROWS_TOGETHER) % self._pieces  # [images], each image's piece of its unit
         for own_piece in sorted(set(pieces.tolist())):
-            piece = seen.unit * self._pieces + own_piece
+            piece = observation.unit * self._pieces + own_piece
             chosen = (pieces == own_piece).nonzero().flatten().to(outputs[0].device)
             for model, of_model in zip(self.subject.models, outputs, strict=True):
                 # Indexing copies: only where a batch falls into several pieces.
                 own = of_model if len(chosen) == len(pieces) else of_model[chosen]
-                sums[_of_piece(piece, model)].update(seen.layer, own, unit=piece)
+                sums[_of_piece(piece, model)].update(observation.layer, own, unit=piece)
 
     def close(self, unit: int, sums: NamedSums) -> NamedSums:
         """End a unit and return its moments, by group of images and model."""

@@ -44,15 +44,15 @@ class SpectrumSums(HeadStatistic):
         grids = [fact.outputs for fact in self.subject.facts]
         return {role: Spectra(grids, self.subject.layout.heads_per_layer) for role in self.subject.roles}
 
-    def observe(self, seen: Observation, sums: NamedSums) -> None:
+    def observe(self, observation: Observation, sums: NamedSums) -> None:
         """Transform the layer's maps."""
-        fact = self.subject.facts[seen.layer]
-        found = seen.each(lambda record: describe_spectrum(record, fact))
+        fact = self.subject.facts[observation.layer]
+        found = observation.each(lambda record: describe_spectrum(record, fact))
         for model, profiles in zip(self.subject.models, found, strict=True):
-            sums[model].update(seen.layer, profiles)
+            sums[model].update(observation.layer, profiles)
         if len(found) > 1:
             baseline, masked = found
-            sums[Role.CHANGE].update(seen.layer, differences(masked, baseline, self.subject.device))
+            sums[Role.CHANGE].update(observation.layer, differences(masked, baseline, self.subject.device))
 
     def tables(self) -> dict[str, SpectrumTable]:
         """Return the profiles.

@@ -113,12 +113,12 @@ def _drops(run: Run) -> Iterator[tuple[str, Figure]]:
             yield f"drop_pp/heads{suffix}", head_heat_map(heads, heading, "drop (percentage points)", ringed)
 
         for curve, axis in CURVES.items():
-            points = [row for row in rows if run.points[str(row["mask"])][0] == curve]
-            if len(points) > 1:
-                steps = [run.points[str(row["mask"])][1] for row in points]
-                drops, lows, highs = (
-                    [float(row[column]) for row in points] for column in ("drop_pp", "drop_low_pp", "drop_high_pp")
-                )
+            shown = [row for row in rows if run.curves[str(row["mask"])][0] == curve]
+            if len(shown) > 1:
+                steps = [run.curves[str(row["mask"])][1] for row in shown]
+                drops = [float(row["drop_pp"]) for row in shown]
+                lows = [float(row["drop_low_pp"]) for row in shown]
+                highs = [float(row["drop_high_pp"]) for row in shown]
                 heading = f"Top-1 drop with its paired 95% interval\n{about}"
                 yield f"drop_pp/{curve}{suffix}", drop_curve(steps, drops, lows, highs, axis, heading)
 

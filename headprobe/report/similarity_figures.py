@@ -182,12 +182,12 @@ def _side(heads: int) -> float:
 
 
 def _extend(scale: ScalarMappable, values: FloatArray) -> str:
-    """Say whether the colour bar is to show that some values lie below its end."""
+    """Return whether the colour bar is to show that some values lie below its end."""
     lowest = scale.norm.vmin or 0
     return "min" if (values[np.isfinite(values)] < lowest).any() else "neither"
 
 
 def _between_layers(values: FloatArray, layer: IntArray) -> bool:
-    """Say whether any pair of heads of two layers has a value."""
+    """Return whether any pair of heads of two layers has a value."""
     different = layer[:, None] != layer  # [heads, heads]
     return bool(np.isfinite(values[different]).any())

@@ -31,14 +31,14 @@ class Run:
         path: Its directory.
         masks: Rows of `masks.csv`, the baseline first; an empty cell is NaN.
         heads: For every mask its heads as (layer, head).
-        points: For every mask the curve that it is a point of, such as `by_layer`, and its step there.
+        curves: For every mask the curve that it is on, such as `by_layer`, and its step there.
         record: `run.json`.
     """
 
     path: Path
     masks: list[Row]
     heads: dict[str, list[tuple[int, int]]]
-    points: dict[str, tuple[str, int]]
+    curves: dict[str, tuple[str, int]]
     record: dict[str, Any]
 
     def table(self, name: str) -> Columns | None:
@@ -92,11 +92,11 @@ def load_run(path: str | Path) -> Run:
         ) from error
 
     heads: dict[str, list[tuple[int, int]]] = {}
-    points: dict[str, tuple[str, int]] = {}
+    curves: dict[str, tuple[str, int]] = {}
     for name, mask in masks.items():
         heads[name] = [(int(layer), head) for layer, own in mask["masked_heads"].items() for head in own]
-        points[name] = (mask["curve"], mask["step"])
-    return Run(directory, rows, heads, points, record)
+        curves[name] = (mask["curve"], mask["step"])
+    return Run(directory, rows, heads, curves, record)
 
 
 def _rows(path: Path) -> Iterator[Row]:

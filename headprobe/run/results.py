@@ -1,4 +1,4 @@
-"""Writes the results of a run as files: `masks.csv`, `masks.json` and `classes.csv`; `load` reads them back."""
+"""Writes the results of a run as files: tables, `masks.json`, `run.json`, arrays; `headprobe.run.load` reads them."""
 
 import csv
 import io
@@ -44,30 +44,30 @@ def variant_rows(variants: Sequence[Variant], scores: PairedScores) -> list[Row]
     """Return the rows of `masks.csv`, the baseline first.
 
     Benjamini-Hochberg's q is taken within each test family: the masks that one `each:`, grid or `grow:` form stands
-    for, under one ablation, without masks of no head and without `one-per-layer:` draws, which are what others are
-    compared with.
+    for, under one ablation. Masks of no head belong to none, nor do the draws of `one-per-layer:`, with which others
+    are compared.
     """
-    families = ["", *(_test_family(variant) for variant in variants)]
-    q_values = _q_values(variants, scores, families)
+    test_families = ["", *(_test_family(variant) for variant in variants)]
+    q_values = _q_values(variants, scores, test_families)
     rows: list[Row] = []
-    for number, variant in enumerate([_BASELINE_ROW, *(_key(variant) for variant in variants)]):
-        row: Row = {**variant, "test_family": families[number]}
+    for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
+        row: Row = {**key, "test_family": test_families[number]}
         row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
         rows.append(row | {"bh_q": q_values[number]})
     return rows
 
 
-_BASELINE_ROW: Row = {"mask": NONE, "ablation": NONE, "draw": 0}
+_BASELINE_KEY: Row = {"mask": NONE, "ablation": NONE, "draw": 0}
 
 
 def _key(variant: Variant) -> Row:
-    """Return the cells by which a row of `masks.csv` is known."""
+    """Return the cells that name a variant in every table."""
     return {"mask": variant.mask.name, "ablation": variant.ablation, "draw": variant.draw}
 
 
 def _test_family(variant: Variant) -> str:
-    """Return the form in which a variant's p-value is corrected, empty for none; of several draws the first counts."""
+    """Return the test family of a variant, empty for none; of several draws the first alone is tested."""
     null = _NULL_DRAWS.search(variant.mask.test_family)
     return "" if null or variant.draw or not variant.mask.mask.count else variant.mask.test_family
 
@@ -76,18 +76,19 @@ _NULL_DRAWS = re.compile(r"(^|[+:])one-per-layer:\d+[-,/]")
 """A form of many `one-per-layer:` draws; a single draw joined to a sweep is no null."""
 
 
-def _q_values(variants: Sequence[Variant], scores: PairedScores, families: Sequence[str]) -> list[float]:
+def _q_values(variants: Sequence[Variant], scores: PairedScores, test_families: Sequence[str]) -> list[float]:
     """Return a q per row; variants of the same heads in one test family are one test, and share its q."""
+    # For each row the first row of the same test; rows without a test are their own first.
     firsts: dict[tuple[str, str, str], int] = {}
     same = [0]
-    for number, (variant, family) in enumerate(zip(variants, families[1:], strict=True), start=1):
-        test = (family, variant.ablation, variant.mask.mask.digest)
-        same.append(firsts.setdefault(test, number) if family else number)
+    for number, (variant, test_family) in enumerate(zip(variants, test_families[1:], strict=True), start=1):
+        test = (test_family, variant.ablation, variant.mask.mask.digest)
+        same.append(firsts.setdefault(test, number) if test_family else number)
 
-    # Each test once, in the family of its form and ablation; the empty text stands for no test.
+    # Each test once, in the test family of its form and ablation; the empty text stands for no test.
     once = [""]
-    for number, (variant, family) in enumerate(zip(variants, families[1:], strict=True), start=1):
-        once.append(f"{family} {variant.ablation}" if family and same[number] == number else "")
+    for number, (variant, test_family) in enumerate(zip(variants, test_families[1:], strict=True), start=1):
+        once.append(f"{test_family} {variant.ablation}" if test_family and same[number] == number else "")
     q_values = bh_q(scores.mcnemar_p, once)
     return [float(q_values[first]) for first in same]
 
@@ -103,7 +104,7 @@ def class_rows(variants: Sequence[Variant], scores: PairedScores, classes: Seque
     if scores.class_images is None or scores.class_top1_count is None:
         return []
     rows: list[Row] = []
-    for number, key in enumerate([_BASELINE_ROW, *(_key(variant) for variant in variants)]):
+    for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
         for index in scores.class_images.nonzero()[0].tolist():
             images, right = int(scores.class_images[index]), int(scores.class_top1_count[number, index])
             lost = int(scores.class_top1_count[0, index]) - right
@@ -150,7 +151,7 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     write_text(directory / "run.json", json.dumps(record, indent=1, default=str) + "\n")
 
 
-# -- The description of heads as files: `heads.csv`, `heads_change.csv`, and arrays as npz --
+# -- what describes heads: `heads.csv`, `heads_change.csv`, and arrays as npz ------------------------------------------
 
 
 def head_rows(heads_per_layer: Sequence[int], models: Mapping[str, Columns]) -> list[Row]:

@@ -20,7 +20,7 @@ class Coverage:
 
     Attributes:
         rows: Rows of each finished unit, good and bad.
-        budgets: Row budget of the forward passes of each finished unit; less than asked for where memory ended.
+        budgets: Row budget of the forward passes of each finished unit; less than the plan's after an out-of-memory.
         bad: Rows that could not be used, in the order of units and rows.
     """
 
@@ -77,7 +77,7 @@ class OpenRows:
         self._rows: set[int] = set()
 
     def add(self, rows: Sequence[int], bad: Sequence[BadRow], name: str) -> None:
-        """Note the rows of one batch, those of images and the bad ones.
+        """Note the rows of one batch: those of its images and its bad ones.
 
         Raises:
             RunError: A row came before.
@@ -93,15 +93,16 @@ class OpenRows:
 
         Args:
             unit: Its number.
-            expected: The rows that it must have, None where nothing says so.
+            expected: The number of rows that it must have, None where that is unknown.
             budget: Row budget of its forward passes.
-            name: What it is called in messages.
+            name: Its name in messages.
 
         Raises:
             RunError: Rows are missing, or there are too many.
         """
         wanted = set(range(len(self._rows) if expected is None else expected))
-        missing, strange = sorted(wanted - self._rows), sorted(self._rows - wanted)
+        missing = sorted(wanted - self._rows)
+        strange = sorted(self._rows - wanted)
         if missing or strange:
             found = f"rows {ranges(missing)} are missing" if missing else f"rows {ranges(strange)} are too many"
             raise RunError(
@@ -113,10 +114,10 @@ class OpenRows:
         return coverage
 
 
-# -- The last check of a test: every image of the data set was counted exactly once, or is listed as unusable --
+# -- the last check of a test: every image was counted exactly once, or is listed as unusable -------------------------
 
 
-SHOWN = 20
+SHOWN = 20  # units or images that a message lists
 
 
 def check_coverage(coverage: Coverage, data: Any) -> None:
@@ -160,7 +161,7 @@ def _wrong(what: str) -> RunError:
 
 
 def bad_images_message(bad: Sequence[BadRow], directory: Path) -> str:
-    """Return the message that lists the images that could not be used, and says what to do about them."""
+    """Return the message that lists the images that could not be used, with the remedy."""
     lines = [f"  {_line(row)}" for row in bad[:SHOWN]]
     more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
     return "\n".join(

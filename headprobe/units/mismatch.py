@@ -1,4 +1,4 @@
-"""Two runs whose numbers must not be mixed: in what they differ."""
+"""How two runs differ, whose numbers must not be mixed."""
 
 import json
 from collections.abc import Mapping
@@ -10,19 +10,26 @@ from headprobe.units.store import no_units, read_store
 
 
 def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
-    """Return in words what differs between two descriptions of a run, such as `data.max_images: 40 here, 50 there`."""
+    """Return in words what differs between two identities, such as `data.max_images: 40 here, 50 there`."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
-        names = sorted({*mine, *theirs})
-        inside = (differences(mine.get(n), theirs.get(n), f"{place}.{n}" if place else n) for n in names)
-        return [line for lines in inside for line in lines]
+        lines: list[str] = []
+        for name in sorted({*mine, *theirs}):
+            inner_place = f"{place}.{name}" if place else name
+            lines += differences(mine.get(name), theirs.get(name), inner_place)
+        return lines
     if mine == theirs:
         return []
-    shown = (text if len(text := json.dumps(value)) <= 80 else f"{text[:77]}..." for value in (mine, theirs))
-    return [f"{place}: {next(shown)} here, {next(shown)} there"]
+    return [f"{place}: {_shortened(mine)} here, {_shortened(theirs)} there"]
+
+
+def _shortened(value: Any) -> str:
+    """Return a value as JSON, at most 80 characters of it."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def refuse_differences(directory: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with the units of a run that would give other numbers.
+    """Refuse to continue with the units of a run with another identity.
 
     Raises:
         UsageError: There is no unit store, or it differs; the message lists in what.

@@ -19,14 +19,14 @@ class Status:
 
     Attributes:
         directory: Its units.
-        identity: What its key stands for.
+        identity: What its key is made of.
         data: The dataset's name.
         units: How many units there are.
         units_done: How many are finished.
-        images: How many images there are, None where only reading would tell.
+        images: How many images there are, None where that is known only after reading the data.
         images_done: Images of finished units, good and bad.
         bad: Images that could not be used.
-        running: Who is at work on it, empty if nobody is.
+        running: The process that works on it, in words; empty if none does.
         ended: How the last session ended: `done`, `interrupted`, `failed`, or `running` where it was killed.
         rate: Images a second of the last session, None before its first unit is finished.
         command: The last session's command.
@@ -94,7 +94,7 @@ def _finished(store: UnitStore) -> FinishedUnits:
 
 
 def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float | None:
-    """Return images a second from the session's beginning to the last file that it wrote."""
+    """Return images a second, from the session's beginning to the last file that it wrote."""
     written = [path.stat().st_mtime for path in unit_files(directory).values() if path.exists()]
     images = images_done - session.get("images_before", 0)
     if not written or images <= 0 or "began" not in session:
@@ -106,5 +106,7 @@ def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float |
 
 def all_units(path: Path) -> list[Path]:
     """Return the directories of all units under a directory of results, such as `lightning_logs`, the newest last."""
-    found = [store.parent for place in (path, path / "units") for store in place.glob("*/store.json")]
+    found: list[Path] = []
+    for folder in (path, path / "units"):
+        found += [file.parent for file in folder.glob("*/store.json")]
     return sorted(found, key=lambda directory: (directory / "store.json").stat().st_mtime)

@@ -1,9 +1,9 @@
 """The unit store: the sums of finished units on disk, so that the same command continues where the last one stopped.
 
-One directory, `units/<key>/`, belongs to one run's key: all that changes numbers. `store.json` in it says what the key
-stands for and which sessions worked on it. Files such as `units-00000-00007.npz` hold the sums of neighbouring units;
+One directory, `units/<key>/`, belongs to one run's key. `store.json` in it holds the identity that the key is made of,
+and the sessions that worked on it. Files such as `units-00000-00007.npz` hold the sums of neighbouring units;
 the sum of two neighbours replaces their own files, so there are few files, whatever the number of units. A file appears
-whole or not at all. A crash may leave one beside the smaller ones that it replaces; the smaller ones then do not count.
+whole or not at all. A crash may leave a file beside the smaller ones that it replaces; the smaller ones do not count.
 """
 
 import json
@@ -35,13 +35,13 @@ from headprobe.units.tree import (
 
 STORE = "store.json"
 
-# What reading a file that is not one of ours was seen to raise.
+# Errors that reading a foreign or broken file raises, found by trial.
 BROKEN = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @dataclass(frozen=True)
 class FinishedUnits:
-    """What a unit store holds; what a test that continues does not score again.
+    """Which units a unit store holds; a test that continues does not score them again.
 
     Attributes:
         nodes: The nodes of the unit tree that are stored.
@@ -57,14 +57,14 @@ class FinishedUnits:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "FinishedUnits":
-        """Return what `dataclasses.asdict` took apart and JSON carried."""
+        """Return the object that was written with `dataclasses.asdict` and JSON."""
         nodes = tuple((int(level), int(index)) for level, index in data["nodes"])
         rows = {int(unit): count for unit, count in data["rows"].items()}
         return cls(nodes, rows, data["least_budget"], data["bad"])
 
 
 COST = 0.02
-"""Share of the time that writing may take: units that finish too fast wait for each other, in memory."""
+"""Share of the time that writing may take: units that finish faster stay in memory, and are written together."""
 
 
 class UnitStore:
@@ -86,7 +86,7 @@ class UnitStore:
         """Begin a session: lock the store against other runs and return what is finished; for one process only.
 
         Args:
-            identity: What the key stands for.
+            identity: What the key is made of.
             session: Command, processes and hardware of this session.
 
         Raises:
@@ -119,7 +119,7 @@ class UnitStore:
             self._write(content)
 
     def close(self) -> None:
-        """Let others work on the store."""
+        """Release the lock, so that another run can work on the store."""
         self._lock.release()
 
     def forget(self) -> None:
@@ -180,17 +180,17 @@ class UnitStore:
         return broken_file(self.directory / file_of(span_of(node, self.units)), error)
 
     def save(self, nodes: Mapping[Node, NamedSums]) -> None:
-        """Store those nodes that are not yet, then delete what they replace.
+        """Store the nodes that are not stored yet, then delete the files that they replace.
 
         Raises:
             RunError: A file cannot be written; what was stored before is untouched.
         """
-        for node, part in nodes.items():
+        for node, sums in nodes.items():
             span = span_of(node, self.units)
             if span in self._stored:
                 continue
             with writing(self.directory / file_of(span)) as file:
-                write_sums(part, file)
+                write_sums(sums, file)
             for replaced in [own for own in self._stored if within(own, span)]:
                 (self.directory / file_of(replaced)).unlink(missing_ok=True)
                 self._stored.discard(replaced)
@@ -209,7 +209,7 @@ class UnitStore:
             self._took = self._written - began
 
     def tidy(self) -> None:
-        """Delete files whose units are in a larger one, and what crashes left half-written."""
+        """Delete files whose units are in a larger one, and files that a crash left half-written."""
         kept = set(self._largest())
         for span, path in unit_files(self.directory).items():
             if span not in kept:
@@ -218,7 +218,7 @@ class UnitStore:
             path.unlink(missing_ok=True)
 
     def _largest(self) -> list[Span]:
-        """Return the stored files, without those that are part of another."""
+        """Return the stored files, without those whose units are in a larger one."""
         spans = sorted(unit_files(self.directory))
         return [span for span in spans if not any(within(span, other) for other in spans)]
 
@@ -261,11 +261,19 @@ def read_store(directory: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"{str(path)!r} cannot be read ({error}): {_DELETE}") from None
-    kinds = {"units": int, "identity": dict, "sessions": list}
-    right = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
-    if not right or not all(isinstance(session, dict) for session in content["sessions"]):
+    if not _is_store(content):
         raise RunError(f"{str(path)!r} is no unit store of headprobe: {_DELETE}")
     return dict(content)
+
+
+def _is_store(content: Any) -> bool:
+    """Return whether the content of a JSON file is that of a `store.json`."""
+    if not isinstance(content, dict):
+        return False
+    for name, kind in {"units": int, "identity": dict, "sessions": list}.items():
+        if not isinstance(content.get(name), kind):
+            return False
+    return all(isinstance(session, dict) for session in content["sessions"])
 
 
 _DELETE = "delete this file alone and run the same command again; the units beside it stay"
@@ -295,7 +303,7 @@ def no_units(path: Path) -> UsageError:
 
 
 def read_units(path: Path) -> str | None:
-    """Return where a run's units are, relative to its directory; None where no `run.json` there says so."""
+    """Return where a run's units are, relative to its directory; None without a `run.json` that has it."""
     try:
         return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["units"])
     except (OSError, ValueError, KeyError, TypeError):

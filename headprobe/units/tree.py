@@ -1,9 +1,9 @@
 """Sums of finished units, merged in one fixed order: a binary tree over the units' numbers.
 
-Whoever computed which unit, and in which order they were finished, the same sums are merged in the same pairs: first
-neighbours, then pairs of neighbours, and so on. So floats are equal to the last bit, and as neighbours merge as soon as
-both are there, only a few sums are kept, whatever the number of units. A node of
-the tree is what processes send each other, and what a file of the unit store holds.
+The same sums are merged in the same pairs, whichever process computed a unit and whenever: first neighbours, then pairs
+of neighbours, and so on. So floats are equal to the last bit. Neighbours merge as soon as both are finished, so only a
+few sums are kept, whatever the number of units. Processes send each other nodes of the tree, and a file of the unit
+store holds one.
 """
 
 import re
@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class Sums(Protocol):
-    """What a metric must do to be kept by unit: `headprobe.metrics` has the metrics that do."""
+    """A metric that can be kept by unit; those of `headprobe.metrics` can."""
 
     def merge(self, other: Any) -> None:
         """Add the sums of other images."""
@@ -41,11 +41,11 @@ class Sums(Protocol):
 
 
 NamedSums = dict[str, Any]
-"""The sums of one piece of the data, by name. Each value is a `Sums`, or a `Coverage`, which has no device."""
+"""The sums of some units, by name. Each value is a `Sums`, or a `Coverage`, which has no device."""
 
 
 def merge_sums(one: NamedSums, other: NamedSums) -> None:
-    """Add the sums of another piece to the first; take over what only the other has."""
+    """Add the sums of other units to the first; take over what only the others have."""
     for name, metric in other.items():
         if name in one:
             one[name].merge(metric)
@@ -70,7 +70,7 @@ def one_thread() -> Iterator[None]:
 
 def write_sums(sums: NamedSums, file: IO[bytes]) -> None:
     """Write the arrays of metrics as an npz file, each under `metric/array`."""
-    # Not numpy's savez: older releases leave the archive open and complain later, when the disk is full.
+    # Not numpy's savez: after an error, such as a full disk, older releases leave the archive open.
     with zipfile.ZipFile(file, "w") as archive:
         for name, metric in sums.items():
             for key, array in metric.to_arrays().items():
@@ -118,7 +118,7 @@ class UnitTree(Generic[M]):
 
     @property
     def nodes(self) -> Mapping[Node, M]:
-        """The metrics that wait for a neighbour; a whole tree has one."""
+        """The metrics whose neighbour is not finished; a whole tree has one."""
         return self._nodes
 
     def add(self, unit: int, metric: M) -> None:
@@ -145,6 +145,7 @@ class UnitTree(Generic[M]):
         if twice:
             first, last = units.start, units.stop - 1
             raise RunError(f"units {first} to {last} of {self.units} were sent twice; images would count double")
+        # Node `index ^ 1` is the neighbour: 0 and 1 are a pair, 2 and 3 are one. Their sum is node `index >> 1` above.
         while (level, index ^ 1) in self._nodes or self._alone(level, index):
             neighbour = self._nodes.pop((level, index ^ 1), None)
             if neighbour is not None:
@@ -155,7 +156,7 @@ class UnitTree(Generic[M]):
         self._nodes[level, index] = metric
 
     def holds(self, unit: int) -> bool:
-        """Say whether a unit is finished."""
+        """Return whether a unit is finished."""
         return any(index == unit >> level for level, index in self._nodes)
 
     def whole(self) -> M | None:
@@ -174,12 +175,12 @@ class UnitTree(Generic[M]):
         return metric
 
     def _alone(self, level: int, index: int) -> bool:
-        """Say whether a node's neighbour lies behind the last unit, so that it moves up as it is."""
+        """Return whether a node's neighbour lies behind the last unit, so that it moves up as it is."""
         return index > 0 and not index & 1 and (index + 1) << level >= self.units
 
 
 def _overlap(one: Node, other: Node) -> bool:
-    """Say whether two nodes hold a common unit."""
+    """Return whether two nodes hold a common unit."""
     low, high = sorted((one, other))
     return high[1] == low[1] >> (high[0] - low[0])
 
@@ -191,6 +192,7 @@ def units_of(node: Node, units: int) -> range:
 
 
 # -- nodes as files ----------------------------------------------------------------------------------------------------
+
 Span = tuple[int, int]
 """The first and the last unit of a file."""
 
@@ -200,8 +202,12 @@ _NAME = re.compile(r"units-(\d{5,})-(\d{5,})\.npz")
 
 def unit_files(directory: Path) -> dict[Span, Path]:
     """Return the files of finished units."""
-    found = ((_NAME.fullmatch(path.name), path) for path in directory.glob("units-*.npz"))
-    return {(int(match[1]), int(match[2])): path for match, path in found if match}
+    files: dict[Span, Path] = {}
+    for path in directory.glob("units-*.npz"):
+        match = _NAME.fullmatch(path.name)
+        if match is not None:
+            files[int(match[1]), int(match[2])] = path
+    return files
 
 
 def file_of(span: Span) -> str:
@@ -229,5 +235,5 @@ def node_of(span: Span, units: int) -> Node:
 
 
 def within(inner: Span, outer: Span) -> bool:
-    """Say whether one file's units are a part of another's."""
+    """Return whether another file holds all units of a file, and more."""
     return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]

@@ -1,8 +1,8 @@
-"""The sums of all units of the data: any number of processes, in any order, gives the same numbers to the bit.
+"""The sums of all units of the data: equal to the bit for any number of processes and any order of units.
 
 A unit is a fixed piece of the data (a file, a row group). While its batches come, the unit is open: its scores, the
-sums of every statistic and the rows that came are here and nowhere else. After its last batch they stay together:
-merged with neighbours in a fixed binary tree, sent to the first process, stored, and read back.
+sums of every statistic and the rows that came are here and nowhere else. After its last batch they are merged with
+neighbours in a fixed binary tree, sent to the first process, stored, and read back, always together.
 """
 
 import io
@@ -31,7 +31,7 @@ from headprobe.units.tree import (
 )
 
 COVERAGE, SCORES = "coverage", "scores"
-"""Names of what every unit gives; names of a statistic's sums begin with the statistic's name."""
+"""Names of the sums that every unit has; names of a statistic's sums begin with the statistic's name."""
 
 
 class Statistic(Protocol):
@@ -75,8 +75,8 @@ class UnitSums:
     Args:
         units: Number of units of the whole data set.
         make_scores: Makes empty scores.
-        sizes: Rows of each unit, None where only reading the data would tell.
-        statistics: What else gives sums.
+        sizes: Rows of each unit, None where they are known only after reading the data.
+        statistics: The statistics that give sums too.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class UnitSums:
             self._tree.add_node(node, sums)
 
     def _adding(self) -> AbstractContextManager[None]:
-        """Return the context to add sums in: those of statistics are many small matrices."""
+        """Return the context to add sums in: one thread for statistics, whose sums are many small matrices."""
         return one_thread() if self.statistics else nullcontext()
 
     def _metric(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
@@ -179,8 +179,12 @@ class UnitSums:
             raise RunError(f"units {sorted(self._open)} ended before their last batch; the data stream broke off")
         sums = self._tree.whole() or {COVERAGE: Coverage(), SCORES: self._make_scores()}
         for statistic in self.statistics:
-            first = f"{statistic.name}/"
-            statistic.finish({name.removeprefix(first): sums[name] for name in sums if name.startswith(first)})
+            prefix = f"{statistic.name}/"
+            own: NamedSums = {}
+            for name, metric in sums.items():
+                if name.startswith(prefix):
+                    own[name.removeprefix(prefix)] = metric
+            statistic.finish(own)
         return sums
 
 

@@ -28,10 +28,10 @@ def quiet(_: str) -> None:
 
 
 def test_all_take_turns_and_who_begins_changes() -> None:
-    heard: list[str] = []
+    printed: list[str] = []
     three = comparison(*(contestant(name, {"none": 3}) for name in "abc"))
-    outcome = compete(three, 2, heard.append)
-    assert [line[-1] for line in heard] == ["a", "b", "c", "b", "c", "a"]
+    outcome = compete(three, 2, printed.append)
+    assert [line[-1] for line in printed] == ["a", "b", "c", "b", "c", "a"]
     assert {name: len(rounds) for name, rounds in outcome.rounds.items()} == {"a": 2, "b": 2, "c": 2}
     assert all(one.wall > 0 and one.cpu > 0 and one.peak > 1 and one.loop == 0.5 for one in outcome.rounds["a"])
 

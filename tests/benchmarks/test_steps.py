@@ -48,13 +48,13 @@ def test_no_ratio_is_printed_where_logits_differ(
 
 
 def test_who_begins_changes_with_every_round() -> None:
-    heard: list[str] = []
+    called: list[str] = []
 
-    def hearing(name: str) -> Any:
-        return lambda _: heard.append(name)
+    def noting(name: str) -> Any:
+        return lambda _: called.append(name)
 
-    times = steps.take_turns({name: hearing(name) for name in "abc"}, torch.zeros(1), 2)
-    assert heard == ["a", "b", "c", "b", "c", "a"]
+    times = steps.take_turns({name: noting(name) for name in "abc"}, torch.zeros(1), 2)
+    assert called == ["a", "b", "c", "b", "c", "a"]
     assert {name: len(rounds) for name, rounds in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 

@@ -40,7 +40,7 @@ def recorded(folder: Path, patch: pytest.MonkeyPatch, *words: str) -> dict[str, 
     return record
 
 
-def test_the_record_tells_setting_up_from_scoring_from_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_has_seconds_of_setup_loop_and_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = recorded(tmp_path, monkeypatch, "--resume", "never", "--model.row_budget", "80")
     assert record["seconds_setup"] == 1
     assert record["seconds_loop"] == 100 + UNITS * 10

@@ -58,10 +58,11 @@ class OutputSizeSums(HeadStatistic):
     def empty_sums(self) -> NamedSums:
         return {model: MeanPerHead(self.subject.layout.heads_per_layer) for model in self.subject.models}
 
-    def observe(self, seen: Observation, sums: NamedSums) -> None:
-        sizes = seen.each(lambda record: record.heads_out.abs().pow(self.power).mean(dim=(1, 3)))  # [rows, heads]
+    def observe(self, observation: Observation, sums: NamedSums) -> None:
+        # Each `[rows, heads]`.
+        sizes = observation.each(lambda record: record.heads_out.abs().pow(self.power).mean(dim=(1, 3)))
         for model, of_model in zip(self.subject.models, sizes, strict=True):
-            sums[model].update(seen.layer, of_model)
+            sums[model].update(observation.layer, of_model)
 
     def columns(self) -> dict[str, Arrays]:
         means = {model: self.whole[model].compute() for model in self.subject.models}

@@ -33,7 +33,7 @@ def test_the_table_that_ships_holds_every_name_with_multi_head_attention() -> No
     assert sum(len(family.names) for family in TABLE.families.values()) == 1371
 
 
-def test_652_names_of_48_families_have_maps_in_every_layer_and_the_others_are_linear_attention() -> None:
+def test_652_names_of_48_timm_families_have_maps_in_every_layer_and_the_others_are_linear_attention() -> None:
     families = TABLE.with_heads.values()
     total = Tally.total(family.tally for family in families)
     assert sum(family.mapped for family in families) == 652
@@ -119,7 +119,7 @@ def test_models_are_refused_in_the_same_words() -> None:
     assert walk("shvit_s1").refused == "attention with a single head by design: single-head self-attention"
 
 
-def test_a_family_is_timms_module_and_a_bundled_model_has_that_of_its_architecture() -> None:
+def test_a_timm_family_is_a_module_and_a_bundled_model_has_that_of_its_architecture() -> None:
     assert (walk("deit_tiny_patch16_224").family, walk("digits_vit").family) == ("deit", "vision_transformer")
     assert walk("levit_128s.fb_dist_in1k").family == "levit"
     assert set(family_of_names()) == set(timm.list_models())
@@ -129,7 +129,7 @@ def test_attention_without_heads_beside_the_heads_is_counted() -> None:
     assert walk("csatv2").headless == 14
 
 
-def test_progress_is_told_after_every_model() -> None:
+def test_progress_is_reported_after_every_model() -> None:
     seen: list[tuple[int, int]] = []
     survey(["resnet18", "test_vit"], progress=lambda walked, of: seen.append((walked, of)))
     assert seen == [(1, 2), (2, 2)]

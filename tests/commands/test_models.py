@@ -18,17 +18,17 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
 def rows(out: str) -> dict[str, list[str]]:
-    """The rows of the printed table by family."""
+    """The rows of the printed table by timm family."""
     lines = out.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("family"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("timm family"))
     return {line.split()[0]: line.split() for line in lines[start + 1 : lines.index("", start)]}
 
 
-def test_every_family_has_a_row_and_the_totals_are_said(tmp_path: Path) -> None:
+def test_every_timm_family_has_a_row_and_the_totals_are_printed(tmp_path: Path) -> None:
     ended = command(tmp_path, "models")
     assert ended.code == 0
     assert set(rows(ended.out)) == set(shipped_families().with_heads)
-    assert "671 names of 51 families have 177,215 heads in 13,285 layers of 58 attention classes" in ended.out
+    assert "671 names of 51 timm families have 177,215 heads in 13,285 layers of 58 attention classes" in ended.out
     assert max(len(line) for line in ended.out.splitlines()) <= 120
 
 
@@ -68,13 +68,13 @@ def test_another_timm_than_the_tables_is_said_with_what_to_do(tmp_path: Path, mo
     assert "--survey" in first
 
 
-def test_a_pattern_keeps_the_families_and_lists_the_names_that_fit(tmp_path: Path) -> None:
+def test_a_pattern_keeps_the_timm_families_and_lists_the_names_that_fit(tmp_path: Path) -> None:
     ended = command(tmp_path, "models", "swinv2_tiny*")
     assert list(rows(ended.out)) == ["swin_transformer_v2"]
     assert "Names that fit (2): swinv2_tiny_window8_256, swinv2_tiny_window16_256" in ended.out
 
 
-def test_a_family_is_told_in_full(tmp_path: Path) -> None:
+def test_a_timm_family_is_printed_in_full(tmp_path: Path) -> None:
     out = " ".join(command(tmp_path, "models", "xcit").out.split())
     assert "timm.models.xcit: 28 of 28 names with heads" in out
     assert "timm.models.xcit.XCA: 528 channel; maps of channels; a head is a group of channels" in out
@@ -82,7 +82,7 @@ def test_a_family_is_told_in_full(tmp_path: Path) -> None:
     assert "xcit_nano_12_p16_224 (14, 56)" in out
 
 
-def test_a_model_is_walked_and_told_in_full(tmp_path: Path) -> None:
+def test_a_model_is_walked_and_printed_in_full(tmp_path: Path) -> None:
     lines = command(tmp_path, "models", "test_vit").out.splitlines()
     assert lines[0] == "test_vit (timm.models.vision_transformer)"
     assert lines[2:4] == [
@@ -91,7 +91,7 @@ def test_a_model_is_walked_and_told_in_full(tmp_path: Path) -> None:
     ]
 
 
-def test_a_refused_model_is_told_with_the_reason(tmp_path: Path) -> None:
+def test_a_refused_model_is_printed_with_the_reason(tmp_path: Path) -> None:
     ended = command(tmp_path, "models", "resnet18")
     assert (ended.code, ended.out) == (0, "resnet18 (timm.models.resnet): refused, no attention heads\n")
 
@@ -123,8 +123,8 @@ def test_a_survey_does_not_read_the_table_that_it_may_be_about_to_replace(
         (["swin"], "did you mean '*swin*'?, got 'swin'"),
         (["swin_transformr"], "did you mean swin_transformer"),
         (["deit_tiny_patch16_225"], "did you mean deit_tiny_patch16_224"),
-        (["nothing*like*it"], "headprobe models lists the families, got 'nothing*like*it'"),
-        (["nothing*like*it", "--survey"], "headprobe models lists the families, got 'nothing*like*it'"),
+        (["nothing*like*it"], "headprobe models lists the timm families, got 'nothing*like*it'"),
+        (["nothing*like*it", "--survey"], "headprobe models lists the timm families, got 'nothing*like*it'"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["xcit", "--markdown"], "goes with no pattern or --json, got xcit"),
         (["--marckdown"], "did you mean --markdown"),

@@ -82,7 +82,7 @@ def stored(name: str, masked: tuple[tuple[int, int], ...] = ()) -> list[oracles.
 
 @cache
 def described(name: str, spec: str = "") -> tuple[AttentionSums, SpectrumSums, SimilaritySums]:
-    """Attention and spectra of a model, seen in two units and uneven batches."""
+    """Attention and spectra of a model, observed in two units and uneven batches."""
     probe, images = model(name)
     attention, spectrum, similarity = AttentionSums(), SpectrumSums(), SimilaritySums()
     describe(probe, [attention, spectrum, similarity], images, [spec] if spec else [], units=(7, 5), batch=4)

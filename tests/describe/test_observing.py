@@ -24,15 +24,15 @@ class Keep(HeadStatistic):
     """Keeps copies of what it observes."""
 
     def __init__(self) -> None:
-        self.seen: list[Observation] = []
+        self.observations: list[Observation] = []
         self.heads: list[tuple[Tensor, ...]] = []
 
     def options(self) -> dict[str, Any]:
         return {"name": "keep"}
 
-    def observe(self, seen: Observation, sums: NamedSums) -> None:
-        self.seen.append(seen)
-        self.heads.append(tuple(record.heads_out.clone() for record in seen.records))
+    def observe(self, observation: Observation, sums: NamedSums) -> None:
+        self.observations.append(observation)
+        self.heads.append(tuple(record.heads_out.clone() for record in observation.records))
 
     def empty_sums(self) -> NamedSums:
         return {}
@@ -69,24 +69,24 @@ def test_baseline_and_masked_model_are_what_plain_forward_passes_see(kind: str, 
 def test_before_the_first_masked_layer_the_masked_model_is_the_baseline_itself() -> None:
     probe, keep = tiny_probe("vit"), Keep()
     describe(probe, [keep], noise(probe, 2), ["layer:2"], batch=2)
-    assert [seen.records[0] is seen.records[1] for seen in keep.seen[:2]] == [True, True]
-    assert not any(seen.records[0] is seen.records[1] for seen in keep.seen[2:])
+    assert [one.records[0] is one.records[1] for one in keep.observations[:2]] == [True, True]
+    assert not any(one.records[0] is one.records[1] for one in keep.observations[2:])
 
 
 @pytest.mark.parametrize("specs", [[], ["none"], ["each:layer"]])
 def test_without_a_single_mask_only_the_baseline_is_described(specs: list[str]) -> None:
     probe, keep = tiny_probe("vit"), Keep()
     describe(probe, [keep], noise(probe, 2), specs, batch=2)
-    assert {len(seen.records) for seen in keep.seen} == {1}
+    assert {len(one.records) for one in keep.observations} == {1}
 
 
-def test_each_image_is_seen_once_in_each_layer_however_many_masks_and_waves() -> None:
+def test_each_image_is_observed_once_in_each_layer_however_many_masks_and_waves() -> None:
     probe, keep = tiny_probe("vit"), Keep()
     probe.row_budget = 4  # several waves of masks, and one image per forward pass
     describe(probe, [keep], noise(probe, 5), ["each:head"], units=[3, 2], batch=2)
     assert probe.plan is not None
     assert len(probe.plan.waves) > 1
-    rows = [(seen.unit, seen.layer, row) for seen in keep.seen for row in seen.rows.tolist()]
+    rows = [(one.unit, one.layer, row) for one in keep.observations for row in one.rows.tolist()]
     layers = range(len(probe.layout.layers))
     assert sorted(rows) == sorted(
         (unit, n, row) for unit, size in ((0, 3), (1, 2)) for n in layers for row in range(size)
@@ -163,7 +163,7 @@ def test_memory_that_ends_before_any_layer_was_described_halves_the_rows(monkeyp
     with pytest.warns(UserWarning, match="out of memory"):
         feed(probe, images, [8], batch=8)
     layers = len(probe.layout.layers)
-    assert sorted(row for seen in keep.seen for row in seen.rows.tolist()) == sorted([*range(8)] * layers)
+    assert sorted(row for one in keep.observations for row in one.rows.tolist()) == sorted([*range(8)] * layers)
 
 
 def test_a_rehearsal_finds_the_rows_that_fit_and_leaves_no_trace() -> None:

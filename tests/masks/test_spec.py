@@ -223,7 +223,7 @@ def test_specs_unite_and_drop_names_that_come_twice() -> None:
 
 
 @pytest.mark.parametrize("texts", [["layer:1", "each:layer"], ["each:layer", "layer:1"]])
-def test_a_test_family_keeps_the_member_that_is_also_asked_for_alone(texts: list[str]) -> None:
+def test_a_test_family_keeps_the_member_that_is_also_given_alone(texts: list[str]) -> None:
     masks = expand_all([MaskSpec(text) for text in texts], TINY, "tiny")
     assert sorted((one.mask.name, one.mask.test_family) for one in masks) == [
         (f"layer:{i}", "each:layer") for i in range(3)

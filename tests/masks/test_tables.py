@@ -84,7 +84,7 @@ def test_a_byte_order_mark_and_crlf_are_read(tmp_path: Path) -> None:
     assert order(path, "entropy_nats") == [(1, 1), (1, 0), (0, 0)]
 
 
-def test_nested_masks_are_named_points_of_a_family(tmp_path: Path) -> None:
+def test_nested_masks_have_names_and_are_one_test_family(tmp_path: Path) -> None:
     path = write(tmp_path, "heads.csv", HEADS)
     masks = MaskSpec(f"grow:{path}:entropy_nats").expand(SHAPE, "tiny")
     assert [mask.name for mask in masks] == [f"grow:{path}:entropy_nats:least:{count}" for count in (1, 2, 3)]

@@ -15,7 +15,7 @@ def test_every_mask_has_its_heads_and_its_point_on_a_curve(tmp_path: Path) -> No
     run = load_run(write_run(tmp_path, ["each:layer", "head:2.1"]))
     assert run.heads["head:2.1"] == [(2, 1)]
     assert run.heads["layer:2"] == [(2, 0), (2, 1), (2, 2)]
-    assert (run.points["layer:2"], run.points["head:2.1"]) == (("by_layer", 2), ("head_01", 2))
+    assert (run.curves["layer:2"], run.curves["head:2.1"]) == (("by_layer", 2), ("head_01", 2))
     assert [row["mask"] for row in run.masks] == ["none", "layer:0", "layer:1", "layer:2", "head:2.1"]
 
 

@@ -53,7 +53,7 @@ def test_the_columns_are_those_that_the_design_names(tmp_path: Path) -> None:
     assert columns >= set(named.split())
 
 
-def test_q_values_are_taken_over_one_sweep_and_not_over_masks_asked_for_by_themselves() -> None:
+def test_q_values_are_taken_over_one_sweep_and_not_over_masks_given_by_themselves() -> None:
     masks, scores = example(["each:layer", "all"])
     rows = variant_rows(masks, scores)
     q_values = [float(row["bh_q"]) for row in rows]
@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [file.name for file in tmp_path.iterdir()] == ["masks.csv"]
 
 
-def test_the_key_sees_every_part_and_no_order() -> None:
+def test_the_key_depends_on_every_value_and_on_no_order() -> None:
     assert run_key({"a": 1, "b": [1, 2]}) == run_key({"b": [1, 2], "a": 1})
     assert run_key({"a": 1, "b": [1, 2]}) != run_key({"a": 1, "b": [2, 1]})
 

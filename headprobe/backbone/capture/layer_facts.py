@@ -74,7 +74,7 @@ def _outputs(backbone: nn.Module, layout: HeadLayout, layer: AttentionLayer) -> 
 
 
 def _in_image_order(layer: AttentionLayer) -> bool:
-    """Say whether each row is an image with its tokens in order, even if their grid is unknown."""
+    """Return whether each row is an image with its tokens in order, even if their grid is unknown."""
     return layer.site.ordered and layer.rows == 1
 
 
@@ -98,7 +98,7 @@ def _attention(
 
 
 def _has_class_token(backbone: nn.Module) -> bool:
-    """Say whether the first prefix token is a class token; NaFlex models keep it in their module `embeds`."""
+    """Return whether the first prefix token is a class token; NaFlex models keep it in their module `embeds`."""
     homes = (backbone, getattr(backbone, "embeds", None))
     return any(getattr(home, "cls_token", None) is not None for home in homes)
 

@@ -122,7 +122,7 @@ def _joined(parts: list[AppliedWeights]) -> AppliedWeights:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors begin at the same place in memory; on the meta device all do."""
+    """Return whether two tensors begin at the same place in memory; on the meta device all do."""
     return one.data_ptr() == other.data_ptr()
 
 

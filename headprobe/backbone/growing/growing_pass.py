@@ -115,7 +115,7 @@ class GrowingPass:
         self._stack.close()
 
     def joined(self, variant: int) -> bool:
-        """Say whether rows of a variant exist in the pass under way; before they do, the trunk's stand for it."""
+        """Return whether rows of a variant exist in the pass under way; before they do, the trunk's stand for it."""
         return variant in self._rows.wave[: self._rows.joined]
 
     def rows_of(self, variant: int | None = None) -> RowsOfLayer:

@@ -140,7 +140,7 @@ class _Trial:
     proven: Sequence[Company]
 
     def right(self, shortcuts: Shortcuts) -> bool:
-        """Say whether all logits stay the same."""
+        """Return whether all logits stay the same."""
         for company in self.proven:
             try:
                 found = growing_logits(self.backbone, self.layout, self.joins, company.keep, company.images, shortcuts)

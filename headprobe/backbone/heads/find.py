@@ -13,7 +13,6 @@ from headprobe.backbone.heads.layout import (
     HeadLayout,
     Operator,
     Semantics,
-    Size,
     parent_of,
 )
 from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises, try_output
@@ -21,6 +20,7 @@ from headprobe.backbone.heads.sites import Kind, Site, class_path, known_site
 from headprobe.backbone.heads.trace import Call, Trace, point_of, recording
 from headprobe.backbone.sandbox import evaluating, example_images
 from headprobe.errors import UsageError
+from headprobe.metrics.token_grid import Size
 
 
 def find_heads(
@@ -160,7 +160,7 @@ def _channels(
     calls: list[Call],
     operator: Operator | None,
 ) -> HeadChannels:
-    """Say which channels belong to which head."""
+    """Return which channels belong to which head."""
     axis = site.axis
     if axis is None:  # a convolution takes its channels on axis 1
         axis = 1 if any(isinstance(part, nn.Conv2d) for part in point.modules()) else -1

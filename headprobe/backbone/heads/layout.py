@@ -13,9 +13,7 @@ from torch import Tensor
 from headprobe.backbone.heads.sites import Form, Kind, Site
 from headprobe.backbone.heads.trace import CallKind
 from headprobe.errors import RunError
-
-Size = tuple[int, int]
-
+from headprobe.metrics.token_grid import Size
 
 Semantics = Literal["slot", "attention"]
 """What masking a head takes away: all that its slot holds, or only what the head attended to."""

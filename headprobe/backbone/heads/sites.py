@@ -221,7 +221,7 @@ def site_of(module: nn.Module) -> Site | None:
 
 
 def one_head_by_design(module: nn.Module) -> str | None:
-    """Say in words what a module with a single head by design computes; None for any other module."""
+    """Return in words what a module with a single head by design computes; None for any other module."""
     return next((what for cls in type(module).__mro__ if (what := ONE_HEAD.get(_path(cls)))), None)
 
 

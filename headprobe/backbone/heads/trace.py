@@ -160,7 +160,7 @@ def _attending(calls: list[Call]) -> list[Call]:
 
 
 def _has_heads(calls: list[Call]) -> bool:
-    """Say whether weights have several heads: `[rows, heads, queries, keys]`, or windows on one axis more."""
+    """Return whether weights have several heads: `[rows, heads, queries, keys]`, or windows on one axis more."""
     return any(len(call.shape) > 3 and call.shape[1] > 1 for call in _attending(calls))
 
 

@@ -176,7 +176,7 @@ def prove_effect(bench: LayerBench) -> tuple[Verdict, list[int]]:
 
 
 def _is_dead(bench: LayerBench, keep: Tensor, plain: Tensor) -> bool:
-    """Say whether zeroing a head in the operator's own output changes nothing either."""
+    """Return whether zeroing a head in the operator's own output changes nothing either."""
     return bench.layer.operator is not None and torch.equal(bench.operator_zeroed(keep), plain)
 
 

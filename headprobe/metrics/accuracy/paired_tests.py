@@ -62,8 +62,8 @@ def bh_q(p_values: ArrayLike, test_families: Sequence[str]) -> FloatArray:
 
     Args:
         p_values: p of each mask, `[masks]`; NaN means that there was no test, and stays NaN.
-        test_families: The test family of each mask, `[masks]`. p-values are corrected within their family only. The
-            empty text stands for no family, and q is NaN: baselines, nulls and repeats belong to none.
+        test_families: The test family of each mask, `[masks]`. p-values are corrected within it only. The empty text
+            stands for none, and q is NaN: baselines, nulls and repeats belong to no test family.
 
     Raises:
         ValueError: The lengths differ, or a p lies outside 0 to 1.
@@ -78,8 +78,8 @@ def bh_q(p_values: ArrayLike, test_families: Sequence[str]) -> FloatArray:
         raise ValueError(f"a p value must lie between 0 and 1, got {p[(p < 0) | (p > 1)][0]}")
     q = np.full_like(p, np.nan)
     labels = np.asarray(test_families, dtype=np.str_)
-    for family in set(test_families) - {""}:
-        tested = (labels == family) & ~np.isnan(p)
+    for test_family in set(test_families) - {""}:
+        tested = (labels == test_family) & ~np.isnan(p)
         if tested.any():
             q[tested] = stats.false_discovery_control(p[tested], method="bh")
     return q

@@ -1,4 +1,4 @@
-"""What the metrics are told of each model, and that its numbers come out on every kind of model."""
+"""The facts of each layer that the metrics need, and that every kind of model gives numbers with them."""
 
 from typing import Any
 
@@ -42,12 +42,12 @@ class Description:
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
         masked, tapped = (
             ablating(model, self.layout, masks_of_rows(keep)),
-            tapping(model, self.layout, [Tap(self.listen)]),
+            tapping(model, self.layout, [Tap(self.observe)]),
         )
         with torch.inference_mode(), autocast, masked, tapped:
             model(example_images(model, self.layout.input_size, images))
 
-    def listen(self, record: LayerRecord) -> None:
+    def observe(self, record: LayerRecord) -> None:
         facts = self.facts[record.layer]
         self.records.append(record)
         reduction = describe_attention(record, facts, aligned=True)

@@ -182,7 +182,7 @@ def test_the_stream_after_is_the_stream_before_plus_the_projected_heads(kind: st
         assert module.proj.bias is None or added.abs().max() > 1e-3
 
 
-def test_a_norm_after_the_projection_is_seen(tiny_kind: str) -> None:
+def test_a_norm_after_the_projection_is_found(tiny_kind: str) -> None:
     model, layout, images = setup(tiny_kind)
     post_norm = {one.norm_follows for one in record(model, layout, images)}
     assert post_norm == {tiny_kind in ("swin_v2", "swin_v2_cr")}
@@ -205,14 +205,14 @@ def test_weights_are_recomputed_in_float32_under_bf16_autocast(kind: str) -> Non
     exact = [whole(one, 1 << 20) for one in record(model, layout, images)]
     found: list[Tensor] = []
 
-    def listen(one: LayerRecord) -> None:
+    def observe(one: LayerRecord) -> None:
         chunks = list(one.weights(5000))
         assert {part.weights.dtype for part in chunks} == {torch.float32}
         sums = torch.cat([part.weights.sum(dim=-1).flatten() for part in chunks])
         torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
         found.append(whole(one, 1 << 20))
 
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), tapping(model, layout, [Tap(listen)]):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), tapping(model, layout, [Tap(observe)]):
         model(images)
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours - theirs).abs().mean() < 0.01
@@ -235,14 +235,14 @@ def test_all_hooks_and_modes_are_gone_afterwards(fail: bool) -> None:
     model, layout, images = fresh("swin")
     plain = model(images)
 
-    def listen(one: LayerRecord) -> None:
+    def observe(one: LayerRecord) -> None:
         if fail and one.layer == 1:
             raise ValueError
 
     with ExitStack() as stack:
         if fail:
             stack.enter_context(pytest.raises(ValueError))  # noqa: PT011  # raised above
-        with tapping(model, layout, [Tap(listen)]):
+        with tapping(model, layout, [Tap(observe)]):
             model(images)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(model(images), plain)

@@ -50,7 +50,7 @@ def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str) -> 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("budget", [1, 2, 5, 12, 10_000])
-def test_chunks_change_nothing(budget: int) -> None:
+def test_waves_change_nothing(budget: int) -> None:
     model, layout, images = setup("swin")
     keep = random_masks(layout, 9)
     with GrowingPass(model, layout, find_joins(model, layout).joins, keep) as growing:

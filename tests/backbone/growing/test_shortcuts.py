@@ -51,15 +51,15 @@ class Observation:
 
 def seen_in(keep: Tensor, images: int, shortcuts: Shortcuts, plan: RowPlan | None = None, tapped: bool = False) -> Any:
     model, (layout, joins, _, _) = setup()
-    heard: list[LayerRecord] = []
+    records: list[LayerRecord] = []
     seen = Observation(model)
     with seen.stack, torch.inference_mode(), GrowingPass(model, layout, joins, keep, shortcuts) as growing:
         rows = growing.plan(images, 10_000) if plan is None else plan
-        growing.logits(noise(images), rows, [Tap(heard.append)] if tapped else [])
+        growing.logits(noise(images), rows, [Tap(records.append)] if tapped else [])
     return seen.by_module
 
 
-def test_joining_rows_run_through_no_norm_and_no_attention_and_the_end_sees_one_token() -> None:
+def test_joining_rows_run_through_no_norm_and_no_attention_and_the_end_has_one_token() -> None:
     """Two images; two masks join at layer 0, none at layer 1, one at layer 2 and one masks heads of 0 and 2."""
     keep = masks([(0, 0)], [(0, 1)], [(2, 2)], [(0, 2), (2, 0)])
     seen = seen_in(keep, 2, setup()[1][2])
@@ -113,7 +113,7 @@ def test_only_the_pooled_queries_are_looked_up_in_the_last_attention() -> None:
     assert attention_flops(queries=True) == 2 * HEADS * (2 * TOKENS + 1) * TOKENS
 
 
-def test_while_taps_listen_nothing_is_left_out_but_chunks_without_listeners_may() -> None:
+def test_in_a_tapped_wave_nothing_is_left_out_but_in_waves_without_taps() -> None:
     keep = masks([(0, 0)], [(0, 1)], [(1, 0)], [(2, 0)])
     plan = RowPlan(batch_size=2, images=2, waves=((0, 1), (2, 3)), idle=(), budget=6)
     shortcuts = setup()[1][2]
@@ -129,16 +129,16 @@ def test_while_taps_listen_nothing_is_left_out_but_chunks_without_listeners_may(
 
 
 @torch.inference_mode()
-def test_what_taps_hear_of_the_trunk_is_what_they_hear_of_the_plain_model() -> None:
+def test_taps_get_the_same_records_of_the_trunk_as_of_the_plain_model() -> None:
     model, (layout, joins, shortcuts, _) = setup()
     plain: list[LayerRecord] = []
     with tapping(model, layout, [Tap(plain.append)]):
         model(noise(2))
-    heard: list[LayerRecord] = []
+    records: list[LayerRecord] = []
     with GrowingPass(model, layout, joins, SINGLE, shortcuts) as growing:
-        growing.logits(noise(2), growing.plan(2, 100), [Tap(heard.append, growing.rows_of())])
-    assert len(heard) == len(plain) == DEPTH
-    for mine, expected in zip(heard, plain, strict=True):
+        growing.logits(noise(2), growing.plan(2, 100), [Tap(records.append, growing.rows_of())])
+    assert len(records) == len(plain) == DEPTH
+    for mine, expected in zip(records, plain, strict=True):
         torch.testing.assert_close(mine.heads_out, expected.heads_out, atol=1e-5, rtol=1e-5)
         assert mine.stream_after is not None
         torch.testing.assert_close(mine.stream_after, expected.stream_after, atol=1e-5, rtol=1e-5)
@@ -150,7 +150,7 @@ def test_what_taps_hear_of_the_trunk_is_what_they_hear_of_the_plain_model() -> N
 @torch.inference_mode()
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("budget", [1, 2, 5, 10_000])
-def test_chunks_budgets_and_single_images_change_no_logit(images: int, budget: int) -> None:
+def test_waves_budgets_and_single_images_change_no_logit(images: int, budget: int) -> None:
     model, found = setup()
     keep = torch.cat([random_masks(), SINGLE])
     expected = plain_logits(model, found[0], keep, noise(images))

@@ -305,7 +305,7 @@ def right_in_trial(model: nn.Module, found: Found, shortcuts: Shortcuts) -> bool
 
 @pytest.mark.parametrize("name", wrong_shortcuts())
 @torch.inference_mode()
-def test_a_wrong_shortcut_is_seen_by_its_trial_and_never_scored_as_right(name: str) -> None:
+def test_a_wrong_shortcut_is_found_by_its_trial_and_never_scored_as_right(name: str) -> None:
     model, found = setup()
     layout = found[0]
     wrong = wrong_shortcuts()[name]
@@ -319,7 +319,7 @@ def test_a_wrong_shortcut_is_seen_by_its_trial_and_never_scored_as_right(name: s
 
 
 @torch.inference_mode()
-def test_one_token_too_few_is_seen_by_the_trial() -> None:
+def test_one_token_too_few_is_found_by_the_trial() -> None:
     model = small("deit_tiny_distilled_patch16_224")
     found = found_in(model)
     shortcuts = found[2]

@@ -52,7 +52,7 @@ def test_siglip_pooling_head_is_a_layer_of_its_own_kind() -> None:
     assert [layer.kind for layer in layout.layers] == ["global"] * 3 + ["pool"]
 
 
-def test_inner_norm_is_seen_where_a_norm_over_all_heads_precedes_the_projection() -> None:
+def test_inner_norm_is_found_where_a_norm_over_all_heads_precedes_the_projection() -> None:
     assert all(layer.inner_norm for layer in find_heads(tiny("eva_inner_norm"), SIZE, "eva").layers)
     assert not any(layer.inner_norm for layer in find_heads(tiny("clip"), SIZE, "clip").layers)
 

@@ -1,6 +1,6 @@
 """Masks of every attention class against heads zeroed at the attention operator itself, found from timm's sources.
 
-The table below and the mode that zeroes are this file's own: nothing of headprobe's sites or operators is asked.
+The table below and the mode that zeroes are this file's own: they use nothing of headprobe's sites or operators.
 """
 
 from collections.abc import Callable, Iterator, Sequence

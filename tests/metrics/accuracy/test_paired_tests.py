@@ -169,17 +169,17 @@ def test_mcnemar_finds_a_null_mask_significant_at_most_5_times_in_100(images: in
     assert found < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 20_000)
 
 
-def test_bh_q_is_that_of_statsmodels_within_each_family() -> None:
+def test_bh_q_is_that_of_statsmodels_within_each_test_family() -> None:
     rng = np.random.default_rng(2)
     p = rng.uniform(size=60) ** 3
-    families = rng.choice(["each:head", "each:layer", ""], size=60)
-    q = bh_q(p, families.tolist())
-    for family in ("each:head", "each:layer"):
-        expected = multipletests(p[families == family], method="fdr_bh")[1]
-        np.testing.assert_allclose(q[families == family], expected, rtol=1e-12)
+    test_families = rng.choice(["each:head", "each:layer", ""], size=60)
+    q = bh_q(p, test_families.tolist())
+    for test_family in ("each:head", "each:layer"):
+        expected = multipletests(p[test_families == test_family], method="fdr_bh")[1]
+        np.testing.assert_allclose(q[test_families == test_family], expected, rtol=1e-12)
 
 
-def test_bh_q_of_a_mask_without_family_is_undefined() -> None:
+def test_bh_q_of_a_mask_without_test_family_is_undefined() -> None:
     assert np.isnan(bh_q([0.01, 0.02], ["", "each:layer"])).tolist() == [True, False]
 
 
@@ -194,11 +194,12 @@ def test_bh_q_of_no_mask_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "families", "culprit"), [([0.1], ["a", "b"], r"got \(1,\) and 2$"), ([0.1, 1.5], ["a", "a"], r"got 1\.5$")]
+    ("p", "test_families", "culprit"),
+    [([0.1], ["a", "b"], r"got \(1,\) and 2$"), ([0.1, 1.5], ["a", "a"], r"got 1\.5$")],
 )
-def test_error_on_p_values_that_cannot_be(p: list[float], families: list[str], culprit: str) -> None:
+def test_error_on_p_values_that_cannot_be(p: list[float], test_families: list[str], culprit: str) -> None:
     with pytest.raises(ValueError, match=culprit):
-        bh_q(p, families)
+        bh_q(p, test_families)
 
 
 def test_mean_interval_is_that_of_a_t_test() -> None:

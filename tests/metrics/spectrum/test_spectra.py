@@ -154,7 +154,7 @@ def test_the_delta_is_taken_from_frequency_0_and_averaged_over_images_with_its_e
     assert (found.delta_log_amplitude[(found.frequency == 0) & (found.images > 0)] == 0).all()
 
 
-def test_a_series_that_was_never_seen_and_a_silent_head_have_no_spectrum() -> None:
+def test_a_series_that_was_never_observed_and_a_silent_head_have_no_spectrum() -> None:
     found = filled(slice(0, 5), silent=True).compute()
     masked = (found.series == "head") & (found.head == 0)
     assert np.isnan(found.delta_log_amplitude[masked]).all()

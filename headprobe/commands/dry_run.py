@@ -1,4 +1,4 @@
-"""`test --dry-run`: what a spec expands to, what it will cost on this machine, and what it can resolve."""
+"""`test --dry-run`: the masks of a spec, their cost on this machine, and the smallest drop that they can resolve."""
 
 import sys
 import time
@@ -16,11 +16,11 @@ from headprobe.text import counted, duration
 
 TIMED_SECONDS = 3.0
 TIMED_PASSES = 3
-"""The trial goes on for so many seconds, or for so many batches if they take longer."""
+"""The trial lasts so many seconds, or so many passes if these take longer."""
 
 
-def print_plan(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
-    """Print the plan of a run: masks, forward passes, time and memory measured on noise, smallest resolvable drop.
+def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
+    """Print what a run would do: masks, forward passes, time and memory measured on noise, smallest resolvable drop.
 
     Args:
         trainer: Where the run would be.
@@ -68,7 +68,7 @@ def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size:
     size = probe.data_config["input_size"]
     noise = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=probe.device)
     with trainer.precision_plugin.forward_context():
-        _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, and shows if memory suffices
+        _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, and may halve the rows
         images = min(batch_size, _plan(probe).images)
         times: list[float] = []
         while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):
@@ -83,7 +83,7 @@ def _timed(probe: HeadProbe, images: torch.Tensor) -> float:
 
 
 def _plan(probe: HeadProbe) -> RowPlan:
-    """Return the plan in force: running out of memory during the trial replaces it."""
+    """Return the current row plan, which an out-of-memory during the trial replaces."""
     if probe.plan is None:
         raise RunError("the forward passes are not planned")
     return probe.plan
@@ -104,7 +104,7 @@ def _time_lines(seconds: float, images: int | None, processes: int) -> list[str]
 
 
 def _memory_text(device: torch.device) -> str:
-    """Return the peak memory of this process in words, empty where the system does not tell."""
+    """Return the peak memory of this process in words, empty where the system does not report it."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory"
     try:

@@ -1,4 +1,4 @@
-"""`test --dry-run`: the plan of a run, and nothing written."""
+"""`test --dry-run`: what a run would do, and nothing written."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ import lightning
 import pytest
 import torch
 
-from headprobe.commands import plan
-from headprobe.commands.plan import print_plan
+from headprobe.commands import dry_run
+from headprobe.commands.dry_run import print_dry_run
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
@@ -19,20 +19,20 @@ from tests.cli_runs import QUICK, command
 
 @pytest.fixture
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.0)
 
 
 pytestmark = pytest.mark.usefixtures("_briefly")
 
 
-def plan_text(images: int | None, spec: str = "each:layer", **options: Any) -> str:
-    """Print the plan for a data set of so many images."""
+def dry_run_text(images: int | None, spec: str = "each:layer", **options: Any) -> str:
+    """Return what a dry run prints for a data set of so many images."""
     torch.set_num_threads(1)
     probe = HeadProbe(**options)
     probe.choose_masks([MaskSpec(spec)])
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with console.capture() as captured:
-        print_plan(trainer, probe, SimpleNamespace(batch_size=8, expected_images=images))
+        print_dry_run(trainer, probe, SimpleNamespace(batch_size=8, expected_images=images))
     return captured.get()
 
 
@@ -47,18 +47,18 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_baseline_alone_has_a_plan() -> None:
-    text = plan_text(500, "none")
+    text = dry_run_text(500, "none")
     assert "masks: 0 beside the baseline\n" in text
     assert "about 1.00 plain forward passes instead of 1\n" in text
 
 
 def test_the_work_of_a_growing_pass_is_counted_in_plain_forward_passes() -> None:
     # 6 layers: 1 for the baseline, and 6/6 + 5/6 + ... + 1/6 for the masks
-    assert "about 4.50 plain forward passes instead of 7\n" in plan_text(500)
+    assert "about 4.50 plain forward passes instead of 7\n" in dry_run_text(500)
 
 
 def test_every_wave_of_masks_adds_its_own_trunk() -> None:
-    assert "3 such passes hold all masks; an image costs about 6.50 plain" in plan_text(500, row_budget=3)
+    assert "3 such passes hold all masks; an image costs about 6.50 plain" in dry_run_text(500, row_budget=3)
 
 
 SWEEP = ("test", *QUICK, "--mask-spec", "each:layer")
@@ -71,7 +71,7 @@ def planned(folder: Path, *words: str) -> list[str]:
     return [line for line in ended.out.splitlines() if line.startswith("plan:")]
 
 
-def test_a_run_is_planned_with_the_budget_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_run_is_planned_with_the_budget_that_is_given(tmp_path: Path) -> None:
     (line,) = planned(tmp_path, "--model.row_budget", "14")
     assert line.startswith("plan: 2 images a forward pass, growing to 7 rows each")
 
@@ -83,26 +83,26 @@ def test_a_run_is_planned_with_the_usual_budget(tmp_path: Path) -> None:
 
 def test_the_plan_is_timed_in_the_precision_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[bool] = set()
-    timed = plan._timed
+    timed = dry_run._timed
 
     def note(probe: HeadProbe, images: torch.Tensor) -> float:
         seen.add(torch.is_autocast_enabled("cpu"))
         return timed(probe, images)
 
-    monkeypatch.setattr(plan, "_timed", note)
+    monkeypatch.setattr(dry_run, "_timed", note)
     planned(tmp_path, "--trainer.precision", "bf16-mixed")
     assert seen == {True}
 
 
 def test_the_estimate_grows_with_the_number_of_images() -> None:
-    text = plan_text(50_000)
+    text = dry_run_text(50_000)
     assert "for 50,000 images on one process" in text
     # 2.80 standard errors of a difference of which 2% flip: 2.80 x sqrt(0.02 / 50,000) = 0.18%, a little more by churn
     assert "top-1 drop of 0.19 points or more on 50,000 images" in text
 
 
 def test_an_unknown_number_of_images_is_said() -> None:
-    text = plan_text(None)
+    text = dry_run_text(None)
     assert "the data set does not say how many images it has" in text
     assert "resolves" not in text
 
