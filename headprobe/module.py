@@ -153,23 +153,25 @@ class HeadProbe(lightning.LightningModule):
             self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
         return self._layout
 
-    def choose_masks(self, specs: str | Sequence[str], ablations: Sequence[str] = (ZERO,)) -> None:
+    def choose_masks(self, specs: str | Sequence[str], ablations: str | Sequence[str] = ZERO) -> None:
         """Choose what to score beside the baseline, which is always scored.
 
         Args:
             specs: A mask spec such as `each:layer`, or several.
-            ablations: What masked heads are replaced by; each mask is scored under every one.
+            ablations: What the slots of masked heads are filled with; each mask is scored under every one.
 
         Raises:
             UsageError: A spec is wrong or names a layer or head that the model does not have, or there is no such
                 ablation.
         """
-        unknown = [name for name in ablations if name not in REPLACEMENTS]
-        if unknown:
-            raise UsageError(f"an ablation must be one of {', '.join(REPLACEMENTS)}, got {unknown[0]}")
+        kinds = [ablations] if isinstance(ablations, str) else list(dict.fromkeys(ablations))
+        unknown = [name for name in kinds if name not in REPLACEMENTS]
+        if unknown or not kinds:
+            got = unknown[0] if unknown else "none"
+            raise UsageError(f"an ablation must be one of {', '.join(REPLACEMENTS)}, got {got}")
         texts = [specs] if isinstance(specs, str) else specs
         checked = [MaskSpec(text) for text in texts]
-        self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, ablations)
+        self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, kinds)
 
         keep = [variant.mask.mask.keep() for variant in self.variants]  # each [layers, max heads]
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
@@ -205,7 +207,7 @@ class HeadProbe(lightning.LightningModule):
         if stage == "test":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
             if data is None:
-                raise UsageError("HeadProbe needs a data module that cuts its data into units: test(datamodule=...)")
+                raise UsageError("a test needs a data module: test(probe, datamodule=headprobe.ImageNetDataModule())")
             self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:

@@ -47,10 +47,10 @@ class ProbeTrainer(lightning.Trainer):
         progress = [] if kwargs.get("enable_progress_bar") is False else [progress_for(sys.stderr)]
         kwargs["callbacks"] = [*progress, *_listed(kwargs.get("callbacks"))]
         kwargs |= {name: off for name, off in OFF.items() if kwargs.get(name) is None}
-        if kwargs.get("logger") in (None, True):
-            # Named here and not left to Lightning, which falls back to CSV files where TensorBoard is missing.
-            root = kwargs.get("default_root_dir") or "."
-            kwargs["logger"] = TensorBoardLogger(root, name="lightning_logs", default_hp_metric=False)
+        self._own_logger = kwargs.get("logger") in (None, True)
+        self._tests = 0
+        if self._own_logger:
+            kwargs["logger"] = _logger(kwargs.get("default_root_dir"))
         try:
             super().__init__(*args, **kwargs)
         # The errors of Lightning for options that do not fit together or this machine.
@@ -67,8 +67,12 @@ class ProbeTrainer(lightning.Trainer):
                 directory of a run or of its units, to continue with them.
             records: Also write one row per image and variant (Parquet).
             **kwargs: As Lightning's.
+
+        Raises:
+            UsageError: An earlier test of this trainer has written its results where this one would.
         """
         _refuse_limits(self)
+        self._begin_directory()
         self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
         return super().test(*args, **kwargs)
 
@@ -76,6 +80,18 @@ class ProbeTrainer(lightning.Trainer):
         """Train a model from nothing on a small data set; how the bundled models were made."""
         self._use_callbacks([], after=[WeightsExport()])
         return super().fit(*args, **kwargs)
+
+    def _begin_directory(self) -> None:
+        """Give every test after the first a directory of its own: two runs in one would mix their files."""
+        self._tests += 1
+        if self._tests == 1:
+            return
+        if not self._own_logger:
+            raise UsageError(
+                "this trainer has run a test before, and its logger would mix the files of both; make another "
+                f"ProbeTrainer for each test, or leave logger out, got {type(self.logger).__name__}"
+            )
+        self.logger = _logger(self.default_root_dir)
 
     def _use_callbacks(self, before: list[lightning.Callback], after: list[lightning.Callback]) -> None:
         """Put the standard callbacks around the user's; one of the user's replaces the standard one of its kind."""
@@ -90,6 +106,14 @@ class ProbeTrainer(lightning.Trainer):
         bars = [callback for callback in given if isinstance(callback, ProgressBar)]
         others = [callback for callback in given if not isinstance(callback, ProgressBar)]
         self.callbacks = [*before, *bars, *others, *after]
+
+
+def _logger(root: Any) -> TensorBoardLogger:
+    """Return the logger of a run, by which its directory is the next `lightning_logs/version_N` below `root`.
+
+    Named here and not left to Lightning, which falls back to CSV files where TensorBoard is missing.
+    """
+    return TensorBoardLogger(root or ".", name="lightning_logs", default_hp_metric=False)
 
 
 def _before(trainer: lightning.Trainer, resume: str, records: bool) -> list[lightning.Callback]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import headprobe
 from headprobe.callbacks.fail_together import FailTogether
@@ -69,9 +71,28 @@ def test_a_test_without_masks_scores_the_baseline_and_a_single_text_is_a_spec(tm
     trainer = headprobe.ProbeTrainer(accelerator="cpu", default_root_dir=str(tmp_path), enable_progress_bar=False)
     trainer.test(probe, datamodule=data)
     probe.choose_masks("layer:0")
-    trainer.test(probe, datamodule=data)  # the same trainer again: its files are replaced
-    with (tmp_path / "lightning_logs/version_0/masks.csv").open() as file:
-        assert [row["mask"] for row in csv.DictReader(file)] == ["none", "layer:0"]
+    trainer.test(probe, datamodule=data)  # the same trainer again, in a directory of its own
+    for version, masks in enumerate((["none"], ["none", "layer:0"])):
+        with (tmp_path / f"lightning_logs/version_{version}/masks.csv").open() as file:
+            assert [row["mask"] for row in csv.DictReader(file)] == masks
+
+
+def test_a_second_test_never_writes_into_the_directory_of_the_first(tmp_path: Path) -> None:
+    probe, data = headprobe.HeadProbe(), headprobe.ImageNetDataModule(max_images=20, num_workers=0)
+    logger = TensorBoardLogger(tmp_path, name="mine")
+    trainer = headprobe.ProbeTrainer(
+        accelerator="cpu", default_root_dir=str(tmp_path), enable_progress_bar=False, logger=logger
+    )
+    trainer.test(probe, datamodule=data)
+    first = (tmp_path / "mine/version_0/masks.csv").read_bytes()
+    with pytest.raises(headprobe.UsageError, match="would mix the files of both"):
+        trainer.test(probe, datamodule=data)
+    assert (tmp_path / "mine/version_0/masks.csv").read_bytes() == first
+
+
+def test_the_record_of_a_run_in_python_names_no_command_of_ours(in_python: Path) -> None:
+    started = json.loads((in_python / "run.json").read_text())["command"]
+    assert started.startswith(f"python {Path(sys.argv[0]).name}")
 
 
 def test_a_plain_trainer_says_that_it_writes_nothing(tmp_path: Path) -> None:

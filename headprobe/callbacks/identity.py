@@ -125,7 +125,9 @@ def hardware() -> dict[str, Any]:
 
 def command_line() -> str:
     """Return the command that this process was started with, without anything secret."""
-    return safe_command(["headprobe", *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    ours = program.stem == "headprobe" or (program.name == "__main__.py" and program.parent.name == "headprobe")
+    return safe_command([*(["headprobe"] if ours else ["python", program.name]), *sys.argv[1:]])
 
 
 def run_directory(trainer: lightning.Trainer) -> Path:

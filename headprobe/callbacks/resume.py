@@ -48,7 +48,7 @@ class Resume(AfterBatch):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
         if data is None:
-            raise UsageError("Resume needs a data module that can leave units out: test(datamodule=...)")
+            raise UsageError("a test needs a data module: test(probe, datamodule=headprobe.ImageNetDataModule())")
         self.store = self._sums = None  # sums of an earlier test must never come into this store
         found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
         self.finished = FinishedUnits.from_json(found["finished"])

@@ -149,6 +149,7 @@ def run(words: list[str] | None) -> None:
 def print_options(command: str, everything: bool) -> None:
     """Print the options of Lightning's trainer, or all options of a command."""
     if everything:
+        silence()
         _command_line(command, [command, "--help"])
         return
     parser = LightningParser(prog=f"headprobe {command}", usage=f"headprobe {command} [OPTIONS]", add_help=False)
@@ -248,6 +249,8 @@ def silence() -> None:
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    # Given words are meant to stand for those of the process.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # The number of workers is filled in from the cores and the units, unless the user chose it.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # TensorBoard writes in a thread. The main thread gets the error of a full disk too, and prints one message.

@@ -60,7 +60,7 @@ class GrowingPass:
         replacements: What fills the masked slots of each variant; zero if not given.
 
     Raises:
-        UsageError: A layer does not allow one of the replacements.
+        UsageError: There is not one replacement for each variant, or a layer does not allow one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GrowingPass:
     ) -> None:
         self.backbone, self.layout, self.joins, self.keep = backbone, layout, tuple(joins), keep
         self.replacements = tuple(replacements) or (WITH_ZERO,) * len(keep)
-        check_replacements(layout, self.replacements)
+        check_replacements(layout, self.replacements, len(keep))
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = PassRows()

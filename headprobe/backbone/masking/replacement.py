@@ -97,11 +97,12 @@ def replace_heads(slots: LayerSlots, replacements: Sequence[Replacement]) -> Ten
         replacements: What fills each group's slots; a single one fills all groups'.
 
     Raises:
-        RunError: The rows do not divide into the groups.
+        RunError: The rows do not divide into the groups, or a replacement returns something of another shape or type.
     """
-    kinds = list(dict.fromkeys(replacements))
+    # By identity: two equal replacements are two, and neither needs a hash.
+    kinds = list({id(kind): kind for kind in replacements}.values())
     if len(kinds) == 1:
-        return kinds[0].fill(slots)
+        return _filled_by(kinds[0], slots)
     if len(replacements) != len(slots.keep) or len(slots.heads_out) % len(slots.keep):
         raise RunError(f"{len(slots.keep)} groups of rows need a replacement each, got {len(replacements)}")
 
@@ -109,16 +110,31 @@ def replace_heads(slots: LayerSlots, replacements: Sequence[Replacement]) -> Ten
     for kind in kinds:
         groups = [group for group, own in enumerate(replacements) if own is kind]
         part, rows = slots.of_groups(groups)
-        out[rows] = kind.fill(part)
+        out[rows] = _filled_by(kind, part)
     return out
 
 
-def check_replacements(layout: HeadLayout, replacements: Sequence[Replacement]) -> None:
-    """Refuse replacements that a model's layers do not allow.
+def _filled_by(kind: Replacement, slots: LayerSlots) -> Tensor:
+    """Return what a replacement gives, if the model can go on with it."""
+    found, expected = kind.fill(slots), slots.heads_out
+    if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
+        got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise RunError(
+            f"the ablation {kind.name!r} must return a tensor like the slots of layer {slots.layer}, "
+            f"{expected.dtype} {list(expected.shape)}, got {got}"
+        )
+    return found
+
+
+def check_replacements(layout: HeadLayout, replacements: Sequence[Replacement], variants: int) -> None:
+    """Refuse replacements that do not fit the variants, or that a model's layers do not allow.
 
     Raises:
-        UsageError: Heads are masked in the attention operator's output, which can only be set to zero.
+        UsageError: There is not one replacement for each variant; or heads are masked in the attention operator's
+            output, which can only be set to zero.
     """
+    if len(replacements) != variants:
+        raise UsageError(f"{variants} variants need a replacement each, got {len(replacements)}")
     others = sorted({kind.name for kind in replacements if kind.name != ZERO})
     at_operator = [layer.name for layer in layout.layers if layer.masked_at_operator]
     if others and at_operator:

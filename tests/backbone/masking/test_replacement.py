@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,46 @@ def test_groups_without_a_replacement_each_are_an_error() -> None:
         replace_heads(slots, [WITH_ZERO, Constant([])])
 
 
+@dataclass  # equal to its like, and without a hash
+class Value(Replacement):
+    """Fills every masked slot with one number."""
+
+    value: float
+    name = "value"
+
+    def fill(self, slots: LayerSlots) -> Tensor:
+        return slots.heads_out.masked_fill(slots.masked, self.value)
+
+
+def test_equal_replacements_that_are_not_the_same_object_fill_their_rows_too() -> None:
+    slots = LayerSlots(0, torch.zeros(3, 2, 4), torch.zeros(3, 2, dtype=torch.bool), HeadChannels(2, 2))
+    out = replace_heads(slots, [Value(1.0), Value(2.0), Value(1.0)])  # [rows, tokens, channels]
+    assert out.unique(dim=1).squeeze(1).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, torch.zeros(3, 2, 5), torch.zeros(2, 2, 4), torch.zeros(3, 2, 4, dtype=torch.float64)]
+)
+def test_what_does_not_fit_the_slots_is_one_message_with_ablation_and_layer(wrong: Any) -> None:
+    class Wrong(Replacement):
+        name = "wrong"
+
+        def fill(self, slots: LayerSlots) -> Tensor:
+            return wrong
+
+    slots = LayerSlots(7, torch.zeros(3, 2, 4), torch.zeros(3, 2, dtype=torch.bool), HeadChannels(2, 2))
+    with pytest.raises(RunError, match=r"the ablation 'wrong' must return .* of layer 7, torch.float32 \[3, 2, 4\]"):
+        replace_heads(slots, [Wrong()])
+
+
+def test_a_growing_pass_takes_one_replacement_for_each_variant() -> None:
+    model = tiny("vit")
+    layout = find_heads(model, (3, 32, 32), "tiny")
+    keep = torch.stack([mask.mask.mask.keep() for mask in expand_all([MaskSpec("each:layer")], (2, 2, 2), "tiny")])
+    with pytest.raises(UsageError, match="3 variants need a replacement each, got 2"):
+        GrowingPass(model, layout, find_joins(model, layout).joins, keep, replacements=[WITH_ZERO, WITH_ZERO])
+
+
 def test_heads_masked_at_the_operator_take_zero_only() -> None:
     model = build("mvit")
     layout = find_heads(model, (3, 64, 64), "mvit", "attention")
@@ -150,9 +191,16 @@ def test_heads_masked_at_the_operator_take_zero_only() -> None:
         GrowingPass(model, layout, (), keep, NO_SHORTCUTS, [Constant([])])
 
 
-def test_an_unknown_ablation_is_refused_before_anything_runs() -> None:
-    with pytest.raises(UsageError, match="an ablation must be one of zero, got mean"):
-        headprobe.HeadProbe().choose_masks("layer:3", ablations=["mean"])
+@pytest.mark.parametrize(("ablations", "got"), [(["mean"], "mean"), ("mean", "mean"), ([], "none")])
+def test_an_unknown_ablation_or_none_is_refused_before_anything_runs(ablations: Any, got: str) -> None:
+    with pytest.raises(UsageError, match=f"an ablation must be one of zero, got {got}$"):
+        headprobe.HeadProbe().choose_masks("layer:3", ablations=ablations)
+
+
+def test_an_ablation_that_is_named_twice_is_scored_once() -> None:
+    probe = headprobe.HeadProbe()
+    probe.choose_masks("layer:3", ablations=["zero", "zero"])
+    assert [(variant.mask.name, variant.ablation) for variant in probe.variants] == [("layer:3", "zero")]
 
 
 def test_variants_are_every_mask_under_every_ablation() -> None:
