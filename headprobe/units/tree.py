@@ -16,7 +16,6 @@ from typing import IO, Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from headprobe.errors import RunError
 from headprobe.text import ranges
@@ -59,6 +58,8 @@ def one_thread() -> Iterator[None]:
 
     Threads wait for each other after each small matrix: on two shared cores this took sixty times as long as the work.
     """
+    from threadpoolctl import threadpool_limits  # not at module level: benchmarks/gpu.sh runs without it
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -352,7 +352,7 @@ def test_rows_that_fitted_once_are_kept_when_going_on(folder: Path) -> None:
     found = record(ended, 1)
     assert found["row_plan"]["budget"] <= 30
     assert found["units_by_row_budget"] == {str(found["row_plan"]["budget"]): 5}
-    assert found["row_budget"] == "usual"  # nothing was asked for, which is what the key is made of
+    assert found["row_budget"] == "usual"  # none was given, which is what the key is made of
 
 
 def test_records_of_all_sessions_come_together(folder: Path) -> None:

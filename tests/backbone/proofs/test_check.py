@@ -19,7 +19,7 @@ from headprobe.backbone.growing import row_plan as arguments
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadChannels, HeadLayout
 from headprobe.backbone.heads.sites import SITES
-from headprobe.backbone.masking import ablation
+from headprobe.backbone.masking import ablation, replacement
 from headprobe.backbone.masking.replacement import LayerSlots, Replacement, replace_heads
 from headprobe.backbone.proofs import check
 from headprobe.backbone.proofs import layer_alone as bench
@@ -420,7 +420,7 @@ def test_masks_in_the_wrong_order_of_rows_fail_at_the_first_layer_with_windows(
     def alternating(values: Tensor, rows: int) -> Tensor:
         return values.repeat(rows // len(values), *[1] * (values.dim() - 1))
 
-    monkeypatch.setattr(ablation, "by_row", alternating)
+    monkeypatch.setattr(replacement, "by_row", alternating)
     report = checked(key)
     everywhere = list(range(len(REPRESENTATIVES[key].heads)))
     assert failed(report) == {"rows": [0], "join": everywhere}
