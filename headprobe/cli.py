@@ -10,7 +10,7 @@ from importlib import import_module
 
 from headprobe import __version__
 from headprobe.commands.help import SCREENS
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import RunError, UsageError, was_interrupted
 
 HELP = """\
 usage: headprobe COMMAND [OPTIONS]      (python -m headprobe is the same)
@@ -70,11 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), code=2)
     except RunError as error:
         return _fail(str(error), code=1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not was_interrupted(error):
+            raise
         return _fail(INTERRUPTED, code=130)
     except SystemExit as stop:
         # Lightning ends an interrupted process with code 1 and no message.
-        if isinstance(stop.__context__, KeyboardInterrupt):
+        if was_interrupted(stop):
             return _fail(INTERRUPTED, code=130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

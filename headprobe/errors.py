@@ -1,4 +1,4 @@
-"""The two ways a command can fail: a request that cannot be carried out, or a run that breaks half-way."""
+"""The two ways a command can fail: a request that cannot be carried out, or a run that breaks half-way; and Ctrl-C."""
 
 
 class UsageError(ValueError):
@@ -7,3 +7,16 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """A run started and failed; the message says why and what to do next (exit code 1)."""
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether an error is a KeyboardInterrupt, or was raised while one ended the work.
+
+    An interrupt in the middle of PyTorch's own bookkeeping makes its clean-up fail ("pop from empty mode stack"), and
+    that error then hides the interrupt.
+    """
+    while not isinstance(error, KeyboardInterrupt):
+        if error.__context__ is None:
+            return False
+        error = error.__context__
+    return True

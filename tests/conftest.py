@@ -4,10 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import timm
 import torch
 from torch import nn
+
+# No claim is about time, and on busy cores any example may take long.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -303,3 +303,20 @@ def test_machines_that_nothing_is_known_of_are_not_waited_for(tmp_path: Path) ->
     ended = command(tmp_path, "test", *QUICK, "--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
     assert ended.code == 2
     assert "set MASTER_ADDR, MASTER_PORT, NODE_RANK on each" in only_message(ended)
+
+
+def test_an_interrupt_that_another_error_hides_is_still_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("pop from empty mode stack")  # as PyTorch's clean-up does
+
+    monkeypatch.setattr(HeadProbe, "masked_logits", logits)
+    monkeypatch.setattr(HeadProbe, "_logits", logits)
+    ended = command(tmp_path, "test", *QUICK, "--mask-spec", "layer:3")
+    assert ended.code == 130
+    assert only_message(ended).startswith("interrupted; ")
+    assert json.loads((ended.directory() / "run.json").read_text())["status"] == "interrupted"

@@ -20,7 +20,7 @@ import lightning
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import RunError, UsageError, was_interrupted
 
 SECONDS_TO_HAND_OVER = 600.0  # process 0 may be in the middle of a long batch
 SECONDS_TO_LEAVE = 5.0
@@ -138,7 +138,7 @@ def _failure(exception: BaseException, trainer: lightning.Trainer) -> dict[str, 
     known = isinstance(exception, (UsageError, RunError))
     text = str(exception) if known else "".join(traceback.format_exception(exception))
     return {
-        "interrupted": isinstance(exception, KeyboardInterrupt),
+        "interrupted": was_interrupted(exception),
         "ended": isinstance(exception, SIGTERMException),
         "usage": isinstance(exception, UsageError),
         "message": text if known else f"process {trainer.global_rank} of {trainer.world_size} failed:\n{text}",

@@ -16,7 +16,7 @@ from headprobe.callbacks.describing import print_summary, undefined, write_descr
 from headprobe.callbacks.identity import command_line, hardware, identify, run_directory, run_key, what_counts
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
-from headprobe.errors import RunError
+from headprobe.errors import RunError, was_interrupted
 from headprobe.files import now
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.report.table import console, masks_table
@@ -83,7 +83,8 @@ class ResultsWriter(AfterBatch):
     ) -> None:
         """Note in the record how the run ended."""
         if trainer.is_global_zero and self._record and self._record["status"] == "running":
-            self._finish("interrupted" if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) else "failed")
+            stopped = was_interrupted(exception) or isinstance(exception, SIGTERMException)
+            self._finish("interrupted" if stopped else "failed")
             with suppress(RunError):  # on a full disk the first error is the one to show
                 write_record(self._directory, self._record)
 

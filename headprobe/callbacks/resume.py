@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.callbacks.identity import command_line, hardware, identify, run_key, what_counts
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.processes import from_first
 from headprobe.report.table import console
@@ -108,7 +108,7 @@ class Resume(AfterBatch):
         """Store the units that are finished."""
         if self.store is None:
             return
-        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        stopped = was_interrupted(exception) or isinstance(exception, SIGTERMException)
         with suppress(RunError):  # on a full disk the first error is the one to show
             self._save()
         with suppress(RunError):
