@@ -10,10 +10,7 @@ from torch import Tensor
 
 from headprobe.backbone.weights import (
     ModelSource,
-    check_channels,
-    check_classifier,
-    create_backbone,
-    data_config,
+    create_classifier,
     normalised,
 )
 from headprobe.errors import RunError
@@ -61,11 +58,7 @@ class Fit(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.source = ModelSource(name, weights, pretrained, num_classes, options or {})
-        self.backbone = create_backbone(self.source)
-        self.data_config = data_config(self.backbone)
-        self.num_classes = int(self.backbone.num_classes)  # type: ignore[arg-type]  # timm: int
-        check_classifier(name, self.num_classes)
-        check_channels(self.data_config, self.source.options.get("in_chans"))
+        self.backbone, self.data_config, self.num_classes = create_classifier(self.source)
 
     def setup(self, stage: str) -> None:
         """Put the backbone into training mode: it was built in evaluation mode, which Lightning would keep."""

@@ -18,10 +18,7 @@ from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import (
     ModelSource,
     built_options,
-    check_channels,
-    check_classifier,
-    create_backbone,
-    data_config,
+    create_classifier,
     normalised,
     weights_digest,
 )
@@ -85,6 +82,18 @@ class AfterBatch(lightning.Callback):
         raise NotImplementedError
 
 
+def data_of(trainer: lightning.Trainer) -> Any:
+    """Return the data module of a test.
+
+    Raises:
+        UsageError: There is none.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+    if data is None:
+        raise UsageError("a test needs a data module: test(probe, datamodule=headprobe.ImageNetDataModule())")
+    return data
+
+
 class HeadProbe(lightning.LightningModule):
     """Scores a timm model with and without chosen attention heads, on the same images, in one pass.
 
@@ -122,9 +131,7 @@ class HeadProbe(lightning.LightningModule):
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
         self.source = ModelSource(name, weights, pretrained, num_classes, options or {})
-        self.backbone = create_backbone(self.source)
-        self.data_config = data_config(self.backbone)
-        self.num_classes = int(self.backbone.num_classes)  # type: ignore[arg-type]  # timm: int
+        self.backbone, self.data_config, self.num_classes = create_classifier(self.source)
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.valid_classes: Tensor | None = None
@@ -137,8 +144,6 @@ class HeadProbe(lightning.LightningModule):
         self._layout: HeadLayout | None = None
         self._bad_are_wrong = False
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
-        check_classifier(name, self.num_classes)
-        check_channels(self.data_config, self.source.options.get("in_chans"))
 
     # -- masks -----------------------------------------------------------------------------------------------------
 
@@ -205,9 +210,7 @@ class HeadProbe(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
         if stage == "test":
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
-            if data is None:
-                raise UsageError("a test needs a data module: test(probe, datamodule=headprobe.ImageNetDataModule())")
+            data = data_of(self.trainer)
             self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:

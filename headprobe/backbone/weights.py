@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -107,17 +107,37 @@ def normalised(images: Tensor, config: Mapping[str, Any], dtype: torch.dtype) ->
     return images.float().div(255).sub(mean).div(std).to(dtype)
 
 
-def check_classifier(name: str, num_classes: int) -> None:
-    """Refuse a model without a classifier.
+class Classifier(NamedTuple):
+    """A model that can be scored.
+
+    Attributes:
+        backbone: The timm model, in evaluation mode.
+        data_config: Its evaluation transform, as `data_config` returns it.
+        num_classes: Classes of its classifier.
+    """
+
+    backbone: nn.Module
+    data_config: dict[str, Any]
+    num_classes: int
+
+
+def create_classifier(source: ModelSource) -> Classifier:
+    """Build a model as `create_backbone` does, and refuse one that cannot be scored.
 
     Raises:
-        UsageError: It has no classes.
+        UsageError: The model cannot be built, has no classifier, or takes an unclear number of channels.
+        RunError: Pretrained weights cannot be fetched.
     """
+    backbone = create_backbone(source)
+    config = data_config(backbone)
+    num_classes = int(backbone.num_classes)  # type: ignore[arg-type]  # timm: int
     if num_classes < 1:
-        raise UsageError(f"model {name!r} has no classifier to score; give model.num_classes and model.weights")
+        raise UsageError(f"model {source.name!r} has no classifier to score; give model.num_classes and model.weights")
+    _check_channels(config, source.options.get("in_chans"))
+    return Classifier(backbone, config, num_classes)
 
 
-def check_channels(config: Mapping[str, Any], channels: int | None) -> None:
+def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
     """Refuse a model if `in_chans`, its images, its mean and its standard deviation differ in their channels.
 
     Args:

@@ -8,6 +8,7 @@ import lightning
 import numpy as np
 from numpy.typing import ArrayLike
 
+from headprobe.callbacks.identity import statistics_of
 from headprobe.describe.attention import AttentionSums
 from headprobe.describe.base import HeadStatistic, Role, Undefined
 from headprobe.describe.similarity import SimilaritySums
@@ -38,21 +39,16 @@ class HeadCallback(lightning.Callback):
         """
         if stage != "test" or not isinstance(pl_module, HeadProbe):
             return
-        callbacks = head_callbacks(trainer)
+        callbacks: list[lightning.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(type(other) is type(self) for other in callbacks) > 1:
             raise UsageError(f"trainer.callbacks may hold one {type(self).__name__}, got two")
         # The statistics of all callbacks of this trainer, and none that a broken run has left behind.
-        pl_module.statistics = tuple(callback.statistic for callback in callbacks)
+        pl_module.statistics = tuple(statistics_of(trainer))
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Take the statistic away from the model."""
         if isinstance(pl_module, HeadProbe):
             pl_module.statistics = tuple(one for one in pl_module.statistics if one is not self.statistic)
-
-
-def head_callbacks(trainer: Any) -> list[HeadCallback]:
-    """Return the callbacks of a trainer that describe heads."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, HeadCallback)]
 
 
 class HeadAttention(HeadCallback):

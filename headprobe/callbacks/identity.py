@@ -17,7 +17,7 @@ from timm.layers import use_fused_attn
 import headprobe
 from headprobe import __version__
 from headprobe.describe.base import HeadStatistic
-from headprobe.module import HeadProbe
+from headprobe.module import HeadProbe, data_of
 from headprobe.text import safe_command
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
@@ -39,7 +39,7 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
     # Where a callback keeps records, a unit is not finished without them.
     if any(getattr(callback, "keeps_records", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         scored.append("records")
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+    data = data_of(trainer)
     return {
         "model": probe.identity(),
         "data": data.identity(),

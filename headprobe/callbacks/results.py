@@ -18,7 +18,7 @@ from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError, was_interrupted
 from headprobe.files import now
-from headprobe.module import AfterBatch, HeadProbe, StepResult
+from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import console, masks_table
 from headprobe.run.load import Row
 from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
@@ -70,7 +70,7 @@ class ResultsWriter(AfterBatch):
         probe = _probe(pl_module)
         if probe.scores is None or probe.coverage is None:
             raise RunError("the test ended before its results were added up")
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
+        data = data_of(trainer)
         check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
             self._write(trainer, probe, probe.coverage, variant_rows(probe.variants, probe.scores))
@@ -91,7 +91,7 @@ class ResultsWriter(AfterBatch):
     @rank_zero_only
     def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, rows: list[Row]) -> None:
         directory, bad = self._directory, coverage.bad
-        policy = trainer.datamodule.on_bad_image  # type: ignore[attr-defined]
+        policy = data_of(trainer).on_bad_image
         write_rows(directory / "masks.csv", rows)
         write_masks(directory / "masks.json", probe.variants)
         if probe.scores is not None and probe.per_class:
@@ -172,7 +172,7 @@ def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[
     """Return number in the model and name of every class that was scored; a class without a name has its number."""
     valid = probe.valid_classes
     numbers: list[int] = list(range(probe.num_classes)) if valid is None else valid.tolist()
-    names = getattr(trainer.datamodule, "class_names", None) or []  # type: ignore[attr-defined]
+    names = getattr(data_of(trainer), "class_names", None) or []
     return [(number, names[number] if number < len(names) else str(number)) for number in numbers]
 
 

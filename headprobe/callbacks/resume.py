@@ -10,8 +10,8 @@ import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.callbacks.identity import command_line, hardware, identify, run_key, what_counts
-from headprobe.errors import RunError, UsageError, was_interrupted
-from headprobe.module import AfterBatch, HeadProbe, StepResult
+from headprobe.errors import RunError, was_interrupted
+from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.processes import from_first
 from headprobe.report.table import console
 from headprobe.text import counted
@@ -46,9 +46,7 @@ class Resume(AfterBatch):
         """
         if stage != "test" or not isinstance(pl_module, HeadProbe):
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning where there is one
-        if data is None:
-            raise UsageError("a test needs a data module: test(probe, datamodule=headprobe.ImageNetDataModule())")
+        data = data_of(trainer)
         self.store = self._sums = None  # sums of an earlier test must never come into this store
         found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
         self.finished = FinishedUnits.from_json(found["finished"])
@@ -59,7 +57,7 @@ class Resume(AfterBatch):
 
     def _open(self, trainer: lightning.Trainer, probe: HeadProbe) -> str:
         """Open the store, on the first process; return its directory and finished units as JSON, for the others."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         self.identity = identify(trainer, probe)
         counts = what_counts(self.identity, trainer)
         directory = _shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(counts)
