@@ -148,7 +148,7 @@ class Shortcutting:
             variants = list(rows.wave[rows.joined - copies : rows.joined])
             trunk = heads_out[: rows.images * layer.rows]  # [rows of the trunk, ...]
             keep = self.keep[variants, core.layer, : layer.heads]  # [copies, heads]
-            slots = LayerSlots(core.layer, torch.cat([trunk] * copies), keep, layer.channels)
+            slots = LayerSlots(core.layer, torch.cat([trunk] * copies), keep, layer.channels, trunk, layer.rows)
             masked = replace_heads(slots, [self.replacements[variant] for variant in variants])
             return (torch.cat([heads_out, masked]), *args[1:]), kwargs
 

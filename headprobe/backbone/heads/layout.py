@@ -48,6 +48,12 @@ class HeadChannels:
         # heads 0 0 ... | 1 1 ... | ...
         return chosen.repeat_interleave(self.head_dim, dim=-1)
 
+    @property
+    def of_split(self) -> Tensor:
+        """Channel of the tensor at the point for each channel of `split`, in the order of heads, `[channels]`."""
+        order = torch.arange(self.channels)
+        return order.view(self.head_dim, self.heads).T.flatten() if self.interleaved else order
+
     def split(self, tensor: Tensor) -> Tensor:
         """Return a tensor at the point as `[rows, tokens, heads, head_dim]`, whatever its own shape.
 

@@ -100,7 +100,9 @@ def _point_hook(
         kept = keep(number)  # [groups, max heads]
         if kept is None:
             return None
-        slots = LayerSlots(number, args[0], kept[:, : layer.heads], layer.channels)
+        # In a growing pass the first group is the trunk; a single group is a batch of its own.
+        trunk = args[0][: len(args[0]) // len(kept)] if len(kept) > 1 else None
+        slots = LayerSlots(number, args[0], kept[:, : layer.heads], layer.channels, trunk, layer.rows)
         return (replace_heads(slots, replacements()), *args[1:])
 
     return hook

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headprobe.backbone.heads.layout import HeadChannels, HeadLayout, by_row, filled
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.spec import ZERO
+from headprobe.masks.ablations import LINEAR, POSITION, RESAMPLE, ZERO
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class LayerSlots:
         heads_out: `[rows, ..., channels]` or `[rows, channels, ...]`; rows are sample-major, windows of an image join.
         keep: `[groups, heads]` bool, True = keep; group g owns the g-th equal share of the rows.
         channels: Which channels belong to which head.
+        trunk: The same of the unmasked images of this pass, `[rows of the trunk, ...]`; None outside a growing pass.
+        rows_per_image: Rows of one image: its windows, where the layer has windows here.
     """
 
     layer: int
     heads_out: Tensor
     keep: Tensor
     channels: HeadChannels
+    trunk: Tensor | None = None
+    rows_per_image: int = 1
 
     @property
     def masked(self) -> Tensor:
@@ -55,6 +59,55 @@ class LayerSlots:
         share = len(self.heads_out) // len(self.keep)
         rows = (chosen[:, None] * share + torch.arange(share, device=chosen.device)).flatten()
         return replace(self, heads_out=self.heads_out[rows], keep=self.keep[chosen]), rows
+
+    def with_masked(self, values: Tensor) -> Tensor:
+        """Return `heads_out` with the slots of masked heads taken from `values`; no bit of a kept head changes.
+
+        Args:
+            values: A tensor that broadcasts over `heads_out`, of its type.
+        """
+        # where() may give another memory layout, for which a product may round differently
+        return self.heads_out.clone().copy_(torch.where(self.masked, values, self.heads_out))
+
+    def at_point(self, constants: Tensor) -> Tensor:
+        """Return constants of heads in the layout of `heads_out`, over which they broadcast.
+
+        Args:
+            constants: `[heads, head_dim]`, or by token position `[positions, heads, head_dim]` where a position is a
+                row of an image and a token in it.
+
+        Raises:
+            RunError: There are fewer positions than tokens.
+        """
+        width = self.heads_out.shape[self.channels.axis]
+        flat = constants.reshape(-1, self.channels.channels)  # [1 or positions, channels], in the order of heads
+        placed = flat.new_zeros(len(flat), width)
+        placed[:, self.channels.of_split.to(flat.device)] = flat
+        placed = placed.to(self.heads_out)
+
+        if constants.dim() == 2:
+            shape = [1] * self.heads_out.dim()
+            shape[self.channels.axis] = width
+            return placed.view(shape)
+        return self._by_position(placed)
+
+    def _by_position(self, placed: Tensor) -> Tensor:
+        """Return `[positions, width]` in the layout of `heads_out`, repeated for each image.
+
+        Where the pass needs only the leading tokens of the last layer, only their positions are taken.
+        """
+        last = self.heads_out.movedim(1, -1) if self.channels.axis == 1 else self.heads_out  # [rows, ..., width]
+        tokens = last[0, ..., 0].numel()
+        if self.rows_per_image * tokens > len(placed) or len(last) % self.rows_per_image:
+            raise RunError(
+                f"layer {self.layer} has {self.rows_per_image} x {tokens} token positions where the calibration "
+                f"had {len(placed)}"
+            )
+        of_image = placed.view(self.rows_per_image, -1, placed.shape[1])[
+            :, :tokens
+        ]  # [rows of an image, tokens, width]
+        repeated = of_image.repeat(len(last) // self.rows_per_image, 1, 1).view(last.shape)
+        return repeated.movedim(-1, 1) if self.channels.axis == 1 else repeated
 
 
 class Replacement(ABC):
@@ -82,6 +135,120 @@ class Zero(Replacement):
     def fill(self, slots: LayerSlots) -> Tensor:
         """Set the channels of masked heads to 0."""
         return filled(slots.heads_out, slots.masked)
+
+
+class Constant(Replacement):
+    """Fills masked slots with a constant vector per head: its mean, or its optimal constant.
+
+    The masked model equals a really smaller one: remove the head, and add `W_O[:, h] c` to the projection's bias.
+
+    Args:
+        name: `mean` or `optimal`.
+        constants: By layer `[heads, head_dim]`.
+    """
+
+    def __init__(self, name: str, constants: Sequence[Tensor]) -> None:
+        self.name, self.constants = name, tuple(constants)
+
+    def fill(self, slots: LayerSlots) -> Tensor:
+        """Set the channels of masked heads to the head's constant."""
+        return slots.with_masked(slots.at_point(self.constants[slots.layer]))
+
+
+class Position(Replacement):
+    """Fills masked slots with the head's mean at the same token position.
+
+    Args:
+        constants: By layer `[positions, heads, head_dim]`.
+    """
+
+    name = POSITION
+
+    def __init__(self, constants: Sequence[Tensor]) -> None:
+        self.constants = tuple(constants)
+
+    def fill(self, slots: LayerSlots) -> Tensor:
+        """Set the channels of masked heads to the head's mean at each token's position."""
+        return slots.with_masked(slots.at_point(self.constants[slots.layer]))
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """`z_S = B z_K + c` of one layer under one mask.
+
+    Attributes:
+        kept: Numbers of the channels that predict, in the order of heads, `[kept]`.
+        masked: Numbers of the predicted channels `[masked]`.
+        matrix: B `[masked, kept]`.
+        offset: c `[masked]`.
+    """
+
+    kept: Tensor
+    masked: Tensor
+    matrix: Tensor
+    offset: Tensor
+
+
+class Linear(Replacement):
+    """Fills masked slots with their affine prediction from the slots that the layer keeps.
+
+    Where a layer keeps none, the prediction is the mean. Its model folds too: `W[:, K] += W[:, S] B`, and
+    `bias += W[:, S] c`.
+
+    Args:
+        maps: By layer the prediction for this variant's mask, None where nothing of the layer is masked.
+    """
+
+    name = LINEAR
+
+    def __init__(self, maps: Sequence[AffineMap | None]) -> None:
+        self.maps = tuple(maps)
+
+    def fill(self, slots: LayerSlots) -> Tensor:
+        """Predict the channels of masked heads from those of kept heads, token by token."""
+        found = self.maps[slots.layer]
+        if found is None:
+            raise RunError(f"the ablation linear has no prediction for layer {slots.layer}, whose heads are masked")
+        device = slots.heads_out.device
+        place = slots.channels.of_split.to(device)
+        last = slots.heads_out.movedim(1, -1) if slots.channels.axis == 1 else slots.heads_out  # [rows, ..., width]
+
+        # in float32 where the model computes in halves: a sum over all kept channels
+        kept = last[..., place[found.kept.to(device)]]  # [rows, ..., kept]
+        dtype = torch.promote_types(kept.dtype, torch.float32)
+        matrix, offset = found.matrix.to(device, dtype), found.offset.to(device, dtype)
+        predicted = kept.to(dtype) @ matrix.T + offset  # [rows, ..., masked]
+
+        out = slots.heads_out.clone()
+        view = out.movedim(1, -1) if slots.channels.axis == 1 else out
+        view[..., place[found.masked.to(device)]] = predicted.to(out.dtype)
+        return out
+
+
+class Resample(Replacement):
+    """Fills masked slots with the same heads' output on another image of the pass, unmasked.
+
+    Attributes:
+        donors: `[images of the pass]`, for each image the place of its donor in the pass; set before every pass.
+    """
+
+    name = RESAMPLE
+
+    def __init__(self) -> None:
+        self.donors: Tensor | None = None
+
+    def fill(self, slots: LayerSlots) -> Tensor:
+        """Set the channels of masked heads to the donor image's."""
+        if slots.trunk is None or self.donors is None:
+            raise RunError("the ablation resample needs the other images of a forward pass of headprobe test")
+        per_image = slots.rows_per_image
+        if len(slots.trunk) != per_image * len(self.donors):
+            raise RunError(f"{len(self.donors)} images need a donor each, got {len(slots.trunk)} rows of the trunk")
+        # [images, rows of an image]: the donor's rows, in order
+        first = self.donors.to(slots.trunk.device)[:, None] * per_image
+        rows = (first + torch.arange(per_image, device=first.device)).flatten()
+        given = slots.trunk[rows]
+        return slots.with_masked(given.repeat(len(slots.keep), *[1] * (given.dim() - 1)))
 
 
 WITH_ZERO = Zero()

@@ -1,0 +1,1 @@
+"""What is fitted on some images before others are judged."""

@@ -1,0 +1,200 @@
+"""What a calibration knows of every layer's heads, and the file that keeps it: `calibration.safetensors`.
+
+A head's constants are those of its slot in the unmasked model, over all tokens of all calibration images; padding of
+windows does not count. Channels are ordered by head, then by the channel in the head.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from headprobe.errors import RunError, UsageError
+from headprobe.files import writing
+from headprobe.metrics.arrays import FloatArray
+
+CONSTANTS, ABOUT = "calibration.safetensors", "calibration.json"
+
+RANK_FACTOR = 4.0
+"""c of the rank cut, as in `headprobe.metrics.similarity.subspaces`."""
+
+
+@dataclass(frozen=True)
+class LayerConstants:
+    """The slots of one layer over the calibration images.
+
+    Attributes:
+        samples: Tokens of all images.
+        mean: `[heads, head_dim]`.
+        covariance: `[heads * head_dim, heads * head_dim]`, divided by `samples`; None where nothing needs it.
+        resolution: Spacing of the numbers that the model computed in, relative: 1.2e-7 for float32.
+        position: Mean by token position `[positions, heads, head_dim]`, in the order of the slots' rows and tokens;
+            None where nothing needs it.
+        optimal: The best constant of each head `[heads, head_dim]`, NaN for heads that were not optimised; or None.
+    """
+
+    samples: int
+    mean: FloatArray
+    covariance: FloatArray | None = None
+    resolution: float = float(np.finfo(np.float32).eps)
+    position: FloatArray | None = None
+    optimal: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, and on what.
+
+    Attributes:
+        layers: The constants of every layer, in the model's order.
+        about: Where they come from, as JSON values: model, weights, transform, data, rows, number of images.
+    """
+
+    layers: Sequence[LayerConstants]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The affine prediction of masked channels from kept ones: `z_S = B z_K + c`.
+
+    Attributes:
+        kept: Channels that predict `[kept]`, as numbers in the order of the constants.
+        masked: Channels that are predicted `[masked]`.
+        matrix: B `[masked, kept]`.
+        offset: c `[masked]`.
+        rank: Directions of the kept channels that vary.
+    """
+
+    kept: np.ndarray[Any, np.dtype[np.int64]]
+    masked: np.ndarray[Any, np.dtype[np.int64]]
+    matrix: FloatArray
+    offset: FloatArray
+    rank: int
+
+
+def predict_masked(layer: LayerConstants, keep: Sequence[bool]) -> Prediction:
+    """Return the least-squares prediction of a layer's masked heads from the heads that it keeps.
+
+    Closed form from the moments: B = C_SK C_KK^+, c = m_S - B m_K. Directions of the kept channels that vary by no more
+    than rounding are left out. Where nothing is kept the prediction is the mean.
+
+    Args:
+        layer: The layer's constants, with their covariance.
+        keep: `[heads]`, True = keep.
+
+    Raises:
+        UsageError: The constants hold no covariance.
+    """
+    if layer.covariance is None:
+        raise UsageError("the ablation linear needs constants with a covariance, got a calibration of means alone")
+    kept_channels = np.repeat(np.asarray(keep, dtype=bool), layer.mean.shape[1])  # [heads * head_dim]
+    kept, masked = np.flatnonzero(kept_channels), np.flatnonzero(~kept_channels)
+    mean = layer.mean.reshape(-1)
+
+    if not len(kept) or not len(masked):
+        return Prediction(kept, masked, np.zeros((len(masked), len(kept))), mean[masked], 0)
+    squares, axes = np.linalg.eigh(layer.covariance[np.ix_(kept, kept)])
+    varies = squares > _rank_cut(layer, kept, squares)
+    axes, squares = axes[:, varies], squares[varies]  # [kept, rank], [rank]
+
+    # C_SK U / lambda: the slopes along the principal axes, then back to channels
+    slopes = layer.covariance[np.ix_(masked, kept)] @ axes / squares  # [masked, rank]
+    matrix = slopes @ axes.T
+    return Prediction(kept, masked, matrix, mean[masked] - matrix @ mean[kept], len(squares))
+
+
+def _rank_cut(layer: LayerConstants, kept: np.ndarray[Any, np.dtype[np.int64]], squares: FloatArray) -> float:
+    """Return the variance up to which a direction may be rounding alone.
+
+    The larger of two bounds, c being `RANK_FACTOR`: `c * max(dims, samples) * eps64 * largest` bounds the rounding of
+    float64 sums, and `c * resolution^2 * mean square` the rounding of the outputs themselves.
+    """
+    of_sums = max(len(kept), layer.samples) * float(np.finfo(np.float64).eps) * float(squares.max(initial=0.0))
+    variances = np.diagonal(layer.covariance)[kept] if layer.covariance is not None else np.zeros(len(kept))
+    mean_square = float(np.max(np.square(layer.mean.reshape(-1)[kept]) + variances))
+    return RANK_FACTOR * max(of_sums, layer.resolution**2 * mean_square)
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def save_calibration(calibration: Calibration, directory: Path) -> None:
+    """Write `calibration.safetensors` and `calibration.json`, each whole or not at all.
+
+    Keys are `layers.N.samples` int64 `[]`, `layers.N.mean` float64 `[heads, head_dim]`, and where they were fitted
+    `layers.N.covariance` `[channels, channels]`, `layers.N.position` `[positions, heads, head_dim]`,
+    `layers.N.optimal` `[heads, head_dim]`.
+
+    Raises:
+        RunError: They cannot be written.
+    """
+    tensors: dict[str, Any] = {}
+    for number, layer in enumerate(calibration.layers):
+        tensors[f"layers.{number}.samples"] = np.asarray(layer.samples, dtype=np.int64)
+        tensors[f"layers.{number}.resolution"] = np.asarray(layer.resolution, dtype=np.float64)
+        for name in ("mean", "covariance", "position", "optimal"):
+            values = getattr(layer, name)
+            if values is not None:
+                tensors[f"layers.{number}.{name}"] = np.ascontiguousarray(values, dtype=np.float64)
+    about = json.dumps(dict(calibration.about), indent=1, sort_keys=True)
+    with writing(directory / CONSTANTS) as file:
+        file.write(save(tensors, metadata={"headprobe": about}))
+    with writing(directory / ABOUT) as file:
+        file.write(f"{about}\n".encode())
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read the file of `save_calibration`, or the one in a run's directory.
+
+    Raises:
+        UsageError: It is not there, or is no such file.
+    """
+    file = path / CONSTANTS if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(f"--calibration-file must name a run with a {CONSTANTS}, or that file, got {str(path)!r}")
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            about = json.loads((opened.metadata() or {})["headprobe"])
+        tensors = load_file(file)
+        count = 1 + max(int(name.split(".")[1]) for name in tensors)
+        layers = [_layer(tensors, number) for number in range(count)]
+    except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{file.name} does not hold constants of a headprobe calibration ({reason}), got {str(path)!r}"
+        ) from None
+    return Calibration(layers, about)
+
+
+def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:
+    prefix = f"layers.{number}."
+    mean = np.asarray(tensors[f"{prefix}mean"], dtype=np.float64)
+    if mean.ndim != 2:
+        raise ValueError(f"layers.{number}.mean must be [heads, head_dim], got {list(mean.shape)}")
+    optional = {name: tensors.get(f"{prefix}{name}") for name in ("covariance", "position", "optimal")}
+    covariance = optional["covariance"]
+    if covariance is not None and covariance.shape != (mean.size, mean.size):
+        raise ValueError(f"layers.{number}.covariance must be [{mean.size}, {mean.size}]")
+    samples, resolution = int(tensors[f"{prefix}samples"]), float(tensors[f"{prefix}resolution"])
+    return LayerConstants(samples, mean, covariance, resolution, optional["position"], optional["optimal"])
+
+
+def check_finite(calibration: Calibration) -> None:
+    """Refuse constants with NaN or infinity: every masked model would be broken.
+
+    Raises:
+        RunError: A layer's are.
+    """
+    for number, layer in enumerate(calibration.layers):
+        for name in ("mean", "covariance", "position"):
+            values = getattr(layer, name)
+            if values is not None and not np.isfinite(values).all():
+                raise RunError(
+                    f"the calibration's {name} of layer {number} holds NaN or infinity: nothing can be fitted"
+                )
