@@ -1,0 +1,82 @@
+"""From what was calibrated to what fills the masked slots of every variant."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.masking.replacement import (
+    WITH_ZERO,
+    AffineMap,
+    Constant,
+    Linear,
+    Position,
+    Replacement,
+    Resample,
+)
+from headprobe.calibration.constants import Calibration, predict_masked
+from headprobe.errors import UsageError
+from headprobe.masks.ablations import FITTED, LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
+from headprobe.masks.spec import Variant
+
+
+def replacements_of(
+    variants: Sequence[Variant], layout: HeadLayout, calibration: Calibration | None
+) -> list[Replacement]:
+    """Return what fills the masked slots of each variant; variants that can share a replacement do.
+
+    Args:
+        variants: The variants.
+        layout: The model's attention layers.
+        calibration: What was fitted; None where no variant needs it.
+
+    Raises:
+        UsageError: A variant needs constants that were not fitted.
+    """
+    shared: dict[tuple[str, int], Replacement] = {(ZERO, 0): WITH_ZERO}
+    found: list[Replacement] = []
+    for variant in variants:
+        kind = variant.ablation
+        if kind == LINEAR:
+            found.append(_linear(variant, layout, _needed(calibration, kind)))
+            continue
+        key = (kind, variant.draw)
+        if key not in shared:
+            shared[key] = _shared(kind, None if kind not in FITTED else _needed(calibration, kind))
+        found.append(shared[key])
+    return found
+
+
+def _needed(calibration: Calibration | None, kind: str) -> Calibration:
+    if calibration is None:
+        raise UsageError(f"the ablation {kind} is fitted on calibration images, and nothing was calibrated")
+    return calibration
+
+
+def _shared(kind: str, calibration: Calibration | None) -> Replacement:
+    """Return the replacement of a kind that is the same for all masks."""
+    if kind == RESAMPLE or calibration is None:
+        return Resample()
+    values = []
+    for number, layer in enumerate(calibration.layers):
+        constants = {MEAN: layer.mean, POSITION: layer.position, OPTIMAL: layer.optimal}[kind]
+        if constants is None:
+            raise UsageError(f"the calibration has no constants of the kind {kind} for layer {number}; fit it anew")
+        values.append(torch.from_numpy(np.asarray(constants, dtype=np.float32)))
+    return Position(values) if kind == POSITION else Constant(kind, values)
+
+
+def _linear(variant: Variant, layout: HeadLayout, calibration: Calibration) -> Linear:
+    """Return the affine predictions of one variant's masked heads, layer by layer."""
+    keep = variant.mask.mask.keep()  # [layers, max heads]
+    maps: list[AffineMap | None] = []
+    for number, layer in enumerate(layout.layers):
+        kept = keep[number, : layer.heads].tolist()
+        if all(kept):
+            maps.append(None)
+            continue
+        found = predict_masked(calibration.layers[number], kept)
+        matrix, offset = torch.from_numpy(found.matrix).float(), torch.from_numpy(found.offset).float()
+        maps.append(AffineMap(torch.from_numpy(found.kept), torch.from_numpy(found.masked), matrix, offset))
+    return Linear(maps)
