@@ -12,7 +12,8 @@ from headprobe.metrics.arrays import FloatArray
 
 MEMORY = 10  # pairs of steps and gradient changes that the curvature is taken from
 SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo)
-GAIN = 1e-6  # nats: a head is done where no step promises more
+GAIN = 1e-6  # nats: a head is done where no step of several in a row promises more
+SMALL_STEPS = 3  # in a row
 FIRST_STEP = 0.1  # of the length of the start, where nothing is known of the curvature
 
 
@@ -34,6 +35,7 @@ class Descent:
         self._point, self._loss, self._gradient = start.copy(), np.inf, np.zeros_like(start)
         self._direction, self._step = np.zeros_like(start), 0.0
         self._pairs: list[tuple[FloatArray, FloatArray]] = []
+        self._small = 0
 
     @property
     def trial(self) -> FloatArray:
@@ -75,7 +77,9 @@ class Descent:
         self._step = 1.0 if self._pairs else min(1.0, FIRST_STEP * self._scale / max(length, 1e-12))
 
         promised = -float(gradient @ self._direction) / 2 * (1.0 if self._pairs else 2 * self._step)
-        if not np.isfinite(loss) or promised < GAIN:
+        # one small step may be a poor direction; several in a row are the end
+        self._small = self._small + 1 if promised < GAIN else 0
+        if not np.isfinite(loss) or self._small == SMALL_STEPS or not float(np.abs(gradient).max()) > 0:
             self.converged = True
 
 

@@ -13,7 +13,7 @@ Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 def quadratic(seed: int, dim: int = 16) -> Function:
     generator = np.random.default_rng(seed)
-    root = generator.normal(size=(dim, dim)) * np.geomspace(1, 0.05, dim)
+    root = generator.normal(size=(2 * dim, dim)) * np.geomspace(1, 0.05, dim)
     centre = generator.normal(size=dim)
 
     def value(x: np.ndarray) -> tuple[float, np.ndarray]:

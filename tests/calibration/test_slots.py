@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from headprobe.calibration.constants import LayerConstants
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.module import HeadProbe
 from tests.describe.driving import describe, noise, tiny_probe
@@ -16,7 +15,7 @@ KINDS = ["vit", "distilled", "beit", "eva_inner_norm", "siglip"]
 WINDOWED = ["swin", "swin_v2", "swin_v2_cr"]
 
 
-def calibrated(probe: HeadProbe, images: Tensor, kinds: list[str], **options: Any) -> list[LayerConstants]:
+def calibrated(probe: HeadProbe, images: Tensor, kinds: list[str], **options: Any) -> list[Any]:
     statistic = SlotStatistic(kinds)
     describe(probe, [statistic], images, **options)
     return statistic.constants()
@@ -24,7 +23,8 @@ def calibrated(probe: HeadProbe, images: Tensor, kinds: list[str], **options: An
 
 def kept_slots(probe: HeadProbe, images: Tensor) -> list[np.ndarray]:
     """Every layer's slots `[images, positions, heads, head_dim]` of a plain forward pass, float64."""
-    layout, found = probe.layout, {}
+    layout = probe.layout
+    found: dict[int, Tensor] = {}
     handles = []
     for number, layer in enumerate(layout.layers):
 
