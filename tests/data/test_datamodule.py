@@ -116,12 +116,6 @@ def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
         bound(write_table(tmp_path, table([], [])))
 
 
-def test_sorted_labels_are_warned_of_where_only_first_rows_are_taken(tmp_path: Path) -> None:
-    folder = write_table(tmp_path, table([png(0)] * 5, [4] * 5))
-    with pytest.warns(UserWarning, match="the labels come sorted"):
-        bound(folder, max_images=3)
-
-
 def test_labels_that_are_texts_are_read_by_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"cat": 1, "dog": 0}')
     rows = table([png(0), png(1), png(2)], ["cat", "dog", "eel"], datasets.Value("string"))
