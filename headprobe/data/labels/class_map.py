@@ -14,7 +14,7 @@ IDENTITY = "identity"
 WORDS = (IDENTITY, *ORDERS_OF)
 """What may stand in place of a file."""
 
-BY_NAME = "an object {class name: model class} or the list of the model's class names in its order"
+BY_NAME = "{class name: model class} or the model's class names in its order"
 """The two forms of a file that depend on no order of the dataset."""
 
 

@@ -89,7 +89,7 @@ def test_texts_need_a_map_by_name(tmp_path: Path) -> None:
 
 
 def test_texts_refuse_a_list(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"need a file with an object .* got a list of numbers"):
+    with pytest.raises(UsageError, match=r"need a file with \{class name.* got a list of numbers"):
         number_labels(TEXTS, 3, class_map(tmp_path, "[0, 1]"))
 
 
