@@ -15,7 +15,6 @@ from headprobe.data.decode import ImageError, ImageReader
 from headprobe.data.labels.numbering import LabelError, Numbering
 from headprobe.data.sources.source import Chunk, Source
 from headprobe.errors import RunError, UsageError
-from headprobe.text import counted
 
 
 @dataclass(frozen=True)
@@ -250,14 +249,13 @@ class FittedData:
     @property
     def shares_in_words(self) -> str:
         """Which images are read, for the run's decisions."""
-        units = counted(self.source.units, "unit")
         if not self.spreads:
             return (
-                f"the first rows of each of {units}, {self.max_images:,} in all if they have so many "
-                "(--data.max_images): their sizes are unknown, and where classes come sorted some are left out"
+                f"the first rows of every unit, {self.max_images:,} in all if there are so many (--data.max_images): "
+                "the units' sizes are unknown, and where classes come sorted some are left out"
             )
         images = f"{self.images:,} of {self.source.images:,}"
-        return f"{images}, an even share of each of {units}, spread over its rows (--data.max_images)"
+        return f"{images}, an even share of every unit, spread over its rows (--data.max_images)"
 
     @property
     def expected_rows(self) -> list[Sequence[int]] | None:

@@ -245,7 +245,7 @@ def restricted(valid: Sequence[int], classes: int) -> str:
     known = PUBLISHED.get(hashlib.sha256(json.dumps(list(valid)).encode()).hexdigest()[:16])
     if known:
         return f"{among} (their choice is how the authors of {known} score it)"
-    return f"{among} (as timm's validation does: a choice among fewer is easier, and drops differ too)"
+    return f"{among} (as timm's validation chooses; among fewer the choice is easier, and drops differ)"
 
 
 def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:

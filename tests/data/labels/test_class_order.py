@@ -104,8 +104,7 @@ def test_nothing_changes_where_both_orders_agree(names: tuple[str, ...]) -> None
 
 
 def test_order_does_not_matter_to_imagenets_own_names() -> None:
-    names = ("n02123045", "n02123045-10"[:9], "Tabby"[:0] + "n07734744")
-    assert number_labels(folders(*set(names)), 1000, None).matched == "by WordNet id"
+    assert number_labels(folders("n02123045", "n07734744"), 1000, None).matched == "by WordNet id"
     # "English springer" and "tench" stand in two orders, and are found by name
     assert number_labels(folders("English springer", "chain saw", "tench"), 1000, None).to_model == (217, 491, 0)
 
@@ -145,18 +144,15 @@ def test_a_words_order_needs_names_and_as_many_as_the_model_has() -> None:
 def test_identity_is_refused_where_the_numbers_of_folders_are_only_their_order() -> None:
     with pytest.raises(UsageError, match=r"identity: nothing says in which order .*'digit_10'.*got identity"):
         mapped(folders(*DIGITS), 10, "identity")
-    with pytest.raises(
-        UsageError, match=r"folders have numbers only where their names are numbers.*3 of the model's 10"
-    ):
+    with pytest.raises(UsageError, match=r"folders have numbers only where their names are.*3 of the model's 10"):
         mapped(folders("digit_3", "digit_8", "digit_9"), 10, "identity")
     assert mapped(numbered("digit_3", "digit_8"), 10, "identity") == {"digit_3": 0, "digit_8": 1}
     assert mapped(folders("3", "10", "8"), 11, "identity") == {"3": 3, "8": 8, "10": 10}
 
 
-@pytest.mark.parametrize("word", ["identity"])
-def test_identity_on_texts_says_what_it_got(word: str) -> None:
-    with pytest.raises(UsageError, match=rf"labels that are texts need a file .*got the word {word}"):
-        number_labels(LabelColumn("text"), 3, read_class_map(word))
+def test_identity_on_texts_says_what_it_got() -> None:
+    with pytest.raises(UsageError, match=r"labels that are texts need a file .*got the word identity"):
+        number_labels(LabelColumn("text"), 3, read_class_map("identity"))
 
 
 # -- lists of the model's class names ----------------------------------------------------------------------------------
@@ -219,7 +215,7 @@ def test_an_empty_line_among_names_is_refused_because_timm_counts_it(tmp_path: P
 
 
 def test_names_say_nothing_about_plain_numbers(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="class names say nothing about labels that are plain numbers.*identity"):
+    with pytest.raises(UsageError, match=r"class names say nothing about labels that are plain.*identity"):
         number_labels(LabelColumn("number"), 2, read_class_map(written(tmp_path, ["cat", "dog"])))
 
 
