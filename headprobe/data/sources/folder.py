@@ -59,6 +59,8 @@ class FolderSource(Source):
         UsageError: There are no class folders, no images in them, or a link that is not followed.
     """
 
+    shuffled = True
+
     def __init__(self, root: Path, split: str, dataset: Path) -> None:
         self._root = root
         folders = subfolders(root)
