@@ -14,7 +14,6 @@ from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
-from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import (
     ModelSource,
     built_options,
@@ -22,15 +21,19 @@ from headprobe.backbone.weights import (
     normalised,
     weights_digest,
 )
+from headprobe.calibration.constants import Calibration, check_finite, from_bytes, to_bytes
+from headprobe.calibration.fills import replacements_of
+from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.spec import ZERO, MaskSpec, Variant, expand_all
+from headprobe.masks.ablations import FITTED, ZERO, Ablations
+from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.text import Decision
-from headprobe.units.coverage import Coverage
+from headprobe.units.coverage import Coverage, check_coverage, images_read
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums, gather_nodes
@@ -135,6 +138,9 @@ class HeadProbe(lightning.LightningModule):
         self.backbone, self.data_config, self.num_classes = create_classifier(self.source)
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
+        self.ablations = Ablations(ZERO)
+        self.calibration: Calibration | None = None
+        self.calibrating = False
         self.valid_classes: Tensor | None = None
         self.statistics: tuple[HeadStatistic, ...] = ()
         self.passes: ForwardPasses | None = None
@@ -159,25 +165,22 @@ class HeadProbe(lightning.LightningModule):
             self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
         return self._layout
 
-    def choose_masks(self, specs: str | Sequence[str], ablations: str | Sequence[str] = ZERO) -> None:
+    def choose_masks(self, specs: str | Sequence[str], ablation: str | Sequence[str] | Ablations = ZERO) -> None:
         """Choose what to score beside the baseline, which is always scored.
 
         Args:
             specs: A mask spec such as `each:layer`, or several.
-            ablations: What the slots of masked heads are filled with; each mask is scored under every one.
+            ablation: What the slots of masked heads are filled with, such as `zero,mean,resample:4`; each mask is
+                scored under every one.
 
         Raises:
             UsageError: A spec is wrong or names a layer or head that the model does not have, or there is no such
                 ablation.
         """
-        kinds = [ablations] if isinstance(ablations, str) else list(dict.fromkeys(ablations))
-        unknown = [name for name in kinds if name not in REPLACEMENTS]
-        if unknown or not kinds:
-            got = unknown[0] if unknown else "none"
-            raise UsageError(f"an ablation must be one of {', '.join(REPLACEMENTS)}, got {got}")
+        self.ablations = Ablations(ablation)
         texts = [specs] if isinstance(specs, str) else specs
         checked = [MaskSpec(text) for text in texts]
-        self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, kinds)
+        self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, self.ablations)
 
         keep = [variant.mask.mask.keep() for variant in self.variants]  # each [layers, max heads]
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
@@ -186,9 +189,14 @@ class HeadProbe(lightning.LightningModule):
         self.passes = self.unit_sums = self.scores = self.coverage = None
 
     @property
+    def variants_now(self) -> list[Variant]:
+        """The variants of this stage: none while the unmasked model calibrates."""
+        return [] if self.calibrating else self.variants
+
+    @property
     def described_variant(self) -> int | None:
         """Number of the variant whose model is described beside the baseline: the only one, if it masks any head."""
-        return 0 if len(self.variants) == 1 and self.variants[0].mask.mask.count else None
+        return 0 if len(self.variants_now) == 1 and self.variants[0].mask.mask.count else None
 
     def identity(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data: a part of a run's identity."""
@@ -213,10 +221,18 @@ class HeadProbe(lightning.LightningModule):
 
     # -- test ------------------------------------------------------------------------------------------------------
 
+    @property
+    def fitted_kinds(self) -> list[str]:
+        """Kinds of ablation among the variants that are fitted on calibration images."""
+        return sorted({variant.ablation for variant in self.variants} & FITTED)
+
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
-        if stage == "test":
+        if stage in ("test", "validate"):
             data = data_of(self.trainer)
+            self.calibrating = stage == "validate"
+            if self.calibrating:
+                self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
             self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
@@ -227,6 +243,10 @@ class HeadProbe(lightning.LightningModule):
         """
         self._finished = finished
 
+    def on_validation_start(self) -> None:
+        """Plan the forward passes of the unmasked model, which calibrates."""
+        self._begin_passes()
+
     def on_test_start(self) -> None:
         """Prove the masks on this model and device, then plan the forward passes."""
         if not any(getattr(callback, "writes_results", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
@@ -234,6 +254,9 @@ class HeadProbe(lightning.LightningModule):
                 "this Trainer writes no results: use headprobe.ProbeTrainer, which writes the files of the command "
                 "line, or read the `scores` of the HeadProbe afterwards"
             )
+        self._begin_passes()
+
+    def _begin_passes(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         self.plan_passes(int(getattr(data, "batch_size", 32)))
         self.scores = self.coverage = None
@@ -252,11 +275,11 @@ class HeadProbe(lightning.LightningModule):
         self.passes = ForwardPasses(
             self.backbone,
             self.layout,
-            self.head_mask,
+            self.head_mask[:0] if self.calibrating else self.head_mask,
             self.normalised,
             batch_size,
             budget=min(given, default=usual),
-            replacements=[REPLACEMENTS[variant.ablation] for variant in self.variants],
+            replacements=replacements_of(self.variants_now, self.layout, self.calibration),
         )
         return self.passes.plan
 
@@ -318,7 +341,7 @@ class HeadProbe(lightning.LightningModule):
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
-        variants, per_class = len(self.variants), self.per_class
+        variants, per_class = len(self.variants_now), self.per_class and not self.calibrating
         self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), rows, self.statistics)
         self._bad_are_wrong = bad_are_wrong
 
@@ -345,6 +368,10 @@ class HeadProbe(lightning.LightningModule):
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
+    def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
+        """Add one batch of the images that calibrate."""
+        return self.test_step(batch, batch_idx)
+
     def masked_logits(self, images: Tensor) -> Tensor:
         """Return logits `[1 + variants, images, classes]` of uint8 images `[images, channels, height, width]`.
 
@@ -356,7 +383,7 @@ class HeadProbe(lightning.LightningModule):
         if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
-            return images.new_empty(1 + len(self.variants), 0, self.num_classes, dtype=torch.float32)
+            return images.new_empty(1 + len(self.variants_now), 0, self.num_classes, dtype=torch.float32)
         return self.passes.logits(images, taps_of)
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -375,6 +402,39 @@ class HeadProbe(lightning.LightningModule):
         arrays = read_sums(io.BytesIO(from_first(self.trainer, self._added_up)))
         self.coverage = Coverage.from_arrays(arrays[COVERAGE])
         self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Add up the units of all processes, and keep the constants that follow.
+
+        Raises:
+            RunError: Units are missing, were counted twice, or hold NaN.
+        """
+        if self.unit_sums is None:
+            raise RunError("begin_units must be called before the first batch")
+        gather_nodes(self.trainer, self.unit_sums)
+        self.calibration = from_bytes(from_first(self.trainer, self._calibrated))
+
+    def _calibrated(self) -> bytes:
+        """Return the calibration as the bytes of its file; on the first process only, which has all sums."""
+        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
+        self.coverage = whole[COVERAGE]
+        check_coverage(whole[COVERAGE], data_of(self.trainer))
+        (statistic,) = self.statistics
+        if not isinstance(statistic, SlotStatistic):
+            raise RunError("only the slots' own statistic calibrates")
+        calibration = Calibration(statistic.constants(), self._about_calibration(whole[COVERAGE]))
+        check_finite(calibration)
+        return to_bytes(calibration)
+
+    def _about_calibration(self, coverage: Coverage) -> dict[str, Any]:
+        """Return where constants come from: enough to refuse them for another model, or on the same images."""
+        return {
+            "model": self.identity(),
+            "data": data_of(self.trainer).identity(),
+            "kinds": self.fitted_kinds,
+            "images": images_read(coverage),
+            "images_left_out": len(coverage.bad),
+        }
 
     def _added_up(self) -> bytes:
         """Add up the units; return the sums that all processes need, coverage and scores, as an npz file."""

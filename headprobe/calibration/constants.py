@@ -4,6 +4,7 @@ A head's constants are those of its slot in the unmasked model, over all tokens 
 windows does not count. Channels are ordered by head, then by the channel in the head.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from headprobe.errors import RunError, UsageError
-from headprobe.files import writing
+from headprobe.files import write_bytes, write_text
 from headprobe.metrics.arrays import FloatArray
 
 CONSTANTS, ABOUT = "calibration.safetensors", "calibration.json"
+
+METADATA = "headprobe"  # the key of the file's metadata that says where the constants come from
 
 RANK_FACTOR = 4.0
 """c of the rank cut, as in `headprobe.metrics.similarity.subspaces`."""
@@ -124,15 +127,12 @@ def _rank_cut(layer: LayerConstants, kept: np.ndarray[Any, np.dtype[np.int64]], 
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def save_calibration(calibration: Calibration, directory: Path) -> None:
-    """Write `calibration.safetensors` and `calibration.json`, each whole or not at all.
+def to_bytes(calibration: Calibration) -> bytes:
+    """Return the content of `calibration.safetensors`.
 
-    Keys are `layers.N.samples` int64 `[]`, `layers.N.mean` float64 `[heads, head_dim]`, and where they were fitted
-    `layers.N.covariance` `[channels, channels]`, `layers.N.position` `[positions, heads, head_dim]`,
-    `layers.N.optimal` `[heads, head_dim]`.
-
-    Raises:
-        RunError: They cannot be written.
+    Keys are `layers.N.samples` int64 `[]`, `layers.N.mean` float64 `[heads, head_dim]`, `layers.N.resolution` float64
+    `[]`, and where they were fitted `layers.N.covariance` `[channels, channels]`, `layers.N.position`
+    `[positions, heads, head_dim]`, `layers.N.optimal` `[heads, head_dim]`.
     """
     tensors: dict[str, Any] = {}
     for number, layer in enumerate(calibration.layers):
@@ -142,11 +142,39 @@ def save_calibration(calibration: Calibration, directory: Path) -> None:
             values = getattr(layer, name)
             if values is not None:
                 tensors[f"layers.{number}.{name}"] = np.ascontiguousarray(values, dtype=np.float64)
-    about = json.dumps(dict(calibration.about), indent=1, sort_keys=True)
-    with writing(directory / CONSTANTS) as file:
-        file.write(save(tensors, metadata={"headprobe": about}))
-    with writing(directory / ABOUT) as file:
-        file.write(f"{about}\n".encode())
+    return save(tensors, metadata={METADATA: _about_text(calibration)})
+
+
+def from_bytes(content: bytes) -> Calibration:
+    """Return the calibration that `to_bytes` was given.
+
+    Raises:
+        ValueError: The content is something else (or KeyError, IndexError, SafetensorError).
+    """
+    length = int.from_bytes(content[:8], "little")  # of the header, by the format's own definition
+    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA])
+    tensors = load(content)
+    count = 1 + max(int(name.split(".")[1]) for name in tensors)
+    return Calibration([_layer(tensors, number) for number in range(count)], about)
+
+
+def save_calibration(calibration: Calibration, directory: Path) -> None:
+    """Write `calibration.safetensors` and `calibration.json`, each whole or not at all.
+
+    Raises:
+        RunError: They cannot be written.
+    """
+    write_bytes(directory / CONSTANTS, to_bytes(calibration))
+    write_text(directory / ABOUT, f"{_about_text(calibration)}\n")
+
+
+def _about_text(calibration: Calibration) -> str:
+    return json.dumps(dict(calibration.about), indent=1, sort_keys=True)
+
+
+def digest_of(calibration: Calibration) -> str:
+    """Return the SHA-256 of all constants and of where they come from."""
+    return hashlib.sha256(to_bytes(calibration)).hexdigest()
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -159,17 +187,12 @@ def read_calibration(path: Path) -> Calibration:
     if not file.is_file():
         raise UsageError(f"--calibration-file must name a run with a {CONSTANTS}, or that file, got {str(path)!r}")
     try:
-        with safe_open(file, framework="numpy") as opened:
-            about = json.loads((opened.metadata() or {})["headprobe"])
-        tensors = load_file(file)
-        count = 1 + max(int(name.split(".")[1]) for name in tensors)
-        layers = [_layer(tensors, number) for number in range(count)]
-    except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())
+        return from_bytes(file.read_bytes())
+    except (SafetensorError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{file.name} does not hold constants of a headprobe calibration ({reason}), got {str(path)!r}"
         ) from None
-    return Calibration(layers, about)
 
 
 def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:

@@ -1,6 +1,7 @@
 """ImageNetDataModule: an image dataset with labels, streamed in units so that every image is scored exactly once."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from lightning import LightningDataModule
@@ -10,8 +11,9 @@ from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.numbering import check_texts, number_labels, restricted
 from headprobe.data.labels.read_class_map import read_class_map
+from headprobe.data.parts import CalibrationRows, half_of
 from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
-from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
+from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers, fewer_rows
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
 from headprobe.text import Decision
@@ -44,9 +46,14 @@ class ImageNetDataModule(LightningDataModule):
         batch_size: Images per batch; a batch never crosses a unit.
         num_workers: Processes that read and decode, per device; by default chosen by cores and units.
         unit: What is read as one piece: `auto` is row groups of local files, whole files of the hub.
+        calibration: Which images fit constants where an ablation needs them: `half` of the rows, by a hash, the other
+            half is judged; `split:NAME`, another split; or `same`, the judged images themselves.
+        calibration_images: Fit on only this many of them, an even share of every unit.
 
     Attributes:
         todo: Units that the next loaders read, in this order; None for all. `continue_after` sets it.
+        fits: Whether something must be fitted before images are judged; `split_off` sets it.
+        calibrating: Whether the data are now those that calibrate; `setup` sets it by the stage.
 
     Raises:
         UsageError: An option is out of its range.
@@ -69,12 +76,15 @@ class ImageNetDataModule(LightningDataModule):
         batch_size: int = 32,
         num_workers: int | None = None,
         unit: UnitRule = "auto",
+        calibration: str | None = None,
+        calibration_images: int | None = None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False  # it looks and stores nothing; `setup` opens the data on every machine
         _at_least(1, "max_images", max_images)
         _at_least(1, "batch_size", batch_size)
         _at_least(0, "num_workers", num_workers)
+        _at_least(1, "calibration_images", calibration_images)
         if not path:
             raise UsageError("--data.path must name a dataset: digits, a hub id, a folder or a file, got nothing")
 
@@ -87,9 +97,33 @@ class ImageNetDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.todo: Sequence[int] | None = None
 
+        self.calibration = None if calibration is None else CalibrationRows.read(calibration)
+        self.calibration_images = calibration_images
+        self.fits = self.calibrating = False
+
         self._source: Source | None = None
         self._data: FittedData | None = None
+        self._calibration: FittedData | None = None
         self._checked = False
+
+    def split_off(self, fits: bool, rows: CalibrationRows | None = None) -> None:
+        """Say whether something must be fitted before images are judged: by default one half calibrates then.
+
+        An option `calibration` of the user's holds in any case, so that what needs no fitting can be judged on the same
+        images as what does. Call it before the data are opened.
+
+        Args:
+            fits: Whether something is fitted in this run.
+            rows: The rule by which other constants were fitted on these data before; it decides which are judged.
+        """
+        self.fits = fits
+        if rows is not None:
+            self.calibration = rows
+        elif fits and self.calibration is None:
+            self.calibration = CalibrationRows("half")
+        if self.calibration is not None and not self._request.sizes:
+            self._request = replace(self._request, sizes=True)
+            self._source = None
 
     def prepare_data(self) -> None:
         """Open the dataset and read its first images, in one process, so that one clear error is shown and not many.
@@ -121,6 +155,7 @@ class ImageNetDataModule(LightningDataModule):
             module: Any = trainer.lightning_module
             # Another machine may lack the data: all processes must fail then, or the others would wait for it silently.
             names = getattr(module, "class_names", None)
+            self.calibrating = stage == "validate"
             on_all(trainer, lambda: self.bind(module.data_config, module.num_classes, names))
 
     def bind(self, data_config: Mapping[str, Any], num_classes: int, class_names: Sequence[str] | None = None) -> None:
@@ -141,7 +176,38 @@ class ImageNetDataModule(LightningDataModule):
         numbering = number_labels(source.labels, num_classes, self._map, class_names, self.trains)
         if numbering.by_name:
             check_texts(first_labels(source), numbering)
-        self._data = FittedData(source, ImageReader(data_config), numbering, self.max_images, self.batch_size)
+        reader = ImageReader(data_config)
+        self._data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
+        if self.calibration is not None:
+            self._calibration = self._calibration_of(self._data, self.calibration)
+            if self.calibration.rule == "half":
+                self._data = replace(self._data, chosen=half_of(_known(self._data), calibration=False))
+                _refuse_empty(self._data, "judge", self.calibration)
+
+    def _calibration_of(self, judged: FittedData, rows: CalibrationRows) -> FittedData:
+        """Return the data that calibrate, with the classes of the judged ones: they are the model's."""
+        found = judged
+        if rows.rule == "split":
+            if rows.split == judged.source.identity["split"]:
+                raise UsageError(
+                    f"--data.calibration names the split that is judged: choose another one, or same, got {rows.text}"
+                )
+            source = open_source(replace(self._request, split=rows.split))
+            found = replace(judged, source=source, max_images=None)
+        elif rows.rule == "half":
+            found = replace(judged, chosen=half_of(_known(judged), calibration=True))
+
+        most = self.calibration_images
+        if most is not None:
+            known = _known(found)
+            if sum(map(len, known)) < most:
+                raise UsageError(
+                    f"--data.calibration_images must be at most {sum(map(len, known)):,}, the images of "
+                    f"--data.calibration {rows.text}, got {most:,}"
+                )
+            found = replace(found, chosen=fewer_rows(known, most))
+        _refuse_empty(found, "calibrate", rows)
+        return found
 
     @property
     def classes(self) -> int:
@@ -204,6 +270,9 @@ class ImageNetDataModule(LightningDataModule):
         """
         data = self._fitted
         local = is_local(self._request.path)
+        part = None if self.calibration is None else {"rule": self.calibration.text, "calibrates": self.calibrating}
+        if part is not None and self.calibrating:
+            part["most_images"] = self.calibration_images
         return {
             "path": file_name(self._request.path) if local else self._request.path,
             "local": local,
@@ -219,6 +288,7 @@ class ImageNetDataModule(LightningDataModule):
             "max_images": self.max_images,
             "units": self.units,
             "images": self.expected_images,
+            "rows": part,
         }
 
     def decisions(self) -> list[Decision]:
@@ -246,6 +316,10 @@ class ImageNetDataModule(LightningDataModule):
         """
         return self._fitted.stream(self.todo, process, processes)
 
+    def val_dataloader(self) -> "DataLoader[ImageBatch]":
+        """Return the loader of this process's units of the data that calibrate."""
+        return self.test_dataloader()
+
     def test_dataloader(self) -> "DataLoader[ImageBatch]":
         """Return the loader of this process's units."""
         trainer = self.trainer
@@ -260,9 +334,10 @@ class ImageNetDataModule(LightningDataModule):
 
     @property
     def _fitted(self) -> FittedData:
-        if self._data is None:
+        data = self._calibration if self.calibrating else self._data
+        if data is None:
             raise RunError("the data module is not set up yet: call bind(data_config, num_classes), or use a Trainer")
-        return self._data
+        return data
 
     def _workers(self, processes: int) -> int:
         if self.num_workers is not None:
@@ -277,3 +352,23 @@ class ImageNetDataModule(LightningDataModule):
 def _at_least(least: int, option: str, value: int | None) -> None:
     if value is not None and value < least:
         raise UsageError(f"--data.{option} must be at least {least}, got {value}")
+
+
+def _known(data: FittedData) -> list[Sequence[int]]:
+    """Return the rows of each unit, which must be known before anything is read."""
+    rows = data.expected_rows
+    if rows is None:
+        raise UsageError(
+            "nobody knows how many images these data have, so they cannot be cut into images that fit and images that "
+            f"are judged: give --data.calibration split:NAME without --data.calibration_images, or Parquet files, got "
+            f"{data.source.unit_name(0)}"
+        )
+    return rows
+
+
+def _refuse_empty(data: FittedData, what: str, rows: CalibrationRows) -> None:
+    if data.images == 0:
+        raise UsageError(
+            f"no image is left to {what} with --data.calibration {rows.text}: take more images, or choose "
+            "split:NAME or same, got 0"
+        )

@@ -211,6 +211,7 @@ class FittedData:
         numbering: Maps a label to the model's class.
         max_images: How many images to read, None for all.
         batch_size: Images per batch.
+        chosen: Rows of each unit to read instead, ascending: where some of the data calibrate and others are judged.
     """
 
     source: Source
@@ -218,6 +219,7 @@ class FittedData:
     numbering: Numbering
     max_images: int | None
     batch_size: int
+    chosen: list[list[int]] | None = None
 
     @property
     def shares(self) -> list[int] | None:
@@ -234,6 +236,8 @@ class FittedData:
         They are spread over the unit. The first ones are taken only where the unit's size is unknown, or where its rows
         are in a random order anyway: reading a folder's other files would be for nothing.
         """
+        if self.chosen is not None:
+            return list(self.chosen)
         shares, sizes = self.shares, self.source.unit_sizes
         if shares is None:
             return None
@@ -263,17 +267,19 @@ class FittedData:
         sizes = self.source.unit_sizes
         if sizes is None:
             return None
-        return self.rows if self.max_images is not None else [range(size) for size in sizes]
+        return self.rows or [range(size) for size in sizes]
 
     @property
     def unit_sizes(self) -> list[int] | None:
         """Rows that each unit gives, None where only reading the data would show them."""
+        if self.chosen is not None:
+            return [len(rows) for rows in self.chosen]
         return self.source.unit_sizes if self.source.unit_sizes is None or self.max_images is None else self.shares
 
     @property
     def images(self) -> int | None:
         """Rows that all units give, None where only reading the data would show them."""
-        if self.max_images is None:
+        if self.max_images is None and self.chosen is None:
             return self.source.images
         return sum(self.unit_sizes) if self.unit_sizes is not None else None
 
@@ -313,6 +319,15 @@ def even_shares(sizes: Sequence[int], images: int) -> list[int]:
     for place in spread(len(larger), images - sum(shares)) if larger else ():
         shares[larger[place]] += 1
     return shares
+
+
+def fewer_rows(rows: Sequence[Sequence[int]], images: int) -> list[list[int]]:
+    """Return an even share of each unit's rows, spread over them, `images` in all."""
+    shares = even_shares([len(own) for own in rows], images)
+    found = []
+    for unit, (own, share) in enumerate(zip(rows, shares, strict=True)):
+        found.append([own[place] for place in spread(len(own), share, unit)])
+    return found
 
 
 def spread(size: int, share: int, seed: int = 0) -> list[int]:

@@ -35,8 +35,10 @@ class TrainingDataModule(ImageNetDataModule):
     trains = True
 
     def __init__(self, *, train_split: str = "train", augment: bool = True, seed: int = 0, **options: Any) -> None:
-        # The two arguments given here belong to `test`: that hides them from the options of the command line.
-        super().__init__(restrict_classes=True, on_bad_image="error", **options)
+        # The arguments given here belong to `test`: that hides them from the options of the command line.
+        super().__init__(
+            restrict_classes=True, on_bad_image="error", calibration=None, calibration_images=None, **options
+        )
         self._train_split = train_split
         self._augment = augment
         self._seed = seed

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headprobe.errors import UsageError
+from headprobe.masks.ablations import ZERO, Ablations
 from headprobe.masks.clauses import Clause, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
@@ -37,8 +38,7 @@ __all__ = ["MaskSpec", "MaskSpecError", "MaskSpecs", "NamedMask", "Variant", "ex
 NONE = "none"
 """Name of the baseline in every file: the canonical spec that masks no head."""
 
-ZERO = "zero"
-"""The ablation that fills the slots of masked heads with 0."""
+ONLY_ZERO = Ablations(ZERO)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Variant:
 
     Attributes:
         mask: the mask.
-        ablation: what the slots of its heads are filled with: zero.
+        ablation: what the slots of its heads are filled with: a kind of `headprobe.masks.ablations`.
         draw: number of the draw, of a kind of ablation that draws; else 0.
     """
 
@@ -137,7 +137,7 @@ class Variant:
 
 
 def expand_all(
-    specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model: str, ablations: Sequence[str] = (ZERO,)
+    specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model: str, ablations: Ablations = ONLY_ZERO
 ) -> list[Variant]:
     """The variants of several specs: each mask once, in the order of first appearance, under every ablation.
 
@@ -148,7 +148,7 @@ def expand_all(
         specs: the specs.
         heads_per_layer: the number of heads of each layer, in the model's order.
         model: the model's name, for messages.
-        ablations: what the masked heads are replaced by, one variant of each mask for each.
+        ablations: what the masked heads are replaced by, one variant of each mask for each and each of its draws.
 
     Raises:
         MaskSpecError: as `MaskSpec.expand` does.
@@ -161,7 +161,12 @@ def expand_all(
             # One of many lies on the curve of the many, also where it was asked for by itself before.
             first = known if known.test_families else mask
             masks[mask.name] = replace(first, test_families=tuple(sorted(families)))
-    return [Variant(mask, ablation) for mask in masks.values() for ablation in ablations]
+    return [
+        Variant(mask, ablation.kind, draw)
+        for mask in masks.values()
+        for ablation in ablations
+        for draw in range(ablation.draws)
+    ]
 
 
 def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[Head]]]:

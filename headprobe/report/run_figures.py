@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from headprobe.masks.spec import ZERO
+from headprobe.masks.ablations import ZERO
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
 from headprobe.report.figures import drop_curve, head_heat_map

@@ -252,8 +252,6 @@ class Resample(Replacement):
 
 
 WITH_ZERO = Zero()
-REPLACEMENTS: dict[str, Replacement] = {WITH_ZERO.name: WITH_ZERO}
-"""Kinds of ablation by name."""
 
 
 def replace_heads(slots: LayerSlots, replacements: Sequence[Replacement]) -> Tensor:
