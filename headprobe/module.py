@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -21,7 +22,14 @@ from headprobe.backbone.weights import (
     normalised,
     weights_digest,
 )
-from headprobe.calibration.constants import Calibration, check_finite, from_bytes, to_bytes
+from headprobe.calibration.constants import (
+    Calibration,
+    check_finite,
+    from_bytes,
+    read_calibration,
+    refuse_another,
+    to_bytes,
+)
 from headprobe.calibration.fills import replacements_of
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
@@ -59,7 +67,13 @@ class StepResult:
 
 
 class AfterBatch(lightning.Callback):
-    """A callback that looks at every scored batch of a `HeadProbe`; it ignores tests of other modules."""
+    """A callback that looks at every scored batch of a `HeadProbe`; it ignores tests of other modules.
+
+    Attributes:
+        calibrates: Whether it also looks at the batches that calibrate, in Lightning's validate stage.
+    """
+
+    calibrates = False
 
     def on_test_batch_end(
         self,
@@ -73,6 +87,19 @@ class AfterBatch(lightning.Callback):
         """Call `after_batch` with the scored batch."""
         if isinstance(pl_module, HeadProbe) and isinstance(outputs, StepResult):
             self.after_batch(trainer, pl_module, outputs, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Call `after_batch` with a batch that calibrates, if the callback looks at these too."""
+        if self.calibrates:
+            self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def after_batch(self, trainer: lightning.Trainer, probe: "HeadProbe", step: StepResult, batch: Any) -> None:
         """Look at a scored batch.
@@ -139,7 +166,8 @@ class HeadProbe(lightning.LightningModule):
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.ablations = Ablations(ZERO)
-        self.calibration: Calibration | None = None
+        self.calibration: Calibration | None = None  # what fills slots now
+        self.given_calibration: Calibration | None = None
         self.calibrating = False
         self.valid_classes: Tensor | None = None
         self.statistics: tuple[HeadStatistic, ...] = ()
@@ -220,6 +248,20 @@ class HeadProbe(lightning.LightningModule):
         return [Decision("weights", weights, shown=not self.source.pretrained and self.source.weights is None)]
 
     # -- test ------------------------------------------------------------------------------------------------------
+
+    def use_calibration(self, calibration: "Calibration | str | Path") -> None:
+        """Fit nothing: take the constants of an earlier run. Call it after `choose_masks`.
+
+        Args:
+            calibration: A run's folder, its `calibration.safetensors`, or what `read_calibration` returned.
+
+        Raises:
+            UsageError: It is no calibration, or one of another model, other weights, another transform or resolution,
+                or it lacks the constants of an ablation.
+        """
+        found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
+        refuse_another(found, self.identity(), self.fitted_kinds)
+        self.given_calibration = found
 
     @property
     def fitted_kinds(self) -> list[str]:

@@ -25,9 +25,10 @@ from headprobe.callbacks.precision import EXACT, PrecisionCheck
 from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
-from headprobe.callbacks.resume import AUTO, Resume
+from headprobe.callbacks.resume import AUTO, NEVER, Resume
 from headprobe.errors import UsageError
 from headprobe.files import make_folders, next_version, shown
+from headprobe.module import HeadProbe
 from headprobe.processes import from_launcher, refuse_lonely_nodes, refuse_other_processes
 
 OFF = {
@@ -110,9 +111,30 @@ class ProbeTrainer(lightning.Trainer):
         _refuse_changed_batches(self)
         frame = inspect.currentframe()
         self.command = self.command or text_of_call(frame.f_back if frame else None)
-        self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
         with self._own_folder():
+            self._calibrate(resume, *args, **kwargs)
+            self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
             return super().test(*args, **kwargs)
+
+    @staticmethod
+    def split_data(probe: HeadProbe, data: Any) -> None:
+        """Keep images that are judged apart from images that fit; before the data are opened."""
+        given = probe.given_calibration
+        fitted_on = None if given is None or not probe.fitted_kinds else given.about["data"]
+        data.split_off(bool(probe.fitted_kinds) and given is None, fitted_on)
+
+    def _calibrate(self, resume: str, model: Any = None, dataloaders: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Fit what the ablations of a test need, on images of their own: Lightning's validate stage."""
+        data: Any = kwargs.get("datamodule")
+        if not isinstance(model, HeadProbe) or not hasattr(data, "split_off"):
+            return
+        self.split_data(model, data)
+        model.calibration = model.given_calibration
+        if not data.fits:
+            return
+        # A run to resume by its name is the judged one: a calibration is found by its own key.
+        self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])
+        self.validate(model, datamodule=data, verbose=False)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train a model from nothing on a small data set; how the bundled models were made.

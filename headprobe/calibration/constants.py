@@ -208,6 +208,46 @@ def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:
     return LayerConstants(samples, mean, covariance, resolution, optional["position"], optional["optimal"])
 
 
+OF_MODEL = ("name", "weights_sha256", "options", "num_classes", "data_config", "heads_per_layer", "semantics")
+"""What must be equal in a model's identity where constants are used again."""
+
+
+def refuse_another(calibration: Calibration, model: Mapping[str, Any], kinds: Sequence[str]) -> None:
+    """Refuse constants that are not this model's, or that lack what an ablation needs.
+
+    Args:
+        calibration: The constants.
+        model: The identity of the model.
+        kinds: Kinds of ablation that are fitted.
+
+    Raises:
+        UsageError: With what differs.
+    """
+    fitted = calibration.about.get("model", {})
+    differ = [name for name in OF_MODEL if fitted.get(name) != json.loads(json.dumps(model[name]))]
+    if differ:
+        name, listed = differ[0], ", ".join(differ)
+        raise UsageError(
+            f"the calibration was fitted on another model, or on images prepared in another way ({listed} differ): fit "
+            f"it anew without --calibration-file, got {name} {_shown(fitted.get(name))} where the model has "
+            f"{_shown(model[name])}"
+        )
+    held = {"mean", *("linear" for layer in calibration.layers[:1] if layer.covariance is not None)}
+    held |= {"position" for layer in calibration.layers[:1] if layer.position is not None}
+    held |= {"optimal" for layer in calibration.layers[:1] if layer.optimal is not None}
+    missing = [kind for kind in kinds if kind not in held]
+    if missing:
+        raise UsageError(
+            f"the calibration holds no constants of the ablation {missing[0]}: fit it anew without --calibration-file, "
+            f"or choose among {', '.join(sorted(held))}, got {missing[0]}"
+        )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def check_finite(calibration: Calibration) -> None:
     """Refuse constants with NaN or infinity: every masked model would be broken.
 

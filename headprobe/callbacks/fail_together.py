@@ -36,7 +36,7 @@ class FailTogether(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Open the store, on the machine of process 0."""
-        if trainer.world_size == 1 or stage != "test":
+        if trainer.world_size == 1 or stage not in ("test", "validate"):
             return
         served = _store(0, serve=True) if trainer.is_global_zero else None
         port = trainer.strategy.broadcast(served.port if served is not None else 0)
@@ -47,6 +47,18 @@ class FailTogether(lightning.Callback):
         self._ended = False
         if self._store is not None and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._end)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Do the same where images calibrate."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Fail if another process has failed."""
+        self._raise_failure()
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Wait for all processes."""
+        self.on_test_epoch_end(trainer, pl_module)
 
     def _end(self, number: int, frame: object) -> None:
         self._ended = True

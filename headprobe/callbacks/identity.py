@@ -19,6 +19,7 @@ from timm.layers import use_fused_attn
 
 import headprobe
 from headprobe import __version__
+from headprobe.calibration.constants import digest_of
 from headprobe.describe.base import HeadStatistic
 from headprobe.module import HeadProbe, data_of
 from headprobe.text import Decision, safe_command, without_secrets
@@ -36,6 +37,8 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
         trainer: Runs the test.
         probe: The model with its masks.
     """
+    if probe.calibrating:
+        return _of_calibration(trainer, probe)
     scored = ["paired_accuracy"]
     if probe.per_class:
         scored.append("per_class")
@@ -48,11 +51,31 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
         "data": data.identity(),
         # A list: the sums have the variants' order.
         "variants": [[one.mask.name, one.mask.mask.digest, one.ablation, one.draw] for one in probe.variants],
+        "ablation": probe.ablations.text,
+        "calibration": None if probe.calibration is None else digest_of(probe.calibration),
         "statistics": [*scored, *(statistic.options() for statistic in statistics_of(trainer))],
+        **_arithmetic_of(trainer, probe),
+    }
+
+
+def _of_calibration(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
+    """Return the identity of a calibration: the same for all masks and ablations that need the same constants."""
+    return {
+        "model": probe.identity(),
+        "data": data_of(trainer).identity(),
+        "variants": [],
+        "statistics": [statistic.options() for statistic in probe.statistics],
+        **_arithmetic_of(trainer, probe),
+    }
+
+
+def _arithmetic_of(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
+    """Return what decides how numbers are rounded."""
+    return {
         "precision": str(trainer.precision),
         "arithmetic": arithmetic(),
         "device": trainer.strategy.root_device.type,
-        "batch_size": data.batch_size,
+        "batch_size": data_of(trainer).batch_size,
         "row_budget": probe.row_budget or "usual",
         "versions": versions(),
     }
@@ -77,6 +100,8 @@ def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[st
 
     # In the order of names: sums are kept by name, whatever the order of the callbacks.
     options = [statistic.options_of_sums() for statistic in statistics_of(trainer)]
+    if not identity["variants"] and trainer.validating:
+        return {**identity, "model": model, "data": data}
     summed = sorted(options, key=lambda of_one: of_one["name"])
     scored = [one for one in identity["statistics"] if isinstance(one, str)]
     return {**identity, "model": model, "data": data, "statistics": [*scored, *summed]}

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from headprobe.calibration.constants import save_calibration
 from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
 from headprobe.callbacks.identity import (
     command_line,
@@ -102,6 +103,8 @@ class ResultsWriter(AfterBatch):
         policy = data_of(trainer).on_bad_image
         write_rows(directory / "masks.csv", rows)
         write_masks(directory / "masks.json", probe.variants)
+        if probe.calibration is not None:
+            save_calibration(probe.calibration, directory)
         if probe.scores is not None and probe.per_class:
             classes = _scored_classes(trainer, probe)
             write_rows(directory / "classes.csv", class_rows(probe.variants, probe.scores, classes))

@@ -31,6 +31,8 @@ class Resume(AfterBatch):
             anything else is the directory of units (or of results) to continue with.
     """
 
+    calibrates = True
+
     def __init__(self, resume: str = AUTO) -> None:
         self.resume = resume
         self.store: UnitStore | None = None
@@ -45,7 +47,7 @@ class Resume(AfterBatch):
             UsageError: Another run works on it, or `resume` names another run's units.
             RunError: It cannot be written or read.
         """
-        if stage != "test" or not isinstance(pl_module, HeadProbe):
+        if stage not in ("test", "validate") or not isinstance(pl_module, HeadProbe):
             return
         data = data_of(trainer)
         self.store = self._sums = None  # sums of an earlier test must never come into this store
@@ -88,6 +90,14 @@ class Resume(AfterBatch):
                 self._sums.add_node(node, self.store.load(node))
             except ValueError as error:
                 raise self.store.broken(node, error) from None
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take over the sums of finished units of the images that calibrate."""
+        self.on_test_epoch_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Store the sum of all units that calibrate."""
+        self.on_test_end(trainer, pl_module)
 
     def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
         """Store a unit that has just been finished, unless the last write was a moment ago."""

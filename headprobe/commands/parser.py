@@ -20,7 +20,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 def _plainly(message: str) -> str:
     """Return jsonargparse's message with options as a user types them, and without the names of our types."""
-    text = re.sub(r"^\s*Not of type MaskSpecs: ", "", message, flags=re.MULTILINE)
+    text = re.sub(r"^\s*Not of type (MaskSpecs|Ablations): ", "", message, flags=re.MULTILINE)
     found = re.match(r'Parser key "(?P<key>[\w.]+)":\s*(?P<reason>.*)', text, flags=re.DOTALL)
     if found is None:
         return text
@@ -119,4 +119,4 @@ def _near(message: str, parser: jsonargparse.ArgumentParser) -> str:
 
 def _option(key: str) -> str:
     """Return a key of a config file as an option of the command line."""
-    return "--" + {"mask_spec": "mask-spec", "dry_run": "dry-run"}.get(key, key)
+    return "--" + {"mask_spec": "mask-spec", "dry_run": "dry-run", "calibration_file": "calibration-file"}.get(key, key)

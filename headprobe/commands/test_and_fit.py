@@ -21,6 +21,7 @@ from headprobe import __version__
 from headprobe.callbacks.describing import DESCRIBING
 from headprobe.commands.parser import Parser, in_one_line, no_type_fits
 from headprobe.errors import RunError, UsageError
+from headprobe.masks.ablations import ZERO, Ablations
 from headprobe.masks.spec import MaskSpecs, plain_specs
 from headprobe.text import safe_command
 from headprobe.trainer import OFF, ProbeTrainer, refuse_limits
@@ -32,6 +33,7 @@ OF_TEST = {"--mask-spec", "--dry-run", "--resume", "--records"}
 """Options that `fit` refuses by name."""
 
 register_type(MaskSpecs, serializer=plain_specs, deserializer=MaskSpecs)
+register_type(Ablations, serializer=lambda given: Ablations(given).text, deserializer=Ablations)
 
 
 class LightningParser(Parser, LightningArgumentParser):
@@ -117,6 +119,19 @@ class TestCLI(RunCLI):
             help="Heads to mask: layer:3, head:3.1, each:layer, ... or in YAML a list of specs, scored together.",
         )
         parser.add_argument(
+            "--ablation",
+            type=Ablations,
+            default=Ablations(ZERO),
+            help="What masked heads are filled with: zero, mean, position, linear, resample:DRAWS:SEED, optimal, or "
+            "several (zero,mean); docs/ablation.md.",
+        )
+        parser.add_argument(
+            "--calibration-file",
+            type=str | None,
+            default=None,
+            help="Take fitted constants from an earlier run's folder or calibration.safetensors; fit nothing.",
+        )
+        parser.add_argument(
             "--dry-run",
             action="store_true",
             help="Print the masks, the forward passes, time, memory and the smallest resolvable drop; write nothing.",
@@ -127,7 +142,11 @@ class TestCLI(RunCLI):
 
     def after_instantiate_classes(self) -> None:
         """Choose the masks after the model is built: linked arguments would let YAML score the unmasked model."""
-        self.model.choose_masks(self.config["test"].mask_spec)
+        config = self.config["test"]
+        self.model.choose_masks(config.mask_spec, config.ablation)
+        if config.calibration_file is not None:
+            self.model.use_calibration(config.calibration_file)
+        self.trainer.split_data(self.model, self.datamodule)  # type: ignore[attr-defined]  # a ProbeTrainer
 
     def before_test(self) -> None:
         """Check the data; with --dry-run, print what the run would do and stop."""

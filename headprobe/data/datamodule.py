@@ -11,7 +11,7 @@ from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.numbering import check_texts, number_labels, restricted
 from headprobe.data.labels.read_class_map import read_class_map
-from headprobe.data.parts import CalibrationRows, half_of
+from headprobe.data.parts import CalibrationRows, half_of, rows_apart
 from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers, fewer_rows
 from headprobe.errors import RunError, UsageError
@@ -100,28 +100,28 @@ class ImageNetDataModule(LightningDataModule):
         self.calibration = None if calibration is None else CalibrationRows.read(calibration)
         self.calibration_images = calibration_images
         self.fits = self.calibrating = False
+        self._fitted_on: Mapping[str, Any] | None = None
 
         self._source: Source | None = None
         self._data: FittedData | None = None
         self._calibration: FittedData | None = None
         self._checked = False
 
-    def split_off(self, fits: bool, rows: CalibrationRows | None = None) -> None:
-        """Say whether something must be fitted before images are judged: by default one half calibrates then.
+    def split_off(self, fits: bool, fitted_on: Mapping[str, Any] | None = None) -> None:
+        """Say what must be kept apart; call it before the data are opened.
 
         An option `calibration` of the user's holds in any case, so that what needs no fitting can be judged on the same
-        images as what does. Call it before the data are opened.
+        images as what does.
 
         Args:
-            fits: Whether something is fitted in this run.
-            rows: The rule by which other constants were fitted on these data before; it decides which are judged.
+            fits: Whether something is fitted in this run; by default one half of the images calibrates then.
+            fitted_on: The identity of the data that given constants were fitted on: these images are not judged.
         """
-        self.fits = fits
-        if rows is not None:
-            self.calibration = rows
-        elif fits and self.calibration is None:
+        self.fits, self._fitted_on = fits, fitted_on
+        if fits and self.calibration is None:
             self.calibration = CalibrationRows("half")
-        if self.calibration is not None and not self._request.sizes:
+        apart = self.calibration is not None or fitted_on is not None
+        if apart and not self._request.sizes:
             self._request = replace(self._request, sizes=True)
             self._source = None
 
@@ -178,11 +178,16 @@ class ImageNetDataModule(LightningDataModule):
             check_texts(first_labels(source), numbering)
         reader = ImageReader(data_config)
         self._data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
-        if self.calibration is not None:
-            self._calibration = self._calibration_of(self._data, self.calibration)
-            if self.calibration.rule == "half":
+        rows = self.calibration
+        if self._fitted_on is not None:
+            rows = rows_apart(self._fitted_on, source.identity, rows)
+        self.calibration = rows
+        if rows is not None:
+            # constants that were given need no images, only a rule that leaves theirs out
+            self._calibration = self._calibration_of(self._data, rows) if self._fitted_on is None else None
+            if rows.rule == "half":
                 self._data = replace(self._data, chosen=half_of(_known(self._data), calibration=False))
-                _refuse_empty(self._data, "judge", self.calibration)
+                _refuse_empty(self._data, "judge", rows)
 
     def _calibration_of(self, judged: FittedData, rows: CalibrationRows) -> FittedData:
         """Return the data that calibrate, with the classes of the judged ones: they are the model's."""
@@ -303,10 +308,22 @@ class ImageNetDataModule(LightningDataModule):
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
         if self.valid_classes is not None:
             found.append(Decision("restricted classes", restricted(self.valid_classes, self.classes), shown=True))
+        if self.calibration is not None:
+            found.append(Decision("calibration", self._calibration_in_words(self.calibration), shown=True))
         if self.max_images is not None:
             found.append(Decision("images", data.shares_in_words, shown=not data.spreads))
         found.append(Decision("transform", " ".join(data.reader.text.split())))
         return found
+
+    def _calibration_in_words(self, rows: CalibrationRows) -> str:
+        """Return which images choose and which judge."""
+        judged = "an unknown number of" if self._data is None or self._data.images is None else f"{self._data.images:,}"
+        fit = self._calibration.images if self._calibration is not None else None
+        chose = "constants of an earlier run" if self._fitted_on is not None else f"{fit:,} images" if fit else "images"
+        if rows.rule == "same":
+            return f"judged on the very images that it was fitted on, {judged} of them, which flatters (same)"
+        where = f"of the split {rows.split}" if rows.rule == "split" else "of one half, by a hash of unit and row"
+        return f"fitted on {chose} {where}; judged on {judged} others (--data.calibration {rows.text})"
 
     def stream(self, process: int = 0, processes: int = 1) -> UnitStream:
         """Return the batches of one process of several, read in this process; `todo` chooses the units.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headprobe.masks.ablations import Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
@@ -21,7 +22,7 @@ def write_run(
     folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), draws: Sequence[int] = (0,), **record: Any
 ) -> Path:
     """Write `masks.csv`, `masks.json` and `run.json` of random answers to 40 images under these masks."""
-    masks = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", ablations)
+    masks = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", Ablations(ablations))
     variants = [Variant(one.mask, one.ablation, draw) for one in masks for draw in draws]
     generator = torch.Generator().manual_seed(0)
     metric = PairedAccuracy(len(variants), 6)

@@ -208,6 +208,8 @@ class Linear(Replacement):
         """Predict the channels of masked heads from those of kept heads, token by token."""
         found = self.maps[slots.layer]
         if found is None:
+            if slots.keep.all():  # only other variants of the pass mask this layer
+                return slots.heads_out
             raise RunError(f"the ablation linear has no prediction for layer {slots.layer}, whose heads are masked")
         device = slots.heads_out.device
         place = slots.channels.of_split.to(device)
