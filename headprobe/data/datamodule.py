@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap, read_class_map
 from headprobe.data.labels.numbering import number_labels
-from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
+from headprobe.data.sources.source import Request, Source, UnitRule, first_labels, is_local, local_name, open_source
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
@@ -101,7 +101,7 @@ class ImageNetDataModule(LightningDataModule):
         labels = first_labels(source)
         if labels and all(label == -1 for label in labels):
             raise UsageError(
-                f"{self._request.path} has no labels in this split (all are -1): choose another --data.split, "
+                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
                 f"got {source.identity['split']}"
             )
         if self.max_images is not None and len(labels) > 1 and len(set(map(str, labels))) == 1:
@@ -197,7 +197,7 @@ class ImageNetDataModule(LightningDataModule):
         data = self._fitted
         local = is_local(self._request.path)
         return {
-            "path": file_name(self._request.path) if local else self._request.path,
+            "path": local_name(self._request.path) if local else self._request.path,
             "local": local,
             "name": self._request.name,
             **data.source.identity,
