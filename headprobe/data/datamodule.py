@@ -10,7 +10,16 @@ from torch.utils.data import DataLoader
 from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap, read_class_map
 from headprobe.data.labels.numbering import number_labels
-from headprobe.data.sources.source import Request, Source, UnitRule, first_labels, is_local, local_name, open_source
+from headprobe.data.sources.source import (
+    Request,
+    Source,
+    UnitRule,
+    first_labels,
+    is_local,
+    local_name,
+    open_source,
+    some,
+)
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
@@ -139,6 +148,12 @@ class ImageNetDataModule(LightningDataModule):
         source = self._open()
         numbering = number_labels(source.labels, num_classes, self._map)
         self._data = FittedData(source, ImageReader(data_config), numbering, self.max_images, self.batch_size)
+        if 1 in (num_classes, len(self.valid_classes or ())):
+            raise UsageError(
+                "there is only one class to choose among, so every image would count as right: give --data.path images "
+                f"of several classes, or --data.restrict_classes false to choose among all {num_classes} of the model, "
+                f"got {some(source.labels.names or ()) or self._request.shown}"
+            )
 
     @property
     def classes(self) -> int:

@@ -1,4 +1,4 @@
-"""Images beside a list of their file names and labels: `metadata.csv` and the like as `datasets` reads them, or a table.
+"""Images beside a list of their names and labels: `metadata.csv` and the like as `datasets` reads them, or a table.
 
 The rows of the list are the images: one whose file is not there is a bad image, and files without a row are counted.
 """
@@ -240,5 +240,5 @@ def read_table(file: Path, text_column: str) -> pa.Table:
         return pyarrow.json.read_json(file)
     except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{file.name} cannot be read as a table with a first line of column names: {safe_text(error)}, got {file.name}"
+            f"--data.path must name a table with a first line of column names: {safe_text(error)}, got {file.name}"
         ) from None

@@ -9,7 +9,10 @@ from headprobe.errors import UsageError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-ARROW = "python -c \"import datasets; datasets.load_dataset('arrow', data_files='{0}', split='train').to_parquet('NAME.parquet')\""
+ARROW = (
+    "python -c \"import datasets; datasets.load_dataset('arrow', data_files='{0}', split='train')"
+    ".to_parquet('NAME.parquet')\""
+)
 HOW = {
     (".zip",): "unpack it: python -m zipfile -e {} FOLDER, then --data.path FOLDER",
     (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"): "unpack it and give --data.path the folder",

@@ -25,7 +25,6 @@ from headprobe.data.sources.streamed import DAMAGE, ROWS_PER_READ, LocalSource, 
 from headprobe.errors import UsageError
 
 MOST_UNITS = 1024
-SAVE_AGAIN = "python -c \"import datasets; datasets.load_from_disk('{name}').to_parquet('{name}.parquet')\""
 
 
 def open_saved(request: Request, folder: Path) -> Source:
@@ -110,9 +109,9 @@ def open_tars(request: Request, files: Sequence[str], split: str) -> Source:
         rows, fields = _survey(file, contents)
         if rows and len(fields) < 2:
             raise UsageError(
-                f"{file_name(file)} holds files without labels beside them ({some(sorted(fields))}): if these lie in class "
-                f"folders, unpack it and give --data.path that folder: mkdir FOLDER && tar -xf {file_name(file)} -C FOLDER, "
-                f"got {request.shown}"
+                f"{file_name(file)} holds files without labels beside them ({some(sorted(fields))}): if these lie in "
+                f"class folders, unpack it and give --data.path that folder: mkdir FOLDER && tar -xf "
+                f"{file_name(file)} -C FOLDER, got {request.shown}"
             )
         sizes.append(rows)
     if not sum(sizes):
@@ -161,9 +160,7 @@ def _survey(file: str, contents: Any) -> tuple[int, set[str]]:
                 content = archive.extractfile(member) if member.size <= 64 else None
                 contents.update(content.read() if content else b"")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UsageError(
-            f"{file_name(file)} cannot be read as a tar: {safe_text(error)}, got {file_name(file)}"
-        ) from None
+        raise UsageError(f"--data.path must name whole tars: {safe_text(error)}, got {file_name(file)}") from None
     return rows, fields
 
 

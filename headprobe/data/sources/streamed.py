@@ -225,8 +225,8 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     others = [file for file in files[split] if not file.endswith(".parquet")]
     if others:
         raise UsageError(
-            f"--data.path must hold Parquet files alone, where it holds any: give it their glob ('{folder}/*.parquet'), "
-            f"or a folder of images alone, got {file_name(others[0])}"
+            f"--data.path must hold Parquet files alone, where it holds any: give it their glob "
+            f"('{folder}/*.parquet'), or a folder of images alone, got {file_name(others[0])}"
         )
     source = _open_files(files[split], split, request)
     source.decisions = _missing_parts(files[split])
