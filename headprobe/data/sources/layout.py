@@ -131,7 +131,7 @@ def _check_several(filled: Mapping[str, FolderFacts], request: Request, root: Pa
     # One name alone, in every folder, is how Tiny-ImageNet and others keep the images of a class: CLASS/images/FILE.
     several = again and len(places) > 1
     if splits:
-        why = f"{some(splits)} {'is no class' if len(splits) == 1 else 'are no classes'} by name"
+        why = f"{some(splits)} {'is no name of a class' if len(splits) == 1 else 'are no names of classes'}"
     elif several or any(map(WORDNET_ID.match, places)):
         splits = deep
         why = f"images lie deeper, and {some(again or sorted(places))} come again in several of them"

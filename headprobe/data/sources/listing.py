@@ -80,7 +80,7 @@ class FolderFacts:
         direct: Images directly in it.
         inner: Names of all folders below it that hold images, at any depth.
         deeper: Path of the first image below one of these, "" for none.
-        others: Files that are plainly no images, hidden ones aside.
+        others: Files that are plainly no images, aside from hidden ones and those that systems make.
         metadata: Whether a file of `METADATA_FILES` lies directly in it.
     """
 
@@ -155,7 +155,7 @@ def _list_folder(root: Path, name: str, dataset: Path, inside: str, listing: Lis
                 waiting.append((folder / entry.name, here))
             elif kind is not None:
                 listing.left_out.add(kind, here)
-                facts.others += kind != "hidden"
+                facts.others += kind.startswith(".")  # not `Thumbs.db`
                 facts.metadata |= path == name and entry.name in METADATA_FILES
             elif is_file(entry, inside, dataset):
                 listing.sizes[here] = _size(entry)

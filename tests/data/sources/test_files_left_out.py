@@ -73,7 +73,7 @@ def test_images_in_no_class_folder_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_class_folder_without_images_stays_a_class_and_is_said(tmp_path: Path) -> None:
-    folder = write(tmp_path, [*TWO, "c/", "d/.gitkeep", "annotations/x.xml"])
+    folder = write(tmp_path, [*TWO, "c/", "d/.gitkeep", "d/Thumbs.db", "annotations/x.xml"])
     data = bound(folder, classes=4)
     assert data.class_names == ["a", "b", "c", "d"]
     said = {decision.about: decision.text for decision in data.decisions() if decision.shown}

@@ -29,7 +29,7 @@ SPLITS: dict[str, tuple[list[str], str]] = {
         [*crossed(["seg_train/seg_train", "seg_test/seg_test"], CATS_DOGS), "seg_pred/seg_pred/1.jpg"],
         "seg_test, seg_train",
     ),
-    "splits without classes": (crossed(["train", "test"], [""]), "test, train are no classes by name"),
+    "splits without classes": (crossed(["train", "test"], [""]), "test, train are no names of classes"),
     "an unlabelled test folder": ([*crossed(["train"], CATS_DOGS), "test/1.png"], r"one of them \(train\)"),
     "images beside others": ([*crossed(["images"], CATS_DOGS), "annotations/1.xml", "samples/1.png"], r"\(images\)"),
     "masks of each class": (crossed(CATS_DOGS, ["images", "masks"]), "images, masks come again"),

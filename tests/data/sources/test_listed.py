@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,8 @@ def test_metadata_in_a_split_folder_and_above_it(tmp_path: Path) -> None:
     assert labels_of(tmp_path / "above", class_map="identity", split="train") == {1: 2}
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json"])
 def test_a_list_with_columns_of_any_names_is_read(tmp_path: Path, kind: str) -> None:
-    if kind == "parquet":  # a Parquet file is read as one that holds the images
-        pytest.skip("a list in Parquet is read as metadata.parquet only")
     write(tmp_path, [f"images/{name}" for name in FILES])
     names = ("Image", "class id")
     file = write_list(tmp_path / f"labels.{kind}", [f"images/{name}" for name in FILES], LABELS, names)
@@ -156,3 +155,15 @@ def test_metadata_without_file_names_leave_class_folders_alone(tmp_path: Path) -
     data = bound(tmp_path, classes=2)
     assert data.class_names == ["a", "b"]
     assert {decision.about for decision in data.decisions() if decision.shown} == {"metadata"}
+
+
+def test_the_line_of_the_docs_lists_tiny_imagenets_images(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "own_model.md").read_text()
+    line = re.search(r"cd tiny-imagenet-200/val && .*", page)
+    assert line is not None
+    folder = write(tmp_path / "tiny-imagenet-200" / "val", ["images/val_0.JPEG", "images/val_1.JPEG"])
+    rows = "val_0.JPEG\tn03444034\t0\t32\t44\t62\nval_1.JPEG\tn04067472\t52\t55\t57\t59\n"
+    (folder / "val_annotations.txt").write_text(rows)
+    subprocess.run(["/bin/sh", "-c", line[0]], cwd=tmp_path, check=True)
+    (tmp_path / "map.json").write_text('{"n03444034": 2, "n04067472": 1}')
+    assert labels_of(folder, class_map=str(tmp_path / "map.json")) == {0: 2, 1: 1}
