@@ -29,6 +29,7 @@ from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
+from headprobe.text import Decision
 from headprobe.units.coverage import Coverage
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
@@ -204,6 +205,11 @@ class HeadProbe(lightning.LightningModule):
             "semantics": self.semantics,
             "inner_norm": any(layer.inner_norm for layer in self.layout.layers),
         }
+
+    def decisions(self) -> list[Decision]:
+        """Return what was decided about the model where the user did not."""
+        weights = self.source.weights or ("the released ones" if self.source.pretrained else "random")
+        return [Decision("weights", weights, shown=not self.source.pretrained and self.source.weights is None)]
 
     # -- test ------------------------------------------------------------------------------------------------------
 

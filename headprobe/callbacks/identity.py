@@ -18,7 +18,7 @@ import headprobe
 from headprobe import __version__
 from headprobe.describe.base import HeadStatistic
 from headprobe.module import HeadProbe, data_of
-from headprobe.text import safe_command
+from headprobe.text import Decision, safe_command
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
 """Packages that can change a number."""
@@ -53,6 +53,11 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
         "row_budget": probe.row_budget or "usual",
         "versions": versions(),
     }
+
+
+def decisions_of(trainer: lightning.Trainer, probe: HeadProbe) -> list[Decision]:
+    """Return what headprobe decided about the model and the data of a test, the model's first."""
+    return [*probe.decisions(), *data_of(trainer).decisions()]
 
 
 def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
-from headprobe.callbacks.identity import command_line, hardware, identify, run_directory, run_key, what_counts
+from headprobe.callbacks.identity import (
+    command_line,
+    decisions_of,
+    hardware,
+    identify,
+    run_directory,
+    run_key,
+    what_counts,
+)
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError, was_interrupted
@@ -22,7 +30,7 @@ from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import console, masks_table
 from headprobe.run.load import Row
 from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
-from headprobe.text import counted
+from headprobe.text import Decision, counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
 
@@ -100,7 +108,7 @@ class ResultsWriter(AfterBatch):
         if bad:
             write_rows(directory / "bad_images.csv", bad)
         if self.table:
-            _print(rows, probe)
+            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
@@ -161,6 +169,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
+        "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
         "command": command_line(),
         "processes": trainer.world_size,
         "hardware": hardware(),
@@ -183,9 +192,11 @@ def _accepted(bad: int, policy: str, images: int) -> str:
     return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
-def _print(rows: list[Row], probe: HeadProbe) -> None:
-    """Print the table, and a warning of NaN or infinite logits."""
+def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
+    """Print what was decided and may surprise, the table, and a warning of NaN or infinite logits."""
     console.print()
+    for decision in decisions:
+        console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
     console.print(masks_table(rows, probe.source.name))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:

@@ -35,7 +35,8 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     with torch.inference_mode():
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
-    lines = [*_masks_lines(probe), _plan_line(probe)]
+    decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
+    lines = [*decisions, *_masks_lines(probe), _plan_line(probe)]
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     lines += _time_lines(seconds, images, processes)

@@ -14,6 +14,7 @@ from headprobe.data.sources.source import Request, Source, UnitRule, file_name, 
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
+from headprobe.text import Decision
 
 
 class FinishedUnits(Protocol):
@@ -210,6 +211,22 @@ class ImageNetDataModule(LightningDataModule):
             "units": self.units,
             "images": self.expected_images,
         }
+
+    def decisions(self) -> list[Decision]:
+        """Return what was decided about the images and labels where the user did not."""
+        data = self._fitted
+        found = [*data.source.decisions]
+        if split := data.source.identity["split"]:
+            found.append(Decision("split", f"{split} (--data.split)"))
+        valid = self.valid_classes
+        if valid is not None:
+            among = (
+                f"chosen among the {len(valid)} classes that the data has, of {self.classes}; "
+                "--data.restrict_classes false for all"
+            )
+            found.append(Decision("restricted classes", among, shown=True))
+        found.append(Decision("transform", " ".join(data.reader.text.split())))
+        return found
 
     def stream(self, process: int = 0, processes: int = 1) -> UnitStream:
         """Return the batches of one process of several, read in this process; `todo` chooses the units.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headprobe.errors import UsageError
-from headprobe.text import SHORTEST_TOKEN, without_secrets
+from headprobe.text import SHORTEST_TOKEN, Decision, without_secrets
 
 UnitRule = Literal["auto", "file", "row_group"]
 PREFERRED_SPLITS = ("validation", "val", "valid", "test")
@@ -91,6 +91,7 @@ class Source(ABC):
         images: Rows in all units together, None where only reading the data would show them.
         labels: How the images are labelled.
         identity: What identifies the data (revision, files, digests), for the run's key; JSON values only.
+        decisions: What was decided about the data while opening them.
     """
 
     units: int
@@ -98,6 +99,7 @@ class Source(ABC):
     images: int | None
     labels: LabelColumn
     identity: dict[str, Any]
+    decisions: Sequence[Decision] = ()
 
     @abstractmethod
     def unit_name(self, unit: int) -> str:
