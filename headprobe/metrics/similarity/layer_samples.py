@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headprobe.errors import RunError, UsageError
 from headprobe.metrics.similarity.head_blocks import Block, LayerHeads, Sampling
+from headprobe.text import counted
 
 
 def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampling) -> Tensor:
@@ -36,7 +37,7 @@ def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampl
     needed = {"tokens": 1, "mean": 1, "class": 1, "patches": shape.prefix_tokens + 1}[sampling]
     if outputs.shape[1] < needed:
         rule = f"layer {layer} has no {sampling} sample: it hands over too few tokens; choose another sampling"
-        raise UsageError(f"{rule}, got {outputs.shape[1]} tokens, {shape.prefix_tokens} of them prefix")
+        raise UsageError(f"{rule}, got {counted(outputs.shape[1], 'token')}, {shape.prefix_tokens} of them prefix")
 
     if sampling == "mean":
         return outputs.mean(dim=1, keepdim=True, dtype=torch.float64)
@@ -146,7 +147,7 @@ class NextImage:
             return None
         if len(before.last) != tokens:
             rule = "the noise floor pairs images of equal token counts: switch it off, or sample 'class' or 'mean'"
-            raise UsageError(f"{rule}, got {tokens} tokens after {len(before.last)}")
+            raise UsageError(f"{rule}, got {counted(tokens, 'token')} after {len(before.last)}")
         self._ends[unit, block] = Ends(before.first, last, before.images + images)
         return before.last
 

@@ -1,9 +1,9 @@
 """Products in float32 that keep the small directions of every head: of samples that were made white before.
 
-Rounding to float32 spoils a product in proportion to its factors. Heads vary a million times more along their first axes
-than along their last ones, so products of plain samples hold nothing but rounding there, and canonical correlations,
-which weigh all directions alike, are then wrong by a tenth. In white samples all directions are of one size, and the
-error of `x^T G x` is a few float32 eps of it for every direction x.
+Rounding to float32 spoils a product in proportion to its factors. Heads vary a million times more along their first
+axes than along their last ones, so products of plain samples hold nothing but rounding there, and canonical
+correlations, which weigh all directions alike, are then wrong by a tenth. In white samples all directions are of one
+size, and the error of `x^T G x` is a few float32 eps of it for every direction x.
 """
 
 from collections.abc import Iterator
@@ -34,11 +34,11 @@ class WhiteSamples:
         self.rows = rows.float()  # squared norms and the constant stay as they are
         self.factors: list[Tensor] = []  # of each layer, lower triangles, float64 `[heads, head_dim, head_dim]`
         for (heads, head_dim, _), columns in _layers(block):
-            samples = rows[:, columns].unflatten(1, (heads, head_dim)).transpose(0, 1)  # [heads, rows, head_dim]
+            samples = torch.unflatten(rows[:, columns], 1, (heads, head_dim)).transpose(0, 1)  # [heads, rows, head_dim]
             factor = _factor(samples.mT @ samples / len(rows))
             identity = torch.eye(head_dim, dtype=rows.dtype, device=rows.device).expand_as(factor)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-            white = self.rows[:, columns].unflatten(1, (heads, head_dim))  # a view
+            white = torch.unflatten(self.rows[:, columns], 1, (heads, head_dim))  # a view
             white.copy_((samples @ inverse.mT).transpose(0, 1))
             self.factors.append(factor)
 
@@ -57,7 +57,7 @@ class WhiteSamples:
     def _times_factors(self, product: Tensor) -> Tensor:
         """Multiply the rows of each head's channels by its factor, in place."""
         for ((heads, head_dim, _), columns), factor in zip(_layers(self.block), self.factors, strict=True):
-            of_layer = product[columns].unflatten(0, (heads, head_dim))  # a view, [heads, head_dim, extended]
+            of_layer = torch.unflatten(product[columns], 0, (heads, head_dim))  # a view, [heads, head_dim, extended]
             of_layer.copy_(factor @ of_layer)
         return product
 
@@ -72,7 +72,10 @@ def _layers(block: Block) -> Iterator[tuple[tuple[int, int, int], slice]]:
 
 
 def _factor(moments: Tensor) -> Tensor:
-    """Return lower triangles L with `L L^T = moments`, `[heads, dim, dim]`; the identity for a constant or broken head."""
+    """Return lower triangles L with `L L^T = moments`, `[heads, dim, dim]`; the identity for a constant or broken head.
+
+    `FAINTEST` is added on the diagonal first: among few samples there may be directions that none of them has.
+    """
     identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
     size = moments.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]  # of each head, [heads, 1, 1]
     factor, failed = torch.linalg.cholesky_ex(moments + FAINTEST * size * identity)
