@@ -1,4 +1,4 @@
-"""The oracle is numpy's singular value decomposition of all samples at once; heads are as steep as in trained models."""
+"""The oracle is numpy's singular value decomposition of all samples at once; heads are as steep as trained ones."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ IMAGES, TOKENS, HEADS, DIMS = 40, 50, WORTHWHILE, 16
 
 
 def steep(ratio: float = 1e-5, heads: int = HEADS, seed: int = 0, rank: int = DIMS) -> Tensor:
-    """Related heads, float32 `[images, tokens, heads, dims]`, whose last axis varies `ratio` times as much as the first."""
+    """Related heads, float32 `[images, tokens, heads, dims]`, the last axis `ratio` times the first."""
     generator = torch.Generator().manual_seed(seed)
     causes = torch.randn(IMAGES, TOKENS, 1, rank, generator=generator, dtype=torch.float64)
     own = torch.randn(IMAGES, TOKENS, heads, rank, generator=generator, dtype=torch.float64)
