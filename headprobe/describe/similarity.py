@@ -38,7 +38,7 @@ class SimilaritySums(HeadStatistic):
 
     Intervals come from leaving out groups of images, so each group has moments of its own. A group is a range of
     units. Where there are fewer units than groups, the rows of a unit are dealt to several pieces in turn, eight
-    neighbouring rows at a time, and a group is a range of pieces.
+    neighbouring rows at a time, and a group is a range of pieces. The noise floor then pairs images within pieces.
 
     Args:
         scope: Heads that are compared: `within` each layer, `all` of the model, or heads of `pairs` of layers.
