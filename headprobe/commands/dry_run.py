@@ -1,5 +1,6 @@
 """`test --dry-run`: the masks of a spec, their cost on this machine, and the smallest drop that they can resolve."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -49,7 +50,8 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
-        f"model: {probe.source.name}, {len(probe.layout.layers)} layers, {heads} heads, {probe.num_classes} classes",
+        f"model: {probe.source.name}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
+        f"{counted(probe.num_classes, 'class')}",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]
 
@@ -95,13 +97,19 @@ def _time_lines(seconds: float, images: int | None, processes: int) -> list[str]
     if images is None:
         return [f"time: {each}, model only; the data set does not say how many images it has"]
     on = "one process" if processes == 1 else f"{processes} processes"
-    drop = smallest_resolvable_drop(images)
     return [
-        f"time: about {duration(images * seconds / processes)} for {images:,} images on {on} ({each}, model only; "
-        "reading and decoding go on beside it)",
-        f"resolves: a top-1 drop of {drop:.2f} points or more on {images:,} images "
-        "(80% power, 5% level, if 2% of the images flip either way by chance)",
+        f"time: about {duration(images * seconds / processes)} for {counted(images, 'image')} on {on} ({each}, model "
+        "only; reading and decoding go on beside it)",
+        _resolves_line(images),
     ]
+
+
+def _resolves_line(images: int) -> str:
+    drop, where = smallest_resolvable_drop(images), f"on {counted(images, 'image')}"
+    given = "(80% power, 5% level, if 2% of the images flip either way by chance)"
+    if math.isnan(drop):
+        return f"resolves: no top-1 drop at all {where}: too few images {given}"
+    return f"resolves: a top-1 drop of {drop:.2f} points or more {where} {given}"
 
 
 def _memory_text(device: torch.device) -> str:

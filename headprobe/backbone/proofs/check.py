@@ -27,6 +27,7 @@ from headprobe.backbone.proofs.one_layer import prove_alone, prove_effect
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, LayerReport, Verdict
 from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, perturbed, relative
 from headprobe.errors import RunError, UsageError
+from headprobe.text import counted
 
 ROWS_TOLERANCE = 1e-4
 """Largest difference between a batch and separate runs, relative to the largest output; a mask in a wrong row changes
@@ -200,7 +201,8 @@ def _notes(layout: HeadLayout, reports: tuple[LayerReport, ...]) -> list[str]:
     silent = [f"{number}.{head}" for number, report in enumerate(reports) for head in report.silent]
     if silent:
         notes.append(
-            f"with the model's own weights the projection of {len(silent)} heads is zero: {' '.join(silent[:20])}"
+            f"with the model's own weights the projection of {counted(len(silent), 'head')} is zero: "
+            f"{' '.join(silent[:20])}"
         )
     whole = [str(number) for number, report in enumerate(reports) if report.join == ""]
     if whole:
