@@ -217,7 +217,7 @@ class HeadProbe(lightning.LightningModule):
         """Begin the units of the data module."""
         if stage == "test":
             data = data_of(self.trainer)
-            self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
+            self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
         """Continue a test that finished some units before.
@@ -305,7 +305,7 @@ class HeadProbe(lightning.LightningModule):
         self,
         units: int,
         valid_classes: Sequence[int] | None = None,
-        sizes: Sequence[int] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
         bad_are_wrong: bool = False,
     ) -> None:
         """Begin the sums of all units of the data; `statistics` must be set before.
@@ -313,13 +313,13 @@ class HeadProbe(lightning.LightningModule):
         Args:
             units: Number of units of the data set.
             valid_classes: Sorted classes that the data set has; logits of all others are left out. None keeps all.
-            sizes: Rows of each unit, None where they are known only after reading the data.
+            rows: Row numbers of each unit, None where they are known only after reading the data.
             bad_are_wrong: Count images that cannot be read as wrong, under every variant; otherwise they do not count.
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants), self.per_class
-        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), sizes, self.statistics)
+        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), rows, self.statistics)
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed

@@ -88,19 +88,19 @@ class OpenRows:
             self._rows.add(row)
         self.bad += bad
 
-    def close(self, unit: int, expected: int | None, budget: int, name: str) -> Coverage:
+    def close(self, unit: int, expected: Sequence[int] | None, budget: int, name: str) -> Coverage:
         """Return the coverage of this unit.
 
         Args:
             unit: Its number.
-            expected: The number of rows that it must have, None where that is unknown.
+            expected: The rows that it must have, None where that is unknown: from 0 on without a gap.
             budget: Row budget of its forward passes.
             name: Its name in messages.
 
         Raises:
             RunError: Rows are missing, or there are too many.
         """
-        wanted = set(range(len(self._rows) if expected is None else expected))
+        wanted = set(range(len(self._rows)) if expected is None else expected)
         missing = sorted(wanted - self._rows)
         strange = sorted(self._rows - wanted)
         if missing or strange:

@@ -129,6 +129,8 @@ class FolderSource(Source):
         decisions: What was decided about them.
     """
 
+    shuffled = True
+
     def __init__(self, files: ImageFiles, decisions: Sequence[Decision]) -> None:
         self._root = files.root
         self._labels = files.labels

@@ -60,10 +60,13 @@ class LabelColumn:
     Attributes:
         kind: `class` for numbered classes with names, `number` for bare whole numbers, `text` for names alone.
         names: Class names by number; None unless `kind` is `class`.
+        numbered: Whether the data themselves number the classes (a hub's ClassLabel). If not, only the sorted order of
+            the names does, as in class folders.
     """
 
     kind: Literal["class", "number", "text"]
     names: tuple[str, ...] | None = None
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Source(ABC):
         labels: How the images are labelled.
         identity: What identifies the data (revision, files, digests), for the run's key; JSON values only.
         decisions: What was decided about the data while opening them.
+        shuffled: Whether the rows of a unit stand in an order that has nothing to do with their classes: its first rows
+            are as good a part of it as any others.
     """
 
     units: int
@@ -106,6 +111,7 @@ class Source(ABC):
     labels: LabelColumn
     identity: dict[str, Any]
     decisions: Sequence[Decision] = ()
+    shuffled: bool = False
 
     @abstractmethod
     def unit_name(self, unit: int) -> str:

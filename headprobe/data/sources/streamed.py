@@ -141,11 +141,11 @@ def label_column(feature: object, request: Request) -> LabelColumn:
         UsageError: It holds neither classes, nor whole numbers, nor text.
     """
     if isinstance(feature, ClassLabel):
-        return LabelColumn("class", tuple(feature.names)) if feature.names else LabelColumn("number")
+        return LabelColumn("class", tuple(feature.names), numbered=True) if feature.names else LabelColumn("number")
     dtype = feature.dtype if isinstance(feature, Value) else ""
     if dtype.startswith(("int", "uint")):
         return LabelColumn("number")
-    if dtype in ("string", "large_string"):
+    if dtype in ("string", "large_string", "string_view"):
         return LabelColumn("text")
     raise UsageError(
         f"--data.label_column must name a column of class numbers or names, got {request.label_column} ({feature})"
