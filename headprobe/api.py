@@ -32,7 +32,8 @@ def check(
 ) -> CheckReport:
     """Prove, layer by layer, that head masks take effect on `model`; `print` the report to see its table.
 
-    The model is left as it was: weights, modes and hooks.
+    The model is left as it was: weights, gradients, modes, hooks and what its modules keep. Where its forward pass fails
+    without gradients, the proofs run with them.
 
     Args:
         model: A timm model, on any device, trained or not.
@@ -44,7 +45,7 @@ def check(
         The verdict of every proof on every layer.
 
     Raises:
-        UsageError: The model has no attention heads, or attention that cannot be masked at all.
+        UsageError: It is no model, has no attention heads, or attention that cannot be masked at all.
     """
     _refuse_early(model)
     with torch.inference_mode(False), quiet(model):
@@ -61,7 +62,8 @@ def ablate(
 ) -> Iterator[HeadLayout]:
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
-    The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask.
+    The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask. Gradients
+    flow as always, and a forward pass may need them.
     Contexts may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with
     gradient checkpointing call `backward` inside too. Use a model in one thread at a time.
 
@@ -145,7 +147,7 @@ def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[i
 
 
 def _is_count(number: object) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool) and number > 0
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
 
 
 def _name(model: nn.Module) -> str:

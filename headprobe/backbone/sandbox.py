@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.gradients import with_gradients
+from headprobe.backbone.gradients import same_attributes, with_gradients
 from headprobe.errors import UsageError
 from headprobe.text import first_line
 
@@ -32,8 +32,8 @@ def copied(backbone: nn.Module, model: str) -> nn.Module:
 def _kept_maps(backbone: nn.Module) -> dict[int, Any]:
     """Return a copy for each tensor with a gradient history that a module keeps, as it does its attention for later.
 
-    Torch copies none. A weight that is computed from parameters, as `weight` from `weight_orig`, is left out: a constant
-    in its place would be another model.
+    Torch copies none. A weight that is computed from parameters, as `weight` from `weight_orig`, is left out: a
+    constant in its place would be another model.
     """
     copies: dict[int, Any] = {}
     for module in backbone.modules():
@@ -78,7 +78,7 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Return whether a weight is an ordinary tensor; quantised ones are of other classes, and not written one by one."""
+    """Return whether a weight is an ordinary tensor; quantised ones have classes of their own and cannot be written."""
     return type(weight.data) is Tensor
 
 
@@ -93,8 +93,8 @@ BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
 def quiet(model: nn.Module) -> Iterator[None]:
     """Set aside the hooks of `model` and its parts, and put them back in their order afterwards.
 
-    They are the user's own: a pass on noise would enter their data. For the same reason the attributes of modules, such as
-    attention that a forward pass keeps or adds to a list, are afterwards as they were.
+    They are the user's own: a pass on noise would enter their data. For the same reason what forward passes keep in the
+    modules' attributes is afterwards as it was.
     """
     aside = [
         (hooks, dict(hooks))
@@ -102,30 +102,16 @@ def quiet(model: nn.Module) -> Iterator[None]:
         for name in (*HOOKS, *BACKWARD_HOOKS)
         if (hooks := getattr(module, name))
     ]
-    kept = [(module, dict(vars(module))) for module in model.modules()]
-    filled = [(box, box.copy()) for _, attributes in kept for box in _boxes(attributes)]
     for hooks, _ in aside:
         hooks.clear()
     try:
-        yield
+        with same_attributes(model):
+            yield
     finally:
-        for module, attributes in kept:
-            for name in [name for name in vars(module) if name not in attributes]:
-                del vars(module)[name]
-            vars(module).update(attributes)
-        for box, content in filled:
-            box.clear()
-            (box.extend if isinstance(box, list) else box.update)(content)
         _empty_caches(model)
         for hooks, own in aside:
             hooks.clear()
             hooks.update(own)
-
-
-def _boxes(attributes: dict[str, Any]) -> list[Any]:
-    """Return the plain lists, dictionaries and sets among a module's own attributes, without those of `nn.Module`."""
-    own = vars(nn.Module())
-    return [value for name, value in attributes.items() if name not in own and type(value) in (list, dict, set)]
 
 
 def hook_count(model: nn.Module) -> int:

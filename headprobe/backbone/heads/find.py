@@ -15,8 +15,8 @@ from headprobe.backbone.heads.layout import (
     Semantics,
     parent_of,
 )
-from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises
 from headprobe.backbone.heads.reasons import FAILURES, why_it_fails, why_no_heads
+from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises
 from headprobe.backbone.heads.sites import Kind, Site, class_path, known_site
 from headprobe.backbone.heads.trace import Call, Trace, point_of, recording
 from headprobe.backbone.sandbox import evaluating, example_images, is_out_of_memory, trying

@@ -1,5 +1,6 @@
 """Why a model is refused, in words: what was seen of its attention, and what it lacks to be masked."""
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -52,13 +53,15 @@ def why_it_fails(
             f"images of {size} ({said}); try it on such images yourself, or give the size of yours: input_size"
         )
     if len(devices) > 1:
-        return f"model {model!r} has weights on several devices and does not run ({said}); move it to one, got {devices}"
+        return (
+            f"model {model!r} has weights on several devices and does not run ({said}); move it to one, got {devices}"
+        )
     if "not implemented for" in said and any(weight.dtype.itemsize < 4 for weight in weights):
         return f"model {model!r} does not run in {weights[0].dtype} on {devices[0]} ({said}); use float32 there"
     if not isinstance(failed, SIZE_FAILURES):
         return (
-            f"model {model!r} does not run on one tensor of images of {size} ({type(failed).__name__}: {said}); wrap it "
-            "so that model(images) returns its logits"
+            f"model {model!r} does not run on one tensor of images of {size} ({type(failed).__name__}: {said}); wrap "
+            "it so that model(images) returns its logits"
         )
     return (
         f"model {model!r} does not take images of {size} ({said}); give the size it was built for: input_size in "
@@ -85,11 +88,12 @@ def why_no_heads(backbone: nn.Module, trace: Trace, model: str) -> str:
             f"model {model!r} has attention with a single head by design ({what}: {name!r}, {class_path(module)}): "
             "there are no heads to tell apart"
         )
-    if trace.stray_attention:
-        return why_unlike(backbone, trace.stray_attention[0], model)
-    named_heads = [name for name in trace.stray_headless if _found(named[_holder(named, name)], HEADS)]
-    if named_heads:
-        return why_unlike(backbone, named_heads[0], model)
+    suspects = [*trace.stray_headless, *trace.stray_products]
+    attending = [name for name in suspects if attends_by_its_names(named[_holder(named, name)])]
+    # the last resort is what names say: not every way to attend can be watched
+    named_so = [name for name in trace.ran if attends_by_its_names(named[name]) and _found(named[name], PROJECTIONS)]
+    for name in [*trace.stray_attention, *attending, *named_so]:
+        return why_unlike(backbone, name, model)
     seen = ""
     if trace.stray_headless:
         name = trace.stray_headless[0]
@@ -112,8 +116,9 @@ def why_hidden(backbone: nn.Module, name: str, model: str) -> str:
 def why_unlike(backbone: nn.Module, name: str, model: str) -> str:
     """Return the message for a module that attends and is not built as headprobe masks it: what it needs, and has."""
     named = dict(backbone.named_modules())
-    if isinstance(named[name], torch.fx.GraphModule):
-        return why_a_graph(model)
+    graph = named[name]
+    if isinstance(graph, torch.fx.GraphModule):
+        return why_a_graph(graph, model)
     holder = _holder(named, name)
     module = named[holder]
     needs, has = [], []
@@ -125,7 +130,10 @@ def why_unlike(backbone: nn.Module, name: str, model: str) -> str:
         needs.append("a sub-module proj that takes the concatenated heads")
         has += _found(module, PROJECTIONS)
     if not needs:
-        needs.append("its sub-module proj to take the concatenated heads, and no attention behind or beside them")
+        return (
+            f"model {model!r} computes attention in {holder or 'its own forward'!r} ({class_path(module)}) in a way "
+            "that headprobe cannot mask: not in heads that a sub-module `proj` takes on"
+        )
     seen = f"; it has {' and '.join(has)}" if has else ""
     return (
         f"model {model!r} computes attention in {holder or 'its own forward'!r} ({class_path(module)}), which is not "
@@ -134,23 +142,29 @@ def why_unlike(backbone: nn.Module, name: str, model: str) -> str:
     )
 
 
-def why_a_graph(model: str) -> str:
+def why_a_graph(graph: torch.fx.GraphModule, model: str) -> str:
     """Return the message for a graph of operations."""
+    attends = [node.name for node in graph.graph.nodes if re.search("softmax|product_attention", str(node.target))]
+    seen = f" and computes attention in its node {attends[0]!r}" if attends else ""
     return (
-        f"model {model!r} is a graph of operations (torch.fx), in which attention is no longer a module that headprobe "
-        "could mask; pass the model that the graph was made from"
+        f"model {model!r} is a graph of operations (torch.fx){seen}: attention is no longer a module there, and "
+        "headprobe cannot mask it; pass the model that the graph was made from"
     )
+
+
+def attends_by_its_names(module: nn.Module) -> bool:
+    """Return whether a module names a number of heads above 1, so that products in it are attention with heads."""
+    return any(isinstance(n := getattr(module, name, None), int) and n > 1 for name in ("num_heads", *HEADS))
 
 
 def _holder(named: dict[str, nn.Module], name: str) -> str:
     """Return the module that a user would call the attention: around a helper without any name for its heads."""
     around = name
-    while True:
-        if around in named and _found(named[around], ("num_heads", *HEADS)):
+    for _ in range(3):
+        if around in named and attends_by_its_names(named[around]):
             return around
-        if not around:
-            return name
         around = around.rpartition(".")[0]
+    return name
 
 
 def _found(module: nn.Module, names: Iterable[str]) -> list[str]:

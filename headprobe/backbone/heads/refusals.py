@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from headprobe.backbone.heads.reasons import WHOLE_ATTENTION, why_a_graph, why_hidden, why_unlike
+from headprobe.backbone.heads.reasons import WHOLE_ATTENTION, attends_by_its_names, why_a_graph, why_hidden, why_unlike
 from headprobe.backbone.heads.sites import Site, known_site, one_head_by_design, site_of
 from headprobe.backbone.heads.trace import Trace, point_of
 from headprobe.errors import UsageError
@@ -44,7 +44,7 @@ def refuse_unreachable(backbone: nn.Module, model: str) -> None:
             "pass the Python model"
         )
     if isinstance(backbone, torch.fx.GraphModule) and not any(site_of(module) for module in backbone.modules()):
-        raise UsageError(why_a_graph(model))
+        raise UsageError(why_a_graph(backbone, model))
 
 
 def refuse_unusable(backbone: nn.Module, model: str) -> None:
@@ -56,8 +56,8 @@ def refuse_unusable(backbone: nn.Module, model: str) -> None:
     without = [name for name, tensor in names if tensor.is_meta]
     if without:
         raise UsageError(
-            f"model {model!r} is on the meta device and has no numbers, so nothing can be proven on it; load its weights "
-            f"onto a real device first, got {without[0]!r} on meta"
+            f"model {model!r} is on the meta device and has no numbers, so nothing can be proven on it; load its "
+            f"weights onto a real device first, got {without[0]!r} on meta"
         )
     if isinstance(backbone, nn.DataParallel) and len(backbone.device_ids) > 1:
         raise UsageError(
@@ -90,16 +90,19 @@ def refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, 
     whole = [name for name in trace.ran if isinstance(backbone.get_submodule(name), WHOLE_ATTENTION)]
     if whole:
         raise UsageError(why_hidden(backbone, whole[0], model))
-    for name in [*trace.stray_attention, *trace.late_attention]:
+    # heads among the rows, or weights that are no softmax
+    suspects = [*trace.stray_headless, *trace.stray_products]
+    named = [name for name in suspects if attends_by_its_names(backbone.get_submodule(name))]
+    for name in [*trace.stray_attention, *trace.late_attention, *named]:
         if one_head_by_design(backbone.get_submodule(name)) is None:
             raise UsageError(why_unlike(backbone, name, model))
 
     unused = [name for name in sites if name not in trace.shapes]
     if unused:
-        point = point_of(backbone.get_submodule(unused[0]), unused[0], sites[unused[0]])
+        name = unused[0]
         raise UsageError(
-            f"model {model!r} never reaches the heads of {unused[0]!r}: they cannot be masked, because its forward pass "
-            f"does not call {point!r}, or not with the heads; call it as a module, or drop the layer"
+            f"model {model!r} never reaches the heads of {name!r}: they cannot be masked, because its forward pass "
+            f"does not call {point_of(backbone.get_submodule(name), name, sites[name])!r}; call it, or drop the layer"
         )
 
     points: dict[int, str] = {}  # the first layer at each point, by the module's id

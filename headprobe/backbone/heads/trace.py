@@ -4,6 +4,7 @@
 `Trace` which modules a forward pass enters, in which order, and the calls that each attention layer makes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ CallKind = Literal["fused", "product", "softmax", "whole"]
 
 KINDS: dict[Callable[..., Any], CallKind] = {
     F.scaled_dot_product_attention: "fused",
+    torch.ops.aten.scaled_dot_product_attention: "fused",
+    torch.ops.aten.scaled_dot_product_attention.default: "fused",
     torch.matmul: "product",
     Tensor.matmul: "product",
     Tensor.__matmul__: "product",
@@ -156,6 +159,12 @@ class Trace:
         """Modules outside every layer that attend by a softmax and a matrix product, without several heads."""
         with_heads = self.stray_attention
         return [module for module in self._stray() if module not in with_heads]
+
+    @property
+    def stray_products(self) -> list[str]:
+        """Modules outside every layer that multiply matrices twice or more: queries by keys, weights by values."""
+        products = Counter(call.inside[-1] for call in self.stray if call.kind == "product" and call.inside)
+        return [module for module, times in products.items() if times > 1]
 
     def _stray(self) -> dict[str, tuple[bool, list[Call]]]:
         """Return the modules outside every layer that attend: whether in one call, and their calls of softmax."""

@@ -25,7 +25,16 @@ from headprobe.backbone.masking.ablation import ablating, masks_of_rows
 from headprobe.backbone.proofs.layer_alone import first_tensor, layer_benches
 from headprobe.backbone.proofs.one_layer import prove_alone, prove_effect
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, LayerReport, Verdict
-from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, is_plain, perturbed, relative, trying
+from headprobe.backbone.sandbox import (
+    copied,
+    evaluating,
+    example_images,
+    hook_count,
+    is_plain,
+    perturbed,
+    relative,
+    trying,
+)
 from headprobe.errors import RunError, UsageError
 from headprobe.text import counted
 
@@ -221,7 +230,7 @@ def _quantised(backbone: nn.Module) -> list[str]:
     kinds = [type(weight.data).__name__ for weight in backbone.parameters() if not is_plain(weight)]
     if not kinds:
         return []
-    return [f"{counted(len(kinds), 'weight')} of the class {kinds[0]} (quantised) could not be perturbed: tried as they are"]
+    return [f"{counted(len(kinds), 'weight')} of the class {kinds[0]} (quantised) could not be perturbed: tried as is"]
 
 
 def _masked_is(layout: HeadLayout) -> str:
