@@ -32,8 +32,8 @@ def check(
 ) -> CheckReport:
     """Prove, layer by layer, that head masks take effect on `model`; `print` the report to see its table.
 
-    The model is left as it was: weights, gradients, modes, hooks and what its modules keep. Where its forward pass fails
-    without gradients, the proofs run with them.
+    The model is left as it was: weights, gradients, modes, hooks and what its modules keep. Where its forward pass
+    fails without gradients, the proofs run with them.
 
     Args:
         model: A timm model, on any device, trained or not.
@@ -62,10 +62,10 @@ def ablate(
 ) -> Iterator[HeadLayout]:
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
-    The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask. Gradients
-    flow as always, and a forward pass may need them.
-    Contexts may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with
-    gradient checkpointing call `backward` inside too. Use a model in one thread at a time.
+    The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask.
+    Gradients flow as always, and a forward pass may need them. Contexts may be nested, which masks the heads of all of
+    them. Compile the model inside the context, not before; with gradient checkpointing call `backward` inside too. Use
+    a model in one thread at a time.
 
     Args:
         model: A timm model, on any device.

@@ -22,6 +22,7 @@ from headprobe.backbone.heads.trace import Call, Trace, point_of, recording
 from headprobe.backbone.sandbox import evaluating, example_images, is_out_of_memory, trying
 from headprobe.errors import UsageError
 from headprobe.metrics.token_grid import Size
+from headprobe.text import first_line
 
 
 def find_heads(
@@ -81,20 +82,28 @@ def _run(backbone: nn.Module, sites: Mapping[str, Site], input_size: tuple[int, 
     Raises:
         UsageError: It fails with gradients too.
     """
-    without: Exception | None = None
-    for gradients in (False, True):
-        trace = Trace()
-        try:
-            with evaluating(backbone), recording(backbone, sites, trace), trying(backbone, gradients):
-                return _Run(trace, backbone(example_images(backbone, input_size, 1)), gradients)
-        except UsageError:
-            raise
-        except FAILURES as error:
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            without = without or error
-            failed = error
-    raise UsageError(why_it_fails(backbone, input_size, model, without, failed)) from failed
+    try:
+        return _traced(backbone, sites, input_size, gradients=False)
+    except FAILURES as error:
+        _raise_own(error)
+        without = first_line(error)  # the error itself would hold what the pass computed
+    try:
+        return _traced(backbone, sites, input_size, gradients=True)
+    except FAILURES as error:
+        _raise_own(error)
+        raise UsageError(why_it_fails(backbone, input_size, model, without, error)) from error
+
+
+def _traced(backbone: nn.Module, sites: Mapping[str, Site], input_size: tuple[int, int, int], gradients: bool) -> _Run:
+    trace = Trace()
+    with evaluating(backbone), recording(backbone, sites, trace), trying(backbone, gradients):
+        return _Run(trace, backbone(example_images(backbone, input_size, 1)), gradients)
+
+
+def _raise_own(error: Exception) -> None:
+    """Raise an error again that says all itself: headprobe's own, or that memory has ended."""
+    if isinstance(error, UsageError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        raise error
 
 
 def _prefix_tokens(backbone: nn.Module) -> int:

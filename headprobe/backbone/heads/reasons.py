@@ -33,7 +33,7 @@ OWN_CLASS = "docs/heads.md, 'An attention class of your own', shows how"
 
 
 def why_it_fails(
-    backbone: nn.Module, input_size: tuple[int, int, int], model: str, without: Exception | None, failed: Exception
+    backbone: nn.Module, input_size: tuple[int, int, int], model: str, without: str, failed: Exception
 ) -> str:
     """Return the message for a model that fails on noise.
 
@@ -41,15 +41,15 @@ def why_it_fails(
         backbone: The model.
         input_size: `(channels, height, width)` of the noise.
         model: Its name.
-        without: The error without gradients.
+        without: What the error without gradients said.
         failed: The error with gradients.
     """
     size, said = " x ".join(map(str, input_size)), first_line(failed)
     weights = list(backbone.parameters())
     devices = sorted({str(weight.device) for weight in weights})
-    if without is not None and about_gradients(without):
+    if about_gradients(without):
         return (
-            f"the forward pass of model {model!r} needs gradients ({first_line(without)}) and fails with them too, on "
+            f"the forward pass of model {model!r} needs gradients ({without}) and fails with them too, on "
             f"images of {size} ({said}); try it on such images yourself, or give the size of yours: input_size"
         )
     if len(devices) > 1:
@@ -58,7 +58,7 @@ def why_it_fails(
         )
     if "not implemented for" in said and any(weight.dtype.itemsize < 4 for weight in weights):
         return f"model {model!r} does not run in {weights[0].dtype} on {devices[0]} ({said}); use float32 there"
-    if not isinstance(failed, SIZE_FAILURES):
+    if isinstance(failed, NotImplementedError) or not isinstance(failed, SIZE_FAILURES):
         return (
             f"model {model!r} does not run on one tensor of images of {size} ({type(failed).__name__}: {said}); wrap "
             "it so that model(images) returns its logits"
