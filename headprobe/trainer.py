@@ -6,6 +6,7 @@ The command line and Python users start their tests here, so both write the same
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -37,6 +38,13 @@ OFF = {
     "enable_checkpointing": False,  # no checkpoints: they are pickles
 }
 """Options that Lightning switches on by itself and that no run of headprobe needs."""
+
+NOISE = (
+    r".*LeafSpec.* is deprecated",  # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works
+    ".*does not have many workers.*",  # the number is filled in from the cores and the units, unless the user chose it
+    "Experiment logs directory .* exists and is not empty",  # this run has just made it, for all of its loggers
+)
+"""Warnings of Lightning's that a user can do nothing about."""
 
 PROFILERS: dict[Any, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 """Profilers of Lightning's that write to its log, which `test` and `fit` keep quiet, unless they have a file."""
@@ -110,7 +118,8 @@ class ProbeTrainer(lightning.Trainer):
         refuse_limits(*limits)
         _refuse_changed_batches(self)
         frame = inspect.currentframe()
-        self.command = self.command or text_of_call(frame.f_back if frame else None)
+        if not self.command.startswith("headprobe "):
+            self.command = text_of_call(frame.f_back if frame else None)
         with self._own_folder():
             self._calibrate(resume, *args, **kwargs)
             self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
@@ -157,7 +166,10 @@ class ProbeTrainer(lightning.Trainer):
         _refuse_mixing(self.loggers, self._runs)
         made = self._claim() if self.is_global_zero else []
         try:
-            yield
+            with warnings.catch_warnings():
+                for message in NOISE:
+                    warnings.filterwarnings("ignore", message=message)
+                yield
         finally:
             if made and not self.global_step and _remove_unused(made[0]):
                 for folder in made[1:]:

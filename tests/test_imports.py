@@ -47,7 +47,9 @@ DIRECTLY: dict[str, set[str]] = {
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
         "weights": set(),
-        "sandbox": set(),
+        "built_size": {"weights"},
+        "gradients": set(),
+        "sandbox": {"gradients"},
         "heads": {"sandbox"},
         "masking": {"heads"},
         "capture": {"heads"},

@@ -25,7 +25,7 @@ from headprobe.callbacks.identity import (
 )
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
-from headprobe.errors import RunError, was_interrupted
+from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import console, masks_table
@@ -51,8 +51,18 @@ class ResultsWriter(AfterBatch):
         self._directory = Path()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Find the run's directory."""
+        """Find the run's directory.
+
+        Raises:
+            UsageError: It holds results already: a plain Trainer gives its runs no folder of their own.
+        """
         self._directory = run_directory(trainer)
+        there = [name for name in ("run.json", "masks.csv", "masks.json") if (self._directory / name).exists()]
+        if there and trainer.is_global_zero:
+            raise UsageError(
+                f"the folder of results holds {there[0]} already; headprobe.ProbeTrainer gives each run a folder of "
+                f"its own, got {str(self._directory)!r}"
+            )
         self._opened = time.perf_counter()
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

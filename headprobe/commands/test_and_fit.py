@@ -303,12 +303,8 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # At this level Lightning prints why it kills a run: one of its processes was ended from outside (out of memory).
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works.
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     # Given words are meant to stand for those of the process.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    # The number of workers is filled in from the cores and the units, unless the user chose it.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # TensorBoard writes in a thread. The main thread gets the error of a full disk too, and prints one message.
     threading.excepthook = partial(_all_but_full_disks, threading.excepthook)
     # The hub's client prints two lines for each of up to ten tries; the error at the end has the remedy.

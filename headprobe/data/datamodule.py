@@ -12,7 +12,16 @@ from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.numbering import check_texts, number_labels, restricted
 from headprobe.data.labels.read_class_map import read_class_map
 from headprobe.data.parts import CalibrationRows, half_of, rows_apart
-from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
+from headprobe.data.sources.source import (
+    Request,
+    Source,
+    UnitRule,
+    first_labels,
+    is_local,
+    local_name,
+    open_source,
+    some,
+)
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers, fewer_rows
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
@@ -138,7 +147,7 @@ class ImageNetDataModule(LightningDataModule):
         labels = first_labels(source)
         if labels and all(label == -1 for label in labels):
             raise UsageError(
-                f"{self._request.path} has no labels in this split (all are -1): choose another --data.split, "
+                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
                 f"got {source.identity['split']}"
             )
         self._checked = True
@@ -178,6 +187,12 @@ class ImageNetDataModule(LightningDataModule):
             check_texts(first_labels(source), numbering)
         reader = ImageReader(data_config)
         self._data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
+        if 1 in (num_classes, len(self.valid_classes or ())):
+            raise UsageError(
+                "there is only one class to choose among, so every image would count as right: give --data.path images "
+                f"of several classes, or --data.restrict_classes false to choose among all {num_classes} of the model, "
+                f"got {some(source.labels.names or ()) or self._request.shown}"
+            )
         rows = self.calibration
         if self._fitted_on is not None:
             rows = rows_apart(self._fitted_on, source.identity, rows)
@@ -279,7 +294,7 @@ class ImageNetDataModule(LightningDataModule):
         if part is not None and self.calibrating:
             part["most_images"] = self.calibration_images
         return {
-            "path": file_name(self._request.path) if local else self._request.path,
+            "path": local_name(self._request.path) if local else self._request.path,
             "local": local,
             "name": self._request.name,
             **data.source.identity,

@@ -156,7 +156,7 @@ def test_what_was_decided_about_labels_and_rows_is_said(tmp_path: Path) -> None:
     assert "class 1 is 'c10' in" in said["classes"][0]
     assert said["classes"][1]
     assert said["images"] == (
-        "3 of 6, an even share of each of 1 unit, spread over its rows (--data.max_images)",
+        "3 of 6, an even share of every unit, spread over its rows (--data.max_images)",
         False,
     )
     plain = decisions(bound(write_files(tmp_path / "2", [[3]])))
