@@ -19,9 +19,9 @@ TIMED_SECONDS = 3.0
 TIMED_PASSES = 3
 """The trial lasts so many seconds, or so many passes if these take longer."""
 
-CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.06), (0.03, 0.07)
-"""Least and largest fraction of images that flip without net effect (as many lost as won) under masks of one head and of
-several: DeiT-Ti on 500 ImageNet images, all heads, layers, indices and 32 random sets. docs/results.md has the table."""
+CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
+"""Least and largest fraction of images that flip without net effect, as many lost as won, under masks of one head and
+of several. Measured on DeiT-Ti: 500 ImageNet images, all heads, layers, indices and 32 random sets (docs/results.md)."""
 
 
 def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
@@ -118,8 +118,9 @@ def _resolves_line(images: int, probe: HeadProbe) -> str:
     if math.isnan(small) or math.isnan(large):
         return f"resolves: no top-1 drop, as {counted(images, 'image')} are too few"
     return (
-        f"resolves: a top-1 drop of {small:.2f} to {large:.2f} points or more on {images:,} images (80% power, 5% level, "
-        f"if {lowest:.0%} to {highest:.0%} of the images flip either way by chance, as under such masks of DeiT-Ti)"
+        f"resolves: a top-1 drop of {small:.2f} to {large:.2f} points or more on {images:,} images (80% power, 5% "
+        f"level, if {lowest:.0%} to {highest:.0%} of the images flip either way by chance, as under such masks of "
+        "DeiT-Ti)"
     )
 
 
