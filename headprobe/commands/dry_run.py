@@ -21,7 +21,7 @@ TIMED_PASSES = 3
 
 CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
 """Least and largest fraction of images that flip without net effect, as many lost as won, under masks of one head and
-of several. Measured on DeiT-Ti: 500 ImageNet images, all heads, layers, indices and 32 random sets (docs/results.md)."""
+of several. Measured on DeiT-Ti: 500 ImageNet images, all heads, layers, indices, 32 random sets (docs/results.md)."""
 
 
 def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
