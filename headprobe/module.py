@@ -14,6 +14,7 @@ from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
+from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import (
     ModelSource,
@@ -29,6 +30,7 @@ from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
+from headprobe.text import Decision
 from headprobe.units.coverage import Coverage
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
@@ -155,7 +157,10 @@ class HeadProbe(lightning.LightningModule):
             UsageError: The model's heads cannot be found.
         """
         if self._layout is None:
-            self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
+            refuse_unusable(self.backbone, self.source.name)
+            layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
+            refuse_gradients(layout.gradients, self.source.name)
+            self._layout = layout
         return self._layout
 
     def choose_masks(self, specs: str | Sequence[str], ablations: str | Sequence[str] = ZERO) -> None:
@@ -205,13 +210,18 @@ class HeadProbe(lightning.LightningModule):
             "inner_norm": any(layer.inner_norm for layer in self.layout.layers),
         }
 
+    def decisions(self) -> list[Decision]:
+        """Return what was decided about the model where the user did not."""
+        weights = self.source.weights or ("the released ones" if self.source.pretrained else "random")
+        return [Decision("weights", weights, shown=not self.source.pretrained and self.source.weights is None)]
+
     # -- test ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
         if stage == "test":
             data = data_of(self.trainer)
-            self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
+            self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
         """Continue a test that finished some units before.
@@ -299,7 +309,7 @@ class HeadProbe(lightning.LightningModule):
         self,
         units: int,
         valid_classes: Sequence[int] | None = None,
-        sizes: Sequence[int] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
         bad_are_wrong: bool = False,
     ) -> None:
         """Begin the sums of all units of the data; `statistics` must be set before.
@@ -307,13 +317,13 @@ class HeadProbe(lightning.LightningModule):
         Args:
             units: Number of units of the data set.
             valid_classes: Sorted classes that the data set has; logits of all others are left out. None keeps all.
-            sizes: Rows of each unit, None where they are known only after reading the data.
+            rows: Row numbers of each unit, None where they are known only after reading the data.
             bad_are_wrong: Count images that cannot be read as wrong, under every variant; otherwise they do not count.
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants), self.per_class
-        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), sizes, self.statistics)
+        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), rows, self.statistics)
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed

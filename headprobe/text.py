@@ -4,7 +4,25 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What headprobe decided about a user's model or data where the user did not.
+
+    Every run keeps all of them in run.json, and `--dry-run` prints them (docs/decisions.md).
+
+    Attributes:
+        about: What was decided, in a word or two: the key in run.json.
+        text: What was chosen and why, with the option that changes it.
+        shown: Whether a run prints it before its table: someone may not expect it.
+    """
+
+    about: str
+    text: str
+    shown: bool = False
 
 
 def counted(number: int, noun: str) -> str:

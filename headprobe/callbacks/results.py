@@ -13,16 +13,24 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
-from headprobe.callbacks.identity import command_line, hardware, identify, run_directory, run_key, what_counts
+from headprobe.callbacks.identity import (
+    command_line,
+    decisions_of,
+    hardware,
+    identify,
+    run_directory,
+    run_key,
+    what_counts,
+)
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
-from headprobe.errors import RunError, was_interrupted
-from headprobe.files import now
+from headprobe.errors import RunError, UsageError, was_interrupted
+from headprobe.files import now, text_digest
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import console, masks_table
 from headprobe.run.load import Row
 from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
-from headprobe.text import counted
+from headprobe.text import Decision, counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
 
@@ -42,8 +50,18 @@ class ResultsWriter(AfterBatch):
         self._directory = Path()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Find the run's directory."""
+        """Find the run's directory.
+
+        Raises:
+            UsageError: It holds results already: a plain Trainer gives its runs no folder of their own.
+        """
         self._directory = run_directory(trainer)
+        there = [name for name in ("run.json", "masks.csv", "masks.json") if (self._directory / name).exists()]
+        if there and trainer.is_global_zero:
+            raise UsageError(
+                f"the folder of results holds {there[0]} already; headprobe.ProbeTrainer gives each run a folder of "
+                f"its own, got {str(self._directory)!r}"
+            )
         self._opened = time.perf_counter()
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -100,14 +118,15 @@ class ResultsWriter(AfterBatch):
         if bad:
             write_rows(directory / "bad_images.csv", bad)
         if self.table:
-            _print(rows, probe)
+            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
                 print_summary(probe.statistics)
             console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
-            if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-                console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    console.print(f"Look at: tensorboard --logdir {Path(logger.log_dir).parent}", soft_wrap=True)
         if probe.statistics:
             write_descriptions(probe.statistics, directory, images_read(coverage))
             self._record["undefined"] = undefined(probe.statistics)
@@ -121,6 +140,8 @@ class ResultsWriter(AfterBatch):
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
             "bad_images": len(bad),
             "on_bad_image": policy,
+            # by which a reader notices tables of another run
+            "results": {name: text_digest(directory / name) for name in ("masks.csv", "masks.json")},
         }
         write_record(directory, self._record)
 
@@ -161,7 +182,8 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
-        "command": command_line(),
+        "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
+        "command": command_line(trainer),
         "processes": trainer.world_size,
         "hardware": hardware(),
         "began": now(),
@@ -183,9 +205,11 @@ def _accepted(bad: int, policy: str, images: int) -> str:
     return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
-def _print(rows: list[Row], probe: HeadProbe) -> None:
-    """Print the table, and a warning of NaN or infinite logits."""
+def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
+    """Print what was decided and may surprise, the table, and a warning of NaN or infinite logits."""
     console.print()
+    for decision in decisions:
+        console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
     console.print(masks_table(rows, probe.source.name))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:

@@ -40,7 +40,8 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     with torch.inference_mode():
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
-    lines = [*_masks_lines(probe), _plan_line(probe)]
+    decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
+    lines = [*decisions, *_masks_lines(probe), _plan_line(probe)]
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     lines += _time_lines(seconds, images, processes)
@@ -55,7 +56,8 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
-        f"model: {probe.source.name}, {len(probe.layout.layers)} layers, {heads} heads, {probe.num_classes} classes",
+        f"model: {probe.source.name}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
+        f"{counted(probe.num_classes, 'class')}",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]
 
@@ -102,8 +104,8 @@ def _time_lines(seconds: float, images: int | None, processes: int) -> list[str]
         return [f"time: {each}, model only; the data set does not say how many images it has"]
     on = "one process" if processes == 1 else f"{processes} processes"
     return [
-        f"time: about {duration(images * seconds / processes)} for {images:,} images on {on} ({each}, model only; "
-        "reading and decoding go on beside it)",
+        f"time: about {duration(images * seconds / processes)} for {counted(images, 'image')} on {on} ({each}, model "
+        "only; reading and decoding go on beside it)",
     ]
 
 
@@ -118,9 +120,9 @@ def _resolves_line(images: int, probe: HeadProbe) -> str:
     if math.isnan(small) or math.isnan(large):
         return f"resolves: no top-1 drop, as {counted(images, 'image')} are too few"
     return (
-        f"resolves: a top-1 drop of {small:.2f} to {large:.2f} points or more on {images:,} images (80% power, 5% "
-        f"level, if {lowest:.0%} to {highest:.0%} of the images flip either way by chance, as under such masks of "
-        "DeiT-Ti)"
+        f"resolves: a top-1 drop of {small:.2f} to {large:.2f} points or more on {counted(images, 'image')} (80% "
+        f"power, 5% level, if {lowest:.0%} to {highest:.0%} of the images flip either way by chance, as under such "
+        "masks of DeiT-Ti)"
     )
 
 

@@ -23,7 +23,7 @@ which images
   --data.split validation             split [validation, else test, else the only one]
   --data.name CONFIG  --data.revision main   configuration, and branch, tag or commit of a hub dataset
   --data.image_column image  --data.label_column label   columns of images and labels [image, label]
-  --data.class_map classes.json       the model's class of each dataset class, or the word identity
+  --data.class_map classes.json       which class is which; or sorted, natural, identity
   --data.restrict_classes false       choose among all classes of the model where the dataset has fewer [true]
   --data.max_images 5000              only so many images, an even share of every unit [all]
   --data.on_bad_image skip            images that cannot be read: error, skip or wrong [error]

@@ -15,6 +15,7 @@ from headprobe.masks.clauses import Clause, Member, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.piece import Piece
+from headprobe.mixture import refuse_mixture
 
 SINGLE_HEAD = re.compile(r"head:(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})")
@@ -83,6 +84,10 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
 def _open_table(path: Piece, column: Piece) -> Table:
     """The table with the column: the file itself, or the first of a run's tables that has it."""
     folder = Path(path.text)
+    try:
+        refuse_mixture(folder if folder.is_dir() else folder.parent)
+    except UsageError as error:
+        raise path.error(str(error)) from None
     files = [folder]
     if folder.is_dir():
         files = [file for file in (folder / "heads.csv", folder / "masks.csv") if file.is_file()]

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from headprobe.masks.spec import NONE
 from headprobe.run.load import Row
+from headprobe.text import counted
 
 MOST_ROWS = 40
 """A longer table shows the masks with the largest drops; all of them are in `masks.csv`."""
@@ -38,7 +39,7 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
         width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
     """
     shown = list(rows)
-    title = f"{model}, {rows[0]['images']:,} images"
+    title = f"{model}, {counted(int(rows[0]['images']), 'image')}"
     if len(rows) > MOST_ROWS:
         worst = sorted(rows[1:], key=lambda row: -float(row["drop_pp"]))[: MOST_ROWS - 1]
         shown = [rows[0], *worst]
