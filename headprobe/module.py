@@ -1,7 +1,7 @@
 """`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ class HeadProbe(lightning.LightningModule):
         if unknown or not kinds:
             got = unknown[0] if unknown else "none"
             raise UsageError(f"an ablation must be one of {', '.join(REPLACEMENTS)}, got {got}")
-        texts = [specs] if isinstance(specs, str) else specs
+        texts = [specs] if isinstance(specs, str) or not isinstance(specs, Iterable) else specs
         checked = [MaskSpec(text) for text in texts]
         self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, kinds)
 

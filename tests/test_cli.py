@@ -100,7 +100,10 @@ class Stop(Callback):
             "--trainer.logger names a class that cannot be built: Requirement 'board>=1.0' not met. HINT: Try running "
             "`pip install board`, got Board",
         ),
-        ("logger: [CSVLogger, {class_path: missing.Board}]", "Requirement 'board>=1.0' not met"),
+        (
+            "logger: [{class_path: CSVLogger, init_args: {save_dir: x}}, missing.Board]",
+            "Requirement 'board>=1.0' not met",
+        ),
         ("profiler: missing.Profile", "--trainer.profiler names a class that cannot be built: the profiler's own"),
         (
             "callbacks: [HeadAttention, {class_path: missing.Stop, init_args: {after: 3}}]",

@@ -216,3 +216,14 @@ def test_a_root_that_is_no_folder_here_is_refused(tmp_path: Path) -> None:
     ended = command(tmp_path, "test", *QUICK, "--trainer.default_root_dir", "s3://bucket/runs")
     assert ended.code == 2
     assert "--trainer.default_root_dir must be a folder of this machine, got s3://bucket/runs" in only_message(ended)
+
+
+@pytest.mark.parametrize("root", ["~/runs", "$SCRATCH/runs"])
+def test_a_root_may_be_in_the_home_folder_or_a_variable(
+    tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    for version in range(2):
+        score(trainer(Path(root)))
+        assert {"masks.csv", "events"} <= names(tmp_path / "runs" / "lightning_logs" / f"version_{version}")
