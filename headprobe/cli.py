@@ -5,6 +5,7 @@ Nothing heavy is imported before the word is known: `--help` answers at once.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -113,10 +114,15 @@ def _run(command: str, words: list[str], given: bool) -> None:
         module.run(words if given else None)
 
 
+SECONDS_FOR_THE_FIRST = 5.0
+
+
 def _fail(message: str, code: int) -> int:
     """Print the message, once and not once per process, and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         from headprobe.text import without_secrets  # not at module level: `--help` needs none of it
 
         sys.stderr.write(f"headprobe: error: {without_secrets(message)}\n")
+    else:
+        time.sleep(SECONDS_FOR_THE_FIRST)  # torchrun ends all when one ends: the first process must have printed
     return code

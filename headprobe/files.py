@@ -1,10 +1,11 @@
-"""Writes files in one step, so that a reader never finds half of one, and locks a directory for one run at a time."""
+"""Writes files in one step, so that a reader never finds half of one; makes folders and locks for one run at a time."""
 
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +98,53 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def text_digest(path: Path) -> str:
+    """Return the SHA-256 of a text file, the same whatever ends its lines: git and editors may change that."""
+    return hashlib.sha256(b"\n".join(path.read_bytes().splitlines())).hexdigest()
+
+
+# -- folders that no other run has ------------------------------------------------------------------------------------
+
+
+def shown(path: Path) -> Path:
+    """Return a path as a user would write it here: relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def next_version(root: Path) -> Path:
+    """Return `root/version_N`, N being one more than the largest there."""
+    names = [path.name for path in root.glob("version_*")]
+    numbers = [int(name.removeprefix("version_")) for name in names if name.removeprefix("version_").isdecimal()]
+    return root / f"version_{max(numbers, default=-1) + 1}"
+
+
+def make_folders(folders: Iterable[Path]) -> Path | None:
+    """Make all of these folders, none of which may exist; two processes never make the same one.
+
+    Returns:
+        None, or the folder that exists already; then those that were made before it are removed again.
+
+    Raises:
+        RunError: A folder cannot be made.
+    """
+    made: list[Path] = []
+    for folder in folders:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder.parent, error) from error
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            for other in reversed(made):
+                other.rmdir()
+            return folder
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        made.append(folder)
+    return None
 
 
 # -- one run at a time -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
+from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import (
     ModelSource,
@@ -156,7 +157,10 @@ class HeadProbe(lightning.LightningModule):
             UsageError: The model's heads cannot be found.
         """
         if self._layout is None:
-            self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
+            refuse_unusable(self.backbone, self.source.name)
+            layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
+            refuse_gradients(layout.gradients, self.source.name)
+            self._layout = layout
         return self._layout
 
     def choose_masks(self, specs: str | Sequence[str], ablations: str | Sequence[str] = ZERO) -> None:

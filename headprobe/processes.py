@@ -1,16 +1,21 @@
-"""Collectives: how the processes of a run exchange lists, bytes and failures.
+"""The processes of a run: how they exchange lists, bytes and failures, and how many a launcher has started.
 
-Every function is a collective: all processes must call it, in the same order. The functions are meant for the start and
-the end of an epoch, not for every batch. Nothing travels as a pickle: lists are sent as JSON, sums as npz files.
+Every function of the first kind is a collective: all processes must call it, in the same order. They are meant for the
+start and the end of an epoch, not for every batch. Nothing travels as a pickle: lists are sent as JSON, sums as npz
+files.
 """
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor
 
 from headprobe.errors import RunError, UsageError
@@ -115,3 +120,50 @@ def _to_json(error: UsageError | RunError) -> dict[str, Any]:
 def _from_json(failure: dict[str, Any], origin: str = "") -> UsageError | RunError:
     kind = UsageError if failure["usage"] else RunError
     return kind(f"{origin}{failure['message']}")
+
+
+# -- what started them -------------------------------------------------------------------------------------------------
+
+
+def refuse_lonely_nodes(trainer: lightning.Trainer) -> None:
+    """Refuse machines with unknown addresses: Lightning would wait for them forever and print nothing."""
+    launched = getattr(trainer.strategy, "cluster_environment", None)
+    unknown = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if trainer.num_nodes > 1 and isinstance(launched, LightningEnvironment) and unknown:
+        raise UsageError(
+            f"--trainer.num_nodes needs the addresses of the other machines: start it with srun or torchrun, or set "
+            f"{', '.join(unknown)} on each of them (docs/imagenet.md), got {trainer.num_nodes} nodes"
+        )
+
+
+def from_launcher(options: dict[str, Any]) -> dict[str, int]:
+    """Return the number of processes and nodes that torchrun or srun has started, where `devices` is left out.
+
+    Without it Lightning takes one process on CPUs, and all that a launcher started would each do the whole work.
+    """
+    if options.get("devices") not in (None, "auto"):
+        return {}
+    processes, nodes = _launched()
+    if not processes:
+        return {}
+    given = options.get("num_nodes") or 1
+    return {"devices": processes // nodes, "num_nodes": nodes if given == 1 else given}
+
+
+def _launched() -> tuple[int, int]:
+    """Return how many processes a launcher has started, and on how many nodes; 0 where there is none."""
+    if TorchElasticEnvironment.detect():
+        processes = int(os.environ["WORLD_SIZE"])
+        return processes, processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    # srun sets the numbers of its step; a batch script without srun has one process, whatever the job asked for.
+    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{name}", 0)) for name in ("TASKS", "NODES"))
+    return (tasks, nodes) if SLURMEnvironment.detect() and tasks > 1 and nodes else (0, 1)
+
+
+def refuse_other_processes(trainer: lightning.Trainer) -> None:
+    """Refuse another number of processes than torchrun has started: each would do the whole work, or wait forever."""
+    if TorchElasticEnvironment.detect() and trainer.world_size != int(os.environ["WORLD_SIZE"]):
+        raise UsageError(
+            f"torchrun has started {os.environ['WORLD_SIZE']} processes: leave --trainer.devices and "
+            f"--trainer.num_nodes out, or give its numbers, got {trainer.world_size} in all"
+        )

@@ -3,24 +3,33 @@
 The command line and Python users start their tests here, so both write the same files.
 """
 
-import os
+import copy
+import inspect
 import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import BatchSizeFinder, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
 from headprobe.callbacks.export import WeightsExport
 from headprobe.callbacks.fail_together import FailTogether
+from headprobe.callbacks.identity import text_of_call
 from headprobe.callbacks.precision import EXACT, PrecisionCheck
 from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
 from headprobe.callbacks.resume import AUTO, Resume
 from headprobe.errors import UsageError
+from headprobe.files import make_folders, next_version, shown
+from headprobe.processes import from_launcher, refuse_lonely_nodes, refuse_other_processes
 
 OFF = {
     "enable_autolog_hparams": False,  # ResultsWriter logs what differs between runs, with their results
@@ -28,6 +37,16 @@ OFF = {
     "enable_checkpointing": False,  # no checkpoints: they are pickles
 }
 """Options that Lightning switches on by itself and that no run of headprobe needs."""
+
+NOISE = (
+    r".*LeafSpec.* is deprecated",  # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works
+    ".*does not have many workers.*",  # the number is filled in from the cores and the units, unless the user chose it
+    "Experiment logs directory .* exists and is not empty",  # this run has just made it, for all of its loggers
+)
+"""Warnings of Lightning's that a user can do nothing about."""
+
+PROFILERS: dict[Any, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+"""Profilers of Lightning's that write to its log, which `test` and `fit` keep quiet, unless they have a file."""
 
 
 class ProbeTrainer(lightning.Trainer):
@@ -44,22 +63,44 @@ class ProbeTrainer(lightning.Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        progress = [] if kwargs.get("enable_progress_bar") is False else [progress_for(sys.stderr)]
-        kwargs["callbacks"] = [*progress, *_listed(kwargs.get("callbacks"))]
+        kwargs |= from_launcher(kwargs)
+        if "://" in str(kwargs.get("default_root_dir")):
+            given = kwargs["default_root_dir"]
+            raise UsageError(f"--trainer.default_root_dir must be a folder of this machine, got {given}")
+        callbacks = _listed(kwargs.get("callbacks"))
+        silent = kwargs.get("enable_progress_bar") is False or kwargs.get("barebones")
+        if not silent and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks = [progress_for(sys.stderr), *callbacks]
+        kwargs["callbacks"] = callbacks
         kwargs |= {name: off for name, off in OFF.items() if kwargs.get(name) is None}
-        self._own_logger = kwargs.get("logger") in (None, True)
-        self._tests = 0
-        if self._own_logger:
-            kwargs["logger"] = _logger(kwargs.get("default_root_dir"))
+        if kwargs.get("logger") in (None, True):
+            kwargs["logger"] = not kwargs.get("barebones") and _logger(kwargs.get("default_root_dir"))
+        if kwargs.get("profiler") in PROFILERS:
+            kwargs["profiler"] = PROFILERS[kwargs["profiler"]](filename="profile")
         try:
             super().__init__(*args, **kwargs)
         # The errors of Lightning for options that do not fit together or this machine.
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
             raise UsageError(f"Lightning cannot use these --trainer options: {error}") from error
-        _refuse_lonely_nodes(self)
+        refuse_lonely_nodes(self)
+        refuse_other_processes(self)
+        self.command = ""  #: what started the run: the words of the command line, or the text of the call
+        self._runs = 0
+        self._folder: Path | None = None  # known to the first process; the others get it from there
+        self._unused_loggers = [_copied(logger) for logger in self.loggers]
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run's folder, whatever the logger. As Lightning's, it must be read on every process."""
+        if not self._runs:
+            return super().log_dir
+        folder: str = self.strategy.broadcast(str(self._folder))
+        return folder
 
     def test(self, *args: Any, resume: str = AUTO, records: bool = False, **kwargs: Any) -> Any:
         """Score a model with and without chosen attention heads, on the same images, in one pass.
+
+        The files go to `lightning_logs/version_N` below `default_root_dir`, a folder that no other run has.
 
         Args:
             *args: As Lightning's.
@@ -69,29 +110,80 @@ class ProbeTrainer(lightning.Trainer):
             **kwargs: As Lightning's.
 
         Raises:
-            UsageError: An earlier test of this trainer has written its results where this one would.
+            UsageError: An option would score a part of the images; or a logger names a folder that is there already.
+            RunError: The run's folder cannot be made.
         """
-        _refuse_limits(self)
-        self._begin_directory()
+        limits = (self.fast_dev_run, self.limit_test_batches, self.overfit_batches)  # type: ignore[attr-defined]  # options
+        refuse_limits(*limits)
+        _refuse_changed_batches(self)
+        frame = inspect.currentframe()
+        if not self.command.startswith("headprobe "):
+            self.command = text_of_call(frame.f_back if frame else None)
         self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
-        return super().test(*args, **kwargs)
+        with self._own_folder():
+            return super().test(*args, **kwargs)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Train a model from nothing on a small data set; how the bundled models were made."""
-        self._use_callbacks([], after=[WeightsExport()])
-        return super().fit(*args, **kwargs)
+        """Train a model from nothing on a small data set; how the bundled models were made.
 
-    def _begin_directory(self) -> None:
-        """Give every test after the first a directory of its own: two runs in one would mix their files."""
-        self._tests += 1
-        if self._tests == 1:
-            return
-        if not self._own_logger:
-            raise UsageError(
-                "this trainer has run a test before, and its logger would mix the files of both; make another "
-                f"ProbeTrainer for each test, or leave logger out, got {type(self.logger).__name__}"
-            )
-        self.logger = _logger(self.default_root_dir)
+        A trial with `fast_dev_run` writes nothing.
+        """
+        if self.fast_dev_run:  # type: ignore[attr-defined]  # an option of Lightning's
+            return super().fit(*args, **kwargs)
+        self._use_callbacks([], after=[WeightsExport()])
+        with self._own_folder():
+            return super().fit(*args, **kwargs)
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Make the run's folder and those of its loggers, before anything is written; no other run has them.
+
+        A run that is refused before it begins leaves none of them behind.
+        """
+        self._runs += 1
+        _refuse_mixing(self.loggers, self._runs)
+        made = self._claim() if self.is_global_zero else []
+        try:
+            with warnings.catch_warnings():
+                for message in NOISE:
+                    warnings.filterwarnings("ignore", message=message)
+                yield
+        finally:
+            if made and not self.global_step and _remove_unused(made[0]):
+                for folder in made[1:]:
+                    _remove_unused(folder)
+
+    def _claim(self) -> list[Path]:
+        """Return the folders that were made: the run's first, then those that its loggers name.
+
+        Raises:
+            UsageError: A logger names a folder that is there already.
+        """
+        root = shown(Path(self.default_root_dir)) / "lightning_logs"
+        in_the_way = None
+        for loggers in chain([self.loggers], self._more_loggers()):
+            named = {Path(logger.log_dir or ""): logger for logger in loggers if _has_folder(logger)}
+            # A logger's folder that is a version of the same lightning_logs is the run's.
+            shared = [folder for folder in named if folder.resolve().parent == root.resolve()]
+            self._folder = shared[0] if shared else next_version(root)
+            wanted = list({folder.resolve(): folder for folder in (self._folder, *named)}.values())
+            taken = make_folders(wanted)
+            if taken is None:
+                self.loggers = loggers
+                return wanted
+            if taken in named and taken == in_the_way:
+                kind = type(named[taken]).__name__
+                raise UsageError(
+                    f"{kind} would write into a folder that is there already, among the files of another run; give "
+                    f"--trainer.logger another version or save_dir, or leave its version out, got {str(taken)!r}"
+                )
+            in_the_way = taken  # another run was faster, or a logger was used before: its next version may be free
+        raise RuntimeError("unreachable: there are always more loggers")
+
+    def _more_loggers(self) -> Iterator[list[Logger]]:
+        """Yield the loggers as they were given, again and again: each takes the next version when it is first read."""
+        while True:
+            yield [_copied(logger) for logger in self._unused_loggers]
 
     def _use_callbacks(self, before: list[lightning.Callback], after: list[lightning.Callback]) -> None:
         """Put the standard callbacks around the user's; one of the user's replaces the standard one of its kind."""
@@ -116,6 +208,32 @@ def _logger(root: Any) -> TensorBoardLogger:
     return TensorBoardLogger(root or ".", name="lightning_logs", default_hp_metric=False)
 
 
+def _has_folder(logger: Logger) -> bool:
+    """Return whether a logger writes files of its own into a folder of this machine that it names by itself."""
+    return isinstance(logger, (TensorBoardLogger, CSVLogger)) and "://" not in str(logger.save_dir)
+
+
+def _copied(logger: Logger) -> Logger:
+    """Return a copy of a logger of files, which has chosen no version yet; any other logger itself."""
+    return copy.copy(logger) if isinstance(logger, (TensorBoardLogger, CSVLogger)) else logger
+
+
+UNUSED = ("config.yaml", "hparams.yaml")
+"""Files that are there before a run begins, beside TensorBoard's."""
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Remove a folder that was made for a run that never began, and return whether it was one: it holds no result."""
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    if any(file.name not in UNUSED and not file.name.startswith("events.out.tfevents") for file in files):
+        return False
+    with suppress(OSError):
+        for file in files:
+            file.unlink()
+        folder.rmdir()
+    return True
+
+
 def _before(trainer: lightning.Trainer, resume: str, records: bool) -> list[lightning.Callback]:
     """Return the callbacks of a test that stand before the user's, in their order.
 
@@ -138,21 +256,46 @@ def _listed(callbacks: Any) -> list[lightning.Callback]:
     return [callbacks] if isinstance(callbacks, lightning.Callback) else list(callbacks)
 
 
-def _refuse_lonely_nodes(trainer: lightning.Trainer) -> None:
-    """Refuse machines with unknown addresses: Lightning would wait for them forever and print nothing."""
-    launched = getattr(trainer.strategy, "cluster_environment", None)
-    unknown = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
-    if trainer.num_nodes > 1 and isinstance(launched, LightningEnvironment) and unknown:
+def refuse_limits(fast_dev_run: Any, limit_test_batches: Any, overfit_batches: Any) -> None:
+    """Refuse Lightning's ways to end a test early: they count batches per process and would break units.
+
+    Args:
+        fast_dev_run: Lightning's option of this name: a number of batches, or true for one.
+        limit_test_batches: The same: all batches are 1.0 or None; the whole number 1, equal to it, is a single batch.
+        overfit_batches: The same; it limits the batches of a training.
+
+    Raises:
+        UsageError: One of them is given.
+    """
+    everything = limit_test_batches is None or (isinstance(limit_test_batches, float) and limit_test_batches == 1)
+    if not (fast_dev_run or overfit_batches) and everything:
+        return
+    if fast_dev_run:
+        name, got = "fast_dev_run", fast_dev_run
+    elif overfit_batches:
+        name, got = "overfit_batches", overfit_batches
+    else:
+        name, got = "limit_test_batches", limit_test_batches
+    raise UsageError(
+        f"--trainer.{name} counts batches of a process, and a test scores whole units of the data, each image once; "
+        f"leave it out and use --data.max_images instead, got {got}"
+    )
+
+
+def _refuse_changed_batches(trainer: lightning.Trainer) -> None:
+    """Refuse a callback that tries other batch sizes on a test's first batches: they are part of the run's key."""
+    if any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise UsageError(
-            f"--trainer.num_nodes needs the addresses of the other machines: start it with srun or torchrun, or set "
-            f"{', '.join(unknown)} on each of them (docs/imagenet.md), got {trainer.num_nodes} nodes"
+            "--trainer.callbacks: BatchSizeFinder would score the first batches again and again; leave it out: what "
+            "does not fit into memory is tried again with fewer rows (--model.row_budget), got BatchSizeFinder"
         )
 
 
-def _refuse_limits(trainer: lightning.Trainer) -> None:
-    """Refuse Lightning's ways to end a test early: they count batches per process and would break units."""
-    if trainer.limit_test_batches != 1.0:
-        raise UsageError(
-            "--trainer.limit_test_batches and --trainer.fast_dev_run would score parts of units; use --data.max_images "
-            f"instead, got {trainer.limit_test_batches}"
-        )
+def _refuse_mixing(loggers: Sequence[Logger], runs: int) -> None:
+    """Refuse a second run of a trainer whose logger has one place for all: the curves of both would be mixed."""
+    for logger in loggers if runs > 1 else ():
+        if not isinstance(logger, (TensorBoardLogger, CSVLogger)):
+            raise UsageError(
+                "this trainer has run before, and its logger would mix the curves of both runs; make another "
+                f"ProbeTrainer for each run, or leave logger out, got {type(logger).__name__}"
+            )

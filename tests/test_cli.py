@@ -55,6 +55,11 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         (["--config", "nowhere.yaml"], "File does not exist"),
         (["--trainer.accelerator", "nonsense"], "Lightning cannot use these --trainer options"),
         (["--trainer.limit_test_batches", "3"], "use --data.max_images instead"),
+        (["--trainer.limit_test_batches", "1"], "use --data.max_images instead, got 1"),
+        (["--trainer.limit_test_batches", "0.5"], "use --data.max_images instead, got 0.5"),
+        (["--trainer.fast_dev_run", "true"], "--trainer.fast_dev_run counts batches"),
+        (["--trainer.fast_dev_run", "5"], "use --data.max_images instead, got 5"),
+        (["--trainer.overfit_batches", "1"], "--trainer.overfit_batches counts batches"),
         (["--model.row_budget", "0"], "row_budget must be 1 or more, got 0"),
     ],
 )
@@ -66,6 +71,59 @@ def test_wrong_options_are_one_message_and_code_2_and_write_nothing(
     assert message in only_message(ended)
     assert ended.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+MISSING = """
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import SimpleProfiler
+
+class Board(CSVLogger):
+    def __init__(self, save_dir: str = "x") -> None:
+        raise ModuleNotFoundError("Requirement 'board>=1.0' not met. HINT: Try running `pip install board`")
+
+class Profile(SimpleProfiler):
+    def __init__(self) -> None:
+        raise RuntimeError("the profiler's own reason,\\nin two lines")
+
+class Stop(Callback):
+    def __init__(self, after: int) -> None:
+        raise KeyError("after")
+"""
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        (
+            "logger: missing.Board",
+            "--trainer.logger names a class that cannot be built: Requirement 'board>=1.0' not met. HINT: Try running "
+            "`pip install board`, got Board",
+        ),
+        ("logger: [CSVLogger, {class_path: missing.Board}]", "Requirement 'board>=1.0' not met"),
+        ("profiler: missing.Profile", "--trainer.profiler names a class that cannot be built: the profiler's own"),
+        (
+            "callbacks: [HeadAttention, {class_path: missing.Stop, init_args: {after: 3}}]",
+            "--trainer.callbacks names a class that cannot be built: 'after', got Stop",
+        ),
+        ("callbacks: [missing.Stop]", "--trainer.callbacks: the following arguments are required: after"),
+        ("logger: Nonsense", "--trainer.logger: expected a Logger by its class's name or import path, true or false"),
+        ("precision: 17", "bf16-mixed, 32-true, 64-true, bf16 or null, got 17"),
+        ("max_epochs: few", "--trainer.max_epochs: expected a whole number or null, got few"),
+    ],
+)
+def test_a_class_or_value_that_does_not_do_is_one_line_with_its_option(
+    tmp_path: Path, yaml: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "missing.py").write_text(MISSING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "missing", raising=False)
+    (tmp_path / "run.yaml").write_text(f"trainer:\n  {yaml}\n")
+    ended = command(tmp_path, "test", *QUICK, "--config", "run.yaml")
+    assert ended.code == 2
+    assert message in only_message(ended)
+    assert len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "lightning_logs").exists()
 
 
 @pytest.mark.parametrize(

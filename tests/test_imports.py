@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 BUILDER = PACKAGE / "data/digits/build.py"  # makes the bundled dataset; only its makers run it
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-GROUND = {"errors", "text", "files", "processes"}
+GROUND = {"errors", "text", "files", "mixture", "processes"}
 """The ground floor, which everything may import; it knows no heads."""
 
 DIRECTLY: dict[str, set[str]] = {
@@ -47,7 +47,9 @@ DIRECTLY: dict[str, set[str]] = {
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
         "weights": set(),
-        "sandbox": set(),
+        "built_size": {"weights"},
+        "gradients": set(),
+        "sandbox": {"gradients"},
         "heads": {"sandbox"},
         "masking": {"heads"},
         "capture": {"heads"},

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from headprobe.run.load import load_run
 from tests.cli_runs import Ended, only_message
 from tests.data.parquet_sets import png, table, write_files, write_table
 
@@ -79,11 +80,34 @@ def test_masks_csv_is_the_same_to_the_last_bit(tmp_path: Path, alone: bytes) -> 
     assert (ended.directory() / "masks.csv").read_bytes() == alone
 
 
-def test_masks_csv_is_the_same_under_torchrun(tmp_path: Path, alone: bytes) -> None:
+@pytest.mark.parametrize("options", [several(2), ()], ids=["with devices", "without devices"])
+def test_masks_csv_is_the_same_under_torchrun(tmp_path: Path, alone: bytes, options: tuple[str, ...]) -> None:
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", "-m")
-    ended = run(tmp_path, *TEST, *several(2), "--data.num_workers", "0", launcher=launcher)
+    ended = run(tmp_path, *TEST, *options, "--data.num_workers", "0", launcher=launcher)
     assert ended.code == 0, ended.err
     assert (ended.directory() / "masks.csv").read_bytes() == alone
+    assert json.loads((ended.directory() / "run.json").read_text())["processes"] == 2
+    assert not ended.directory(1).exists()
+
+
+def test_another_number_of_devices_than_torchruns_is_one_message(tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613", "-m")
+    ended = run(tmp_path, *TEST, "--trainer.devices", "1", launcher=launcher)
+    assert ended.code != 0
+    assert ended.err.count("headprobe: error: torchrun has started 2 processes") == 1
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
+    words = ("--data.max_images", "20", *LOCAL)
+    runs = [start(tmp_path, "test", "--mask-spec", f"layer:{layer}", *words) for layer in range(4)]
+    ended = [finish(process, tmp_path) for process in runs]
+    assert [one.code for one in ended] == [0] * 4, "".join(one.err for one in ended)
+    runs_read = [load_run(ended[0].directory(version)) for version in range(4)]
+    assert sorted(str(one.masks[1]["mask"]) for one in runs_read) == [f"layer:{layer}" for layer in range(4)]
+    for one in runs_read:
+        spec = str(one.masks[1]["mask"])
+        assert f"--mask-spec {spec} " in one.record["command"]
+        assert f"mask_spec: {spec}\n" in (one.path / "config.yaml").read_text()
 
 
 def test_bad_images_of_all_processes_are_listed_once(tmp_path: Path) -> None:

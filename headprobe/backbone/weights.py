@@ -88,10 +88,34 @@ def data_config(backbone: nn.Module) -> dict[str, Any]:
     The image size is the one that the model was built for, even where an option changed it.
     """
     config: dict[str, Any] = dict(resolve_model_data_config(backbone))
-    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    if size is not None:
-        config["input_size"] = (config["input_size"][0], *size)
+    built_for = image_sides(getattr(backbone, "patch_embed", None), "img_size", config["input_size"][0])
+    if built_for is not None:
+        config["input_size"] = (config["input_size"][0], *built_for)
     return config
+
+
+def image_sides(holder: Any, name: str, channels: int) -> tuple[int, int] | None:
+    """Return the height and width of images that a module keeps in an attribute.
+
+    Args:
+        holder: A module, or None.
+        name: The attribute. One number means a square; of three numbers the first must be the channels.
+        channels: Channels of an image.
+
+    Returns:
+        None where there is no such attribute, or it holds anything that cannot be understood.
+    """
+    try:
+        kept = getattr(holder, name)
+        numbers = torch.as_tensor(kept, dtype=torch.float64, device="cpu").flatten().tolist()
+    except (AttributeError, RuntimeError, TypeError, ValueError, LookupError):  # a property may raise anything
+        return None
+    if isinstance(kept, bool) or not all(number >= 1 and number.is_integer() for number in numbers):
+        return None
+    sides = [int(number) for number in numbers]
+    if len(sides) == 3 and sides[0] == channels:
+        sides = sides[1:]
+    return (sides[0], sides[-1]) if len(sides) in (1, 2) else None
 
 
 def normalised(images: Tensor, config: Mapping[str, Any], dtype: torch.dtype) -> Tensor:

@@ -1,13 +1,16 @@
 """The identity of a run, as plain data: all that changes its numbers; and the key, which is its digest."""
 
 import hashlib
+import inspect
 import json
+import linecache
 import os
 import platform
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning
@@ -18,7 +21,7 @@ import headprobe
 from headprobe import __version__
 from headprobe.describe.base import HeadStatistic
 from headprobe.module import HeadProbe, data_of
-from headprobe.text import Decision, safe_command
+from headprobe.text import Decision, safe_command, without_secrets
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
 """Packages that can change a number."""
@@ -128,11 +131,30 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
-def command_line() -> str:
-    """Return the command that this process was started with, without anything secret."""
-    program = Path(sys.argv[0])
-    ours = program.stem == "headprobe" or (program.name == "__main__.py" and program.parent.name == "headprobe")
-    return safe_command([*(["headprobe"] if ours else ["python", program.name]), *sys.argv[1:]])
+def command_line(trainer: lightning.Trainer) -> str:
+    """Return what started a run, without anything secret: the command; from Python the script, or the line that calls.
+
+    Args:
+        trainer: Runs the test. Where it is a `ProbeTrainer`, its `command` is the command of the command line, or the
+            text of the call.
+    """
+    command = str(getattr(trainer, "command", "") or "")
+    if command.startswith("headprobe "):
+        return without_secrets(command)
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None:  # a notebook or a prompt, where the process's arguments are the kernel's
+        return without_secrets(command or "ProbeTrainer.test") + "  (typed into Python)"
+    return safe_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def text_of_call(frame: FrameType | None) -> str:
+    """Return the lines of source code that a frame is at, as one line; empty where there is no source."""
+    if frame is None:
+        return ""
+    found = inspect.getframeinfo(frame, context=1)
+    ends = found.positions.end_lineno if found.positions else None
+    lines = [linecache.getline(found.filename, number) for number in range(found.lineno, (ends or found.lineno) + 1)]
+    return " ".join(line.strip() for line in lines if line.strip())
 
 
 def run_directory(trainer: lightning.Trainer) -> Path:

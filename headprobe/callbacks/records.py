@@ -19,6 +19,7 @@ from headprobe.files import cannot_write, partial_path, writing
 from headprobe.masks.spec import NONE
 from headprobe.metrics.accuracy.paired_accuracy import top_five
 from headprobe.module import AfterBatch, HeadProbe, StepResult
+from headprobe.text import counted
 
 SCHEMA = pa.schema(
     [
@@ -99,8 +100,8 @@ class RecordsWriter(AfterBatch):
         missing = trainer.datamodule.units - len(found)  # type: ignore[attr-defined]
         if missing:
             lightning.pytorch.utilities.rank_zero_warn(
-                f"the records of {missing} units are not on this machine's disk: they are where the processes ran that "
-                f"scored these units, in {self._directory} there; images.parquet lacks their images"
+                f"the records of {counted(missing, 'unit')} are not on this machine's disk: they are where the "
+                f"processes ran that scored these units, in {self._directory} there; images.parquet lacks their images"
             )
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

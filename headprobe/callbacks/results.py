@@ -24,8 +24,8 @@ from headprobe.callbacks.identity import (
 )
 from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
-from headprobe.errors import RunError, was_interrupted
-from headprobe.files import now
+from headprobe.errors import RunError, UsageError, was_interrupted
+from headprobe.files import now, text_digest
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import console, masks_table
 from headprobe.run.load import Row
@@ -50,8 +50,18 @@ class ResultsWriter(AfterBatch):
         self._directory = Path()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Find the run's directory."""
+        """Find the run's directory.
+
+        Raises:
+            UsageError: It holds results already: a plain Trainer gives its runs no folder of their own.
+        """
         self._directory = run_directory(trainer)
+        there = [name for name in ("run.json", "masks.csv", "masks.json") if (self._directory / name).exists()]
+        if there and trainer.is_global_zero:
+            raise UsageError(
+                f"the folder of results holds {there[0]} already; headprobe.ProbeTrainer gives each run a folder of "
+                f"its own, got {str(self._directory)!r}"
+            )
         self._opened = time.perf_counter()
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -114,8 +124,9 @@ class ResultsWriter(AfterBatch):
             if probe.statistics:
                 print_summary(probe.statistics)
             console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
-            if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-                console.print(f"Look at: tensorboard --logdir {directory.parent}", soft_wrap=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    console.print(f"Look at: tensorboard --logdir {Path(logger.log_dir).parent}", soft_wrap=True)
         if probe.statistics:
             write_descriptions(probe.statistics, directory, images_read(coverage))
             self._record["undefined"] = undefined(probe.statistics)
@@ -129,6 +140,8 @@ class ResultsWriter(AfterBatch):
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
             "bad_images": len(bad),
             "on_bad_image": policy,
+            # by which a reader notices tables of another run
+            "results": {name: text_digest(directory / name) for name in ("masks.csv", "masks.json")},
         }
         write_record(directory, self._record)
 
@@ -165,12 +178,12 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "status": "running",
         "key": run_key(what_counts(identity, trainer)),
         **identity,
-        "specs": sorted({variant.mask.test_family or variant.mask.name for variant in probe.variants}),
+        "specs": sorted({spec for one in probe.variants for spec in one.mask.test_families or (one.mask.name,)}),
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
         "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
-        "command": command_line(),
+        "command": command_line(trainer),
         "processes": trainer.world_size,
         "hardware": hardware(),
         "began": now(),

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.callbacks.identity import command_line, hardware, identify, run_key, what_counts
 from headprobe.errors import RunError, was_interrupted
+from headprobe.files import shown
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.processes import from_first
 from headprobe.report.table import console
@@ -60,7 +61,7 @@ class Resume(AfterBatch):
         data = data_of(trainer)
         self.identity = identify(trainer, probe)
         counts = what_counts(self.identity, trainer)
-        directory = _shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(counts)
+        directory = shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(counts)
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))
             refuse_differences(directory, counts)
@@ -69,7 +70,7 @@ class Resume(AfterBatch):
             store.forget()
 
         about = {"data": self.identity["data"]["path"], "images": data.expected_images}
-        session = {"command": command_line(), "processes": trainer.world_size, "hardware": hardware()}
+        session = {"command": command_line(trainer), "processes": trainer.world_size, "hardware": hardware()}
         finished = store.open(counts, session | about)
         self.store = store
         if finished.rows:
@@ -132,15 +133,10 @@ class Resume(AfterBatch):
             self.store.save(self._sums.nodes)
 
 
-def _shown(path: Path) -> Path:
-    """Return a path as a user would write it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def _resuming(finished: FinishedUnits, data: Any, directory: Path) -> str:
     images, expected = sum(finished.rows.values()), data.expected_images
-    of = f" of {expected:,}" if expected is not None else ""
-    what = f"{len(finished.rows):,} of {counted(data.units, 'unit')} ({images:,}{of} images)"
+    of_all = counted(images, "image") if expected is None else f"{images:,} of {counted(expected, 'image')}"
+    what = f"{len(finished.rows):,} of {counted(data.units, 'unit')} ({of_all})"
     if len(finished.rows) == data.units:
         return f"All of it was scored before; adding up {directory} (--resume never scores again)"
     return f"Resuming: {what} were scored before, in {directory} (--resume never starts over)"

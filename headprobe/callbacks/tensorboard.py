@@ -12,7 +12,7 @@ from PIL import Image
 
 from headprobe.files import write_bytes
 from headprobe.report.run_figures import by_ablation, run_figures
-from headprobe.run.load import Columns, Run, load_run
+from headprobe.run.load import Columns, Run, read_run
 
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
 BASELINE_COLUMNS = ("top1", "top5", "nll")
@@ -27,7 +27,7 @@ def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
     Raises:
         RunError: A file cannot be written.
     """
-    run = load_run(directory)
+    run = read_run(directory)
     scalars = _scalars(run)
     for logger in loggers:
         for step, values in sorted(scalars.items()):

@@ -81,10 +81,13 @@ def walk(name: str) -> ModelRecord:
         backbone = create_backbone(ModelSource(name, pretrained=False))
         own_module = type(backbone).__module__.rpartition(".")[2]  # timm does not list a bundled model
         family = family_of_names().get(name.partition(".")[0], own_module)
+        why = _why_refused(backbone)
+        if why:
+            return ModelRecord(name, family, refused=why)
         try:
             layout = find_heads(backbone, data_config(backbone)["input_size"], name)
         except UsageError as error:
-            return ModelRecord(name, family, refused=_why_refused(backbone) or str(error))
+            return ModelRecord(name, family, refused=str(error))
         facts = layer_facts(backbone, layout)
     return ModelRecord(name, family, _by_class(layout, facts), len(layout.headless))
 

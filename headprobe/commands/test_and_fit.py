@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -18,10 +19,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe import __version__
 from headprobe.callbacks.describing import DESCRIBING
-from headprobe.commands.parser import Parser
+from headprobe.commands.parser import Parser, in_one_line, no_type_fits
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpecs, plain_specs
-from headprobe.trainer import OFF, ProbeTrainer
+from headprobe.text import safe_command
+from headprobe.trainer import OFF, ProbeTrainer, refuse_limits
 
 NO_OPTIONS = {"model", "datamodule", "ckpt_path", "weights_only"}
 """Arguments of the trainer's methods that are no options. Checkpoints are none, because they are pickles."""
@@ -39,12 +41,40 @@ class LightningParser(Parser, LightningArgumentParser):
         """Add the names of our callbacks to an error about a callback; jsonargparse's message does not have them."""
         if "trainer.callbacks" in message:
             ours = ", ".join(callback.__name__ for callback in DESCRIBING)
-            message += f"\ncallbacks that describe heads are {ours}; others are named by their import path"
+            message += f"; callbacks that describe heads are {ours}; others are named by their import path"
         super().error(message, ex)
 
 
 class RunCLI(LightningCLI):
     """The common parts of the command lines of `test` and `fit`."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words of the command line, and keep them: they are what started the run."""
+        self.words = list(sys.argv[1:] if args is None else args)
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Build the model, its data and the trainer.
+
+        Raises:
+            UsageError: One of them refuses its options, or a class that an option names cannot be built.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error, UsageError) or not no_type_fits(str(error)):
+                raise
+            raise UsageError(self._not_built(str(error))) from error
+        self.trainer.command = safe_command(["headprobe", *self.words])  # type: ignore[attr-defined]  # a ProbeTrainer
+
+    def _not_built(self, message: str) -> str:
+        """Return jsonargparse's message for a class that cannot be built, with the option that names the class."""
+        reason = in_one_line(message)
+        name = reason.rsplit(", got ", 1)[-1]
+        options = vars(self.config[self.subcommand].trainer).items()
+        found = [key for key, value in options if re.search(rf"class_path='(?:[^']*\.)?{re.escape(name)}'", str(value))]
+        option = f"--trainer.{found[0]}" if found else "an option of --trainer"
+        return f"{option} names a class that cannot be built: {reason}"
 
     def before_instantiate_classes(self) -> None:
         """Refuse empty values in config files, which jsonargparse lets through unchecked."""
@@ -66,6 +96,12 @@ class RunCLI(LightningCLI):
 
 class TestCLI(RunCLI):
     """`test`, with `--mask-spec`, `--dry-run` and `--records`."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse options that would score a part of the images, before anything is built or fetched."""
+        super().before_instantiate_classes()
+        trainer = self.config["test"].trainer
+        refuse_limits(trainer.fast_dev_run, trainer.limit_test_batches, trainer.overfit_batches)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -248,12 +284,8 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # At this level Lightning prints why it kills a run: one of its processes was ended from outside (out of memory).
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    # Lightning 2.6 itself calls what torch 2.9 and later rename; it still works.
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     # Given words are meant to stand for those of the process.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    # The number of workers is filled in from the cores and the units, unless the user chose it.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # TensorBoard writes in a thread. The main thread gets the error of a full disk too, and prints one message.
     threading.excepthook = partial(_all_but_full_disks, threading.excepthook)
     # The hub's client prints two lines for each of up to ten tries; the error at the end has the remedy.

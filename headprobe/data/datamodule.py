@@ -10,7 +10,16 @@ from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.numbering import check_texts, number_labels, restricted
 from headprobe.data.labels.read_class_map import read_class_map
-from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
+from headprobe.data.sources.source import (
+    Request,
+    Source,
+    UnitRule,
+    first_labels,
+    is_local,
+    local_name,
+    open_source,
+    some,
+)
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
@@ -104,7 +113,7 @@ class ImageNetDataModule(LightningDataModule):
         labels = first_labels(source)
         if labels and all(label == -1 for label in labels):
             raise UsageError(
-                f"{self._request.path} has no labels in this split (all are -1): choose another --data.split, "
+                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
                 f"got {source.identity['split']}"
             )
         self._checked = True
@@ -142,6 +151,12 @@ class ImageNetDataModule(LightningDataModule):
         if numbering.by_name:
             check_texts(first_labels(source), numbering)
         self._data = FittedData(source, ImageReader(data_config), numbering, self.max_images, self.batch_size)
+        if 1 in (num_classes, len(self.valid_classes or ())):
+            raise UsageError(
+                "there is only one class to choose among, so every image would count as right: give --data.path images "
+                f"of several classes, or --data.restrict_classes false to choose among all {num_classes} of the model, "
+                f"got {some(source.labels.names or ()) or self._request.shown}"
+            )
 
     @property
     def classes(self) -> int:
@@ -205,7 +220,7 @@ class ImageNetDataModule(LightningDataModule):
         data = self._fitted
         local = is_local(self._request.path)
         return {
-            "path": file_name(self._request.path) if local else self._request.path,
+            "path": local_name(self._request.path) if local else self._request.path,
             "local": local,
             "name": self._request.name,
             **data.source.identity,

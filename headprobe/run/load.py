@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headprobe.errors import UsageError
 from headprobe.masks.spec import NONE
+from headprobe.mixture import refuse_mixture
 
 Cell = str | int | float
 
@@ -76,6 +77,16 @@ class Run:
 
 def load_run(path: str | Path) -> Run:
     """Read a run's directory, as in `lightning_logs/version_0`.
+
+    Raises:
+        UsageError: There is no finished run, or `run.json` is of another run than the tables beside it.
+    """
+    refuse_mixture(Path(path))
+    return read_run(path)
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a directory that this process has just written, which needs no check.
 
     Raises:
         UsageError: There is no finished run.

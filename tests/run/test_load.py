@@ -1,11 +1,15 @@
 """Runs are read back without torch: tables by column, arrays, and where each mask is drawn."""
 
+import hashlib
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from headprobe.errors import UsageError
+from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.run.load import load_run
 from headprobe.run.results import write_arrays
 from tests.run.small_runs import HEADS, write_heads, write_run
@@ -68,3 +72,54 @@ def test_a_run_without_one_of_its_files_is_refused_with_its_name(tmp_path: Path,
     (write_run(tmp_path, ["layer:1"]) / name).unlink()
     with pytest.raises(UsageError, match=f"is not the directory of a finished run: {name} is missing"):
         load_run(tmp_path)
+
+
+# -- folders into which two runs have written --------------------------------------------------------------------------
+
+
+def finished(folder: Path, spec: str, **record: Any) -> Path:
+    """Write a run with the digests of its tables, as `test` does."""
+    write_run(folder, [spec])
+    names = ("masks.csv", "masks.json")
+    digests = {name: hashlib.sha256((folder / name).read_bytes().rstrip(b"\n")).hexdigest() for name in names}
+    return write_run(folder, [spec], results=digests, **record)
+
+
+@pytest.mark.parametrize("name", ["masks.csv", "masks.json"])
+def test_a_table_of_another_run_is_refused(tmp_path: Path, name: str) -> None:
+    mine, other = finished(tmp_path / "mine", "layer:0", command="headprobe test"), finished(tmp_path / "o", "layer:2")
+    assert load_run(mine).masks[1]["mask"] == "layer:0"
+    shutil.copyfile(other / name, mine / name)
+    with pytest.raises(UsageError, match=rf"does not belong to the {name} beside it.*\(headprobe test\).*mine'"):
+        load_run(mine)
+
+
+def test_a_run_of_the_same_masks_on_another_model_is_refused(tmp_path: Path) -> None:
+    mine = finished(tmp_path / "mine", "layer:0")
+    text = (mine / "masks.csv").read_text().replace("layer:0,zero,0", "layer:0,zero,0", 1)
+    (mine / "masks.csv").write_text(text.replace(",40,", ",39,", 1))
+    with pytest.raises(UsageError, match=r"does not belong to the masks\.csv"):
+        load_run(mine)
+
+
+def test_line_ends_that_git_changes_are_no_other_run(tmp_path: Path) -> None:
+    mine = finished(tmp_path, "layer:0")
+    (mine / "masks.csv").write_bytes((mine / "masks.csv").read_bytes().replace(b"\n", b"\r\n"))
+    assert load_run(mine).masks[1]["mask"] == "layer:0"
+
+
+def test_the_masks_of_a_record_without_digests_are_compared(tmp_path: Path) -> None:
+    assert load_run(write_run(tmp_path, ["layer:0"], variants=[["layer:0", "digest", "zero", 0]]))
+    write_run(tmp_path, ["layer:0"], variants=[["layer:2", "digest", "zero", 0]])
+    with pytest.raises(UsageError, match=r"does not belong to the masks\.csv"):
+        load_run(tmp_path)
+
+
+def test_nothing_grows_by_a_run_that_is_a_mixture(tmp_path: Path) -> None:
+    spec = MaskSpec(f"grow:{tmp_path}:drop_pp")
+    write_run(tmp_path, ["each:head"])
+    assert expand_all([spec], HEADS, "tiny")
+    write_run(tmp_path, ["each:head"], results={"masks.csv": "another"})
+    for path in (tmp_path, tmp_path / "masks.csv"):
+        with pytest.raises(UsageError, match=r"does not belong to the masks\.csv"):
+            expand_all([MaskSpec(f"grow:{path}:drop_pp")], HEADS, "tiny")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headprobe.data.labels.class_order import plain
+from headprobe.data.sources.source import some
 from headprobe.errors import UsageError
 
 WORDNET_ID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")  # also `n02085620-Chihuahua`
@@ -115,11 +116,6 @@ class ImageNetNames:
                 f"names they cannot all be told: class {position} of the dataset, {reason}; class {position} of the "
                 f"model is {self.descriptions[position]!r}, got {some(names)}"
             )
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names as text, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _in_place(possible: Sequence[set[int]]) -> bool:

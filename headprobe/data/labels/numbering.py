@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from headprobe.data.labels.class_map import BY_NAME, ClassMap
 from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
-from headprobe.data.labels.imagenet_names import ImageNetNames, some
-from headprobe.data.sources.source import LabelColumn
+from headprobe.data.labels.imagenet_names import ImageNetNames
+from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
 
 # What a label column without class names holds, for messages.
