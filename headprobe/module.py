@@ -17,7 +17,6 @@ from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import (
     ModelSource,
-    built_options,
     create_classifier,
     normalised,
     weights_digest,
@@ -139,7 +138,7 @@ class HeadProbe(lightning.LightningModule):
         self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size)
         classifier = create_classifier(self.source)
         self.backbone, self.data_config, self.num_classes = classifier[:3]
-        self.class_names, self._decisions = classifier.class_names, classifier.decisions
+        self._options, self.class_names, self._decisions = classifier[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.valid_classes: Tensor | None = None
@@ -201,10 +200,12 @@ class HeadProbe(lightning.LightningModule):
         """Return what identifies the model, as plain data: a part of a run's identity."""
         return {
             "name": self.source.name,
+            "title": self.title,
+            "architecture": self.backbone.pretrained_cfg.get("architecture"),  # type: ignore[union-attr,operator]  # dict
             "weights": self.source.weights,
             "pretrained": self.source.pretrained,
             "weights_sha256": weights_digest(self.backbone),
-            "options": built_options(self.source),
+            "options": self._options,
             "num_classes": self.num_classes,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),

@@ -97,8 +97,8 @@ def read_checkpoint(path: Path) -> tuple[Any, list[str]]:
         TypeError,
     ) as error:
         raise UsageError(
-            f"{str(path)!r} is not a checkpoint that can be read without running code ({_reason(error)}); in the program "
-            "that wrote it save only the weights: torch.save(model.state_dict(), FILE)"
+            f"{str(path)!r} is not a checkpoint that can be read without running code ({_reason(error)}); in the "
+            "program that wrote it save only the weights: torch.save(model.state_dict(), FILE)"
         ) from error
 
 
@@ -170,11 +170,9 @@ def _unwrapped(tensors: dict[str, Tensor], prefix: str | None) -> tuple[dict[str
         prefix = wrapper_of(plain)
     kept = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name.startswith(prefix)}
     if not kept:
-        firsts = Counter(name.partition(".")[0] for name in plain)
-        raise UsageError(
-            f"no tensor's name begins with {prefix!r}; they begin with "
-            f"{', '.join(f'{first}. ({number})' for first, number in firsts.most_common(6)) or 'nothing: there are none'}"
-        )
+        firsts = Counter(name.partition(".")[0] for name in plain).most_common(6)
+        begin = ", ".join(f"{first}. ({number})" for first, number in firsts) or "nothing: there are none"
+        raise UsageError(f"no tensor's name begins with {prefix!r}; they begin with {begin}")
     if prefix:
         lines.append(f"prefix: removed {prefix!r} from {counted(len(kept), 'name')}")
     left = [name for name in plain if not name.startswith(prefix)]
@@ -252,7 +250,7 @@ def _bookkeeping(name: str) -> bool:
 
 
 def _foreign_classes(path: Path) -> list[str]:
-    """Return the classes and functions in a checkpoint that are not allowed; none for an old format, which is refused."""
+    """Return the classes and functions in a checkpoint that are not allowed; none for an old format."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, pickle.UnpicklingError, OSError, LookupError, EOFError):

@@ -1,11 +1,12 @@
 """timm's names for models that lie elsewhere: `hf-hub:OWNER/MODEL[@REVISION]` and `local-dir:FOLDER`.
 
-Both hold a `config.json` (architecture, options, preprocessing, names of classes) and weights. Only safetensors are read,
-and no code of a repository is run: timm builds an architecture of its own from the configuration.
+Both hold a `config.json` (architecture, options, preprocessing, names of classes) and weights. Only safetensors are
+read, and no code of a repository is run: timm builds an architecture of its own from the configuration.
 """
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,28 @@ def unreadable(file: Path, error: Exception) -> UsageError:
     if not file.exists():
         return UsageError(f"weights file {str(file)!r} does not exist; give the path of a .safetensors file")
     return UsageError(
-        f"weights file {str(file)!r} is not readable as safetensors ({first_line(error)}); a checkpoint of PyTorch's can "
-        f"be converted without running its code: headprobe convert {file} OUT.safetensors"
+        f"weights file {str(file)!r} is not readable as safetensors ({first_line(error)}); a checkpoint of PyTorch's "
+        f"can be converted without running its code: headprobe convert {file} OUT.safetensors"
     )
+
+
+def unbuildable(name: str, options: Mapping[str, Any], error: Exception) -> UsageError:
+    """Return the error for a model that timm cannot build with the options that a user gave."""
+    what = f"with the options {dict(options)}" if options else "with its default options"
+    hint = ""
+    if "img_size" in options and "unexpected keyword argument 'img_size'" in str(error):
+        hint = "; it takes images of any size: give pretrained_cfg_overlay: {input_size: [3, HEIGHT, WIDTH]} instead"
+    return UsageError(f"timm cannot build {name!r} {what}: {first_line(error)}{hint}")
+
+
+def near_name(name: str, bundled: Sequence[str]) -> str:
+    """Return the hint to a name that timm does not have: the nearest ones, or how models elsewhere are named."""
+    if Path(name).expanduser().is_dir():
+        return f"for a model in a folder give local-dir:{name}"
+    if "/" in name:
+        return f"for a model of the hub give hf-hub:{name.removeprefix('https://huggingface.co/')}"
+    near = difflib.get_close_matches(name, [*bundled, *timm.list_models()], n=3)
+    return f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists the names"
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -100,8 +120,8 @@ def _in_folder(name: str, folder: Path, weights: bool) -> Place:
         raise UsageError(f"there is no folder {str(folder)!r}; give one that timm's save_for_hf wrote, got {name!r}")
     if not (folder / "config.json").is_file():
         raise UsageError(
-            f"the folder {str(folder)!r} has no config.json as timm's save_for_hf writes it; give the architecture with "
-            f"--model.name and a file with --model.weights, got {name!r}"
+            f"the folder {str(folder)!r} has no config.json as timm's save_for_hf writes it; give the architecture "
+            f"with --model.name and a file with --model.weights, got {name!r}"
         )
     return _read(name, folder, _weights_in(folder) if weights else None)
 
@@ -120,14 +140,14 @@ def _weights_in(folder: Path) -> Path:
     if found:
         names = ", ".join(file.name for file in found[:3])
         raise UsageError(
-            f"the folder {str(folder)!r} has {len(found)} safetensors files ({names}, ...) and none is called {WEIGHTS}; "
-            "choose one with --model.weights"
+            f"the folder {str(folder)!r} has {len(found)} safetensors files ({names}, ...) and none is called "
+            f"{WEIGHTS}; choose one with --model.weights"
         )
     pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
     if pickles:
         raise UsageError(
-            f"the folder {str(folder)!r} has its weights as a pickle, which could run code and is never opened in a run; "
-            f"convert it first: headprobe convert {pickles[0]} {folder / WEIGHTS}"
+            f"the folder {str(folder)!r} has its weights as a pickle, which could run code and is never opened in a "
+            f"run; convert it first: headprobe convert {pickles[0]} {folder / WEIGHTS}"
         )
     raise UsageError(f"the folder {str(folder)!r} has no weights; {WEIGHTS} must lie in it, or give --model.weights")
 
@@ -147,14 +167,14 @@ def _fetched(name: str, repository: str, file: str, revision: str | None) -> Pat
         return Path(hf_hub_download(repository, file, revision=revision, library_name="headprobe"))
     except LocalEntryNotFoundError as error:
         raise RunError(
-            f"the hub cannot be reached for {name!r}, and its cache has no {file} of it ({first_line(error)}); check the "
-            "connection, or pass local files: --model.name local-dir:FOLDER"
+            f"the hub cannot be reached for {name!r}, and its cache has no {file} of it ({first_line(error)}); check "
+            "the connection, or pass local files: --model.name local-dir:FOLDER"
         ) from error
     except EntryNotFoundError as error:
         if file == WEIGHTS:
             raise UsageError(
-                f"the model {name!r} has no {WEIGHTS}; a pickle such as pytorch_model.bin could run code and is never opened "
-                "in a run: download it, convert it (headprobe convert pytorch_model.bin OUT.safetensors), and give it "
+                f"the model {name!r} has no {WEIGHTS}; a pickle such as pytorch_model.bin could run code and is "
+                "never opened in a run: download it, convert it (headprobe convert pytorch_model.bin OUT.safetensors), and give it "
                 "with --model.weights beside the same --model.name"
             ) from error
         raise UsageError(f"the repository of {name!r} has no {file}, so it is no model that timm can build") from error

@@ -1,10 +1,10 @@
 """Creates timm models: pretrained, from the hub, from local safetensors, or bundled with headprobe."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,18 +16,9 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from headprobe.backbone.loading import (
-    build_filtered,
-    changes,
-    for_native_stem,
-    matter,
-    refuse_misfit,
-    refuse_untrained,
-    refuse_weights,
-    untrained,
-    watched_loads,
-)
-from headprobe.backbone.places import PLACES, Place, located, unreadable
+from headprobe.backbone.own_weights import build_filtered, changes, refuse_weights
+from headprobe.backbone.places import PLACES, Place, located, near_name, unbuildable, unreadable
+from headprobe.backbone.pretrained import with_pretrained
 from headprobe.errors import RunError, UsageError
 from headprobe.text import Decision, first_line
 
@@ -71,18 +62,23 @@ def create_backbone(source: ModelSource) -> nn.Module:
         UsageError: The name, the weights or the options do not fit together; the message names the remedy.
         RunError: Pretrained weights cannot be fetched.
     """
-    return _build(source, trained=False)[0]
+    return _build(source, trained=False).backbone
 
 
-def _build(source: ModelSource, *, trained: bool) -> tuple[nn.Module, list[Decision]]:
+class Built(NamedTuple):
+    """A model in evaluation mode, the options that it was built with, and what was decided about its weights."""
+
+    backbone: nn.Module
+    options: dict[str, Any]
+    decisions: list[Decision]
+
+
+def _build(source: ModelSource, *, trained: bool) -> Built:
     """Build a model.
 
     Args:
         source: What to build.
         trained: Refuse a model with parameters that no weights were loaded for, unless all are meant to be random.
-
-    Returns:
-        The model in evaluation mode, and what was decided about its weights.
     """
     resolved = _resolved(source)
     _check_options(resolved)
@@ -97,32 +93,30 @@ def _build(source: ModelSource, *, trained: bool) -> tuple[nn.Module, list[Decis
     elif place is not None:
         backbone, decisions = _with_own_weights(resolved, place, str(place.weights))
     else:
-        backbone, decisions = _with_pretrained(resolved, trained=trained)
+        config, asked = _config_of(resolved, None), _asked(resolved)
+        create = partial(_created, resolved.name, True, source=resolved)
+        backbone, decisions = with_pretrained(
+            create, resolved.name, _sized(asked, config), config, asked, trained=trained
+        )
     if place is not None and place.commit:
         decisions.append(Decision("model", f"{source.name} at commit {place.commit}"))
-    return backbone.eval(), decisions
+    # those in a place's config.json too: not all of them show in the weights
+    options = {**(place.arguments if place is not None else {}), **built_options(source)}
+    return Built(backbone.eval(), options, decisions)
 
 
 def _check_options(source: ModelSource) -> None:
     """Refuse options that headprobe cannot honour, and names that timm does not have."""
     if not source.name.lower().startswith(PLACES) and not timm.is_model(source.name):
-        raise UsageError(f"timm {timm.__version__} has no model called {source.name!r}; {_near(source.name)}")
+        raise UsageError(
+            f"timm {timm.__version__} has no model called {source.name!r}; {near_name(source.name, BUNDLED)}"
+        )
     if source.options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
     if "checkpoint_path" in source.options:
         raise UsageError(
             "model.options.checkpoint_path is not read; give the weights as safetensors, by --model.weights"
         )
-
-
-def _near(name: str) -> str:
-    """Return the hint to an unknown name."""
-    if Path(name).expanduser().is_dir():
-        return f"for a model in a folder give local-dir:{name}"
-    if "/" in name:
-        return f"for a model of the hub give hf-hub:{name.removeprefix('https://huggingface.co/')}"
-    near = difflib.get_close_matches(name, [*BUNDLED, *timm.list_models()], n=3)
-    return f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists the names"
 
 
 def _place_of(source: ModelSource) -> Place | None:
@@ -142,30 +136,6 @@ def _config_of(source: ModelSource, place: Place | None) -> Mapping[str, Any]:
     return config.to_dict() if config is not None else {}
 
 
-def _with_pretrained(source: ModelSource, *, trained: bool) -> tuple[nn.Module, list[Decision]]:
-    """Build a model of timm's table with its pretrained weights."""
-    config = _config_of(source, None)
-    options = _sized(_asked(source), config)
-    with watched_loads() as record:
-        try:
-            backbone = _created(source.name, True, for_native_stem(options, config), source)
-        except UsageError as error:
-            refuse_misfit(source.name, record, _asked(source), error)
-    built: Any = backbone.pretrained_cfg
-    # timm adapts the first layer only if `input_size` has the channels of the pretrained weights.
-    built.update({key: value for key, value in (options.get(OVERLAY) or {}).items() if value is not None})
-    decisions = [Decision("weights", "the released ones")]
-    channels, native = options.get("in_chans"), config.get("input_size", (3,))[0]
-    if channels not in (None, native):
-        stem = f"timm made weights for {channels} channels from those for {native} (model.options.in_chans)"
-        decisions.append(Decision("first layer", stem, shown=True))
-    fresh = untrained(backbone, record) if trained else []
-    size = data_config(backbone)["input_size"]
-    if fresh and matter(backbone.eval(), fresh, (channels or size[0], *size[1:])):
-        refuse_untrained(source.name, fresh, int(config.get("num_classes", 0)), _asked(source))
-    return backbone, decisions
-
-
 def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tuple[nn.Module, list[Decision]]:
     """Build a model with the weights of a safetensors file, which must fit: as they are, or through timm's filter."""
     state = read_safetensors(path)
@@ -183,7 +153,7 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)
         return backbone, decisions
-    filtered = build_filtered(name, options, state)
+    filtered = build_filtered(name, options, config, state)
     if filtered is None:
         refuse_weights(state, own, source.name, path, head)
     made_to_fit = f"timm's filter of checkpoints {changes(state, filtered)}"
@@ -258,6 +228,7 @@ class Classifier(NamedTuple):
         backbone: The timm model, in evaluation mode.
         data_config: Its evaluation transform, as `data_config` returns it.
         num_classes: Classes of its classifier.
+        options: Arguments of `timm.create_model` that it was built with.
         class_names: Their names, in the classifier's order, where the weights' configuration has them.
         decisions: What was decided about its weights and images.
     """
@@ -265,6 +236,7 @@ class Classifier(NamedTuple):
     backbone: nn.Module
     data_config: dict[str, Any]
     num_classes: int
+    options: dict[str, Any]
     class_names: list[str] | None
     decisions: list[Decision]
 
@@ -282,7 +254,7 @@ def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifie
             channels.
         RunError: Pretrained weights cannot be fetched.
     """
-    backbone, decisions = _build(source, trained=trained)
+    backbone, options, decisions = _build(source, trained=trained)
     config = data_config(backbone, source.train_size)
     num_classes = int(backbone.num_classes)  # type: ignore[arg-type]  # timm: int
     if num_classes < 1:
@@ -291,8 +263,8 @@ def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifie
             "of a fine-tuned model with --model.weights FILE.safetensors"
         )
     _check_channels(config, source.options.get("in_chans"))
-    names = class_names(backbone, num_classes)
-    return Classifier(backbone, config, num_classes, names, [*decisions, *_size_decisions(backbone, source.train_size)])
+    decisions += _size_decisions(backbone, source.train_size)
+    return Classifier(backbone, config, num_classes, options, class_names(backbone, num_classes), decisions)
 
 
 def _size_decisions(backbone: nn.Module, train_size: bool) -> list[Decision]:
@@ -416,14 +388,7 @@ def _created(name: str, pretrained: bool, options: dict[str, Any], source: Model
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        asked = _asked(source)
-        what = f"with the options {asked}" if asked else "with its default options"
-        hint = ""
-        if "img_size" in asked and "unexpected keyword argument 'img_size'" in str(error):
-            hint = (
-                "; it takes images of any size: give pretrained_cfg_overlay: {input_size: [3, HEIGHT, WIDTH]} instead"
-            )
-        raise UsageError(f"timm cannot build {source.name!r} {what}: {first_line(error)}{hint}") from error
+        raise unbuildable(source.name, _asked(source), error) from error
     except OSError as error:  # every failure of a hub's client
         raise RunError(
             f"the pretrained weights of {source.name!r} cannot be fetched ({first_line(error)}); "

@@ -49,7 +49,7 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
-        f"model: {probe.source.name}, {len(probe.layout.layers)} layers, {heads} heads, {probe.num_classes} classes",
+        f"model: {probe.title}, {len(probe.layout.layers)} layers, {heads} heads, {probe.num_classes} classes",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]
 
