@@ -155,6 +155,12 @@ def wrapper_of(names: Mapping[str, Any]) -> str:
     return removed
 
 
+def inside_of(names: Mapping[str, Any]) -> str:
+    """Return the first part that a wrapper of a sub-module put into a name, as in `_orig_mod.`; empty if there is none."""
+    found = [part for part in INSIDE if any(f".{part}." in f".{name}" for name in names)]
+    return f"{found[0]}." if found else ""
+
+
 def _unwrapped(tensors: dict[str, Tensor], prefix: str | None) -> tuple[dict[str, Tensor], list[str]]:
     """Return tensors without the prefix of wrappers, and what was removed and left out."""
     lines = []
@@ -271,5 +277,6 @@ def _some(names: list[str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = first_line(error)
-    return text.partition("This file can still be loaded")[0].strip().rstrip(".")
+    """Return why a file was refused: PyTorch's own advice before the reason is to switch its safety off."""
+    text = str(error).partition("WeightsUnpickler error:")[2].strip()
+    return text.partition("\n")[0].rstrip(".") or first_line(error)

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import timm
 from torch import Tensor, nn
 
-from headprobe.backbone.checkpoints import wrapper_of
+from headprobe.backbone.checkpoints import inside_of, wrapper_of
 from headprobe.backbone.pretrained import describe_images, for_native_stem, some, untrained, watched_loads
 from headprobe.errors import UsageError
 from headprobe.text import counted
@@ -85,7 +85,7 @@ def refuse_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name:
     Raises:
         UsageError: Always.
     """
-    wrapper = wrapper_of(state)
+    wrapper = wrapper_of(state) or inside_of(state)
     if wrapper:
         raise UsageError(
             f"names of the weights in {path!r} have {wrapper!r} from a wrapper, which {name!r} has not; remove it: "

@@ -174,8 +174,8 @@ def _fetched(name: str, repository: str, file: str, revision: str | None) -> Pat
         if file == WEIGHTS:
             raise UsageError(
                 f"the model {name!r} has no {WEIGHTS}; a pickle such as pytorch_model.bin could run code and is "
-                "never opened in a run: download it, convert it (headprobe convert pytorch_model.bin OUT.safetensors), and give it "
-                "with --model.weights beside the same --model.name"
+                "never opened in a run: download it, convert it (headprobe convert pytorch_model.bin OUT.safetensors), "
+                "and give it with --model.weights beside the same --model.name"
             ) from error
         raise UsageError(f"the repository of {name!r} has no {file}, so it is no model that timm can build") from error
     except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
