@@ -156,7 +156,7 @@ def wrapper_of(names: Mapping[str, Any]) -> str:
 
 
 def inside_of(names: Mapping[str, Any]) -> str:
-    """Return the first part that a wrapper of a sub-module put into a name, as in `_orig_mod.`; empty if there is none."""
+    """Return the first part that a wrapper of a sub-module put into a name; empty if there is none."""
     found = [part for part in INSIDE if any(f".{part}." in f".{name}" for name in names)]
     return f"{found[0]}." if found else ""
 

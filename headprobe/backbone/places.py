@@ -7,7 +7,7 @@ read, and no code of a repository is run: timm builds an architecture of its own
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ def _in_folder(name: str, folder: Path, weights: bool) -> Place:
             f"the folder {str(folder)!r} has no config.json as timm's save_for_hf writes it; give the architecture "
             f"with --model.name and a file with --model.weights, got {name!r}"
         )
-    return _read(name, folder, _weights_in(folder) if weights else None)
+    place = _read(name, folder)
+    return replace(place, weights=_weights_in(folder)) if weights else place
 
 
 def _weights_in(folder: Path) -> Path:
@@ -156,9 +157,9 @@ def _on_hub(name: str, where: str, weights: bool) -> Place:
     repository, _, revision = where.partition("@")
     config = _fetched(name, repository, "config.json", revision or None)
     commit = config.parent.name
+    place = replace(_read(name, config.parent), commit=commit)
     # At the same commit: the branch may have moved on between two requests.
-    file = _fetched(name, repository, WEIGHTS, commit) if weights else None
-    return _read(name, config.parent, file, commit)
+    return replace(place, weights=_fetched(name, repository, WEIGHTS, commit)) if weights else place
 
 
 def _fetched(name: str, repository: str, file: str, revision: str | None) -> Path:
@@ -190,7 +191,7 @@ def _fetched(name: str, repository: str, file: str, revision: str | None) -> Pat
         ) from error
 
 
-def _read(name: str, folder: Path, weights: Path | None, commit: str | None = None) -> Place:
+def _read(name: str, folder: Path) -> Place:
     """Read the configuration in a folder, in either of the two forms that timm reads."""
     file = folder / "config.json"
     try:
@@ -211,7 +212,7 @@ def _read(name: str, folder: Path, weights: Path | None, commit: str | None = No
         if key in written:
             config[key] = written[key]
     arguments = written.get("model_args") or {}
-    return Place(f"{FOLDER}:{folder}", architecture, config, arguments, folder, weights, commit)
+    return Place(f"{FOLDER}:{folder}", architecture, config, arguments, folder)
 
 
 def _whose(written: Any) -> str:

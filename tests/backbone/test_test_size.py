@@ -9,7 +9,7 @@ from timm.data import resolve_data_config
 from headprobe.backbone.weights import ModelSource, create_classifier, data_config
 
 HYBRID = "mobilenetv4_hybrid_medium.e500_r224_in1k"
-TESTED = [name for name in timm.list_models("edgenext*", pretrained=True)][:2]
+TESTED = timm.list_models("edgenext*", pretrained=True)[:2]
 
 
 def by_validate(name: str) -> dict[str, Any]:

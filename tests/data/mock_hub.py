@@ -1,9 +1,9 @@
 """A hub on loopback: enough of its HTTP interface for the real `datasets` client to stream Parquet files from it.
 
-A folder is served as the dataset owner/set (and as a model), and as owner/NAME for every NAME in `faults`, where things go wrong as
-scripted, and in `folders`, from folders of their own; owner/gated401 answers as to a client without a login,
-owner/gated403 as to one that has not accepted the terms, any other name as missing. Every error repeats the client's
-own Authorization header, as a careless server would.
+A folder is served as the dataset owner/set, which is a model too, and as owner/NAME for every NAME in `faults`, where
+things go wrong as scripted, and in `folders`, from folders of their own; owner/gated401 answers as to a client
+without a login, owner/gated403 as to one that has not accepted the terms, any other name as missing. Every error
+repeats the client's own Authorization header, as a careless server would.
 """
 
 import hashlib
