@@ -1,11 +1,11 @@
 """Checkpoints of training programs: finds the weights in them, without running any code that they hold."""
 
 import argparse
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> tuple[Any, list[str]]:
         with torch.serialization.safe_globals([argparse.Namespace, *stands]):
             return torch.load(path, map_location="cpu", weights_only=True), replaced
     except (
-        pickle.UnpicklingError,
+        UnpicklingError,
         RuntimeError,
         ValueError,
         LookupError,
@@ -259,7 +259,7 @@ def _foreign_classes(path: Path) -> list[str]:
     """Return the classes and functions in a checkpoint that are not allowed; none for an old format."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, pickle.UnpicklingError, OSError, LookupError, EOFError):
+    except (ValueError, RuntimeError, UnpicklingError, OSError, LookupError, EOFError):
         return []
     return sorted(name for name in names if name != "argparse.Namespace")
 

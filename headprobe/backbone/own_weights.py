@@ -11,6 +11,9 @@ from headprobe.backbone.pretrained import describe_images, for_native_stem, some
 from headprobe.errors import UsageError
 from headprobe.text import counted
 
+PLACED = ("pos", "relative", "patch_embed", "rope", "attention_bias")
+"""Parts of names of tensors that depend on the image size or patch size, which timm resamples."""
+
 
 def build_filtered(
     name: str, options: dict[str, Any], config: Mapping[str, Any], state: Mapping[str, Tensor]
@@ -58,18 +61,21 @@ def changes(state: Mapping[str, Tensor], backbone: nn.Module) -> str:
     """Return in words what timm's filter changed between own weights and the model that they were loaded into."""
     own = backbone.state_dict()
     shaped = [name for name in own if name in state and own[name].shape != state[name].shape]
+    resampled = [name for name in shaped if any(word in name for word in PLACED)]
     strange = [name for name in state if name not in own]
     words = []
-    if shaped:
-        first = shaped[0]
+    if resampled:
+        first = resampled[0]
         sizes = f"from {list(state[first].shape)} to {list(own[first].shape)}"
-        others = f" and {counted(len(shaped) - 1, 'other tensor')}" if len(shaped) > 1 else ""
+        others = f" and {counted(len(resampled) - 1, 'other tensor')}" if len(resampled) > 1 else ""
         words.append(f"resampled {first} {sizes}{others}")
     if strange:
         words.append(
-            f"renamed or left out {counted(len(strange), 'tensor')} that timm names otherwise ({some(strange)})"
+            f"renamed or left out {counted(len(strange), 'tensor')} with names of another release ({some(strange)})"
         )
-    return " and ".join(words) or "changed values"
+    if not words:
+        words.append(f"reshaped {some(shaped)}")
+    return " and ".join(words)
 
 
 def refuse_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, path: str, head: str) -> NoReturn:
