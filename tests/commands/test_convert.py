@@ -14,15 +14,15 @@ from headprobe.backbone.weights import ModelSource, create_classifier
 from tests.cli_runs import command, only_message
 
 
-def trained(folder: Path, *, compiled: bool = False, **arguments: Any) -> tuple[Any, Any]:
+def trained(folder: Path, name: str = "test_vit", *, compiled: bool = False, **arguments: Any) -> tuple[Any, Any]:
     """Save a checkpoint as timm's train.py does; return its model and the moving average."""
     torch.manual_seed(0)
-    model = timm.create_model("test_vit", num_classes=4)
+    model = timm.create_model(name, num_classes=4)
     average = ModelEmaV3(model)
     with torch.no_grad():
         average.module.head.bias.add_(1.0)
     saved = torch.compile(model) if compiled else model
-    args = argparse.Namespace(model="test_vit", num_classes=4, **arguments)
+    args = argparse.Namespace(model=name, num_classes=4, **arguments)
     CheckpointSaver(
         model=saved, optimizer=torch.optim.SGD(model.parameters()), args=args, model_ema=average,
         checkpoint_dir=str(folder), recovery_dir=str(folder),
@@ -95,3 +95,10 @@ def test_safetensors_with_a_prefix_are_converted_too(tmp_path: Path) -> None:
 
 def test_the_command_is_in_the_help(tmp_path: Path) -> None:
     assert "convert" in command(tmp_path, "--help").out
+
+
+def test_it_prints_what_the_documentation_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "own_model.md").read_text(encoding="utf-8")
+    shown = page.partition("headprobe convert model_best.pth.tar my_model.safetensors\n")[2].partition("```")[0]
+    trained(tmp_path, "vit_tiny_patch16_224")
+    assert command(tmp_path, "convert", "model_best.pth.tar", "my_model.safetensors").out == shown
