@@ -46,7 +46,11 @@ DIRECTLY: dict[str, set[str]] = {
 
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
-        "weights": set(),
+        "checkpoints": set(),
+        "places": set(),
+        "pretrained": set(),
+        "own_weights": {"checkpoints", "pretrained"},
+        "weights": {"own_weights", "places", "pretrained"},
         "built_size": {"weights"},
         "gradients": set(),
         "sandbox": {"gradients"},
@@ -258,6 +262,8 @@ def catches_everything(node: ast.AST) -> bool:
 
 def may_run_code(node: ast.AST) -> bool:
     """Loads that run what a file says: pickles, unsafe YAML, code from a hub."""
+    if isinstance(node, ast.ImportFrom) and all(name.name.endswith("Error") for name in node.names):
+        return False  # what `torch.load(weights_only=True)` raises is a class of pickle's
     if isinstance(node, ast.Import | ast.ImportFrom):
         loaders = {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}
         return bool(loaders & {name.split(".")[0] for name in imported(node)})

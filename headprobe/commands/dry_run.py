@@ -56,7 +56,7 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
-        f"model: {probe.source.name}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
+        f"model: {probe.title}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
         f"{counted(probe.num_classes, 'class')}",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]
