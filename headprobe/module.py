@@ -1,7 +1,7 @@
 """`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.weights import (
     ModelSource,
-    built_options,
     create_classifier,
     normalised,
     weights_digest,
@@ -134,7 +133,7 @@ class HeadProbe(lightning.LightningModule):
     heads of the baseline meanwhile; with a single variant, those of the masked model too.
 
     Args:
-        name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
+        name: timm's name of the model, hf-hub:OWNER/MODEL, local-dir:FOLDER, or a bundled one: digits_vit, digits_swin.
         weights: Local safetensors file; without it timm's pretrained weights are used.
         pretrained: False starts from random weights.
         num_classes: Classes of the classifier; without it the weights' own number.
@@ -143,6 +142,10 @@ class HeadProbe(lightning.LightningModule):
             the attention alone (docs/heads.md). The same thing in most models.
         row_budget: Rows (images x masks) that share a forward pass; 48 on CPUs and 1024 on GPUs if not given.
         per_class: Also count each class, for classes.csv.
+        train_size: Prepare images as in training where timm tests the model at another size and crop.
+
+    Attributes:
+        class_names: Names of the model's classes in its classifier's order, where its configuration has them.
     """
 
     head_mask: Tensor  #: `[variants, layers, max heads]` bool, True = keep
@@ -157,13 +160,16 @@ class HeadProbe(lightning.LightningModule):
         semantics: Semantics = "slot",
         row_budget: int | None = None,
         per_class: bool = False,
+        train_size: bool = False,
     ) -> None:
         super().__init__()
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
-        self.source = ModelSource(name, weights, pretrained, num_classes, options or {})
-        self.backbone, self.data_config, self.num_classes = create_classifier(self.source)
+        self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size)
+        classifier = create_classifier(self.source)
+        self.backbone, self.data_config, self.num_classes = classifier[:3]
+        self._options, self.class_names, self._decisions = classifier[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.ablations = Ablations(ZERO)
@@ -210,7 +216,7 @@ class HeadProbe(lightning.LightningModule):
                 ablation.
         """
         self.ablations = Ablations(ablation)
-        texts = [specs] if isinstance(specs, str) else specs
+        texts = [specs] if isinstance(specs, str) or not isinstance(specs, Iterable) else specs
         checked = [MaskSpec(text) for text in texts]
         self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, self.ablations)
 
@@ -234,10 +240,12 @@ class HeadProbe(lightning.LightningModule):
         """Return what identifies the model, as plain data: a part of a run's identity."""
         return {
             "name": self.source.name,
+            "title": self.title,
+            "architecture": self.backbone.pretrained_cfg.get("architecture"),  # type: ignore[union-attr,operator]  # dict
             "weights": self.source.weights,
             "pretrained": self.source.pretrained,
             "weights_sha256": weights_digest(self.backbone),
-            "options": built_options(self.source),
+            "options": self._options,
             "num_classes": self.num_classes,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
@@ -248,8 +256,12 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        weights = self.source.weights or ("the released ones" if self.source.pretrained else "random")
-        return [Decision("weights", weights, shown=not self.source.pretrained and self.source.weights is None)]
+        return list(self._decisions)
+
+    @property
+    def title(self) -> str:
+        """The model's name in tables and figures, which says if its weights are random."""
+        return f"{self.source.name} with random weights" if self.source.random else self.source.name
 
     # -- test ------------------------------------------------------------------------------------------------------
 

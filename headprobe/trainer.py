@@ -5,6 +5,7 @@ The command line and Python users start their tests here, so both write the same
 
 import copy
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -65,9 +66,8 @@ class ProbeTrainer(lightning.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs |= from_launcher(kwargs)
-        if "://" in str(kwargs.get("default_root_dir")):
-            given = kwargs["default_root_dir"]
-            raise UsageError(f"--trainer.default_root_dir must be a folder of this machine, got {given}")
+        if kwargs.get("default_root_dir") is not None:
+            kwargs["default_root_dir"] = _local(kwargs["default_root_dir"])
         callbacks = _listed(kwargs.get("callbacks"))
         silent = kwargs.get("enable_progress_bar") is False or kwargs.get("barebones")
         if not silent and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -220,6 +220,13 @@ class ProbeTrainer(lightning.Trainer):
         bars = [callback for callback in given if isinstance(callback, ProgressBar)]
         others = [callback for callback in given if not isinstance(callback, ProgressBar)]
         self.callbacks = [*before, *bars, *others, *after]
+
+
+def _local(root: str | Path) -> str:
+    """Return the root of runs with `~` and `$NAME` replaced, as TensorBoard's logger does in its own folder's name."""
+    if "://" in str(root):
+        raise UsageError(f"--trainer.default_root_dir must be a folder of this machine, got {root}")
+    return os.path.expandvars(os.path.expanduser(root))
 
 
 def _logger(root: Any) -> TensorBoardLogger:

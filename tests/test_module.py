@@ -226,3 +226,9 @@ def test_what_masking_takes_away_is_chosen_by_the_model_and_part_of_its_identity
             logits[semantics] = probe.masked_logits(noise)
     assert torch.equal(logits["slot"][0], logits["attention"][0])
     assert not torch.allclose(logits["slot"][1], logits["attention"][1], atol=1e-3)
+
+
+@pytest.mark.parametrize("spec", [3, None])
+def test_a_spec_that_is_no_text_is_one_message(spec: Any) -> None:
+    with pytest.raises(UsageError, match="a mask spec is text, such as layer:3"):
+        HeadProbe().choose_masks(spec)

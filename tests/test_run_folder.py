@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import headprobe
 import headprobe.trainer
+from headprobe.callbacks.results import ResultsWriter
 from headprobe.errors import RunError
 from headprobe.files import make_folders, next_version
 from tests.cli_runs import QUICK, command, only_message
@@ -75,7 +77,7 @@ def test_a_folder_that_cannot_be_made_is_one_message(tmp_path: Path, monkeypatch
 
 
 def test_a_run_that_comes_second_takes_the_next_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, other = headprobe.trainer.make_folders, tmp_path / "lightning_logs" / "version_0"
+    plain, other = make_folders, tmp_path / "lightning_logs" / "version_0"
 
     def a_moment_late(folders: list[Path]) -> Path | None:
         if not other.exists():
@@ -182,8 +184,8 @@ def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(tmp_path: Path)
 
 def test_a_results_writer_in_a_plain_trainer_replaces_no_results(tmp_path: Path) -> None:
     (tmp_path / "masks.csv").write_text("mine")
-    own = headprobe.trainer.lightning.Trainer(
-        logger=False, default_root_dir=tmp_path, callbacks=[headprobe.trainer.ResultsWriter()], accelerator="cpu",
+    own = lightning.Trainer(
+        logger=False, default_root_dir=tmp_path, callbacks=[ResultsWriter()], accelerator="cpu",
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
     with pytest.raises(headprobe.UsageError, match=r"holds masks\.csv already.*ProbeTrainer"):
@@ -216,3 +218,14 @@ def test_a_root_that_is_no_folder_here_is_refused(tmp_path: Path) -> None:
     ended = command(tmp_path, "test", *QUICK, "--trainer.default_root_dir", "s3://bucket/runs")
     assert ended.code == 2
     assert "--trainer.default_root_dir must be a folder of this machine, got s3://bucket/runs" in only_message(ended)
+
+
+@pytest.mark.parametrize("root", ["~/runs", "$SCRATCH/runs"])
+def test_a_root_may_be_in_the_home_folder_or_a_variable(
+    tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    for version in range(2):
+        score(trainer(Path(root)))
+        assert {"masks.csv", "events"} <= names(tmp_path / "runs" / "lightning_logs" / f"version_{version}")

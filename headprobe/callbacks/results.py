@@ -213,7 +213,7 @@ def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None
     console.print()
     for decision in decisions:
         console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
-    console.print(masks_table(rows, probe.source.name))
+    console.print(masks_table(rows, probe.title))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")

@@ -19,9 +19,9 @@ TIMED_SECONDS = 3.0
 TIMED_PASSES = 3
 """The trial lasts so many seconds, or so many passes if these take longer."""
 
-CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.06), (0.03, 0.07)
-"""Least and largest fraction of images that flip without net effect (as many lost as won), under masks of one head and
-of several: DeiT-Ti on 500 ImageNet images, all heads, layers, indices and 32 random sets (docs/results.md)."""
+CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
+"""Least and largest fraction of images that flip without net effect, as many lost as won, under masks of one head and
+of several. Measured on DeiT-Ti: 500 ImageNet images, all heads, layers, indices, 32 random sets (docs/results.md)."""
 
 
 def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
@@ -56,7 +56,7 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     shown = ", ".join(names[:8]) + (f", ... {names[-1]}" if len(names) > 8 else "")
     heads = sum(probe.layout.heads_per_layer)
     return [
-        f"model: {probe.source.name}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
+        f"model: {probe.title}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
         f"{counted(probe.num_classes, 'class')}",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]

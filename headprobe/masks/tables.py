@@ -57,7 +57,8 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
 
     Raises:
         MaskSpecError: under the column or the path: a file that cannot be read, a missing column (the others are
-            listed), a column whose order would mislead, a cell that is no number, a head that is missing, given twice or not the model's.
+            listed), a column whose order would mislead, a cell that is no number, a head that is missing, given twice
+            or not the model's.
     """
     table = _open_table(path, column)
     values: dict[Head, float] = {}

@@ -80,11 +80,17 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     yield from _drops(run)
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
-    about = f"{run.record['model']['name']}, {counted(int(images), 'image')}"
+    about = f"{_model(run)}, {counted(int(images), 'image')}"
     yield from _statistics(heads, about)
     yield from _offset_maps(run, _names(heads), about)
     yield from _similarities(run, about)
     yield from _spectra(run, about)
+
+
+def _model(run: Run) -> str:
+    """Return what titles call the model: they say if its weights were random. Runs of before have only a name."""
+    model = run.record["model"]
+    return str(model.get("title", model["name"]))
 
 
 # -- drops --
@@ -107,7 +113,7 @@ def _drops(run: Run) -> Iterator[tuple[str, Figure]]:
     """Yield for each ablation the figures that its masks allow: a map of single heads, drops by layer and by index."""
     for suffix, rows in by_ablation(run.masks).items():
         images = counted(int(rows[0]["images"]), "image")
-        about = f"{run.record['model']['name']}, {images}, {rows[0]['ablation']} ablation"
+        about = f"{_model(run)}, {images}, {rows[0]['ablation']} ablation"
         heads = _single_heads(run, rows, "drop_pp")
         if np.isfinite(heads).sum() > 1:
             heading = f"Top-1 drop when one head is masked (ring: q < {SIGNIFICANT_Q})\n{about}"

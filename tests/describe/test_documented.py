@@ -64,9 +64,9 @@ def swin_heads() -> list[Array]:
 
         return hook
 
-    for module in probe.backbone.modules():
-        if hasattr(module, "attn"):
-            module.attn.proj.register_forward_pre_hook(keep(module.attn.num_heads))
+    blocks: list[Any] = [module for module in probe.backbone.modules() if hasattr(module, "attn")]
+    for block in blocks:
+        block.attn.proj.register_forward_pre_hook(keep(block.attn.num_heads))
     with torch.inference_mode():
         probe.backbone(probe.normalised(digits()))
     return found

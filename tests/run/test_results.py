@@ -96,9 +96,8 @@ def test_the_order_of_the_specs_changes_no_cell(specs: list[str]) -> None:
         zero = np.zeros(len(lost))
         counts: dict[str, NDArray[np.generic]] = dict.fromkeys(("top1", "top5", "agreement", "nonfinite"), lost * 0)
         counts |= {"images": np.array(40), "right_to_wrong": lost, "wrong_to_right": lost * 0 + 1}
-        sums = dict.fromkeys(
-            ("nll", "kl", *(f"nll_difference_{power}" for power in ("square", "cube", "fourth"))), zero
-        )
+        powers = [f"nll_difference_{power}" for power in ("square", "cube", "fourth")]
+        sums = dict.fromkeys(["nll", "kl", *powers], zero)
         rows = variant_rows(masks, paired_scores(counts | sums))
         return {str(row["mask"]): (row["test_family"], str(row["bh_q"])) for row in rows}
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headprobe.data.labels.class_order import ORDERS_OF, composed, in_order, order_in_doubt
-from headprobe.data.labels.imagenet_names import some
-from headprobe.data.sources.source import LabelColumn
+from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
 
 IDENTITY = "identity"

@@ -50,8 +50,8 @@ def drop_interval_pp(
 def mcnemar_p(right_to_wrong: ArrayLike, wrong_to_right: ArrayLike) -> FloatArray:
     """Two-sided p of McNemar's test: are flips equally likely in both directions? 1 where nothing flips.
 
-    The test is `z = (lost - won) / sqrt(lost + won)` against the normal distribution: Tango's score test at a drop of 0.
-    So `drop_interval_pp` leaves out 0 exactly where p is below 1 minus its confidence.
+    The test is `z = (lost - won) / sqrt(lost + won)` against the normal distribution, Tango's score test at a drop of
+    0: `drop_interval_pp` leaves out 0 exactly where p is below 1 minus its confidence.
 
     Source: McNemar, 1947, Psychometrika 12, 153-157, without correction for continuity.
     """

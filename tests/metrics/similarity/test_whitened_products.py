@@ -41,10 +41,10 @@ def mean_correlation(one: Array, other: Array) -> float:
     return float(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False).mean())
 
 
-def expected(outputs: Tensor, images: Array | None = None) -> Array:
+def expected(outputs: Tensor, images: NDArray[np.int_] | None = None) -> Array:
     """Mean canonical correlations, row <= column mirrored; the column's heads on other `images`, if given."""
     rows = outputs.double().numpy()
-    columns = rows if images is None else rows[images.astype(int)]
+    columns = rows if images is None else rows[images]
     found = np.empty((HEADS, HEADS))
     for row in range(HEADS):
         for column in range(row, HEADS):
