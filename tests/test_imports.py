@@ -30,7 +30,8 @@ DIRECTLY: dict[str, set[str]] = {
     "api": {"backbone"},
     "catalog": {"backbone"},  # nothing in a run uses it
     "describe": {"backbone", "units"},
-    "passes": {"describe"},
+    "calibration": {"describe"},
+    "passes": {"describe", "calibration"},
     "module": {"passes", "units"},
     "fit_steps": {"backbone"},
     "run": {"module", "units"},
@@ -78,7 +79,8 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "labels": {"sources"},
         "decode": {"sources"},
         "stream": {"decode", "labels"},
-        "datamodule": {"stream"},
+        "parts": set(),
+        "datamodule": {"stream", "parts"},
         "training": {"datamodule"},
     },
 }
