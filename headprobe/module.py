@@ -3,11 +3,13 @@
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headprobe.backbone.capture.layer_facts import layer_facts
@@ -16,6 +18,7 @@ from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, 
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
+from headprobe.backbone.masking.replacement import Constant
 from headprobe.backbone.weights import (
     ModelSource,
     create_classifier,
@@ -31,10 +34,18 @@ from headprobe.calibration.constants import (
     to_bytes,
 )
 from headprobe.calibration.fills import replacements_of
+from headprobe.calibration.optimal import (
+    Round,
+    Search,
+    TrialSums,
+    heads_to_optimise,
+    in_words,
+    refuse_missing,
+)
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.ablations import FITTED, ZERO, Ablations
+from headprobe.masks.ablations import FITTED, OPTIMAL, ZERO, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
@@ -44,7 +55,10 @@ from headprobe.text import Decision
 from headprobe.units.coverage import Coverage, check_coverage, images_read
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
-from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums, gather_nodes
+from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums, gather_nodes
+
+ROWS_OF_GRADIENTS = 4
+"""A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
 
 
 @dataclass
@@ -176,6 +190,7 @@ class HeadProbe(lightning.LightningModule):
         self.calibration: Calibration | None = None  # what fills slots now
         self.given_calibration: Calibration | None = None
         self.calibrating = False
+        self.search: Search | None = None  # under way while optimal constants are sought, round by round
         self.valid_classes: Tensor | None = None
         self.statistics: tuple[HeadStatistic, ...] = ()
         self.passes: ForwardPasses | None = None
@@ -256,7 +271,8 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        return list(self._decisions)
+        about = self.calibration.about.get(OPTIMAL) if self.calibration is not None else None
+        return [*self._decisions, *([Decision(OPTIMAL, in_words(about), shown=True)] if about else [])]
 
     @property
     def title(self) -> str:
@@ -277,6 +293,7 @@ class HeadProbe(lightning.LightningModule):
         """
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
         refuse_another(found, self.identity(), self.fitted_kinds)
+        refuse_missing(found, self.variants)
         self.given_calibration = found
 
     @property
@@ -289,7 +306,9 @@ class HeadProbe(lightning.LightningModule):
         if stage in ("test", "validate"):
             data = data_of(self.trainer)
             self.calibrating = stage == "validate"
-            if self.calibrating:
+            if self.search is not None:
+                self.statistics = ()
+            elif self.calibrating:
                 self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
             self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
@@ -302,7 +321,7 @@ class HeadProbe(lightning.LightningModule):
         self._finished = finished
 
     def on_validation_start(self) -> None:
-        """Plan the forward passes of the unmasked model, which calibrates."""
+        """Plan the forward passes of the unmasked model, which calibrates, or those of a round of `search`."""
         self._begin_passes()
 
     def on_test_start(self) -> None:
@@ -328,6 +347,8 @@ class HeadProbe(lightning.LightningModule):
             RunError: Not even the proofs' few rows fit into memory.
         """
         usual = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
+        if self.search is not None:
+            return self._plan_round(self.search, batch_size, usual // ROWS_OF_GRADIENTS)
         fitted = None if self._finished is None else self._finished.least_budget
         given = [rows for rows in (self.row_budget, fitted) if rows is not None]
         self.passes = ForwardPasses(
@@ -338,6 +359,26 @@ class HeadProbe(lightning.LightningModule):
             batch_size,
             budget=min(given, default=usual),
             replacements=replacements_of(self.variants_now, self.layout, self.calibration),
+        )
+        return self.passes.plan
+
+    def _plan_round(self, search: Search, batch_size: int, usual: int) -> RowPlan:
+        """Plan the passes of a round: a variant per head, in which it alone is replaced by its trial constant."""
+        with torch.inference_mode(False):  # the outer one would make tensors that no gradient can pass
+            keep = search.now.keep(self.layout.heads_per_layer).to(self.device)
+            dims = [layer.head_dim for layer in self.layout.layers]
+            constants = search.now.constants(self.layout.heads_per_layer, dims)
+            search.leaves = tuple(layer.to(self.device).requires_grad_() for layer in constants)
+        fills = [Constant(OPTIMAL, search.leaves)] * len(keep)
+        fitted = None if self._finished is None else self._finished.least_budget
+        if search.done and self.passes is not None:
+            self.passes.change(keep, fills)
+            if fitted is not None and fitted < self.passes.plan.budget:
+                self.passes.take(fitted)
+            return self.passes.plan
+        budget = min(rows for rows in (self.row_budget, fitted, usual) if rows is not None)
+        self.passes = ForwardPasses(
+            self.backbone, self.layout, keep, self.normalised, batch_size, budget, replacements=fills
         )
         return self.passes.plan
 
@@ -400,18 +441,19 @@ class HeadProbe(lightning.LightningModule):
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants_now), self.per_class and not self.calibrating
-        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), rows, self.statistics)
+        if self.search is not None:
+            trials, dim = len(self.search.now.heads), self.search.dim
+            self.unit_sums = UnitSums(units, lambda: TrialSums(trials, dim), rows)
+        else:
+            scores = partial(PairedAccuracy, variants, classes, per_class)
+            self.unit_sums = UnitSums(units, scores, rows, self.statistics)
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
         """Score one batch under every variant; no collective, no logging."""
         if self.unit_sums is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
-        if batch.failure is not None:
-            raise RunError(batch.failure)
-        name = batch.name or f"unit {batch.unit}"
-        bad_rows = [asdict(bad) for bad in batch.bad]
-        opened = self.unit_sums.open(batch.unit, batch.rows.tolist(), bad_rows, name)
+        opened, name = self._opened(self.unit_sums, batch)
         observing = self.passes.observing
 
         def taps_of(images: slice) -> Sequence[Tap]:
@@ -428,7 +470,36 @@ class HeadProbe(lightning.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
         """Add one batch of the images that calibrate."""
-        return self.test_step(batch, batch_idx)
+        return self.test_step(batch, batch_idx) if self.search is None else self._round_step(self.search, batch)
+
+    def _round_step(self, search: Search, batch: Any) -> StepResult:
+        """Add one batch to the losses and gradients of a round's trial constants."""
+        if self.unit_sums is None or self.passes is None:
+            raise RunError("begin_units must be called before the first batch")
+        opened, name = self._opened(self.unit_sums, batch)
+        found = self.passes.gradients(batch.images, batch.labels, search.now.heads, search.leaves, self._nll)
+        opened.scores.update(*found, len(batch.labels))
+        if batch.last:
+            self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
+        return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
+
+    @staticmethod
+    def _opened(sums: UnitSums, batch: Any) -> tuple[OpenUnit, str]:
+        """Return the open unit that takes a batch, and its name."""
+        if batch.failure is not None:
+            raise RunError(batch.failure)
+        name = batch.name or f"unit {batch.unit}"
+        bad_rows = [asdict(bad) for bad in batch.bad]
+        return sums.open(batch.unit, batch.rows.tolist(), bad_rows, name), name
+
+    def _nll(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return each image's NLL `[variants, images]`, float64, among the classes that are scored."""
+        if self.valid_classes is not None:
+            logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
+        logits = logits.to(_double_device(logits.device))
+        chances = F.log_softmax(logits, dim=-1, dtype=torch.float64)  # [variants, images, classes]
+        places = labels.to(logits.device).expand(len(logits), -1)[..., None]
+        return -chances.gather(-1, places)[..., 0]
 
     def masked_logits(self, images: Tensor) -> Tensor:
         """Return logits `[1 + variants, images, classes]` of uint8 images `[images, channels, height, width]`.
@@ -470,7 +541,34 @@ class HeadProbe(lightning.LightningModule):
         if self.unit_sums is None:
             raise RunError("begin_units must be called before the first batch")
         gather_nodes(self.trainer, self.unit_sums)
+        if self.search is not None:
+            self._end_round(self.search)
+            return
         self.calibration = from_bytes(from_first(self.trainer, self._calibrated))
+
+    def begin_search(self) -> None:
+        """Begin to seek the optimal constants that the variants need, once the means are there."""
+        heads = heads_to_optimise(self.variants)
+        if self.calibration is None or OPTIMAL not in self.fitted_kinds:
+            return
+        search = Search(heads, self.calibration)
+        if search.now.heads:
+            self.search = search
+        else:
+            self.calibration = search.found()
+
+    def _end_round(self, search: Search) -> None:
+        """Take the sums of a round, on the first process; all go on with the constants that follow from them."""
+        search.now = Round.from_bytes(from_first(self.trainer, lambda: self._next_round(search)))
+        search.done += 1
+        if not search.now.heads:
+            self.calibration = from_bytes(from_first(self.trainer, lambda: to_bytes(search.found())))
+            self.search = None
+
+    def _next_round(self, search: Search) -> bytes:
+        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
+        check_coverage(whole[COVERAGE], data_of(self.trainer))
+        return search.take(whole[SCORES]).to_bytes()
 
     def _calibrated(self) -> bytes:
         """Return the calibration as the bytes of its file; on the first process only, which has all sums."""

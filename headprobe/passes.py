@@ -14,7 +14,9 @@ from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.replacement import Replacement
 from headprobe.backbone.proofs.one_layer import prove_masks
-from headprobe.backbone.sandbox import in_single, is_out_of_memory
+from headprobe.backbone.sandbox import in_single, is_out_of_memory, towards_inputs
+from headprobe.calibration.optimal import Head
+from headprobe.calibration.trial_pass import LossOf, refuse_cut_off, trial_pass
 from headprobe.describe.base import HeadStatistic
 from headprobe.describe.observing import Observing
 from headprobe.errors import RunError
@@ -52,8 +54,8 @@ class ForwardPasses:
         replacements: Sequence[Replacement] = (),
     ) -> None:
         used = {layer for layer in first_layers(keep) if layer is not None}
-        joins, shortcuts = _proven(backbone, layout, used)
-        self.growing = GrowingPass(backbone, layout, joins, keep, shortcuts, replacements)
+        joins, self._shortcuts = _proven(backbone, layout, used)
+        self.growing = GrowingPass(backbone, layout, joins, keep, self._shortcuts, replacements)
         self.plan = self.growing.plan(batch_size, budget)
         self.observing: Observing | None = None
         self.normalised, self._batch_size = normalised, batch_size
@@ -87,6 +89,49 @@ class ForwardPasses:
                 continue
             done = now.stop
         return torch.cat(found, dim=1)
+
+    def change(self, keep: Tensor, replacements: Sequence[Replacement]) -> None:
+        """Run other variants from now on, which begin at layers where the first ones did: nothing is proven again."""
+        now = self.growing
+        self.growing = GrowingPass(now.backbone, now.layout, now.joins, keep, self._shortcuts, replacements)
+        self.take(self.plan.budget)
+
+    def gradients(
+        self, images: Tensor, labels: Tensor, heads: Sequence[Head], constants: Sequence[Tensor], loss_of: LossOf
+    ) -> tuple[Tensor, Tensor]:
+        """Return the summed loss `[heads]` of uint8 images and its gradient `[heads, dim]`, float64 on the CPU.
+
+        An out-of-memory halves the row budget and goes on.
+
+        Args:
+            images: `[images, channels, height, width]`.
+            labels: `[images]`.
+            heads: The head that each variant replaces by its constant.
+            constants: By layer `[heads, head_dim]`, leaves that need gradients.
+            loss_of: The loss of each image from logits and labels.
+
+        Raises:
+            UsageError: The model's forward pass cuts the gradient off.
+            RunError: Not even one image fits.
+        """
+        dim = max(layer.shape[1] for layer in constants)
+        losses = torch.zeros(len(heads), dtype=torch.float64)
+        gradients = torch.zeros(len(heads), dim, dtype=torch.float64)
+        done = 0
+        with towards_inputs(self.growing.backbone):
+            images, labels = images.clone(), labels.clone()  # they come from an inference mode
+            while done < len(images):
+                now = slice(done, done + self.plan.images)
+                try:
+                    with self.growing:
+                        inputs = self.normalised(images[now])
+                        found = trial_pass(self.growing, self.plan, inputs, labels[now], heads, constants, loss_of)
+                except RuntimeError as error:
+                    refuse_cut_off(error, self.growing.layout.model)
+                    self._halve_rows(error, images.device)
+                    continue
+                losses, gradients, done = losses + found[0], gradients + found[1], now.stop
+        return losses, gradients
 
     def observe(self, statistics: Sequence[HeadStatistic], variant: int | None) -> None:
         """Show every pass to statistics from now on.

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
+from headprobe.calibration.optimal import warning_of
 from headprobe.callbacks.export import WeightsExport
 from headprobe.callbacks.fail_together import FailTogether
 from headprobe.callbacks.identity import text_of_call
@@ -138,12 +139,17 @@ class ProbeTrainer(lightning.Trainer):
         if not isinstance(model, HeadProbe) or not hasattr(data, "split_off"):
             return
         self.split_data(model, data)
-        model.calibration = model.given_calibration
+        model.calibration, model.search = model.given_calibration, None
         if not data.fits:
             return
         # A run to resume by its name is the judged one: a calibration is found by its own key.
         self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])
         self.validate(model, datamodule=data, verbose=False)
+        model.begin_search()
+        while model.search is not None:  # a round each, at most `MOST_ROUNDS`
+            self.validate(model, datamodule=data, verbose=False)
+        if model.calibration is not None and (warning := warning_of(model.calibration)):
+            lightning.pytorch.utilities.rank_zero_warn(warning)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train a model from nothing on a small data set; how the bundled models were made.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headprobe.backbone.gradients import same_attributes, with_gradients
 from headprobe.errors import UsageError
@@ -161,6 +162,42 @@ def _empty_caches(module: nn.Module) -> None:
 def trying(module: nn.Module, gradients: bool) -> AbstractContextManager[object]:
     """Run `module` on noise while the context is open: without gradients, or with them where it needs them."""
     return with_gradients(module) if gradients else torch.inference_mode()
+
+
+@contextmanager
+def towards_inputs(model: nn.Module) -> Iterator[None]:
+    """Compute gradients of what enters a model or its hooks, not of its weights, while the context is open.
+
+    An outer inference mode is left for the time; tensors that were made in it must be cloned. Afterwards every weight
+    wants gradients as before, and no module keeps anything of the passes. On GPUs the backward pass adds up in one
+    order, so that the same images give the same bits.
+    """
+    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(same_attributes(model))
+        # timm keeps attention biases: those of passes in inference mode cannot be used here, nor ours there
+        _empty_caches(model)
+        stack.callback(_empty_caches, model)
+        if _device(model) == "cuda":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the backward pass of the others adds atomically
+            stack.enter_context(_one_order_of_convolutions())
+        for parameter, wanted in kept:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, wanted)
+        yield
+
+
+@contextmanager
+def _one_order_of_convolutions() -> Iterator[None]:
+    backend: Any = torch.backends.cudnn
+    before = backend.deterministic
+    backend.deterministic = True
+    try:
+        yield
+    finally:
+        backend.deterministic = before
 
 
 def _device(module: nn.Module) -> str:

@@ -16,6 +16,7 @@ from headprobe.backbone.masking.replacement import (
     Resample,
 )
 from headprobe.calibration.constants import Calibration, predict_masked
+from headprobe.calibration.optimal import refuse_missing
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import FITTED, LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 from headprobe.masks.spec import Variant
@@ -34,6 +35,8 @@ def replacements_of(
     Raises:
         UsageError: A variant needs constants that were not fitted.
     """
+    if calibration is not None:
+        refuse_missing(calibration, variants)
     shared: dict[tuple[str, int], Replacement] = {(ZERO, 0): WITH_ZERO}
     found: list[Replacement] = []
     for variant in variants:

@@ -59,11 +59,17 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
 
 
 def _of_calibration(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
-    """Return the identity of a calibration: the same for all masks and ablations that need the same constants."""
+    """Return the identity of a calibration: the same for all masks and ablations that need the same constants.
+
+    Each round of a search for optimal constants has its own.
+    """
+    searching = probe.search is not None and probe.calibration is not None
     return {
-        "model": probe.identity(),
+        # of a round as the means' calibration has it: a digest of all weights for each round would take long
+        "model": probe.calibration.about["model"] if searching else probe.identity(),
         "data": data_of(trainer).identity(),
         "variants": [],
+        **({"optimal": probe.search.now.identity()} if searching else {}),
         "statistics": [statistic.options() for statistic in probe.statistics],
         **_arithmetic_of(trainer, probe),
     }

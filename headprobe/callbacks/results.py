@@ -27,6 +27,7 @@ from headprobe.callbacks.resume import resume_callback
 from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
+from headprobe.masks.ablations import OPTIMAL
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import console, masks_table
 from headprobe.run.load import Row
@@ -184,6 +185,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "specs": sorted({spec for one in probe.variants for spec in one.mask.test_families or (one.mask.name,)}),
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
+        "optimal": None if probe.calibration is None else probe.calibration.about.get(OPTIMAL),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
         "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
         "command": command_line(trainer),

@@ -63,7 +63,9 @@ class Resume(AfterBatch):
         data = data_of(trainer)
         self.identity = identify(trainer, probe)
         counts = what_counts(self.identity, trainer)
-        directory = shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units" / run_key(counts)
+        root = shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units"
+        # the rounds of a search are many and small: they lie together
+        directory = (root if probe.search is None else root / "optimal") / run_key(counts)
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))
             refuse_differences(directory, counts)
@@ -75,7 +77,7 @@ class Resume(AfterBatch):
         session = {"command": command_line(trainer), "processes": trainer.world_size, "hardware": hardware()}
         finished = store.open(counts, session | about)
         self.store = store
-        if finished.rows:
+        if finished.rows and probe.search is None:
             console.print(_resuming(finished, data, directory), soft_wrap=True, markup=False, highlight=False)
         return json.dumps({"directory": str(directory), "finished": asdict(finished)})
 
