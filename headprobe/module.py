@@ -470,18 +470,28 @@ class HeadProbe(lightning.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
         """Add one batch of the images that calibrate."""
-        return self.test_step(batch, batch_idx) if self.search is None else self._round_step(self.search, batch)
+        return self.test_step(batch, batch_idx) if self.search is None else self._round_step(batch)
 
-    def _round_step(self, search: Search, batch: Any) -> StepResult:
+    def _round_step(self, batch: Any) -> StepResult:
         """Add one batch to the losses and gradients of a round's trial constants."""
         if self.unit_sums is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         opened, name = self._opened(self.unit_sums, batch)
-        found = self.passes.gradients(batch.images, batch.labels, search.now.heads, search.leaves, self._nll)
-        opened.scores.update(*found, len(batch.labels))
+        opened.scores.update(*self.trial_losses(batch.images, batch.labels), len(batch.labels))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
+
+    def trial_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the summed NLL `[heads]` of a round's trial constants on uint8 images, and its gradient `[heads, dim]`.
+
+        Raises:
+            UsageError: The model's forward pass cuts gradients off.
+            RunError: No search is under way, or not even one image fits into memory.
+        """
+        if self.passes is None or self.search is None:
+            raise RunError("begin_search and plan_passes must be called before trial constants have losses")
+        return self.passes.gradients(images, labels, self.search.now.heads, self.search.leaves, self._nll)
 
     @staticmethod
     def _opened(sums: UnitSums, batch: Any) -> tuple[OpenUnit, str]:

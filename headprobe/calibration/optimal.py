@@ -181,7 +181,7 @@ class Search:
         return Calibration(layers, {**self.calibration.about, OPTIMAL: about})
 
     def _by_head(self) -> list[dict[str, Any]]:
-        """Return for every head its losses (nats an image, on the calibration rows), rounds and whether it converged."""
+        """Return for every head its losses on the calibration rows in nats, its rounds and whether it converged."""
         return [
             {
                 "layer": layer,
@@ -242,6 +242,7 @@ def warning_of(calibration: Calibration) -> str:
         return ""
     shown = ", ".join(left[:10]) + (", ..." if len(left) > 10 else "")
     return (
-        f"the ablation optimal has not converged for {counted(len(left), 'head')} within {about['most_rounds']} rounds: "
-        f"the best constant so far is used, which is no worse than the mean on the calibration images ({shown})"
+        f"the ablation optimal has not converged within {about['most_rounds']} rounds for "
+        f"{counted(len(left), 'head')} ({shown}): the best constant so far is used, which is no worse than the mean on "
+        "the calibration images"
     )

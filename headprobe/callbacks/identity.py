@@ -63,13 +63,13 @@ def _of_calibration(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, A
 
     Each round of a search for optimal constants has its own.
     """
-    searching = probe.search is not None and probe.calibration is not None
+    search = probe.search
     return {
         # of a round as the means' calibration has it: a digest of all weights for each round would take long
-        "model": probe.calibration.about["model"] if searching else probe.identity(),
+        "model": probe.identity() if search is None else search.calibration.about["model"],
         "data": data_of(trainer).identity(),
         "variants": [],
-        **({"optimal": probe.search.now.identity()} if searching else {}),
+        **({} if search is None else {"optimal": search.now.identity()}),
         "statistics": [statistic.options() for statistic in probe.statistics],
         **_arithmetic_of(trainer, probe),
     }

@@ -9,6 +9,8 @@ import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
+from headprobe.calibration.optimal import MOST_ROUNDS, Search, heads_to_optimise
+from headprobe.calibration.slots import stand_in
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -37,7 +39,10 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
     images, processes = data.expected_images, trainer.world_size
+    if probe.calibration is None and probe.fitted_kinds:
+        probe.calibration = stand_in(probe.layout)  # time and memory are those of fitted constants
     with torch.inference_mode():
+        optimal = _optimal_line(trainer, probe, data)
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
     decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
@@ -45,6 +50,7 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     lines += _time_lines(seconds, images, processes)
+    lines += optimal
     if images is not None and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
@@ -89,6 +95,43 @@ def _timed(probe: HeadProbe, images: torch.Tensor) -> float:
     began = time.perf_counter()
     probe.masked_logits(images).cpu()  # a GPU has finished only when its result is here
     return time.perf_counter() - began
+
+
+def _optimal_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> list[str]:
+    """Return what the search for optimal constants costs, measured on noise; nothing where nothing is sought."""
+    heads = heads_to_optimise(probe.variants)
+    if not heads or not data.fits:
+        return []
+    data.calibrating = True
+    images, data.calibrating = data.expected_images, False
+    seconds = _seconds_per_trial(trainer, probe, data.batch_size, Search(heads, stand_in(probe.layout)))
+    rounds = f"at most {MOST_ROUNDS} rounds of a forward and backward pass over the calibration images, with a variant "
+    rounds += f"for each of {counted(len(heads), 'head')} until it has converged"
+    each = f"{seconds * 1000:.3g} ms an image and round"
+    if images is None:
+        return [f"optimal: {rounds}; {each}"]
+    most = MOST_ROUNDS * images * seconds / trainer.world_size
+    return [f"optimal: {rounds}; at most about {duration(most)} for {counted(images, 'image')} ({each})"]
+
+
+def _seconds_per_trial(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int, search: Search) -> float:
+    """Time passes of noise with gradients, and return the median, per image.
+
+    Raises:
+        UsageError: The model's forward pass cuts gradients off.
+    """
+    probe.search = search
+    plan = probe.plan_passes(batch_size)
+    size = probe.data_config["input_size"]
+    noise = torch.randint(0, 256, (plan.images, *size), dtype=torch.uint8, device=probe.device)
+    times: list[float] = []
+    with trainer.precision_plugin.forward_context():
+        while len(times) < 1 + TIMED_PASSES:  # the first allocates, and may halve the rows
+            began = time.perf_counter()
+            probe.trial_losses(noise, torch.zeros(len(noise), dtype=torch.int64, device=probe.device))
+            times.append(time.perf_counter() - began)
+    probe.search = None
+    return sorted(times[1:])[TIMED_PASSES // 2] / len(noise)
 
 
 def _plan(probe: HeadProbe) -> RowPlan:
