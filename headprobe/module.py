@@ -483,7 +483,7 @@ class HeadProbe(lightning.LightningModule):
         return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
 
     def trial_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed NLL `[heads]` of a round's trial constants on uint8 images, and its gradient `[heads, dim]`.
+        """Return the summed NLL `[heads]` of a round's trials on uint8 images, and its gradient `[heads, dim]`.
 
         Raises:
             UsageError: The model's forward pass cuts gradients off.

@@ -129,7 +129,6 @@ class Search:
     Args:
         heads: The heads.
         calibration: Has their means, from which the search begins.
-        most_rounds: The most rounds.
 
     Attributes:
         now: The round to evaluate next; one without heads is the end.
@@ -137,8 +136,8 @@ class Search:
         leaves: The round's constants by layer `[heads, head_dim]`, which need gradients; set with the forward passes.
     """
 
-    def __init__(self, heads: Sequence[Head], calibration: Calibration, most_rounds: int = MOST_ROUNDS) -> None:
-        self.calibration, self.most_rounds, self.done = calibration, most_rounds, 0
+    def __init__(self, heads: Sequence[Head], calibration: Calibration) -> None:
+        self.calibration, self.most_rounds, self.done = calibration, MOST_ROUNDS, 0
         self.leaves: tuple[Tensor, ...] = ()
         self._descents: dict[Head, Descent] = {}
         self._rounds: dict[Head, int] = {}

@@ -112,6 +112,7 @@ class ImageNetDataModule(LightningDataModule):
         self._fitted_on: Mapping[str, Any] | None = None
 
         self._source: Source | None = None
+        self._other_split: Source | None = None  # the one that calibrates
         self._data: FittedData | None = None
         self._calibration: FittedData | None = None
         self._checked = False
@@ -132,7 +133,7 @@ class ImageNetDataModule(LightningDataModule):
         apart = self.calibration is not None or fitted_on is not None
         if apart and not self._request.sizes:
             self._request = replace(self._request, sizes=True)
-            self._source = None
+            self._source = self._other_split = None
 
     def prepare_data(self) -> None:
         """Open the dataset and read its first images, in one process, so that one clear error is shown and not many.
@@ -212,8 +213,9 @@ class ImageNetDataModule(LightningDataModule):
                 raise UsageError(
                     f"--data.calibration names the split that is judged: choose another one, or same, got {rows.text}"
                 )
-            source = open_source(replace(self._request, split=rows.split))
-            found = replace(judged, source=source, max_images=None)
+            if self._other_split is None:  # each stage and round binds the data again
+                self._other_split = open_source(replace(self._request, split=rows.split))
+            found = replace(judged, source=self._other_split, max_images=None)
         elif rows.rule == "half":
             found = replace(judged, chosen=half_of(_known(judged), calibration=True))
 
