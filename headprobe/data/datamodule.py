@@ -188,7 +188,8 @@ class ImageNetDataModule(LightningDataModule):
             check_texts(first_labels(source), numbering)
         reader = ImageReader(data_config)
         self._data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
-        if 1 in (num_classes, len(self.valid_classes or ())):
+        valid = numbering.valid_classes if self._restrict else None  # the property needs the rows that are cut below
+        if 1 in (num_classes, len(valid or ())):
             raise UsageError(
                 "there is only one class to choose among, so every image would count as right: give --data.path images "
                 f"of several classes, or --data.restrict_classes false to choose among all {num_classes} of the model, "

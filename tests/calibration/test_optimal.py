@@ -62,7 +62,7 @@ def by_hooks(probe: HeadProbe, images: Tensor, labels: Tensor, head: Head, const
     loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
     loss.backward()
     assert leaf.grad is not None
-    return float(loss), leaf.grad.numpy()
+    return float(loss.detach()), leaf.grad.numpy()
 
 
 @pytest.mark.parametrize("kind", KINDS)
