@@ -195,8 +195,11 @@ def test_each_head_ends_by_itself_at_its_minimum() -> None:
     assert search.now.heads == ((1, 0), (1, 1))
     run(search)
     found = search.found()
-    np.testing.assert_array_equal(found.layers[0].optimal, [[np.nan] * 3, [0.5] * 3])
-    np.testing.assert_allclose(found.layers[1].optimal, np.ones((2, 5)), atol=1e-3)
+    flat, bowl = (layer.optimal for layer in found.layers)
+    assert flat is not None
+    assert bowl is not None
+    np.testing.assert_array_equal(flat, [[np.nan] * 3, [0.5] * 3])
+    np.testing.assert_allclose(bowl, 1, atol=1e-3)
     assert found.about["images"] == 7
     by_head = found.about["optimal"]["heads"]
     assert [one["rounds"] for one in by_head] == [1, search.done, search.done]
