@@ -4,11 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import headprobe
-import headprobe.trainer
+from headprobe.callbacks.results import ResultsWriter
 from headprobe.errors import RunError
 from headprobe.files import make_folders, next_version
 from tests.cli_runs import QUICK, command, only_message
@@ -75,7 +76,7 @@ def test_a_folder_that_cannot_be_made_is_one_message(tmp_path: Path, monkeypatch
 
 
 def test_a_run_that_comes_second_takes_the_next_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, other = headprobe.trainer.make_folders, tmp_path / "lightning_logs" / "version_0"
+    plain, other = make_folders, tmp_path / "lightning_logs" / "version_0"
 
     def a_moment_late(folders: list[Path]) -> Path | None:
         if not other.exists():
@@ -83,7 +84,7 @@ def test_a_run_that_comes_second_takes_the_next_folder(tmp_path: Path, monkeypat
             (other / "masks.csv").write_text("of the other run")
         return plain(folders)
 
-    monkeypatch.setattr(headprobe.trainer, "make_folders", a_moment_late)
+    monkeypatch.setattr("headprobe.trainer.make_folders", a_moment_late)
     ended = command(tmp_path, "test", *FEW)
     assert ended.code == 0, ended.err
     assert content(other) == {"masks.csv": b"of the other run"}
@@ -182,8 +183,8 @@ def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(tmp_path: Path)
 
 def test_a_results_writer_in_a_plain_trainer_replaces_no_results(tmp_path: Path) -> None:
     (tmp_path / "masks.csv").write_text("mine")
-    own = headprobe.trainer.lightning.Trainer(
-        logger=False, default_root_dir=tmp_path, callbacks=[headprobe.trainer.ResultsWriter()], accelerator="cpu",
+    own = lightning.Trainer(
+        logger=False, default_root_dir=tmp_path, callbacks=[ResultsWriter()], accelerator="cpu",
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
     with pytest.raises(headprobe.UsageError, match=r"holds masks\.csv already.*ProbeTrainer"):
