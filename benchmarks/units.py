@@ -90,7 +90,7 @@ def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[flo
     """Score all images in both ways and return the seconds of each, checking that both count the same."""
     directory = Path(tempfile.mkdtemp())
     metric = PairedAccuracy(len(probe.variants), probe.num_classes)
-    probe.begin_units(data.units, None, data.unit_sizes)
+    probe.begin_units(data.units, None, data.unit_rows)
     store, sums = UnitStore(directory, data.units), probe.unit_sums
     if sums is None:
         raise SystemExit("the model has no unit sums")

@@ -9,19 +9,20 @@ with headprobe.ablate(model, "layer:3"):
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 
 import torch
 from torch import nn
 
+from headprobe.backbone.built_size import built_size, inner_model, timm_config
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
-from headprobe.backbone.heads.refusals import refuse_unreachable
+from headprobe.backbone.heads.refusals import refuse_unreachable, refuse_unusable
 from headprobe.backbone.masking.ablation import HookCount, ablating, masks_of_rows
 from headprobe.backbone.proofs.check import check_backbone
 from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.proofs.report import CheckReport
 from headprobe.backbone.sandbox import in_single, quiet
-from headprobe.backbone.weights import data_config
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec, expand_all
 
@@ -31,7 +32,8 @@ def check(
 ) -> CheckReport:
     """Prove, layer by layer, that head masks take effect on `model`; `print` the report to see its table.
 
-    The model is left as it was: weights, modes and hooks.
+    The model is left as it was: weights, gradients, modes, hooks and what its modules keep. Where its forward pass
+    fails without gradients, the proofs run with them.
 
     Args:
         model: A timm model, on any device, trained or not.
@@ -43,10 +45,10 @@ def check(
         The verdict of every proof on every layer.
 
     Raises:
-        UsageError: The model has no attention heads, or attention that cannot be masked at all.
+        UsageError: It is no model, has no attention heads, or attention that cannot be masked at all.
     """
-    refuse_unreachable(model, _name(model))
-    with quiet(model):
+    _refuse_early(model)
+    with torch.inference_mode(False), quiet(model):
         return check_backbone(model, _input_size(model, input_size), _name(model), semantics)
 
 
@@ -61,8 +63,9 @@ def ablate(
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
     The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask.
-    Contexts may be nested, which masks the heads of all of them. Compile the model inside the context, not before; with
-    gradient checkpointing call `backward` inside too. Use a model in one thread at a time.
+    Gradients flow as always, and a forward pass may need them. Contexts may be nested, which masks the heads of all of
+    them. Compile the model inside the context, not before; with gradient checkpointing call `backward` inside too. Use
+    a model in one thread at a time.
 
     Args:
         model: A timm model, on any device.
@@ -79,9 +82,9 @@ def ablate(
             have done nothing.
     """
     spec = MaskSpec(spec) if isinstance(spec, str) else spec
-    refuse_unreachable(model, _name(model))
+    _refuse_early(model)
 
-    with quiet(model):
+    with torch.inference_mode(False), quiet(model):
         layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
         variants = expand_all([spec], layout.heads_per_layer, layout.model)
         if len(variants) != 1:
@@ -122,17 +125,31 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """Return the given size if it is one, or the size that the model was built for."""
+def _refuse_early(model: nn.Module) -> None:
+    """Raise a UsageError for what is no model, or one that cannot be tried at all."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"a model must be a torch.nn.Module, as timm.create_model(name) returns it, got {type(model).__name__}"
+        )
     if next(model.parameters(), None) is None:
         raise UsageError(f"a model to check must have weights, got {type(model).__name__}")
-    size = data_config(model)["input_size"] if given is None else given
-    if not isinstance(size, tuple | list) or len(size) != 3 or any(type(n) is not int or n < 1 for n in size):
-        raise UsageError(f"input_size must be three whole numbers (channels, height, width), got {size!r}")
-    return (size[0], size[1], size[2])
+    refuse_unreachable(model, _name(model))
+    refuse_unusable(model, _name(model))
+
+
+def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """Return the given size if it is one, or the size that the model was built for."""
+    if given is None:
+        return built_size(model)
+    if not isinstance(given, tuple | list) or len(given) != 3 or not all(_is_count(number) for number in given):
+        raise UsageError(f"input_size must be three whole numbers (channels, height, width), got {given!r}")
+    return (int(given[0]), int(given[1]), int(given[2]))
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
 
 
 def _name(model: nn.Module) -> str:
     """Return timm's name of the architecture, or the name of the class."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return str(config.get("architecture") or type(model).__name__)
+    return str(timm_config(model).get("architecture") or type(inner_model(model)).__name__)

@@ -24,6 +24,7 @@ commands:
   check    prove, layer by layer, that masks take effect on a model
   models   list timm's architectures with heads, and which statistics each has
   status   show how far a run is: units done, images a second, time left
+  convert  turn a checkpoint of a training program into safetensors for --model.weights
   fit      train the bundled model again from nothing
 
 examples:
@@ -33,6 +34,7 @@ examples:
   headprobe masks random:0-36/6:0-4 --model.name deit_tiny_patch16_224
   headprobe check swin_tiny_patch4_window7_224
   headprobe status lightning_logs/version_0
+  headprobe convert model_best.pth.tar my_model.safetensors
 
 mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  one-per-layer:SEED  file:mask.json
             keep:SPEC  each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN
@@ -90,6 +92,7 @@ _COMMANDS = {
     "check": "check",
     "models": "models",
     "status": "status",
+    "convert": "convert",
 }
 """The module of `headprobe.commands` behind each command."""
 

@@ -57,8 +57,9 @@ class Fit(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.source = ModelSource(name, weights, pretrained, num_classes, options or {})
-        self.backbone, self.data_config, self.num_classes = create_classifier(self.source)
+        self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size=True)
+        # A new classifier is what training is for.
+        self.backbone, self.data_config, self.num_classes = create_classifier(self.source, trained=False)[:3]
 
     def setup(self, stage: str) -> None:
         """Put the backbone into training mode: it was built in evaluation mode, which Lightning would keep."""

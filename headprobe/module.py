@@ -14,10 +14,10 @@ from headprobe.backbone.capture.taps import Tap
 from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, RowPlan
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
+from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.replacement import REPLACEMENTS
 from headprobe.backbone.weights import (
     ModelSource,
-    built_options,
     create_classifier,
     normalised,
     weights_digest,
@@ -103,7 +103,7 @@ class HeadProbe(lightning.LightningModule):
     heads of the baseline meanwhile; with a single variant, those of the masked model too.
 
     Args:
-        name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
+        name: timm's name of the model, hf-hub:OWNER/MODEL, local-dir:FOLDER, or a bundled one: digits_vit, digits_swin.
         weights: Local safetensors file; without it timm's pretrained weights are used.
         pretrained: False starts from random weights.
         num_classes: Classes of the classifier; without it the weights' own number.
@@ -112,6 +112,10 @@ class HeadProbe(lightning.LightningModule):
             the attention alone (docs/heads.md). The same thing in most models.
         row_budget: Rows (images x masks) that share a forward pass; 48 on CPUs and 1024 on GPUs if not given.
         per_class: Also count each class, for classes.csv.
+        train_size: Prepare images as in training where timm tests the model at another size and crop.
+
+    Attributes:
+        class_names: Names of the model's classes in its classifier's order, where its configuration has them.
     """
 
     head_mask: Tensor  #: `[variants, layers, max heads]` bool, True = keep
@@ -126,13 +130,16 @@ class HeadProbe(lightning.LightningModule):
         semantics: Semantics = "slot",
         row_budget: int | None = None,
         per_class: bool = False,
+        train_size: bool = False,
     ) -> None:
         super().__init__()
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
-        self.source = ModelSource(name, weights, pretrained, num_classes, options or {})
-        self.backbone, self.data_config, self.num_classes = create_classifier(self.source)
+        self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size)
+        classifier = create_classifier(self.source)
+        self.backbone, self.data_config, self.num_classes = classifier[:3]
+        self._options, self.class_names, self._decisions = classifier[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.valid_classes: Tensor | None = None
@@ -156,7 +163,10 @@ class HeadProbe(lightning.LightningModule):
             UsageError: The model's heads cannot be found.
         """
         if self._layout is None:
-            self._layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
+            refuse_unusable(self.backbone, self.source.name)
+            layout = find_heads(self.backbone, self.data_config["input_size"], self.source.name, self.semantics)
+            refuse_gradients(layout.gradients, self.source.name)
+            self._layout = layout
         return self._layout
 
     def choose_masks(self, specs: str | Sequence[str], ablations: str | Sequence[str] = ZERO) -> None:
@@ -194,10 +204,12 @@ class HeadProbe(lightning.LightningModule):
         """Return what identifies the model, as plain data: a part of a run's identity."""
         return {
             "name": self.source.name,
+            "title": self.title,
+            "architecture": self.backbone.pretrained_cfg.get("architecture"),  # type: ignore[union-attr,operator]  # dict
             "weights": self.source.weights,
             "pretrained": self.source.pretrained,
             "weights_sha256": weights_digest(self.backbone),
-            "options": built_options(self.source),
+            "options": self._options,
             "num_classes": self.num_classes,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
@@ -208,8 +220,12 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        weights = self.source.weights or ("the released ones" if self.source.pretrained else "random")
-        return [Decision("weights", weights, shown=not self.source.pretrained and self.source.weights is None)]
+        return list(self._decisions)
+
+    @property
+    def title(self) -> str:
+        """The model's name in tables and figures, which says if its weights are random."""
+        return f"{self.source.name} with random weights" if self.source.random else self.source.name
 
     # -- test ------------------------------------------------------------------------------------------------------
 
@@ -217,7 +233,7 @@ class HeadProbe(lightning.LightningModule):
         """Begin the units of the data module."""
         if stage == "test":
             data = data_of(self.trainer)
-            self.begin_units(data.units, data.valid_classes, data.unit_sizes, data.on_bad_image == "wrong")
+            self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
         """Continue a test that finished some units before.
@@ -305,7 +321,7 @@ class HeadProbe(lightning.LightningModule):
         self,
         units: int,
         valid_classes: Sequence[int] | None = None,
-        sizes: Sequence[int] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
         bad_are_wrong: bool = False,
     ) -> None:
         """Begin the sums of all units of the data; `statistics` must be set before.
@@ -313,13 +329,13 @@ class HeadProbe(lightning.LightningModule):
         Args:
             units: Number of units of the data set.
             valid_classes: Sorted classes that the data set has; logits of all others are left out. None keeps all.
-            sizes: Rows of each unit, None where they are known only after reading the data.
+            rows: Row numbers of each unit, None where they are known only after reading the data.
             bad_are_wrong: Count images that cannot be read as wrong, under every variant; otherwise they do not count.
         """
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants), self.per_class
-        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), sizes, self.statistics)
+        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), rows, self.statistics)
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed

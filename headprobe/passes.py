@@ -18,6 +18,7 @@ from headprobe.backbone.sandbox import in_single, is_out_of_memory
 from headprobe.describe.base import HeadStatistic
 from headprobe.describe.observing import Observing
 from headprobe.errors import RunError
+from headprobe.text import counted
 
 TapsOf = Callable[[slice], Sequence[Tap]]
 """Returns the taps of the pass over these images of a batch."""
@@ -123,8 +124,8 @@ class ForwardPasses:
         if self.observing is not None and self.observing.began:
             # Some sums hold this pass already: running it again would count its images twice.
             raise RunError(
-                f"out of memory with {rows} rows in a forward pass while heads were described; run the same command "
-                f"again with --model.row_budget {max(1, rows // 2)}"
+                f"out of memory with {counted(rows, 'row')} in a forward pass while heads were described; run the same "
+                f"command again with --model.row_budget {max(1, rows // 2)}"
             ) from error
         if rows <= 1 + bool(self.growing.first_layers):
             raise RunError(
@@ -134,7 +135,7 @@ class ForwardPasses:
             torch.cuda.empty_cache()
         self.take(rows // 2)
         lightning.pytorch.utilities.rank_zero_warn(
-            f"out of memory with {rows} rows in a forward pass; going on with {self.plan.most_rows} "
+            f"out of memory with {counted(rows, 'row')} in a forward pass; going on with {self.plan.most_rows} "
             f"(--model.row_budget {rows // 2} starts there)"
         )
 

@@ -109,8 +109,8 @@ def commands_of(page: Path) -> Iterator[Command]:
 
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
 RUNS = [command for command in COMMANDS if command.words[:1] in {("test",), ("fit",)} and "--help" not in command.words]
-# what `status` prints needs a run: tests/commands/test_status.py
-PRINTS = [command for command in COMMANDS if command not in RUNS and command.words[0] != "status"]
+# what `status` and `convert` print needs a run or a checkpoint: test_status.py and test_convert.py in tests/commands
+PRINTS = [command for command in COMMANDS if command not in RUNS and command.words[0] not in {"status", "convert"}]
 CONFIGS = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
 SPECS = [
     (page.name, spec)

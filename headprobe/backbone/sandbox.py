@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headprobe.backbone.gradients import same_attributes, with_gradients
 from headprobe.errors import UsageError
 from headprobe.text import first_line
 
@@ -20,12 +21,36 @@ def copied(backbone: nn.Module, model: str) -> nn.Module:
         UsageError: It cannot be copied.
     """
     try:
-        return deepcopy(backbone)
+        return deepcopy(backbone, _kept_maps(backbone))
     except (RuntimeError, TypeError) as error:  # torch copies no tensor with a gradient history, as pruned weights are
         raise UsageError(
             f"model {model!r} cannot be copied, and it is tried on a copy ({first_line(error)}); make pruned or "
-            "otherwise computed weights permanent first"
+            "otherwise computed weights permanent first, and drop what its modules keep of an earlier forward pass"
         ) from error
+
+
+def _kept_maps(backbone: nn.Module) -> dict[int, Any]:
+    """Return a copy for each tensor with a gradient history that a module keeps, as it does its attention for later.
+
+    Torch copies none. A weight that is computed from parameters, as `weight` from `weight_orig`, is left out: a
+    constant in its place would be another model.
+    """
+    copies: dict[int, Any] = {}
+    for module in backbone.modules():
+        parameters = [name.rpartition("_")[0] for name, _ in module.named_parameters(recurse=False)]
+        for name, value in (vars(module) | dict(module.named_buffers(recurse=False))).items():
+            parts = [value] if isinstance(value, Tensor) else _parts(value)
+            for part in parts:
+                if isinstance(part, Tensor) and not part.is_leaf and name not in parameters:
+                    copies[id(part)] = part.detach()
+    return copies
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a list, tuple or dictionary holds; nothing of anything else."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def in_single(backbone: nn.Module, model: str) -> nn.Module:
@@ -39,12 +64,12 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
 
     Projections, scales and tables that are zero at initialisation would hide errors. Weights with more than one axis
     get a standard deviation of 0.5 / sqrt(inputs), which keeps activations at their size. Vectors (norms, biases,
-    scales) get 0.1.
+    scales) get 0.1. Quantised weights, which are tensors of a class of their own, stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in backbone.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and is_plain(parameter):
                 inputs = parameter[0].numel() if parameter.dim() > 1 else 0  # [outputs, inputs, ...]
                 size = 0.5 / math.sqrt(inputs) if inputs else 0.1
                 noise = torch.randn(parameter.shape, generator=generator)
@@ -52,22 +77,38 @@ def perturbed(backbone: nn.Module, seed: int = 0) -> nn.Module:
     return backbone
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Return whether a weight is an ordinary tensor; quantised ones have classes of their own and cannot be written."""
+    return type(weight.data) is Tensor
+
+
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 """Where `torch.nn.Module` keeps hooks: PyTorch has no public way to set them aside. A test fails if one is renamed."""
+
+BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
+"""The same for hooks of backward passes, which a forward pass can run too."""
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Set aside the forward hooks of `model` and its parts, and put them back in their order afterwards.
+    """Set aside the hooks of `model` and its parts, and put them back in their order afterwards.
 
-    They are the user's own: a pass on noise would enter their data.
+    They are the user's own: a pass on noise would enter their data. For the same reason what forward passes keep in the
+    modules' attributes is afterwards as it was.
     """
-    aside = [(hooks, dict(hooks)) for module in model.modules() for hooks in _hooks_of(module)]
+    aside = [
+        (hooks, dict(hooks))
+        for module in model.modules()
+        for name in (*HOOKS, *BACKWARD_HOOKS)
+        if (hooks := getattr(module, name))
+    ]
     for hooks, _ in aside:
         hooks.clear()
     try:
-        yield
+        with same_attributes(model):
+            yield
     finally:
+        _empty_caches(model)
         for hooks, own in aside:
             hooks.clear()
             hooks.update(own)
@@ -98,16 +139,28 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     weights.
     """
     modes = [(part, part.training) for part in module.modules()]
-    # entering the training mode clears timm's caches
-    module.train()
+    _empty_caches(module)
     module.eval()
     try:
         with _unrounded(_device(module)):
             yield
     finally:
-        module.train()
         for part, training in modes:
             part.training = training
+        _empty_caches(module)
+
+
+def _empty_caches(module: nn.Module) -> None:
+    """Empty timm's caches, as it does where a module enters the training mode; every part keeps its own mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train()
+    for part, training in modes:
+        part.training = training
+
+
+def trying(module: nn.Module, gradients: bool) -> AbstractContextManager[object]:
+    """Run `module` on noise while the context is open: without gradients, or with them where it needs them."""
+    return with_gradients(module) if gradients else torch.inference_mode()
 
 
 def _device(module: nn.Module) -> str:

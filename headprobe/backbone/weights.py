@@ -1,10 +1,10 @@
-"""Creates timm models: pretrained, from a local safetensors file, or bundled with headprobe."""
+"""Creates timm models: pretrained, from the hub, from local safetensors, or bundled with headprobe."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,17 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from headprobe.backbone.own_weights import build_filtered, changes, refuse_weights
+from headprobe.backbone.places import PLACES, Place, located, near_name, unbuildable, unreadable
+from headprobe.backbone.pretrained import with_pretrained
 from headprobe.errors import RunError, UsageError
-from headprobe.text import first_line
+from headprobe.text import Decision, first_line
 
 BUNDLED = ("digits_vit", "digits_swin")
 """Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""
+
+OVERLAY = "pretrained_cfg_overlay"
+"""The option of `timm.create_model` that replaces entries of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,12 @@ class ModelSource:
     """What to build and where its weights come from.
 
     Attributes:
-        name: timm's name of the architecture, or a bundled model's.
-        weights: A local safetensors file; None means timm's pretrained weights (or the bundled ones).
+        name: timm's name of the architecture, a bundled model's, `hf-hub:OWNER/MODEL` or `local-dir:FOLDER`.
+        weights: A local safetensors file; None means timm's pretrained weights (or those that the name brings).
         pretrained: False starts from random weights.
         num_classes: None keeps the weights' own number of classes.
         options: More arguments of `timm.create_model`, such as `img_size` or `pretrained_cfg_overlay`.
+        train_size: Prepare images as in training where timm tests the model at another size.
     """
 
     name: str
@@ -40,6 +47,12 @@ class ModelSource:
     pretrained: bool = True
     num_classes: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    train_size: bool = False
+
+    @property
+    def random(self) -> bool:
+        """Whether nothing is loaded, so that all weights are random."""
+        return self.weights is None and not self.pretrained
 
 
 def create_backbone(source: ModelSource) -> nn.Module:
@@ -49,31 +62,117 @@ def create_backbone(source: ModelSource) -> nn.Module:
         UsageError: The name, the weights or the options do not fit together; the message names the remedy.
         RunError: Pretrained weights cannot be fetched.
     """
-    source = _resolved(source)
-    if not timm.is_model(source.name):
-        near = difflib.get_close_matches(source.name, [*BUNDLED, *timm.list_models()], n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
-        raise UsageError(f"timm {timm.__version__} has no model called {source.name!r}{hint}")
+    return _build(source, trained=False).backbone
 
-    options = dict(source.options)
-    if options.get("features_only"):
+
+class Built(NamedTuple):
+    """A model in evaluation mode, the options that it was built with, and what was decided about its weights."""
+
+    backbone: nn.Module
+    options: dict[str, Any]
+    decisions: list[Decision]
+
+
+def _build(source: ModelSource, *, trained: bool) -> Built:
+    """Build a model.
+
+    Args:
+        source: What to build.
+        trained: Refuse a model with parameters that no weights were loaded for, unless all are meant to be random.
+    """
+    resolved = _resolved(source)
+    _check_options(resolved)
+    place = _place_of(source)
+    if source.random:
+        name = resolved.name if place is None else place.name
+        options = _sized(_asked(resolved), _config_of(resolved, place))
+        backbone = _created(name, False, options, resolved)
+        decisions = [Decision("weights", "random, never trained (--model.pretrained false)", shown=True)]
+    elif resolved.weights is not None:
+        backbone, decisions = _with_own_weights(resolved, place, resolved.weights)
+    elif place is not None:
+        backbone, decisions = _with_own_weights(resolved, place, str(place.weights))
+    else:
+        config, asked = _config_of(resolved, None), _asked(resolved)
+        create = partial(_created, resolved.name, True, source=resolved)
+        backbone, decisions = with_pretrained(
+            create, resolved.name, _sized(asked, config), config, asked, trained=trained
+        )
+    if place is not None and place.commit:
+        decisions.append(Decision("model", f"{source.name} at commit {place.commit}"))
+    # those in a place's config.json too: not all of them show in the weights
+    options = {**(place.arguments if place is not None else {}), **built_options(source)}
+    return Built(backbone.eval(), options, decisions)
+
+
+def _check_options(source: ModelSource) -> None:
+    """Refuse options that headprobe cannot honour, and names that timm does not have."""
+    if not source.name.lower().startswith(PLACES) and not timm.is_model(source.name):
+        raise UsageError(
+            f"timm {timm.__version__} has no model called {source.name!r}; {near_name(source.name, BUNDLED)}"
+        )
+    if source.options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
-    if "checkpoint_path" in options:
+    if "checkpoint_path" in source.options:
         raise UsageError(
             "model.options.checkpoint_path is not read; give the weights as safetensors, by --model.weights"
         )
 
-    if source.weights is not None:
-        state = read_safetensors(source.weights)
-        options = built_options(source)
-        options.setdefault("num_classes", source.num_classes or _classes_in(state, source.name))
-        backbone = _create(source.name, pretrained=False, options=options)
-        _load(backbone, state, source.name, source.weights)
-    else:
-        if source.num_classes is not None:
-            options["num_classes"] = source.num_classes
-        backbone = _create(source.name, pretrained=source.pretrained, options=options)
-    return backbone.eval()
+
+def _place_of(source: ModelSource) -> Place | None:
+    """Return where a model lies that is not in timm's own table; its weights are fetched only where they are used."""
+    if not source.name.lower().startswith(PLACES):
+        return None
+    return located(source.name, weights=source.pretrained and source.weights is None)
+
+
+def _config_of(source: ModelSource, place: Place | None) -> Mapping[str, Any]:
+    """Return timm's configuration of a name: number of classes, name of the classifier, image size, ..."""
+    if place is not None:
+        return place.config
+    tag = source.options.get("pretrained_cfg")
+    name = f"{source.name.partition('.')[0]}.{tag}" if isinstance(tag, str) else source.name
+    config = timm.get_pretrained_cfg(name)
+    return config.to_dict() if config is not None else {}
+
+
+def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tuple[nn.Module, list[Decision]]:
+    """Build a model with the weights of a safetensors file, which must fit: as they are, or through timm's filter."""
+    state = read_safetensors(path)
+    config = _config_of(source, place)
+    name = source.name if place is None else place.name
+    options = _sized(_asked(source), config)
+    classifier = config.get("classifier") or "head"
+    head = classifier if isinstance(classifier, str) else classifier[0]
+    classes = classes_in(state, head)
+    if classes is not None:
+        options.setdefault("num_classes", classes)
+    backbone = _created(name, False, options, source)
+    decisions = [Decision("weights", path if source.weights else f"the safetensors of {source.name}")]
+    own = backbone.state_dict()
+    if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
+        backbone.load_state_dict(state, strict=True)
+        return backbone, decisions
+    filtered = build_filtered(name, options, config, state)
+    if filtered is None:
+        refuse_weights(state, own, source.name, path, head)
+    made_to_fit = f"timm's filter of checkpoints {changes(state, filtered)}"
+    return filtered, [*decisions, Decision("weights made to fit", made_to_fit, shown=True)]
+
+
+def classes_in(state: Mapping[str, Tensor], head: str) -> int | None:
+    """Return the number of classes in weights: the rows of the classifier, under timm's name or a usual one."""
+    usual = [key for key in state if key.rpartition(".")[0].rpartition(".")[2] in ("head", "fc", "classifier")]
+    for key in (f"{head}.weight", *reversed(usual)):
+        if key in state and key.endswith(".weight") and state[key].dim() >= 2:
+            return len(state[key])
+    return None
+
+
+def _asked(source: ModelSource) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` that a user gave, in the file of the weights or beside it."""
+    number = {} if source.num_classes is None else {"num_classes": source.num_classes}
+    return {**built_options(source), **number}
 
 
 def built_options(source: ModelSource) -> dict[str, Any]:
@@ -82,16 +181,55 @@ def built_options(source: ModelSource) -> dict[str, Any]:
     return _merged(_recipe_options(source), source.options) if source.weights is not None else dict(source.options)
 
 
-def data_config(backbone: nn.Module) -> dict[str, Any]:
+def data_config(backbone: nn.Module, train_size: bool = False) -> dict[str, Any]:
     """Return timm's evaluation transform of a model: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, ...
 
-    The image size is the one that the model was built for, even where an option changed it.
+    Image size and crop are those that timm tests with, as its validate.py does. The size of a model that was built for
+    one size is that one, even where an option changed it.
+
+    Args:
+        backbone: A timm model.
+        train_size: Size and crop of training, where timm tests the model with others.
     """
-    config: dict[str, Any] = dict(resolve_model_data_config(backbone))
-    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    if size is not None:
+    config: dict[str, Any] = dict(resolve_model_data_config(backbone, use_test_size=not train_size))
+    patches = getattr(backbone, "patch_embed", None)
+    size = image_sides(patches, "img_size", config["input_size"][0])
+    if size is not None and not (_tests_elsewhere(backbone, train_size) and _takes_any_size(backbone, patches)):
         config["input_size"] = (config["input_size"][0], *size)
     return config
+
+
+def image_sides(holder: Any, name: str, channels: int) -> tuple[int, int] | None:
+    """Return the height and width of images that a module keeps in an attribute.
+
+    Args:
+        holder: A module, or None.
+        name: The attribute. One number means a square; of three numbers the first must be the channels.
+        channels: Channels of an image.
+
+    Returns:
+        None where there is no such attribute, or it holds anything that cannot be understood.
+    """
+    try:
+        kept = getattr(holder, name)
+        numbers = torch.as_tensor(kept, dtype=torch.float64, device="cpu").flatten().tolist()
+    except (AttributeError, RuntimeError, TypeError, ValueError, LookupError):  # a property may raise anything
+        return None
+    if isinstance(kept, bool) or not all(number >= 1 and number.is_integer() for number in numbers):
+        return None
+    sides = [int(number) for number in numbers]
+    if len(sides) == 3 and sides[0] == channels:
+        sides = sides[1:]
+    return (sides[0], sides[-1]) if len(sides) in (1, 2) else None
+
+
+def _tests_elsewhere(backbone: nn.Module, train_size: bool) -> bool:
+    config: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    return not train_size and config.get("test_input_size") is not None
+
+
+def _takes_any_size(backbone: nn.Module, patches: Any) -> bool:
+    return bool(getattr(backbone, "dynamic_img_size", False)) or not getattr(patches, "strict_img_size", True)
 
 
 def normalised(images: Tensor, config: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
@@ -114,27 +252,72 @@ class Classifier(NamedTuple):
         backbone: The timm model, in evaluation mode.
         data_config: Its evaluation transform, as `data_config` returns it.
         num_classes: Classes of its classifier.
+        options: Arguments of `timm.create_model` that it was built with.
+        class_names: Their names, in the classifier's order, where the weights' configuration has them.
+        decisions: What was decided about its weights and images.
     """
 
     backbone: nn.Module
     data_config: dict[str, Any]
     num_classes: int
+    options: dict[str, Any]
+    class_names: list[str] | None
+    decisions: list[Decision]
 
 
-def create_classifier(source: ModelSource) -> Classifier:
+def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifier:
     """Build a model as `create_backbone` does, and refuse one that cannot be scored.
 
+    Args:
+        source: What to build.
+        trained: Refuse a model with parameters that its weights do not have, a new classifier above all; a model whose
+            weights are all meant to be random is not refused.
+
     Raises:
-        UsageError: The model cannot be built, has no classifier, or takes an unclear number of channels.
+        UsageError: The model cannot be built, has no classifier, has an untrained part, or takes an unclear number of
+            channels.
         RunError: Pretrained weights cannot be fetched.
     """
-    backbone = create_backbone(source)
-    config = data_config(backbone)
+    backbone, options, decisions = _build(source, trained=trained)
+    config = data_config(backbone, source.train_size)
     num_classes = int(backbone.num_classes)  # type: ignore[arg-type]  # timm: int
     if num_classes < 1:
-        raise UsageError(f"model {source.name!r} has no classifier to score; give model.num_classes and model.weights")
+        raise UsageError(
+            f"model {source.name!r} has no classifier to score: its weights were trained without one; give the weights "
+            "of a fine-tuned model with --model.weights FILE.safetensors"
+        )
     _check_channels(config, source.options.get("in_chans"))
-    return Classifier(backbone, config, num_classes)
+    decisions += _size_decisions(backbone, source.train_size)
+    return Classifier(backbone, config, num_classes, options, class_names(backbone, num_classes), decisions)
+
+
+def _size_decisions(backbone: nn.Module, train_size: bool) -> list[Decision]:
+    """Return at which image size and crop a model is tested, if timm trains and tests it with different ones."""
+    tested, trained = data_config(backbone), data_config(backbone, train_size=True)
+    if tested == trained:
+        return []
+    used, other = (trained, tested) if train_size else (tested, trained)
+    why = "as in training (--model.train_size true)" if train_size else "as timm tests it"
+    remedy = "timm tests it at" if train_size else "--model.train_size true for that of training,"
+    text = f"{_size_text(used)}, {why}; {remedy} {_size_text(other)}"
+    return [Decision("image size", text, shown=True)]
+
+
+def _size_text(config: Mapping[str, Any]) -> str:
+    _, height, width = config["input_size"]
+    return f"{height} x {width} pixels with crop_pct {config['crop_pct']:g}"
+
+
+def class_names(backbone: nn.Module, num_classes: int) -> list[str] | None:
+    """Return the names of a model's classes from its configuration (`label_names`), None if it has none for each."""
+    config: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    names = config.get("label_names")
+    if isinstance(names, Mapping):  # {number: name}, the numbers as text where they come from JSON
+        numbered = {int(number): name for number, name in names.items() if str(number).isdecimal()}
+        names = (
+            [numbered[number] for number in sorted(numbered)] if sorted(numbered) == list(range(num_classes)) else None
+        )
+    return [str(name) for name in names] if names and len(names) == num_classes else None
 
 
 def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
@@ -181,15 +364,10 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         UsageError: No such file, or it is not safetensors.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"weights file {str(path)!r} does not exist; give the path of a .safetensors file")
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UsageError(
-            f"weights file {str(path)!r} is not readable as safetensors ({error}); "
-            "convert other formats with safetensors.torch.save_file"
-        ) from error
+        raise unreadable(file, error) from error
 
 
 def _recipe_options(source: ModelSource) -> dict[str, Any]:
@@ -217,70 +395,46 @@ def _resolved(source: ModelSource) -> ModelSource:
             recipe = json.loads(opened.metadata()["headprobe"])
         weights = source.weights or (str(path) if source.pretrained else None)
         classes = source.num_classes or (None if weights else recipe["num_classes"])
-        return ModelSource(recipe["name"], weights, False, classes, _merged(recipe["options"], source.options))
+        options = _merged(recipe["options"], source.options)
+        return ModelSource(recipe["name"], weights, False, classes, options, source.train_size)
 
 
 def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return options overridden by the user's; the entries of `pretrained_cfg_overlay` are overridden one by one."""
-    overlay = "pretrained_cfg_overlay"
     both = {**options, **own}
-    if overlay in options and overlay in own:
-        both[overlay] = {**options[overlay], **own[overlay]}
+    if OVERLAY in options and OVERLAY in own:
+        both[OVERLAY] = {**options[OVERLAY], **own[OVERLAY]}
     return both
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _created(name: str, pretrained: bool, options: dict[str, Any], source: ModelSource) -> nn.Module:
     """Build a model with timm; wrong options and weights that cannot be fetched give one message."""
     try:
-        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **_sized(name, options))
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        what = f"with the options {options}" if options else "with its default options"
-        raise UsageError(f"timm cannot build {name!r} {what}: {error or type(error).__name__}") from error
+        raise unbuildable(source.name, _asked(source), error) from error
     except OSError as error:  # every failure of a hub's client
         raise RunError(
-            f"the pretrained weights of {name!r} cannot be fetched ({first_line(error)}); "
+            f"the pretrained weights of {source.name!r} cannot be fetched ({first_line(error)}); "
             "check the connection, or pass a local file: --model.weights FILE.safetensors"
         ) from error
     return backbone
 
 
-def _sized(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with `img_size` in their `pretrained_cfg_overlay` too: not every model keeps the size itself."""
-    overlay = dict(options.get("pretrained_cfg_overlay") or {})
+def _sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options whose `pretrained_cfg_overlay` has the size and crop that they ask for, in tests too.
+
+    Args:
+        options: Arguments of `timm.create_model`; not every model keeps its `img_size` itself.
+        config: timm's configuration of the model.
+    """
+    overlay = dict(options.get(OVERLAY) or {})
     size = options.get("img_size")
-    if size is None or "input_size" in overlay:
-        return options
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = options.get("in_chans") or timm.get_pretrained_cfg(name).input_size[0]
-    return {**options, "pretrained_cfg_overlay": {**overlay, "input_size": (channels, height, width)}}
-
-
-def _classes_in(state: dict[str, Tensor], name: str) -> int:
-    """Return the number of classes in a state dict; timm's configuration holds the classifier's name."""
-    classifiers = getattr(timm.get_pretrained_cfg(name), "classifier", None) or "head"
-    first = classifiers if isinstance(classifiers, str) else classifiers[0]
-    weight = state.get(f"{first}.weight")
-    if weight is None:
-        raise UsageError(
-            f"the weights have no classifier {first + '.weight'!r} as {name!r} has; they belong to another model, "
-            "or were saved without a classifier"
-        )
-    return int(weight.shape[0])
-
-
-def _load(backbone: nn.Module, state: dict[str, Tensor], name: str, path: str) -> None:
-    """Load a state dict strictly; one message names what does not fit."""
-    own = backbone.state_dict()
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    parts = []
-    for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes)):
-        if keys:
-            parts.append(f"{len(keys)} {what} (first: {keys[0]})")
-    if parts:
-        raise UsageError(
-            f"the weights in {path!r} are not those of {name!r}: of {len(own)} tensors {', '.join(parts)}; "
-            "give the name they were saved from with --model.name, and its options with --model.options"
-        )
-    backbone.load_state_dict(state, strict=True)
+    if size is not None and "input_size" not in overlay:
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = options.get("in_chans") or config.get("input_size", (3,))[0]
+        overlay["input_size"] = (channels, height, width)
+    for asked, tested in (("input_size", "test_input_size"), ("crop_pct", "test_crop_pct")):
+        if asked in overlay:
+            overlay.setdefault(tested, None)  # what was asked for is not overruled by timm's own for tests
+    return {**options, OVERLAY: overlay} if overlay else dict(options)

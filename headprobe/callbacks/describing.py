@@ -74,7 +74,8 @@ class HeadSimilarity(HeadCallback):
         measures: Which to compute; all of them if not given.
         groups: Groups of images for the intervals, 2 to 16, or 0 for none; 16 within layers if not given.
         noise_floor: Also compare heads on different images: what unrelated images score.
-        precision: Number format of the products behind the float64 sums, where samples are tokens or patches.
+        precision: Number format of the products behind the float64 sums, where samples are tokens or patches:
+            `float64`, or `float32` for devices where float64 is slow.
     """
 
     def __init__(

@@ -69,8 +69,10 @@ def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[st
     Left out are paths of weights and local data, which have digests, and options that change no sum.
     """
     model = dict(identity["model"])
-    for name in ("weights", "pretrained"):
+    for name in ("weights", "pretrained", "title"):
         model.pop(name, None)
+    if str(model["name"]).lower().startswith("local-dir:"):  # a path; the architecture and the digest stay
+        model.pop("name")
     data = dict(identity["data"])
     if data["local"]:
         data.pop("path", None)

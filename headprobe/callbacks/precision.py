@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from headprobe.backbone.sandbox import evaluating, in_single
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.report.table import console
+from headprobe.text import counted
 
 EXACT = ("32-true", "64-true")
 FIRST_IMAGES = 64
@@ -56,8 +57,8 @@ class PrecisionCheck(AfterBatch):
     def _print(self, trainer: lightning.Trainer) -> None:
         self._done, self._single = True, None
         console.print(
-            f"{trainer.precision}: {self.predictions:,} of the first {self.images:,} baseline predictions differ from "
-            f"float32 (largest difference of a logit: {self.logits:.2g})",
+            f"{trainer.precision}: {self.predictions:,} of the first {counted(self.images, 'baseline prediction')} "
+            f"differ from float32 (largest difference of a logit: {self.logits:.2g})",
             soft_wrap=True,
             markup=False,
             highlight=False,

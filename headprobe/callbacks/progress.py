@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from headprobe.module import AfterBatch, HeadProbe, StepResult
-from headprobe.text import duration
+from headprobe.text import counted, duration
 
 LINE_EVERY_SHARE = 0.1
 LINE_EVERY_SECONDS = 600.0
@@ -80,11 +80,11 @@ class LogProgress(AfterBatch, ProgressBar):
         self._written, self._written_done = now, self._done
         rate = self._done / max(now - self._began, 1e-9)
         if total is None:
-            self._write(f"scored {self._done:,} images, {rate:.3g} a second")
+            self._write(f"scored {counted(self._done, 'image')}, {rate:.3g} a second")
             return
         done = min(self._done, total)
         left = (total - done) / rate
-        self._write(f"scored {done:,} of {total:,} images, {rate:.3g} a second, about {duration(left)} left")
+        self._write(f"scored {done:,} of {counted(total, 'image')}, {rate:.3g} a second, about {duration(left)} left")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write a line for an epoch of `fit`, if one is due."""

@@ -1,22 +1,25 @@
-"""Writes one row per image and variant, for statistics of your own."""
+"""Writes one row per image and variant, for statistics of your own, and where each image is from."""
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from headprobe.callbacks.identity import run_directory
 from headprobe.callbacks.resume import resume_callback
-from headprobe.files import cannot_write, partial_path
+from headprobe.files import cannot_write, partial_path, writing
 from headprobe.masks.spec import NONE
 from headprobe.metrics.accuracy.paired_accuracy import top_five
 from headprobe.module import AfterBatch, HeadProbe, StepResult
+from headprobe.text import counted
 
 SCHEMA = pa.schema(
     [
@@ -29,16 +32,30 @@ SCHEMA = pa.schema(
         pa.field("prediction", pa.int32()),
         pa.field("margin", pa.float32()),
         pa.field("nll", pa.float32()),
+        pa.field("source", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""`margin` is the label's logit minus the largest other one (positive = right), `nll` is in nats."""
+"""`margin` is the label's logit minus the largest other one, `nll` is in nats. An image is right where the prediction
+is its label. With a NaN or infinite logit there is no prediction (null), as in the counts, and no margin (NaN)."""
+
+IMAGES = pa.schema(
+    [
+        pa.field("unit", pa.int32()),
+        pa.field("row", pa.int32()),
+        pa.field("source", pa.string()),
+        pa.field("label", pa.int32()),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""The columns of `images.parquet`, a row per image. One that could not be used has a `reason` and no label."""
 
 
 class RecordsWriter(AfterBatch):
     """Writes `records/unit-00000.parquet`, one file per unit, so that no two processes write to one file.
 
     The files lie beside the sums of their units, which several sessions may finish. At the end of the last one they are
-    put among its results. Stands before `Resume`: a unit is finished only with its records.
+    put among its results, with `images.parquet`, which lists every image once. Stands before `Resume`: a unit is
+    finished only with its records.
     """
 
     keeps_records = True
@@ -60,7 +77,7 @@ class RecordsWriter(AfterBatch):
         """Append this batch's rows to its unit's file."""
         try:
             writer = self._writers.get(step.unit) or self._open(step.unit)
-            writer.write_batch(_records(step, probe))
+            writer.write_batch(_records(step, probe, batch.sources))
             if step.last:
                 self._finish(step.unit)
         except OSError as error:
@@ -68,20 +85,23 @@ class RecordsWriter(AfterBatch):
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Put the records of all units among the results: as links, which take no room, where the disk can."""
-        if not trainer.is_global_zero or self._directory == self._results:
+        if not trainer.is_global_zero:
             return
+        found = sorted(self._directory.glob("unit-*.parquet"))
         try:
             self._results.mkdir(parents=True, exist_ok=True)
-            found = sorted(self._directory.glob("unit-*.parquet"))
             for file in found:
                 _link_or_copy(file, self._results / file.name)
         except OSError as error:
             raise cannot_write(self._results, error) from error
+        bad = pl_module.coverage.bad if isinstance(pl_module, HeadProbe) and pl_module.coverage else []
+        write_images(found, bad, self._results.parent / "images.parquet")
+
         missing = trainer.datamodule.units - len(found)  # type: ignore[attr-defined]
         if missing:
             lightning.pytorch.utilities.rank_zero_warn(
-                f"the records of {missing} units are not on this machine's disk: they are where the processes ran that "
-                f"scored these units, in {self._directory} there"
+                f"the records of {counted(missing, 'unit')} are not on this machine's disk: they are where the "
+                f"processes ran that scored these units, in {self._directory} there; images.parquet lacks their images"
             )
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -111,7 +131,26 @@ def _link_or_copy(file: Path, place: Path) -> None:
         shutil.copyfile(file, place)
 
 
-def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
+def write_images(records: Sequence[Path], bad: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write which image each row of the records is.
+
+    Args:
+        records: The records' files, one of each unit.
+        bad: Rows that could not be used: `unit`, `row`, `source`, `reason`.
+        path: The file to write.
+    """
+    with writing(path) as out, pq.ParquetWriter(out, IMAGES) as writer:
+        for file in records:
+            table = pq.read_table(file, columns=["unit", "row", "source", "label", "ablation"])
+            baseline = table.filter(pc.equal(table["ablation"].cast(pa.string()), NONE)).drop_columns(["ablation"])
+            reasons = pa.nulls(len(baseline), pa.string())
+            writer.write_table(baseline.append_column("reason", reasons).cast(IMAGES))
+        if bad:
+            unread = [{**row, "source": _text(row["source"])} for row in bad]
+            writer.write_table(pa.Table.from_pylist(unread, schema=IMAGES))
+
+
+def _records(step: StepResult, probe: HeadProbe, sources: list[str]) -> pa.RecordBatch:
     """Return the rows of one batch, image by image under each variant in turn, the baseline first."""
     # All tensors below are [1 + variants, images], the baseline first.
     count, images = step.logits.shape[:2]
@@ -119,6 +158,7 @@ def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
     own = step.logits.gather(-1, labels[..., None])[..., 0].float()
     others = step.logits.float().scatter(-1, labels[..., None], -torch.inf).amax(dim=-1)  # largest other logit
     nll = -step.logits.double().log_softmax(dim=-1).gather(-1, labels[..., None])[..., 0]
+    finite = step.logits.isfinite().all(dim=-1)
     classes = probe.valid_classes if probe.valid_classes is not None else torch.arange(step.logits.shape[-1])
 
     numbers = torch.arange(count)[:, None].expand(-1, images)  # of each row's variant, the baseline's 0
@@ -131,13 +171,22 @@ def _records(step: StepResult, probe: HeadProbe) -> pa.RecordBatch:
         _named(numbers, [NONE, *(variant.ablation for variant in probe.variants)]),
         draws[numbers],
         classes[top_five(step.logits)[..., 0].cpu()],
-        own - others,
+        torch.where(finite, own - others, torch.nan),
         nll,
+        _named(torch.arange(images).expand(count, -1), [_text(source) for source in sources]),
     ]
     arrays: list[pa.Array] = []
     for column, field in zip(columns, SCHEMA, strict=True):
-        arrays.append(_flat(column, field.type) if isinstance(column, Tensor) else column)
+        array = _flat(column, field.type) if isinstance(column, Tensor) else column
+        if field.name == "prediction":
+            array = pc.if_else(_flat(finite, pa.bool_()), array, None)
+        arrays.append(array)
     return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _text(name: str) -> str:
+    """Return the name of a file as text: bytes in it that are none are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _named(numbers: Tensor, names: list[str]) -> pa.DictionaryArray:

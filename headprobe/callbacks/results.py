@@ -178,7 +178,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "status": "running",
         "key": run_key(what_counts(identity, trainer)),
         **identity,
-        "specs": sorted({variant.mask.test_family or variant.mask.name for variant in probe.variants}),
+        "specs": sorted({spec for one in probe.variants for spec in one.mask.test_families or (one.mask.name,)}),
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
@@ -210,7 +210,7 @@ def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None
     console.print()
     for decision in decisions:
         console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
-    console.print(masks_table(rows, probe.source.name))
+    console.print(masks_table(rows, probe.title))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")

@@ -135,8 +135,8 @@ class Resume(AfterBatch):
 
 def _resuming(finished: FinishedUnits, data: Any, directory: Path) -> str:
     images, expected = sum(finished.rows.values()), data.expected_images
-    of = f" of {expected:,}" if expected is not None else ""
-    what = f"{len(finished.rows):,} of {counted(data.units, 'unit')} ({images:,}{of} images)"
+    of_all = counted(images, "image") if expected is None else f"{images:,} of {counted(expected, 'image')}"
+    what = f"{len(finished.rows):,} of {counted(data.units, 'unit')} ({of_all})"
     if len(finished.rows) == data.units:
         return f"All of it was scored before; adding up {directory} (--resume never scores again)"
     return f"Resuming: {what} were scored before, in {directory} (--resume never starts over)"

@@ -13,6 +13,7 @@ from headprobe.backbone.capture.layer_facts import CONTRIBUTION, LayerFacts, lay
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
 from headprobe.backbone.heads.sites import one_head_by_design, site_of
+from headprobe.backbone.places import PLACES
 from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config
 from headprobe.catalog.families import NO_HEADS, FamilyTable, ModelRecord, Tally
 from headprobe.errors import UsageError
@@ -64,8 +65,8 @@ def family_of_names() -> dict[str, str]:
 
 
 def is_name(name: str) -> bool:
-    """Return whether a word names a model of the installed timm, or one that ships with headprobe."""
-    return name in BUNDLED or timm.is_model(name)
+    """Return whether a word names a model of the installed timm, one that ships with headprobe, or one elsewhere."""
+    return name in BUNDLED or timm.is_model(name) or name.lower().startswith(PLACES)
 
 
 def walk(name: str) -> ModelRecord:
@@ -81,10 +82,13 @@ def walk(name: str) -> ModelRecord:
         backbone = create_backbone(ModelSource(name, pretrained=False))
         own_module = type(backbone).__module__.rpartition(".")[2]  # timm does not list a bundled model
         family = family_of_names().get(name.partition(".")[0], own_module)
+        why = _why_refused(backbone)
+        if why:
+            return ModelRecord(name, family, refused=why)
         try:
             layout = find_heads(backbone, data_config(backbone)["input_size"], name)
         except UsageError as error:
-            return ModelRecord(name, family, refused=_why_refused(backbone) or str(error))
+            return ModelRecord(name, family, refused=str(error))
         facts = layer_facts(backbone, layout)
     return ModelRecord(name, family, _by_class(layout, facts), len(layout.headless))
 

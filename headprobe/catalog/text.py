@@ -142,7 +142,7 @@ def refusals(table: FamilyTable) -> list[str]:
     for reason, by_family in table.refused.items():
         names = sum(map(len, by_family.values()))
         counts = ", ".join(f"{family} {len(found)}" for family, found in by_family.items())
-        lines.append(f"{names:,} names, {reason}: {counts}")
+        lines.append(f"{counted(names, 'name')}, {reason}: {counts}")
     return lines
 
 
@@ -197,7 +197,7 @@ def record_text(record: ModelRecord) -> str:
 
 def _described(tally: Tally, classes: Mapping[str, ClassTally], headless: int) -> list[str]:
     """Return lines on the layers by attention class, and on the statistics that they have."""
-    lines = ["", f"Layers: {tally.layers:,} with {tally.heads:,} heads"]
+    lines = ["", f"Layers: {tally.layers:,} with {counted(tally.heads, 'head')}"]
     for kind, one in classes.items():
         kinds = ", ".join(f"{count:,} {name}" for name, count in one.tally.kinds.items())
         maps = ", ".join(MAPS_IN_WORDS[name] for name in one.tally.maps)

@@ -16,7 +16,9 @@ def run(words: list[str]) -> None:
         RunError: A proof failed.
     """
     parser = Parser(prog="headprobe check", description="Prove that head masks take effect on a model.")
-    parser.add_argument("name", type=str, help="timm's name of the model, or a bundled one's.")
+    parser.add_argument(
+        "name", type=str, help="timm's name of the model, hf-hub:OWNER/MODEL, local-dir:FOLDER, or a bundled one's."
+    )
     parser.add_argument("--model.weights", type=str | None, default=None, help="Local safetensors file.")
     parser.add_argument(
         "--model.pretrained", type=bool, default=False, help="Fetch timm's pretrained weights; the proofs need none."

@@ -10,11 +10,13 @@ which heads
   --dry-run                           print masks, passes, time, memory and the smallest resolvable drop; run nothing
 
 which model
-  --model.name vit_base_patch16_224   timm's name, or a bundled model: digits_vit, digits_swin [digits_vit]
-  --model.weights mine.safetensors    local weights [timm's pretrained ones]
+  --model.name vit_base_patch16_224   timm's name, hf-hub:OWNER/MODEL, local-dir:FOLDER, or a bundled model:
+                                      digits_vit, digits_swin [digits_vit]
+  --model.weights mine.safetensors    local weights (headprobe convert makes them) [timm's pretrained ones]
   --model.pretrained false            random weights
   --model.num_classes 10              classes of the classifier [the weights' own]
   --model.options.img_size 384        any argument of timm.create_model
+  --model.train_size true             image size and crop of training where timm tests with others [false]
   --model.semantics attention         mask what a head attended to alone, not its whole slot (docs/heads.md) [slot]
   --model.row_budget 64               rows (images x masks) that share a forward pass [48 on CPUs, 1024 on GPUs]
 
@@ -23,7 +25,7 @@ which images
   --data.split validation             split [validation, else test, else the only one]
   --data.name CONFIG  --data.revision main   configuration, and branch, tag or commit of a hub dataset
   --data.image_column image  --data.label_column label   columns of images and labels [image, label]
-  --data.class_map classes.json       the model's class of each dataset class, or the word identity
+  --data.class_map classes.json       which class is which; or sorted, natural, identity
   --data.restrict_classes false       choose among all classes of the model where the dataset has fewer [true]
   --data.max_images 5000              only so many images, an even share of every unit [all]
   --data.on_bad_image skip            images that cannot be read: error, skip or wrong [error]

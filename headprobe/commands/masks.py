@@ -42,8 +42,8 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
         data = {named.name: {**named.mask.to_json(), "digest": named.mask.digest} for named in masks}
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
-    layers, heads = len(layout.layers), sum(layout.heads_per_layer)
-    sys.stdout.write(f"{name}: {layers} layers, {heads} heads; {spec} stands for {counted(len(masks), 'mask')}\n")
+    layers, heads = counted(len(layout.layers), "layer"), counted(sum(layout.heads_per_layer), "head")
+    sys.stdout.write(f"{name}: {layers}, {heads}; {spec} stands for {counted(len(masks), 'mask')}\n")
     sys.stdout.writelines(f"{_line(named)}\n" for named in masks)
 
 

@@ -47,14 +47,20 @@ def run(words: list[str]) -> None:
 def lines_of(status: Status) -> list[str]:
     """Return the lines that show how far a run is."""
     masks = counted(len(status.identity.get("variants", [])), "mask")
-    of = f" of {status.images:,}" if status.images is not None else ""
     lines = [
         f"{status.directory}: {_model(status)} on {status.data}, {masks}",
-        f"done: {status.units_done:,} of {counted(status.units, 'unit')}, {status.images_done:,}{of} images"
+        f"done: {status.units_done:,} of {counted(status.units, 'unit')}, {_images(status)}"
         + (f", {status.bad:,} of them unusable" if status.bad else ""),
         _state(status),
     ]
     return [*lines, f"command: {status.command}"]
+
+
+def _images(status: Status) -> str:
+    """Return how many images are done, of how many where that is known."""
+    if status.images is None:
+        return counted(status.images_done, "image")
+    return f"{status.images_done:,} of {counted(status.images, 'image')}"
 
 
 def _model(status: Status) -> str:

@@ -1,6 +1,5 @@
 """ImageNetDataModule: an image dataset with labels, streamed in units so that every image is scored exactly once."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -8,9 +7,19 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from headprobe.data.decode import ImageReader
-from headprobe.data.labels.class_map import ClassMap, read_class_map
-from headprobe.data.labels.numbering import number_labels
-from headprobe.data.sources.source import Request, Source, UnitRule, file_name, first_labels, is_local, open_source
+from headprobe.data.labels.class_map import ClassMap
+from headprobe.data.labels.numbering import check_texts, number_labels, restricted
+from headprobe.data.labels.read_class_map import read_class_map
+from headprobe.data.sources.source import (
+    Request,
+    Source,
+    UnitRule,
+    first_labels,
+    is_local,
+    local_name,
+    open_source,
+    some,
+)
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
@@ -35,9 +44,10 @@ class ImageNetDataModule(LightningDataModule):
         revision: Branch, tag or commit of a hub dataset.
         image_column: Column of images.
         label_column: Column of labels.
-        class_map: JSON, YAML or text file: the model's class of each dataset class; or `identity`.
+        class_map: JSON, YAML or text file: the model's class of each dataset class, or the model's class names in its
+            order; or `identity`, `sorted` or `natural`.
         restrict_classes: With a dataset of fewer classes than the model, choose among these classes only.
-        max_images: Score only this many images, an even share of every unit's first rows.
+        max_images: Score only this many images, an even share of every unit, spread over its rows.
         on_bad_image: What an image that cannot be read does: `error` lists all at the end and fails the run, `skip`
             leaves them out of all numbers, `wrong` counts them as wrong.
         batch_size: Images per batch; a batch never crosses a unit.
@@ -50,6 +60,8 @@ class ImageNetDataModule(LightningDataModule):
     Raises:
         UsageError: An option is out of its range.
     """
+
+    trains = False  # whether the model is made from these data, so that any order of their classes is right
 
     def __init__(
         self,
@@ -101,12 +113,8 @@ class ImageNetDataModule(LightningDataModule):
         labels = first_labels(source)
         if labels and all(label == -1 for label in labels):
             raise UsageError(
-                f"{self._request.path} has no labels in this split (all are -1): choose another --data.split, "
+                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
                 f"got {source.identity['split']}"
-            )
-        if self.max_images is not None and len(labels) > 1 and len(set(map(str, labels))) == 1:
-            warnings.warn(
-                "the labels come sorted: the first rows of each unit (max_images) may leave classes out", stacklevel=2
             )
         self._checked = True
 
@@ -121,9 +129,10 @@ class ImageNetDataModule(LightningDataModule):
         if trainer is not None:
             module: Any = trainer.lightning_module
             # Another machine may lack the data: all processes must fail then, or the others would wait for it silently.
-            on_all(trainer, lambda: self.bind(module.data_config, module.num_classes))
+            names = getattr(module, "class_names", None)
+            on_all(trainer, lambda: self.bind(module.data_config, module.num_classes, names))
 
-    def bind(self, data_config: Mapping[str, Any], num_classes: int) -> None:
+    def bind(self, data_config: Mapping[str, Any], num_classes: int, class_names: Sequence[str] | None = None) -> None:
         """Fit the dataset to a model.
 
         `setup` does this with the trainer's model; call it yourself to use the data without a trainer.
@@ -131,14 +140,23 @@ class ImageNetDataModule(LightningDataModule):
         Args:
             data_config: The model's evaluation transform, as timm's `resolve_model_data_config` returns it.
             num_classes: Classes of the model.
+            class_names: Names of the model's classes ("" for one without), None where it does not name them.
 
         Raises:
             UsageError: The dataset's classes cannot be matched to the model's.
             RunError: The dataset cannot be reached or read.
         """
         source = self._open()
-        numbering = number_labels(source.labels, num_classes, self._map)
+        numbering = number_labels(source.labels, num_classes, self._map, class_names, self.trains)
+        if numbering.by_name:
+            check_texts(first_labels(source), numbering)
         self._data = FittedData(source, ImageReader(data_config), numbering, self.max_images, self.batch_size)
+        if 1 in (num_classes, len(self.valid_classes or ())):
+            raise UsageError(
+                "there is only one class to choose among, so every image would count as right: give --data.path images "
+                f"of several classes, or --data.restrict_classes false to choose among all {num_classes} of the model, "
+                f"got {some(source.labels.names or ()) or self._request.shown}"
+            )
 
     @property
     def classes(self) -> int:
@@ -170,6 +188,11 @@ class ImageNetDataModule(LightningDataModule):
         return self._fitted.unit_sizes
 
     @property
+    def unit_rows(self) -> list[Sequence[int]] | None:
+        """Numbers of the rows that each unit gives, good and bad; None where only reading would show them."""
+        return self._fitted.expected_rows
+
+    @property
     def expected_images(self) -> int | None:
         """Images that all units give (after `max_images`), good and bad; None where only reading would show them."""
         return self._fitted.images
@@ -197,7 +220,7 @@ class ImageNetDataModule(LightningDataModule):
         data = self._fitted
         local = is_local(self._request.path)
         return {
-            "path": file_name(self._request.path) if local else self._request.path,
+            "path": local_name(self._request.path) if local else self._request.path,
             "local": local,
             "name": self._request.name,
             **data.source.identity,
@@ -206,6 +229,7 @@ class ImageNetDataModule(LightningDataModule):
             "class_map": self._map.digest if self._map else None,
             "classes_sha256": data.numbering.digest,
             "restrict_classes": self._restrict,
+            "chosen_among": self.classes if self.valid_classes is None else len(self.valid_classes),
             "transform": data.reader.text,
             "max_images": self.max_images,
             "units": self.units,
@@ -218,13 +242,14 @@ class ImageNetDataModule(LightningDataModule):
         found = [*data.source.decisions]
         if split := data.source.identity["split"]:
             found.append(Decision("split", f"{split} (--data.split)"))
-        valid = self.valid_classes
-        if valid is not None:
-            among = (
-                f"chosen among the {len(valid)} classes that the data has, of {self.classes}; "
-                "--data.restrict_classes false for all"
-            )
-            found.append(Decision("restricted classes", among, shown=True))
+        given = (self._request.image_column, self._request.label_column)
+        if given != ("image", "label"):
+            found.append(Decision("columns", f"images in {given[0]}, labels in {given[1]}"))
+        found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
+        if self.valid_classes is not None:
+            found.append(Decision("restricted classes", restricted(self.valid_classes, self.classes), shown=True))
+        if self.max_images is not None:
+            found.append(Decision("images", data.shares_in_words, shown=not data.spreads))
         found.append(Decision("transform", " ".join(data.reader.text.split())))
         return found
 

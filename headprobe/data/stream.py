@@ -1,6 +1,8 @@
 """Batches, and their stream: which units a process reads, what each unit gives, and how a dataset fits a model."""
 
+import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -45,6 +47,7 @@ class ImageBatch:
         bad: Rows of this batch that are not in `images`.
         failure: Why the unit cannot be read any further, None if all is well. No batch follows it from that worker.
         name: The file (and the rows in it) that the unit is read from, for messages.
+        sources: The file (and the rows in it) that each image is from.
     """
 
     images: Tensor
@@ -55,6 +58,7 @@ class ImageBatch:
     bad: list[BadImage] = field(default_factory=list)
     failure: str | None = None
     name: str = ""
+    sources: list[str] = field(default_factory=list)
 
     # Lightning and DataLoader look for these two methods; without them Lightning would walk through the frozen
     # BadImages field by field and refuse.
@@ -86,7 +90,7 @@ class UnitStream(IterableDataset[ImageBatch]):
         numbering: Maps a label to the model's class.
         batch_size: Images per batch; batches never cross a unit.
         todo: Units to read, in order.
-        shares: Rows to take from each unit, None for all.
+        rows: Numbers of the rows to take from each unit, ascending; None for all.
         process: Number of this process.
         processes: Number of processes.
     """
@@ -99,7 +103,7 @@ class UnitStream(IterableDataset[ImageBatch]):
         *,
         batch_size: int,
         todo: Sequence[int],
-        shares: Sequence[int] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
         process: int = 0,
         processes: int = 1,
     ) -> None:
@@ -107,7 +111,7 @@ class UnitStream(IterableDataset[ImageBatch]):
         self.reader = reader
         self.numbering = numbering
         self.batch_size = batch_size
-        self.shares = shares
+        self.rows = rows
         first, stop = (len(todo) * end // processes for end in (process, process + 1))
         self.units = list(todo)[first:stop]
 
@@ -125,41 +129,49 @@ class UnitStream(IterableDataset[ImageBatch]):
                 return
 
     def _unit(self, unit: int) -> Iterator[ImageBatch]:
-        """Yield the batches of a unit; one chunk is read ahead to know which is the last."""
+        """Yield the batches of a unit; one is read ahead to know which is the last."""
+        wanted = self._wanted(unit)
+        found = next(wanted, None)
+        if found is None:
+            yield self._batch(unit, [], Chunk([], [], []), last=True)
+        while found is not None:
+            following = next(wanted, None)
+            yield self._batch(unit, *found, last=following is None)
+            found = following
+
+    def _wanted(self, unit: int) -> Iterator[tuple[Sequence[int], Chunk]]:
+        """Read the rows to take from a unit, a batch at a time, with their numbers."""
         first = 0
-        chunks = self._limited(unit)
-        chunk = next(chunks, None)
-        if chunk is None:
-            yield self._batch(unit, first, Chunk([], [], []), last=True)
-        while chunk is not None:
-            following = next(chunks, None)
-            yield self._batch(unit, first, chunk, last=following is None)
+        if self.rows is None:
+            for chunk in self.source.chunks(unit, self.batch_size):
+                yield range(first, first + len(chunk.images)), chunk
+                first += len(chunk.images)
+            return
+
+        rows, place, held = self.rows[unit], 0, Chunk([], [], [])
+        for chunk in self.source.chunks(unit, self.batch_size) if rows else ():
+            while place < len(rows) and rows[place] < first + len(chunk.images):
+                held.images.append(chunk.images[rows[place] - first])
+                held.labels.append(chunk.labels[rows[place] - first])
+                held.sources.append(chunk.sources[rows[place] - first])
+                place += 1
+                if len(held.images) == self.batch_size:
+                    yield rows[place - self.batch_size : place], held
+                    held = Chunk([], [], [])
             first += len(chunk.images)
-            chunk = following
+            if place == len(rows):  # nothing is read behind the last one
+                break
+        if held.images:
+            yield rows[place - len(held.images) : place], held
 
-    def _limited(self, unit: int) -> Iterator[Chunk]:
-        """Read the unit's share of rows."""
-        if self.shares is None:
-            yield from self.source.chunks(unit, self.batch_size)
-            return
-
-        left = self.shares[unit]
-        if not left:
-            return
-        for chunk in self.source.chunks(unit, self.batch_size):
-            yield Chunk(chunk.images[:left], chunk.labels[:left], chunk.sources[:left])
-            left -= len(chunk.images)
-            if left <= 0:
-                return
-
-    def _batch(self, unit: int, first: int, chunk: Chunk, last: bool) -> ImageBatch:
-        """Decode a chunk that begins at row `first` of its unit."""
+    def _batch(self, unit: int, numbers: Sequence[int], chunk: Chunk, last: bool) -> ImageBatch:
+        """Decode rows of a unit, whose numbers are `numbers`."""
         images: list[Tensor] = []
         labels: list[int] = []
         rows: list[int] = []
+        sources: list[str] = []
         bad: list[BadImage] = []
-        for index, (cell, label, source) in enumerate(zip(chunk.images, chunk.labels, chunk.sources, strict=True)):
-            row = first + index
+        for row, cell, label, source in zip(numbers, chunk.images, chunk.labels, chunk.sources, strict=True):
             try:
                 model_class = self.numbering(label)
                 images.append(self.reader(cell))
@@ -168,9 +180,11 @@ class UnitStream(IterableDataset[ImageBatch]):
                 continue
             labels.append(model_class)
             rows.append(row)
+            sources.append(source)
 
         stacked = torch.stack(images) if images else self.reader.empty()
-        return ImageBatch(stacked, _int64(labels), unit, _int64(rows), last, bad, name=self.source.unit_name(unit))
+        name = self.source.unit_name(unit)
+        return ImageBatch(stacked, _int64(labels), unit, _int64(rows), last, bad, name=name, sources=sources)
 
     def _failed(self, unit: int, failure: str) -> ImageBatch:
         return ImageBatch(self.reader.empty(), _int64([]), unit, _int64([]), last=False, failure=failure)
@@ -214,6 +228,44 @@ class FittedData:
         return even_shares(sizes if sizes is not None else [self.max_images] * self.source.units, self.max_images)
 
     @property
+    def rows(self) -> list[Sequence[int]] | None:
+        """Numbers of the rows to read of each unit, ascending; None for all.
+
+        They are spread over the unit. The first ones are taken only where the unit's size is unknown, or where its rows
+        are in a random order anyway: reading a folder's other files would be for nothing.
+        """
+        shares, sizes = self.shares, self.source.unit_sizes
+        if shares is None:
+            return None
+        if sizes is None or self.source.shuffled:
+            return [range(share) for share in shares]
+        return [spread(size, share, unit) for unit, (size, share) in enumerate(zip(sizes, shares, strict=True))]
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the images that are read stand for all, also where the rows of a unit come sorted by class."""
+        return self.max_images is None or self.source.unit_sizes is not None or self.source.shuffled
+
+    @property
+    def shares_in_words(self) -> str:
+        """Which images are read, for the run's decisions."""
+        if not self.spreads:
+            return (
+                f"the first rows of every unit, {self.max_images:,} in all if there are so many (--data.max_images): "
+                "the units' sizes are unknown, and where classes come sorted some are left out"
+            )
+        images = f"{self.images:,} of {self.source.images:,}"
+        return f"{images}, an even share of every unit, spread over its rows (--data.max_images)"
+
+    @property
+    def expected_rows(self) -> list[Sequence[int]] | None:
+        """Numbers of the rows that each unit gives, None where only reading the data would show them."""
+        sizes = self.source.unit_sizes
+        if sizes is None:
+            return None
+        return self.rows if self.max_images is not None else [range(size) for size in sizes]
+
+    @property
     def unit_sizes(self) -> list[int] | None:
         """Rows that each unit gives, None where only reading the data would show them."""
         return self.source.unit_sizes if self.source.unit_sizes is None or self.max_images is None else self.shares
@@ -241,7 +293,7 @@ class FittedData:
             self.numbering,
             batch_size=self.batch_size,
             todo=todo,
-            shares=self.shares,
+            rows=self.rows,
             process=process,
             processes=processes,
         )
@@ -250,15 +302,31 @@ class FittedData:
 def even_shares(sizes: Sequence[int], images: int) -> list[int]:
     """Share `images` evenly among units of these sizes; what a small unit cannot give, larger ones do.
 
-    The shares add up to `images`, or to all rows where there are fewer.
+    The shares add up to `images`, or to all rows where there are fewer. What is left over, or the few images of many
+    units, goes to units spread over all of them: classes may come sorted.
     """
-    shares = [0] * len(sizes)
-    smallest_first = sorted(range(len(sizes)), key=lambda unit: (sizes[unit], unit))
-    for done, unit in enumerate(smallest_first):
-        units_left = len(sizes) - done
-        shares[unit] = min(sizes[unit], images // units_left)
-        images -= shares[unit]
+    # The most rows of each unit that are not too many in all; some units give one more.
+    levels = range(max(sizes, default=0) + 1)
+    level = bisect_right(levels, images, key=lambda rows: sum(min(size, rows) for size in sizes)) - 1
+    shares = [min(size, level) for size in sizes]
+    larger = [unit for unit, size in enumerate(sizes) if size > level]
+    for place in spread(len(larger), images - sum(shares)) if larger else ():
+        shares[larger[place]] += 1
     return shares
+
+
+def spread(size: int, share: int, seed: int = 0) -> list[int]:
+    """Return `share` of the numbers from 0 to `size - 1`, ascending and spread evenly.
+
+    One of each of `share` equal stretches, chosen in it by a hash: at equal distances, rows whose classes come in turn
+    (0, 1, ... 9, 0, 1, ...) would all be of one class.
+    """
+    rows = []
+    for part in range(share):
+        first, stop = part * size // share, (part + 1) * size // share
+        digest = hashlib.sha256(f"{seed}:{part}".encode()).digest()
+        rows.append(first + int.from_bytes(digest[:8], "big") % (stop - first))
+    return rows
 
 
 def default_workers(units: int, images: int | None, processes: int, local_processes: int) -> int:

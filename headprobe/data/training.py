@@ -32,6 +32,8 @@ class TrainingDataModule(ImageNetDataModule):
         UsageError: An option is out of its range.
     """
 
+    trains = True
+
     def __init__(self, *, train_split: str = "train", augment: bool = True, seed: int = 0, **options: Any) -> None:
         # The two arguments given here belong to `test`: that hides them from the options of the command line.
         super().__init__(restrict_classes=True, on_bad_image="error", **options)

@@ -22,7 +22,13 @@ from headprobe.metrics.similarity.comparison import Comparison, compare
 from headprobe.metrics.similarity.head_blocks import MAX_GROUPS, Precision, Sampling, Scope
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE, Measure, samples_in_words, title
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
+from headprobe.text import counted
 from headprobe.units.tree import Arrays, NamedSums, merge_sums, one_thread
+
+NOT_UNIQUE = (
+    "several directions of two heads agree wholly, as with fewer samples than they have dims together, so PWCCA is not "
+    "unique"
+)
 
 ROWS_TOGETHER = 8  # neighbouring rows that stay in one group of images, where units are split into several
 
@@ -32,7 +38,7 @@ class SimilaritySums(HeadStatistic):
 
     Intervals come from leaving out groups of images, so each group has moments of its own. A group is a range of
     units. Where there are fewer units than groups, the rows of a unit are dealt to several pieces in turn, eight
-    neighbouring rows at a time, and a group is a range of pieces.
+    neighbouring rows at a time, and a group is a range of pieces. The noise floor then pairs images within pieces.
 
     Args:
         scope: Heads that are compared: `within` each layer, `all` of the model, or heads of `pairs` of layers.
@@ -222,7 +228,7 @@ class SimilaritySums(HeadStatistic):
         return {"similarity.npz": self.matrices()}
 
     def undefined(self) -> Undefined:
-        """Return the layers with heads that were compared with no other."""
+        """Return the layers with heads that were compared with no other, or without a PWCCA that is unique."""
         heads = self.subject.layout.heads_per_layer
         compared: set[int] = set()
         for block in self.comparisons()[Role.BASELINE]:
@@ -233,8 +239,24 @@ class SimilaritySums(HeadStatistic):
             "the layer is in none of the pairs": [layer for layer in range(len(heads)) if layer not in compared],
             "the layer has a single head": [layer for layer in sorted(compared) if within and heads[layer] == 1],
         }
-        given = {reason: layers for reason, layers in reasons.items() if layers}
-        return {f"{measure}_mean": dict(given) for measure in self.measures} if given else {}
+        found: Undefined = {}
+        for measure in self.measures:
+            of_measure = {**reasons, NOT_UNIQUE: self._pairs_without_pwcca()[1] if measure == "pwcca" else []}
+            given = {reason: layers for reason, layers in of_measure.items() if layers}
+            if given:
+                found[f"{measure}_mean"] = given
+        return found
+
+    def _pairs_without_pwcca(self) -> tuple[int, list[int]]:
+        """Return how many pairs of heads that vary have no PWCCA, in either model, and the layers of these heads."""
+        pairs, layers = 0, set[int]()
+        for blocks in self.comparisons().values():
+            for block in blocks if "pwcca" in self.measures else ():
+                varies = block.found.rank > 0
+                empty = np.isnan(block.found.values["pwcca"]) & np.outer(varies, varies)  # [heads, heads]
+                pairs += int(np.triu(empty).sum())
+                layers.update(block.moments.layer[empty.any(axis=1)].tolist())
+        return pairs, sorted(layers)
 
     def summary(self) -> dict[str, ArrayLike]:
         """Return each layer's mean similarity of different heads, and the one of unrelated images."""
@@ -247,10 +269,12 @@ class SimilaritySums(HeadStatistic):
         return found
 
     def note(self) -> str:
-        """Return what a sample is, and how many there are."""
+        """Return what a sample is, how many there are, and whether they are too few for PWCCA."""
         arrays = self.matrices()
         samples = np.asarray(arrays["samples"], dtype=np.int64)
-        return f"Similarity: {samples_in_words(samples, int(arrays['images']), self.moment_options.sampling)}"
+        line = f"Similarity: {samples_in_words(samples, int(arrays['images']), self.moment_options.sampling)}"
+        pairs, _ = self._pairs_without_pwcca()
+        return f"{line}; PWCCA is empty for {counted(pairs, 'pair')} of heads: {NOT_UNIQUE}" if pairs else line
 
 
 def _of_piece(piece: int, model: str) -> str:

@@ -11,6 +11,7 @@ from headprobe.masks.draws import one_per_layer, random_order
 from headprobe.masks.numbers import Numbers
 from headprobe.masks.piece import Piece
 from headprobe.masks.tables import order_by_column
+from headprobe.text import counted
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def check_counts(counts: Numbers, model: Model) -> None:
     every = len(model.heads)
     if beyond := counts.beyond(every + 1):
         count, piece = beyond
-        raise piece.error(f"{model.name} has {every} heads: expected {span(every + 1)} of them, got {count}")
+        raise piece.error(f"{model.name} has {counted(every, 'head')}: expected {span(every + 1)} of them, got {count}")
 
 
 def _counts(first: int, last: int, piece: Piece) -> Numbers:

@@ -21,7 +21,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headprobe.errors import UsageError
@@ -48,14 +48,15 @@ class NamedMask:
     Attributes:
         name: the canonical spec of exactly this mask.
         mask: its heads.
-        test_family: canonical text of the spec of many masks that it came from; empty for a mask asked for by itself.
+        test_families: canonical texts of the specs of many masks that name it, sorted; none for a mask asked for by
+            itself.
         curve: the TensorBoard curve that the mask is a point of, such as `by_layer`.
         step: its place on the curve: a layer, an index, a seed or a number of heads.
     """
 
     name: str
     mask: HeadMask
-    test_family: str
+    test_families: tuple[str, ...]
     curve: str
     step: int
 
@@ -106,8 +107,8 @@ class MaskSpec(str):
         for member, heads in _masks(tree, target):
             name = tree.with_member(member).text if member else tree.text
             point = curves.point_of(member or curves.clauses[0], len(heads))
-            family = tree.text if tree.many else ""
-            named.append(NamedMask(name, HeadMask(target.heads_per_layer, heads), family, point.curve, point.step))
+            families = (tree.text,) if tree.many else ()
+            named.append(NamedMask(name, HeadMask(target.heads_per_layer, heads), families, point.curve, point.step))
         if tree.many and not named:
             reason = f"no mask is left: on {model}, {tree.many.text} changes nothing beside the rest of the spec"
             raise tree.many.piece.error(reason)
@@ -140,8 +141,8 @@ def expand_all(
 ) -> list[Variant]:
     """The variants of several specs: each mask once, in the order of first appearance, under every ablation.
 
-    A mask that is asked for by itself and as one of many belongs to the many, so that no test family lacks a member
-    that it shares with a single mask.
+    A mask belongs to the test family of every spec of many masks that names it: no family lacks a member because it
+    shares it with another spec, and the order of the specs does not matter.
 
     Args:
         specs: the specs.
@@ -155,9 +156,11 @@ def expand_all(
     masks: dict[str, NamedMask] = {}
     for spec in specs:
         for mask in spec.expand(heads_per_layer, model):
-            known = masks.get(mask.name)
-            if known is None or (mask.test_family and not known.test_family):
-                masks[mask.name] = mask
+            known = masks.get(mask.name, mask)
+            families = {*known.test_families, *mask.test_families}
+            # One of many lies on the curve of the many, also where it was asked for by itself before.
+            first = known if known.test_families else mask
+            masks[mask.name] = replace(first, test_families=tuple(sorted(families)))
     return [Variant(mask, ablation) for mask in masks.values() for ablation in ablations]
 
 

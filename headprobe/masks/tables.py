@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,20 @@ WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})")
 
 CsvRow = dict[str, str | None]
 
+OTHER_WAY = "is large where a head does not matter, so that least and most would mislead"
+NO_SIZE = "says how sure a change is, for better or worse, and not how large"
+SAME = "does not differ between heads"
+NO_ORDER = {
+    **dict.fromkeys(("top1", "top1_count"), (OTHER_WAY, "drop_pp, which is the same order the other way round")),
+    **dict.fromkeys(("top5", "top5_count"), (OTHER_WAY, "drop_pp or nll_rise")),
+    "agreement": (OTHER_WAY, "kl_nats"),
+    "wrong_to_right": ("is large where masking a head helps", "drop_pp, which counts losses against it"),
+    **dict.fromkeys(("mcnemar_p", "bh_q"), (NO_SIZE, "drop_pp or nll_rise")),
+    **dict.fromkeys(("images", "heads_masked", "draw"), (SAME, "drop_pp or nll_rise")),
+}
+"""Columns of `masks.csv` that give no order of heads by importance: why, and which to take. In all others a larger
+value means that the head matters more."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -36,18 +50,19 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
     """Every head of the model, sorted by the column's value; equal ones by (layer, head).
 
     Args:
-        path: a `heads.csv`, a `masks.csv` or the folder of a run that holds one.
+        path: a `heads.csv`, `heads_change.csv` or `masks.csv`, or the folder of a run that holds the first or the last.
         column: the column to sort by.
         model: the heads to expect.
         most_first: whether the largest value comes first, not the smallest.
 
     Raises:
         MaskSpecError: under the column or the path: a file that cannot be read, a missing column (the others are
-            listed), a cell that is no number, a head that is missing, given twice or not the model's.
+            listed), a column whose order would mislead, a cell that is no number, a head that is missing, given twice
+            or not the model's.
     """
     table = _open_table(path, column)
     values: dict[Head, float] = {}
-    for line, head, row in _rows_of_heads(table, path):
+    for line, head, row in _rows_of_heads(table, path, column):
         if head not in model.heads:
             reason = f"{table.path}, row {line}: {model.name} has no {_name(head)}: take a run of the same model"
             raise path.error(reason)
@@ -102,24 +117,41 @@ def _read_table(file: Path, path: Piece) -> Table:
         raise path.error(f"expected a CSV table, got {file}, which is none: {error}") from None
 
 
-def _rows_of_heads(table: Table, path: Piece) -> Iterable[tuple[int, Head, CsvRow]]:
-    """The rows about a single head, in a table of heads those of the baseline, with their place in the file."""
+def _rows_of_heads(table: Table, path: Piece, column: Piece) -> Iterator[tuple[int, Head, CsvRow]]:
+    """The rows about a single head, in a table of heads those of one model, with their place in the file."""
     if {"layer", "head"} <= set(table.columns):
-        head_of: Callable[[CsvRow], Head | None] = _head_of_heads_row
-    elif "mask" in table.columns:
-        head_of = _head_of_masks_row
-    else:
+        return _rows_by_head(table, path)
+    if "mask" not in table.columns:
         columns = ", ".join(table.columns)
         raise path.error(f"expected columns 'layer' and 'head', or 'mask', in {table.path}, got {columns}")
+    if column.text in NO_ORDER:
+        why, instead = NO_ORDER[column.text]
+        raise column.error(f"{column.text} {why}: order by {instead}, got {column.text}")
+    return _rows_by_mask(table)
+
+
+def _rows_by_head(table: Table, path: Piece) -> Iterator[tuple[int, Head, CsvRow]]:
+    """The rows of `heads.csv` about the baseline, or all of `heads_change.csv`, which is about one mask."""
+    models = {row.get("mask") or "none" for row in table.rows}
+    if "none" not in models and len(models) > 1:
+        some = ", ".join(sorted(models)[:5])
+        raise path.error(f"{table.path}: expected rows of the baseline, none, or of one mask, got {some}")
     for line, row in enumerate(table.rows, start=2):  # row 1 is the header
-        if head_of is _head_of_heads_row and row.get("mask", "none") != "none":
+        if "none" in models and (row.get("mask") or "none") != "none":
             continue  # of a masked model
-        head = head_of(row)
-        if head is not None:
-            yield line, head, row
-        elif head_of is _head_of_heads_row:
+        head = _head_of_heads_row(row)
+        if head is None:
             got = f"{row['layer']!r} and {row['head']!r}"
             raise path.error(f"{table.path}, row {line}: expected whole numbers for 'layer' and 'head', got {got}")
+        yield line, head, row
+
+
+def _rows_by_mask(table: Table) -> Iterator[tuple[int, Head, CsvRow]]:
+    """The rows of `masks.csv` about masks of one head."""
+    for line, row in enumerate(table.rows, start=2):
+        head = _head_of_masks_row(row)
+        if head is not None:
+            yield line, head, row
 
 
 def _head_of_heads_row(row: CsvRow) -> Head | None:

@@ -50,6 +50,9 @@ class HeadProjection:
 def output_norm_ratio(norms: Tensor, stream: Tensor, grid: TokenGrid) -> Tensor:
     """Return |what a head adds| / |residual stream before the layer|, mean over patches, `[images, heads]`.
 
+    The mean is one of ratios, each at its own patch; prefix tokens and padding are left out. What a head adds includes
+    a layer scale where the layer has one (`LayerFacts.projection`).
+
     A head that does nothing adds little (Bondarenko 2023, https://arxiv.org/abs/2306.12929). The ratio of norms is the
     one of Kobayashi 2020 taken for a whole head and relative to the stream it is added to.
 

@@ -23,6 +23,7 @@ from headprobe.report.offset_figures import offset_grid
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
 from headprobe.run.load import Columns, Row, Run
+from headprobe.text import counted
 
 SIGNIFICANT_Q = 0.05
 """False discovery rate below which a head's drop gets a ring in the heat map."""
@@ -79,11 +80,17 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     yield from _drops(run)
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
-    about = f"{run.record['model']['name']}, {images:,} images"
+    about = f"{_model(run)}, {counted(int(images), 'image')}"
     yield from _statistics(heads, about)
     yield from _offset_maps(run, _names(heads), about)
     yield from _similarities(run, about)
     yield from _spectra(run, about)
+
+
+def _model(run: Run) -> str:
+    """Return what titles call the model: they say if its weights were random. Runs of before have only a name."""
+    model = run.record["model"]
+    return str(model.get("title", model["name"]))
 
 
 # -- drops --
@@ -105,7 +112,8 @@ def by_ablation(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _drops(run: Run) -> Iterator[tuple[str, Figure]]:
     """Yield for each ablation the figures that its masks allow: a map of single heads, drops by layer and by index."""
     for suffix, rows in by_ablation(run.masks).items():
-        about = f"{run.record['model']['name']}, {rows[0]['images']:,} images, {rows[0]['ablation']} ablation"
+        images = counted(int(rows[0]["images"]), "image")
+        about = f"{_model(run)}, {images}, {rows[0]['ablation']} ablation"
         heads = _single_heads(run, rows, "drop_pp")
         if np.isfinite(heads).sum() > 1:
             heading = f"Top-1 drop when one head is masked (ring: q < {SIGNIFICANT_Q})\n{about}"

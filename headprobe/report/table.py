@@ -11,9 +11,16 @@ from rich.text import Text
 
 from headprobe.masks.spec import NONE
 from headprobe.run.load import Row
+from headprobe.text import counted
 
 MOST_ROWS = 40
 """A longer table shows the masks with the largest drops; all of them are in `masks.csv`."""
+
+FEW_IMAGES = 200
+"""With fewer images the intervals of the NLL may be too narrow: docs/results.md says how much."""
+
+SMALLEST_P = 1e-300
+"""A p below it, which a float may round to 0, is shown as below it."""
 
 WIDTH_OF_FILES = 120
 """Columns of a line where the output is no terminal."""
@@ -32,7 +39,7 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
         width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
     """
     shown = list(rows)
-    title = f"{model}, {rows[0]['images']:,} images"
+    title = f"{model}, {counted(int(rows[0]['images']), 'image')}"
     if len(rows) > MOST_ROWS:
         worst = sorted(rows[1:], key=lambda row: -float(row["drop_pp"]))[: MOST_ROWS - 1]
         shown = [rows[0], *worst]
@@ -42,6 +49,9 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
     table = _table(title, shown, tested, narrow=False)
     if console.measure(table).maximum > (width or console.width):
         table = _table(title, shown, tested, narrow=True)
+    if int(rows[0]["images"]) < FEW_IMAGES and len(rows) > 1:
+        table.caption = f"under {FEW_IMAGES} images the intervals of nll_rise may be too narrow"
+        table.caption_justify = "left"
     return table
 
 
@@ -117,4 +127,6 @@ def _interval(row: Row) -> str:
 def _p_value(value: float) -> str:
     if math.isnan(value):
         return ""
+    if value < SMALLEST_P:
+        return f"<{SMALLEST_P:.0e}"
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -16,6 +16,7 @@ from headprobe.files import write_bytes, write_text
 from headprobe.masks.spec import NONE, Variant
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.scores import PairedScores
+from headprobe.metrics.arrays import FloatArray
 from headprobe.run.load import Cell, Columns, Row
 
 SCORE_COLUMNS = (
@@ -44,19 +45,22 @@ def variant_rows(variants: Sequence[Variant], scores: PairedScores) -> list[Row]
     """Return the rows of `masks.csv`, the baseline first.
 
     Benjamini-Hochberg's q is taken within each test family: the masks that one `each:`, grid or `grow:` form stands
-    for, under one ablation. Masks of no head belong to none, nor do the draws of `one-per-layer:`, with which others
-    are compared.
+    for, under one ablation. A mask that several forms name belongs to each, and its q is the largest of theirs. Masks
+    of no head belong to none, nor do the draws of `one-per-layer:`, with which others are compared.
     """
-    test_families = ["", *(_test_family(variant) for variant in variants)]
+    test_families = [(), *(_test_families(variant) for variant in variants)]
     q_values = _q_values(variants, scores, test_families)
     rows: list[Row] = []
     for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
-        row: Row = {**key, "test_family": test_families[number]}
+        row: Row = {**key, "test_family": FAMILIES_JOINED.join(test_families[number])}
         row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
-        rows.append(row | {"bh_q": q_values[number]})
+        rows.append(row | {"bh_q": float(q_values[number])})
     return rows
 
+
+FAMILIES_JOINED = " :: "
+"""What stands between the test families of a mask: no spec holds two colons in a row, whatever its paths are."""
 
 _BASELINE_KEY: Row = {"mask": NONE, "ablation": NONE, "draw": 0}
 
@@ -66,31 +70,37 @@ def _key(variant: Variant) -> Row:
     return {"mask": variant.mask.name, "ablation": variant.ablation, "draw": variant.draw}
 
 
-def _test_family(variant: Variant) -> str:
-    """Return the test family of a variant, empty for none; of several draws the first alone is tested."""
-    null = _NULL_DRAWS.search(variant.mask.test_family)
-    return "" if null or variant.draw or not variant.mask.mask.count else variant.mask.test_family
+def _test_families(variant: Variant) -> tuple[str, ...]:
+    """Return the test families of a variant; of several draws the first alone is tested."""
+    if variant.draw or not variant.mask.mask.count:
+        return ()
+    return tuple(family for family in variant.mask.test_families if not _NULL_DRAWS.search(family))
 
 
 _NULL_DRAWS = re.compile(r"(^|[+:])one-per-layer:\d+[-,/]")
 """A form of many `one-per-layer:` draws; a single draw joined to a sweep is no null."""
 
 
-def _q_values(variants: Sequence[Variant], scores: PairedScores, test_families: Sequence[str]) -> list[float]:
-    """Return a q per row; variants of the same heads in one test family are one test, and share its q."""
-    # For each row the first row of the same test; rows without a test are their own first.
-    firsts: dict[tuple[str, str, str], int] = {}
-    same = [0]
-    for number, (variant, test_family) in enumerate(zip(variants, test_families[1:], strict=True), start=1):
-        test = (test_family, variant.ablation, variant.mask.mask.digest)
-        same.append(firsts.setdefault(test, number) if test_family else number)
+def _q_values(
+    variants: Sequence[Variant], scores: PairedScores, test_families: Sequence[tuple[str, ...]]
+) -> FloatArray:
+    """Return a q per row, `[1 + masks]`: the largest over the row's test families, NaN without one.
 
-    # Each test once, in the test family of its form and ablation; the empty text stands for no test.
-    once = [""]
-    for number, (variant, test_family) in enumerate(zip(variants, test_families[1:], strict=True), start=1):
-        once.append(f"{test_family} {variant.ablation}" if test_family and same[number] == number else "")
-    q_values = bh_q(scores.mcnemar_p, once)
-    return [float(q_values[first]) for first in same]
+    Within a test family variants of the same heads are one test, and share its q.
+    """
+    # The rows of each test, by the family of its form and ablation.
+    families: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for number, variant in enumerate(variants, start=1):
+        for test_family in test_families[number]:
+            tests = families.setdefault((test_family, variant.ablation), {})
+            tests.setdefault(variant.mask.mask.digest, []).append(number)
+
+    largest = np.full(1 + len(variants), np.nan)
+    for tests in families.values():
+        q_values = bh_q([scores.mcnemar_p[rows].max() for rows in tests.values()])
+        for rows, q in zip(tests.values(), q_values, strict=True):
+            largest[rows] = np.fmax(largest[rows], q)
+    return largest
 
 
 def class_rows(variants: Sequence[Variant], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:

@@ -88,26 +88,26 @@ class OpenRows:
             self._rows.add(row)
         self.bad += bad
 
-    def close(self, unit: int, expected: int | None, budget: int, name: str) -> Coverage:
+    def close(self, unit: int, expected: Sequence[int] | None, budget: int, name: str) -> Coverage:
         """Return the coverage of this unit.
 
         Args:
             unit: Its number.
-            expected: The number of rows that it must have, None where that is unknown.
+            expected: The rows that it must have, None where that is unknown: from 0 on without a gap.
             budget: Row budget of its forward passes.
             name: Its name in messages.
 
         Raises:
             RunError: Rows are missing, or there are too many.
         """
-        wanted = set(range(len(self._rows) if expected is None else expected))
+        wanted = set(range(len(self._rows)) if expected is None else expected)
         missing = sorted(wanted - self._rows)
         strange = sorted(self._rows - wanted)
         if missing or strange:
             found = f"rows {ranges(missing)} are missing" if missing else f"rows {ranges(strange)} are too many"
             raise RunError(
-                f"{name} did not give each of its {len(wanted):,} rows once: {found}. Nothing of it is counted; check "
-                "the file, then run the same command again to resume"
+                f"{name} did not give each of its {counted(len(wanted), 'row')} once: {found}. Nothing of it is "
+                "counted; check the file, then run the same command again to resume"
             )
         coverage = Coverage()
         coverage.rows, coverage.budgets, coverage.bad = {unit: len(wanted)}, {unit: budget}, self.bad
@@ -135,11 +135,13 @@ def check_coverage(coverage: Coverage, data: Any) -> None:
         raise _wrong(f"units {ranges(missing)} of {data.units} are missing")
     for unit, size in enumerate(data.unit_sizes or ()):
         if coverage.rows[unit] != size:
-            raise _wrong(f"unit {unit} gave {coverage.rows[unit]:,} rows and has {size:,}")
+            raise _wrong(f"unit {unit} gave {counted(coverage.rows[unit], 'row')} and has {size:,}")
     total = sum(coverage.rows.values())
     if data.expected_images is not None and total != data.expected_images:
         by_unit = ", ".join(f"{unit}: {rows:,}" for unit, rows in sorted(coverage.rows.items())[:SHOWN])
-        raise _wrong(f"{total:,} rows came and the data set has {data.expected_images:,} (rows by unit: {by_unit})")
+        raise _wrong(
+            f"{counted(total, 'row')} came and the data set has {data.expected_images:,} (rows by unit: {by_unit})"
+        )
     if total == len(coverage.bad):
         first = f"; the first: {_line(coverage.bad[0])}" if coverage.bad else ""
         raise RunError(

@@ -75,7 +75,7 @@ class UnitSums:
     Args:
         units: Number of units of the whole data set.
         make_scores: Makes empty scores.
-        sizes: Rows of each unit, None where they are known only after reading the data.
+        rows: Row numbers of each unit, None where they are known only after reading the data.
         statistics: The statistics that give sums too.
     """
 
@@ -83,11 +83,11 @@ class UnitSums:
         self,
         units: int,
         make_scores: Callable[[], Any],
-        sizes: Sequence[int] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
         statistics: Sequence[Statistic] = (),
     ) -> None:
         self.units, self.statistics = units, tuple(statistics)
-        self._make_scores, self._sizes = make_scores, sizes
+        self._make_scores, self._rows = make_scores, rows
         self._open: dict[int, OpenUnit] = {}
         self._tree: UnitTree[NamedSums] = UnitTree(units, merge_sums)
 
@@ -119,7 +119,7 @@ class UnitSums:
             RunError: It did not give all its rows.
         """
         opened = self._open[unit]
-        expected = self._sizes[unit] if self._sizes is not None else None
+        expected = self._rows[unit] if self._rows is not None else None
         sums: NamedSums = {
             COVERAGE: opened.rows.close(unit, expected, budget, name),
             SCORES: opened.scores.to("cpu"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 
@@ -95,10 +96,42 @@ def test_the_plan_is_timed_in_the_precision_of_the_run(tmp_path: Path, monkeypat
 
 
 def test_the_estimate_grows_with_the_number_of_images() -> None:
-    text = dry_run_text(50_000)
-    assert "for 50,000 images on one process" in text
-    # 2.80 standard errors of a difference of which 2% flip: 2.80 x sqrt(0.02 / 50,000) = 0.18%, a little more by churn
-    assert "top-1 drop of 0.19 points or more on 50,000 images" in text
+    assert "for 50,000 images on one process" in dry_run_text(50_000)
+
+
+@pytest.mark.parametrize(
+    ("spec", "churn"),
+    [
+        ("each:head", (0.01, 0.05)),
+        ("head:0.0", (0.01, 0.05)),
+        ("each:layer", (0.03, 0.07)),
+        ("random:0-3/3:0", (0.03, 0.07)),
+    ],
+)
+def test_the_smallest_drops_are_found_8_times_in_10_under_the_churn_that_is_said(
+    spec: str, churn: tuple[float, float]
+) -> None:
+    line = dry_run_text(2000, spec).splitlines()[-1]
+    assert line.startswith("resolves: a top-1 drop of ")
+    assert f"if {churn[0]:.0%} to {churn[1]:.0%} of the images flip either way by chance" in line
+    drops = [float(number) / 100 for number in re.findall(r"(\d+\.\d+)", line)[:2]]
+    for drop, flips in zip(drops, churn, strict=True):
+        cells = [flips / 2 + drop, flips / 2, 1 - flips - drop]
+        lost, won, _ = np.random.default_rng(0).multinomial(2000, cells, size=20_000).T
+        found = np.abs(lost - won) / np.sqrt(np.maximum(lost + won, 1)) > 1.96
+        assert abs(found.mean() - 0.8) < 0.015
+
+
+def test_masks_of_one_head_and_of_several_share_one_range() -> None:
+    assert "if 1% to 7% of the images flip" in dry_run_text(500, "random:1-3:0")
+
+
+def test_too_few_images_are_said_to_find_nothing() -> None:
+    assert dry_run_text(3).splitlines()[-1] == "resolves: no top-1 drop, as 3 images are too few"
+
+
+def test_without_a_masked_head_nothing_is_said_of_drops() -> None:
+    assert "resolves" not in dry_run_text(500, "none") + dry_run_text(500, "random:0:0")
 
 
 def test_an_unknown_number_of_images_is_said() -> None:

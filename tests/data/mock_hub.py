@@ -1,9 +1,9 @@
 """A hub on loopback: enough of its HTTP interface for the real `datasets` client to stream Parquet files from it.
 
-A folder is served as the dataset owner/set, and as owner/NAME for every NAME in `faults`, where things go wrong as
-scripted, and in `folders`, from folders of their own; owner/gated401 answers as to a client without a login,
-owner/gated403 as to one that has not accepted the terms, any other name as missing. Every error repeats the client's
-own Authorization header, as a careless server would.
+A folder is served as the dataset owner/set, which is a model too, and as owner/NAME for every NAME in `faults`, where
+things go wrong as scripted, and in `folders`, from folders of their own; owner/gated401 answers as to a client
+without a login, owner/gated403 as to one that has not accepted the terms, any other name as missing. Every error
+repeats the client's own Authorization header, as a careless server would.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        found = re.match(r"(?:/api)?/datasets/owner/([\w-]+)(.*)", path)
+        found = re.match(r"(?:/api)?/(?:datasets/|models/)?owner/([\w-]+)(.*)", path)  # models have no prefix in URLs
         name = found.group(1) if found else ""
         if name in GATED:
             return self.send_error_text(*GATED[name], code="GatedRepo")

@@ -1,14 +1,17 @@
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import datasets
 import jsonargparse
+import pyarrow as pa
 import pytest
 from lightning import LightningModule, Trainer
 
 from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.data.labels.numbering import restricted
 from headprobe.data.sources.source import file_name
 from headprobe.data.stream import ImageBatch
 from headprobe.data.training import TrainingDataModule
@@ -23,6 +26,7 @@ class Collector(LightningModule):
         super().__init__()
         self.data_config = DATA_CONFIG
         self.num_classes = CLASSES
+        self.class_names: list[str] | None = None
         self.seen: list[ImageBatch] = []
 
     def test_step(self, batch: ImageBatch) -> None:
@@ -116,10 +120,71 @@ def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
         bound(write_table(tmp_path, table([], [])))
 
 
-def test_sorted_labels_are_warned_of_where_only_first_rows_are_taken(tmp_path: Path) -> None:
-    folder = write_table(tmp_path, table([png(0)] * 5, [4] * 5))
-    with pytest.warns(UserWarning, match="the labels come sorted"):
-        bound(folder, max_images=3)
+def decisions(data: ImageNetDataModule) -> dict[str, tuple[str, bool]]:
+    return {decision.about: (decision.text, decision.shown) for decision in data.decisions()}
+
+
+def test_a_choice_among_fewer_classes_is_said_with_both_numbers_before_the_table(tmp_path: Path) -> None:
+    for name in ("3", "8", "9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(0))
+    data = bound(tmp_path, class_map="identity")
+    text, shown = decisions(data)["restricted classes"]
+    assert "chosen among the 3 classes that the data has, of 10; --data.restrict_classes false for all" in text
+    assert shown
+    assert data.identity()["chosen_among"] == 3
+    everything = bound(tmp_path, class_map="identity", restrict_classes=False)
+    assert "restricted classes" not in decisions(everything)
+    assert everything.identity()["chosen_among"] == 10
+
+
+@pytest.mark.parametrize(("letter", "said"), [("r", "ImageNet-R"), ("a", "ImageNet-A"), ("", "timm's validation")])
+def test_a_choice_among_published_classes_is_told_from_one_by_accident(letter: str, said: str) -> None:
+    listed = files("timm.data") / "_info" / f"imagenet_{letter}_indices.txt"
+    valid = [int(line) for line in listed.read_text().split()] if letter else list(range(0, 1000, 5))
+    assert len(valid) == 200
+    assert said in restricted(valid, 1000)
+
+
+def test_what_was_decided_about_labels_and_rows_is_said(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in (1, 10, 2)]
+    schema = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=names)}).arrow_schema
+    cells = [{"bytes": png(0), "path": None}] * 6
+    write_table(tmp_path / "1", pa.table({"img": cells, "kind": [0, 1, 2] * 2}, schema=schema))
+    said = decisions(bound(tmp_path / "1", 3, image_column="img", label_column="kind", max_images=3))
+    assert said["columns"] == ("images in img, labels in kind", False)
+    assert "class 1 is 'c10' in" in said["classes"][0]
+    assert said["classes"][1]
+    assert said["images"] == (
+        "3 of 6, an even share of every unit, spread over its rows (--data.max_images)",
+        False,
+    )
+    plain = decisions(bound(write_files(tmp_path / "2", [[3]])))
+    assert {"columns", "images", "restricted classes"} & plain.keys() == set()
+    assert plain["classes"] == ("by position, the dataset's k-th class is the model's k-th", False)
+
+
+def test_a_modules_class_names_reach_the_labels(tmp_path: Path) -> None:
+    for name in ("digit_1", "digit_2", "digit_10"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "a.png").write_bytes(png(int(name.split("_")[1])))
+    module = Collector()
+    module.num_classes, module.class_names = 3, ["digit_1", "digit_2", "digit_10"]
+    data = ImageNetDataModule(path=str(tmp_path / "set"), num_workers=0)
+    trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    assert sorted(zip(numbers(module.seen), module.seen[0].labels.tolist(), strict=True)) == [(1, 0), (2, 1), (10, 2)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_labels_of_every_kind_of_text_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    images = pa.array([{"bytes": png(number)} for number in range(3)])
+    labels = pa.array(["cat", "dog", "cat"]).cast(kind)
+    write_table(tmp_path / "set", pa.table({"image": images, "label": labels}))
+    (tmp_path / "map.txt").write_text("dog\ncat\n")
+    (batch,) = bound(tmp_path / "set", classes=2, class_map=str(tmp_path / "map.txt")).stream()
+    assert batch.labels.tolist() == [1, 0, 1]
 
 
 def test_labels_that_are_texts_are_read_by_a_class_map(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprobe.data.stream import default_workers, even_shares
+from headprobe.data.stream import default_workers, even_shares, spread
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=20)
 
@@ -19,6 +19,21 @@ def test_shares_are_even_except_where_a_unit_has_no_more(sizes: list[int], image
     shares = even_shares(sizes, images)
     unexhausted = [share for share, size in zip(shares, sizes, strict=True) if share < size]
     assert max(shares) - min(unexhausted, default=max(shares)) <= 1
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_spread_rows_are_one_of_each_equal_stretch(size: int, share: int) -> None:
+    share = min(size, share)
+    rows = spread(size, share)
+    assert len(set(rows)) == share
+    assert all(part * size // share <= row < (part + 1) * size // share for part, row in enumerate(rows))
+
+
+def test_few_images_come_from_units_spread_over_all_of_them() -> None:
+    shares = even_shares([100] * 100, 10)
+    assert [sum(shares[first : first + 10]) for first in range(0, 100, 10)] == [1] * 10
+    more = even_shares([100] * 100, 1050)
+    assert [sum(more[first : first + 10]) for first in range(0, 100, 10)] == [105] * 10
 
 
 def test_a_small_dataset_needs_no_workers() -> None:

@@ -2,12 +2,13 @@ import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from headprobe.errors import RunError, UsageError
-from tests.data.parquet_sets import CLASSES, bound, number_of, numbers, table, write_files, write_table
+from tests.data.parquet_sets import CLASSES, bound, features, number_of, numbers, png, table, write_files, write_table
 
 FILES = [[5, 3], [0, 4], [], [1], [6, 6, 2]]  # a file and a row group without rows among them
 TOTAL = 27
@@ -115,15 +116,53 @@ def test_unit_sizes_are_those_of_the_row_groups(folder: Path) -> None:
     assert data.expected_images == TOTAL
 
 
+@pytest.mark.parametrize("unit", ["row_group", "file"])
 @pytest.mark.parametrize("images", [1, 3, 8, 20, 26, 27, 1000])
-def test_max_images_takes_the_first_rows_of_units_and_promises_how_many(folder: Path, images: int) -> None:
-    data = bound(folder, max_images=images)
+def test_max_images_takes_as_many_rows_as_it_promises_and_numbers_them_truly(
+    folder: Path, images: int, unit: str
+) -> None:
+    data = bound(folder, max_images=images, unit=unit)
+    sizes = GROUPS if unit == "row_group" else [8, 4, 0, 1, 14]
+    first = [sum(sizes[:number]) for number in range(len(sizes))]
     batches = list(data.stream())
     assert len(numbers(batches)) == data.expected_images == min(images, TOTAL)
-    for unit, share in enumerate(data.unit_sizes or []):
-        rows = [row for batch in batches if batch.unit == unit for row in batch.rows.tolist()]
-        assert rows == list(range(share))
-        assert sum(batch.last for batch in batches if batch.unit == unit) == 1
+    for number, share in enumerate(data.unit_sizes or []):
+        mine = [batch for batch in batches if batch.unit == number]
+        rows = [row for batch in mine for row in batch.rows.tolist()]
+        assert rows == sorted(set(rows)) == list((data.unit_rows or [])[number])
+        assert len(rows) == share
+        # png() makes images of their own number, whatever the stream says
+        assert numbers(mine) == [first[number] + row for row in rows]
+        assert [batch.last for batch in mine] == [False] * (len(mine) - 1) + [True]
+        assert all(len(batch.images) == 4 for batch in mine[:-1])
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turn"])
+@pytest.mark.parametrize("groups", [[200], [20] * 10, [2] * 100])
+def test_max_images_takes_every_class_of_sorted_rows_and_of_rows_in_turn(
+    tmp_path: Path, groups: list[int], order: str
+) -> None:
+    labels = [row // 20 if order == "sorted" else row % CLASSES for row in range(200)]
+    with pq.ParquetWriter(tmp_path / "validation.parquet", features().arrow_schema) as writer:
+        for number, size in enumerate(groups):
+            rows = range(number * size, (number + 1) * size)
+            writer.write_table(table([png(row) for row in rows], [labels[row] for row in rows]))
+    taken = [label for batch in bound(tmp_path, max_images=40).stream() for label in batch.labels.tolist()]
+    counts = [taken.count(label) for label in range(CLASSES)]
+    assert sum(counts) == 40
+    if order == "sorted":
+        assert counts == [4] * CLASSES
+    else:  # at equal distances, 5 rows, there would be two classes
+        assert sum(count > 0 for count in counts) >= 8, counts
+
+
+def test_max_images_of_any_number_of_processes_are_the_same(folder: Path) -> None:
+    data = bound(folder, max_images=15)
+    alone = sorted(numbers(data.stream()))
+    assert len(alone) == 15
+    for processes in (2, 3, 8):
+        seen = [numbers(data.stream(process, processes)) for process in range(processes)]
+        assert sorted(itertools.chain(*seen)) == alone
 
 
 def test_the_plan_of_units_does_not_depend_on_the_files_being_read_through_a_glob(folder: Path) -> None:

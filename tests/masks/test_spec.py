@@ -53,7 +53,7 @@ def test_a_spec_masks_these_heads(text: str, masked: set[tuple[int, int]]) -> No
     (named,) = expand(text)
     assert named.mask.masked == masked
     assert named.mask.heads_per_layer == TINY
-    assert named.test_family == ""
+    assert named.test_families == ()
 
 
 @pytest.mark.parametrize("text", ["none", "none+none", "keep:all", "keep:all+head:0.0"])
@@ -118,11 +118,11 @@ def test_the_canonical_text_is_one_for_all_ways_to_write_a_spec(text: str, canon
 def test_many_masks_have_these_names_and_one_test_family(text: str, names: list[str]) -> None:
     masks = expand(text)
     assert [mask.name for mask in masks] == names
-    assert {mask.test_family for mask in masks} == {MaskSpec(text).canonical}
+    assert {mask.test_families for mask in masks} == {(MaskSpec(text).canonical,)}
 
 
 def test_a_form_of_many_masks_is_a_test_family_even_of_one() -> None:
-    assert [(mask.name, mask.test_family) for mask in expand("each:layer", (4,))] == [("layer:0", "each:layer")]
+    assert [(mask.name, mask.test_families) for mask in expand("each:layer", (4,))] == [("layer:0", ("each:layer",))]
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,23 @@ def test_specs_unite_and_drop_names_that_come_twice() -> None:
 @pytest.mark.parametrize("texts", [["layer:1", "each:layer"], ["each:layer", "layer:1"]])
 def test_a_test_family_keeps_the_member_that_is_also_given_alone(texts: list[str]) -> None:
     masks = expand_all([MaskSpec(text) for text in texts], TINY, "tiny")
-    assert sorted((one.mask.name, one.mask.test_family) for one in masks) == [
-        (f"layer:{i}", "each:layer") for i in range(3)
+    assert sorted((one.mask.name, one.mask.test_families) for one in masks) == [
+        (f"layer:{i}", ("each:layer",)) for i in range(3)
     ]
+
+
+@pytest.mark.parametrize("texts", [["random:1-4:0", "grow:random:0"], ["grow:random:0", "random:1-4:0"]])
+def test_a_mask_belongs_to_every_test_family_that_names_it(texts: list[str]) -> None:
+    masks = expand_all([MaskSpec(text) for text in texts], TINY, "tiny")
+    both = ("grow:random:0", "random:1-4:0")
+    expected = {f"random:{count}:0": both if count <= 4 else both[:1] for count in range(1, 7)}
+    assert {one.mask.name: one.mask.test_families for one in masks} == expected
+    assert len(masks) == 6
+
+
+def test_one_of_many_lies_on_their_curve_also_where_it_was_given_alone_before() -> None:
+    masks = expand_all([MaskSpec("layer:0,2"), MaskSpec("layer:2+each:layer")], TINY, "tiny")
+    assert (masks[0].mask.name, masks[0].mask.curve) == ("layer:0,2", "layer_2_by_layer")
 
 
 def test_no_specs_are_no_masks() -> None:

@@ -1,8 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from headprobe.masks import MaskSpec, MaskSpecError
+from headprobe.masks.tables import NO_ORDER
+from headprobe.run.results import SCORE_COLUMNS
 
 SHAPE = (1, 2)
 HEADS = """layer,head,entropy_nats,note
@@ -78,6 +81,51 @@ def test_only_the_baselines_rows_count_where_a_table_of_heads_has_masks(tmp_path
     assert order(write(tmp_path, "heads.csv", rows), "x") == [(0, 0), (1, 1), (1, 0)]
 
 
+def test_masks_grow_by_the_change_that_one_mask_makes(tmp_path: Path) -> None:
+    rows = "mask,layer,head,x\nlayer:1,0,0,0.5\nlayer:1,1,0,-2\nlayer:1,1,1,0.1\n"
+    path = write(tmp_path, "heads_change.csv", rows)
+    assert order(path, "x") == [(1, 0), (1, 1), (0, 0)]
+    assert order(path, "x:most") == [(0, 0), (1, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("direction", ["", ":least", ":most"])
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ("top1", "top1 is large where a head does not matter, .*: order by drop_pp, .* got top1"),
+        ("top1_count", "order by drop_pp, .* got top1_count"),
+        ("top5", "order by drop_pp or nll_rise, got top5"),
+        ("top5_count", "order by drop_pp or nll_rise, got top5_count"),
+        ("agreement", "order by kl_nats, got agreement"),
+        ("wrong_to_right", "large where masking a head helps: order by drop_pp, .* got wrong_to_right"),
+        ("mcnemar_p", "says how sure a change is, .*: order by drop_pp or nll_rise, got mcnemar_p"),
+        ("bh_q", "says how sure a change is, .*: order by drop_pp or nll_rise, got bh_q"),
+        ("images", "does not differ between heads: order by drop_pp or nll_rise, got images"),
+        ("heads_masked", "does not differ between heads: .* got heads_masked"),
+    ],
+)
+def test_a_column_of_masks_csv_whose_order_would_mislead_is_refused_with_another(
+    tmp_path: Path, column: str, direction: str, reason: str
+) -> None:
+    path = write(tmp_path, "masks.csv", MASKS.replace("drop_pp", column))
+    got, culprit = refuse(path, column + direction)
+    assert re.search(reason, got)
+    assert culprit == column + direction
+
+
+def test_a_statistic_of_heads_may_have_any_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "heads.csv", HEADS.replace("entropy_nats", "agreement"))
+    assert order(path, "agreement") == [(1, 1), (1, 0), (0, 0)]
+
+
+def test_every_column_of_masks_csv_orders_heads_or_is_refused() -> None:
+    # Of the columns that order, a larger value means that the head matters more.
+    ordered = {"nll", "drop_pp", "drop_low_pp", "drop_high_pp", "right_to_wrong", "kl_nats", "nonfinite"}
+    ordered |= {"nll_rise", "nll_rise_low", "nll_rise_high"}
+    names = {"mask", "ablation", "test_family"}  # no numbers
+    assert ordered | NO_ORDER.keys() | names == {*SCORE_COLUMNS, "heads_masked", "draw", "bh_q"} | names
+
+
 def test_a_byte_order_mark_and_crlf_are_read(tmp_path: Path) -> None:
     path = tmp_path / "heads.csv"
     path.write_bytes(b"\xef\xbb\xbf" + HEADS.replace("\n", "\r\n").encode())
@@ -88,7 +136,7 @@ def test_nested_masks_have_names_and_are_one_test_family(tmp_path: Path) -> None
     path = write(tmp_path, "heads.csv", HEADS)
     masks = MaskSpec(f"grow:{path}:entropy_nats").expand(SHAPE, "tiny")
     assert [mask.name for mask in masks] == [f"grow:{path}:entropy_nats:least:{count}" for count in (1, 2, 3)]
-    assert {mask.test_family for mask in masks} == {f"grow:{path}:entropy_nats:least"}
+    assert {mask.test_families for mask in masks} == {(f"grow:{path}:entropy_nats:least",)}
     assert [(mask.curve, mask.step) for mask in masks] == [("grow_entropy_nats_least", count) for count in (1, 2, 3)]
 
 
@@ -108,7 +156,7 @@ def test_counts_thin_the_nested_masks(tmp_path: Path) -> None:
 def test_a_single_count_is_a_single_mask(tmp_path: Path) -> None:
     (mask,) = MaskSpec(f"grow:{write(tmp_path, 'heads.csv', HEADS)}:entropy_nats:least:2").expand(SHAPE, "tiny")
     assert mask.mask.masked == {(1, 1), (1, 0)}
-    assert mask.test_family == ""
+    assert mask.test_families == ()
 
 
 def test_counts_beyond_the_model_are_refused(tmp_path: Path) -> None:
@@ -153,7 +201,13 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
         (HEADS + ",1,3,\n", "entropy_nats", "got '' and '1'", "PATH"),
         ("a,b\n1,2\n", "b", "expected columns 'layer' and 'head', or 'mask'", "PATH"),
         ("", "b", "has no columns, got b", "b"),
-        ("mask,layer,head,x\nall,0,0,1\n", "x", "lacks 3 of the 3 heads", "PATH"),
+        ("mask,layer,head,x\nall,0,0,1\n", "x", "lacks 2 of the 3 heads", "PATH"),
+        (
+            "mask,layer,head,x\nall,0,0,1\nlayer:1,0,0,1\n",
+            "x",
+            "expected rows of the baseline, none, or of one mask, got all, layer:1",
+            "PATH",
+        ),
         ('layer,head,x\n0,0,"1', "x", "expected a CSV table", "PATH"),
     ],
 )

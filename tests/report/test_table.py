@@ -62,6 +62,16 @@ def test_without_a_sweep_there_is_no_q() -> None:
     assert "q (BH)" not in printed([row("none", 0, ""), row("layer:3", 1.0, "")], 120)
 
 
+@pytest.mark.parametrize(("images", "said"), [(199, True), (200, False)])
+def test_few_images_are_said_to_make_the_nll_uncertain(images: int, said: bool) -> None:
+    text = printed([row("none", 0) | {"images": images}, row("layer:3", 1.0) | {"images": images}], 120)
+    assert ("under 200 images the intervals of nll_rise may be too narrow" in text) == said
+
+
+def test_a_p_that_a_float_rounds_to_0_is_shown_as_below_the_smallest() -> None:
+    assert "<1e-300" in printed([row("none", 0), row("all", 88.0) | {"mcnemar_p": 0.0}], 120)
+
+
 def test_of_many_masks_the_largest_drops_are_shown_and_the_title_says_so() -> None:
     rows = [row("none", 0), *(row(f"head:0.{number}", number / 10) for number in range(1, 100))]
     text = printed(rows, 120)

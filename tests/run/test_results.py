@@ -2,8 +2,11 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
 
 from headprobe.callbacks.identity import run_key, versions
 from headprobe.errors import RunError, UsageError
@@ -53,14 +56,59 @@ def test_the_columns_are_those_that_the_design_names(tmp_path: Path) -> None:
     assert columns >= set(named.split())
 
 
+def published_q(p_values: list[float]) -> list[float]:
+    return [float(q) for q in multipletests(p_values, method="fdr_bh")[1]]
+
+
 def test_q_values_are_taken_over_one_sweep_and_not_over_masks_given_by_themselves() -> None:
     masks, scores = example(["each:layer", "all"])
     rows = variant_rows(masks, scores)
     q_values = [float(row["bh_q"]) for row in rows]
     assert [math.isnan(q) for q in q_values] == [True, False, False, False, True]
-    p_values = sorted(float(row["mcnemar_p"]) for row in rows[1:4])
-    expected = min(p_values[2], 1.5 * p_values[1], 3 * p_values[0])  # Benjamini & Hochberg 1995, smallest of three
-    assert min(q_values[1:4]) == pytest.approx(expected)
+    assert q_values[1:4] == pytest.approx(published_q([float(row["mcnemar_p"]) for row in rows[1:4]]))
+
+
+SHARED = ["grow:random:0", "random:1-4:0", "random:2,4:0,1", "random:3:0"]
+"""Three test families that share masks, and one of these masks given by itself."""
+
+
+def test_q_is_the_largest_over_all_test_families_of_a_mask() -> None:
+    masks, scores = example(SHARED)
+    rows = {str(row["mask"]): row for row in variant_rows(masks, scores)[1:]}
+    p_values = {name: float(row["mcnemar_p"]) for name, row in rows.items()}
+    largest = dict.fromkeys(rows, 0.0)
+    families: dict[str, set[str]] = {name: set() for name in rows}
+    for spec in SHARED[:3]:
+        names = [one.name for one in MaskSpec(spec).expand(HEADS, "tiny")]
+        for name, q in zip(names, published_q([p_values[name] for name in names]), strict=True):
+            largest[name] = max(largest[name], q)
+            families[name].add(spec)
+    assert {name: float(row["bh_q"]) for name, row in rows.items()} == pytest.approx(largest)
+    assert {name: set(str(row["test_family"]).split(" :: ")) for name, row in rows.items()} == families
+
+
+@pytest.mark.parametrize("specs", [SHARED, SHARED[::-1], [SHARED[2], SHARED[3], SHARED[0], SHARED[1]]])
+def test_the_order_of_the_specs_changes_no_cell(specs: list[str]) -> None:
+    def cells(texts: list[str]) -> dict[str, tuple[object, object]]:
+        masks = expand_all([MaskSpec(text) for text in texts], HEADS, "tiny")
+        # Counts that follow from the mask, in whatever place it stands.
+        lost = np.array([0, *(3 + 2 * len(one.mask.name) % 5 + one.mask.mask.count for one in masks)])
+        zero = np.zeros(len(lost))
+        counts: dict[str, NDArray[np.generic]] = dict.fromkeys(("top1", "top5", "agreement", "nonfinite"), lost * 0)
+        counts |= {"images": np.array(40), "right_to_wrong": lost, "wrong_to_right": lost * 0 + 1}
+        powers = [f"nll_difference_{power}" for power in ("square", "cube", "fourth")]
+        sums = dict.fromkeys(["nll", "kl", *powers], zero)
+        rows = variant_rows(masks, paired_scores(counts | sums))
+        return {str(row["mask"]): (row["test_family"], str(row["bh_q"])) for row in rows}
+
+    assert cells(specs) == cells(SHARED)
+
+
+def test_a_mask_shared_by_two_sweeps_is_tested_in_the_one_that_is_no_null() -> None:
+    masks, scores = example(["one-per-layer:5+each:layer", "layer:1+one-per-layer:5-7"])
+    rows = {str(row["mask"]): row for row in variant_rows(masks, scores)}
+    assert rows["layer:1+one-per-layer:5"]["test_family"] == "each:layer+one-per-layer:5"
+    assert rows["layer:1+one-per-layer:6"]["test_family"] == ""
 
 
 def test_a_mask_without_heads_is_no_member_of_its_test_family() -> None:

@@ -1,6 +1,7 @@
 """Unit sums: whoever counted which unit, in which order and in how many runs, the sums are the same bits."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from headprobe.units.coverage import Coverage
 from headprobe.units.tree import Arrays, NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums
 
-SIZES = [5, 6, 7, 8, 9]
+ROWS = [range(size) for size in (5, 6, 7, 8, 9)]
 
 
 def make() -> PairedAccuracy:
@@ -24,8 +25,8 @@ def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 5 + unit, 4, generator=generator), torch.randint(0, 4, (5 + unit,), generator=generator)
 
 
-def count(units: list[int], sizes: list[int] | None = SIZES, total: int = 5) -> UnitSums:
-    sums = UnitSums(total, make, sizes)
+def count(units: list[int], rows: Sequence[range] | None = ROWS, total: int = 5) -> UnitSums:
+    sums = UnitSums(total, make, rows)
     for unit in units:
         sums.open(unit, list(range(5 + unit)), [], f"file {unit}").scores.update(*batch(unit))
         sums.close(unit, 80, f"file {unit}")
@@ -88,7 +89,7 @@ def test_a_unit_that_never_ended_is_an_error() -> None:
 
 
 def test_a_row_that_comes_twice_is_an_error_that_names_the_file() -> None:
-    sums = UnitSums(2, make, [4, 4])
+    sums = UnitSums(2, make, [range(4), range(4)])
     sums.open(0, [0, 1], [], "a.parquet")
     with pytest.raises(RunError, match=r"row 1 of a\.parquet was sent twice"):
         sums.open(0, [1, 2], [], "a.parquet")
@@ -98,7 +99,7 @@ def test_a_row_that_comes_twice_is_an_error_that_names_the_file() -> None:
     ("rows", "message"), [([0, 1, 3], "rows 2 are missing"), ([0, 1, 2, 3, 4], "rows 4 are too many")]
 )
 def test_a_unit_that_does_not_give_its_rows_is_an_error(rows: list[int], message: str) -> None:
-    sums = UnitSums(1, make, [4])
+    sums = UnitSums(1, make, [range(4)])
     sums.open(0, rows, [], "a.parquet")
     with pytest.raises(RunError, match=rf"a\.parquet did not give each of its 4 rows once: {message}"):
         sums.close(0, 80, "a.parquet")
@@ -113,7 +114,7 @@ def test_a_gap_is_an_error_also_where_the_size_is_unknown() -> None:
 
 def test_bad_rows_count_as_rows_and_are_kept() -> None:
     bad = {"unit": 0, "row": 1, "source": "a.parquet", "reason": "empty"}
-    sums = UnitSums(1, make, [3])
+    sums = UnitSums(1, make, [range(3)])
     sums.open(0, [0, 2], [bad], "a.parquet")
     sums.close(0, 40, "a.parquet")
     coverage = sums.whole()[COVERAGE]
@@ -129,7 +130,7 @@ def test_sums_of_other_units_under_a_nodes_name_are_an_error() -> None:
 
 def test_sums_of_other_masks_are_an_error() -> None:
     (part,) = count([2]).nodes.values()
-    sums = UnitSums(5, lambda: PairedAccuracy(masks=1, classes=4), SIZES)
+    sums = UnitSums(5, lambda: PairedAccuracy(masks=1, classes=4), ROWS)
     sums.open(3, list(range(8)), [], "file").scores.update(batch(3)[0][:2], batch(3)[1])
     sums.close(3, 80, "file")
     with pytest.raises(ValueError, match="can be merged"):

@@ -1,8 +1,8 @@
 """Finds the attention heads of a timm model and describes them; refuses a model where they cannot be found."""
 
 import math
-from contextlib import ExitStack
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from headprobe.backbone.heads.layout import (
     Semantics,
     parent_of,
 )
-from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises, try_output
+from headprobe.backbone.heads.reasons import FAILURES, why_it_fails, why_no_heads
+from headprobe.backbone.heads.refusals import attention_sites, refuse_surprises
 from headprobe.backbone.heads.sites import Kind, Site, class_path, known_site
 from headprobe.backbone.heads.trace import Call, Trace, point_of, recording
-from headprobe.backbone.sandbox import evaluating, example_images
+from headprobe.backbone.sandbox import evaluating, example_images, is_out_of_memory, trying
 from headprobe.errors import UsageError
 from headprobe.metrics.token_grid import Size
+from headprobe.text import first_line
 
 
 def find_heads(
@@ -41,18 +43,15 @@ def find_heads(
         raise UsageError(f"semantics must be one of {', '.join(get_args(Semantics))}, got {semantics!r}")
 
     sites = attention_sites(backbone, model)
-    trace = Trace()
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(backbone))
-        stack.enter_context(recording(backbone, sites, trace))
-        stack.enter_context(torch.inference_mode())
-        given = try_output(backbone, example_images(backbone, input_size, 1), model)
-
-    if not isinstance(given, Tensor):
+    run = _run(backbone, sites, input_size, model)
+    if not sites:
+        raise UsageError(why_no_heads(backbone, run.trace, model))
+    if not isinstance(run.output, Tensor):
         raise UsageError(
-            f"model {model!r} returns a {type(given).__name__} and not one tensor, so masks have no single output to "
-            "change; build it without features_only, or wrap it so that it returns the logits"
+            f"model {model!r} returns a {type(run.output).__name__} and not one tensor, so masks have no single output "
+            "to change; build it without features_only, or wrap it so that it returns the logits"
         )
+    trace = run.trace
     refuse_surprises(backbone, sites, trace, model)
 
     prefix = _prefix_tokens(backbone)
@@ -60,7 +59,51 @@ def find_heads(
     for name in trace.order:
         before = layers[-1] if layers else None
         layers.append(_describe(backbone, name, sites[name], trace, input_size, prefix, semantics, before))
-    return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_headless))
+    return HeadLayout(model, tuple(layers), prefix, input_size, tuple(trace.stray_headless), run.gradients)
+
+
+class _Run(NamedTuple):
+    """One forward pass on noise.
+
+    Attributes:
+        trace: How it went.
+        output: What the model returned.
+        gradients: It was run with gradients, because it fails without.
+    """
+
+    trace: Trace
+    output: Any
+    gradients: bool
+
+
+def _run(backbone: nn.Module, sites: Mapping[str, Site], input_size: tuple[int, int, int], model: str) -> _Run:
+    """Run one image of noise through a model: without gradients, and where that fails with them.
+
+    Raises:
+        UsageError: It fails with gradients too.
+    """
+    try:
+        return _traced(backbone, sites, input_size, gradients=False)
+    except FAILURES as error:
+        _raise_own(error)
+        without = first_line(error)  # the error itself would hold what the pass computed
+    try:
+        return _traced(backbone, sites, input_size, gradients=True)
+    except FAILURES as error:
+        _raise_own(error)
+        raise UsageError(why_it_fails(backbone, input_size, model, without, error)) from error
+
+
+def _traced(backbone: nn.Module, sites: Mapping[str, Site], input_size: tuple[int, int, int], gradients: bool) -> _Run:
+    trace = Trace()
+    with evaluating(backbone), recording(backbone, sites, trace), trying(backbone, gradients):
+        return _Run(trace, backbone(example_images(backbone, input_size, 1)), gradients)
+
+
+def _raise_own(error: Exception) -> None:
+    """Raise an error again that says all itself: headprobe's own, or that memory has ended."""
+    if isinstance(error, UsageError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        raise error
 
 
 def _prefix_tokens(backbone: nn.Module) -> int:

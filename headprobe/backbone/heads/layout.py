@@ -213,6 +213,7 @@ class HeadLayout:
         prefix_tokens: Number of class, distillation and register tokens: they have no place on the patch grid.
         input_size: `(channels, height, width)` of an image.
         headless: Modules that compute attention without heads, which no mask reaches.
+        gradients: The model's forward pass needs gradients: it fails where they are off.
     """
 
     model: str
@@ -220,6 +221,7 @@ class HeadLayout:
     prefix_tokens: int
     input_size: tuple[int, int, int]
     headless: tuple[str, ...] = ()
+    gradients: bool = False
 
     @property
     def heads_per_layer(self) -> tuple[int, ...]:

@@ -1,39 +1,12 @@
 """Which modules of a model are attention with heads, and which models are refused, with the reason."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from headprobe.backbone.heads.sites import Site, class_path, known_site, one_head_by_design, site_of
+from headprobe.backbone.heads.reasons import WHOLE_ATTENTION, attends_by_its_names, why_a_graph, why_hidden, why_unlike
+from headprobe.backbone.heads.sites import Site, known_site, one_head_by_design, site_of
 from headprobe.backbone.heads.trace import Trace, point_of
-from headprobe.backbone.sandbox import is_out_of_memory
 from headprobe.errors import UsageError
-from headprobe.text import first_line
-
-WHOLE_ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-"""Modules of torch that do all of attention in one call, so that no hook reaches their heads."""
-
-
-def try_output(backbone: nn.Module, images: Tensor, model: str) -> Any:
-    """Return the model's output on noise.
-
-    Raises:
-        UsageError: The model does not take images of this size.
-    """
-    try:
-        return backbone(images)
-    except UsageError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # what torch and timm raise for a size
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise
-        size = " x ".join(map(str, images.shape[1:]))
-        raise UsageError(
-            f"model {model!r} does not take images of {size} ({first_line(error)}); give the size it "
-            "was built for: input_size in Python, model.options.img_size or "
-            "model.options.pretrained_cfg_overlay.input_size on the command line"
-        ) from error
 
 
 def attention_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
@@ -42,7 +15,7 @@ def attention_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
     A module without an entry of its own in the table is left out where it contains modules that have one.
 
     Raises:
-        UsageError: There is none.
+        UsageError: The model ignores hooks.
     """
     refuse_unreachable(backbone, model)
     named = dict(backbone.named_modules())
@@ -53,15 +26,14 @@ def attention_sites(backbone: nn.Module, model: str) -> dict[str, Site]:
         around = name not in known and any(inner.startswith(f"{name}." if name else "") for inner in known)
         if site is not None and not around:
             sites[name] = site
-    if not sites:
-        raise UsageError(_why_no_heads(named, model))
     return sites
 
 
 def refuse_unreachable(backbone: nn.Module, model: str) -> None:
-    """Raise a UsageError for a model that ignores hooks: compiled already, or TorchScript."""
-    if hasattr(backbone, "_orig_mod") or any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in backbone.modules()
+    """Raise a UsageError for a model that ignores hooks: compiled already, TorchScript, or a graph without modules."""
+    if any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in backbone.modules()
     ):
         raise UsageError(
             f"model {model!r} is compiled, so hooks would be ignored; pass the plain model and compile it afterwards"
@@ -71,28 +43,36 @@ def refuse_unreachable(backbone: nn.Module, model: str) -> None:
             f"model {model!r} is a TorchScript module or holds one, so its heads cannot be reached; "
             "pass the Python model"
         )
+    if isinstance(backbone, torch.fx.GraphModule) and not any(site_of(module) for module in backbone.modules()):
+        raise UsageError(why_a_graph(backbone, model))
 
 
-def _why_no_heads(named: dict[str, nn.Module], model: str) -> str:
-    """Return the message for a model without attention heads."""
-    hidden = [(name, module) for name, module in named.items() if isinstance(module, WHOLE_ATTENTION)]
-    if hidden:
-        where, whole = hidden[0]
-        return (
-            f"model {model!r} computes attention in {where!r} ({class_path(whole)}), which hides its heads in one "
-            "call: they cannot be masked"
+def refuse_unusable(backbone: nn.Module, model: str) -> None:
+    """Raise a UsageError for a model on which nothing can be proven: its weights are on the meta device.
+
+    A model that is split over several GPUs in each call is refused too: its copies run beside each other.
+    """
+    names = [*backbone.named_parameters(), *backbone.named_buffers()]
+    without = [name for name, tensor in names if tensor.is_meta]
+    if without:
+        raise UsageError(
+            f"model {model!r} is on the meta device and has no numbers, so nothing can be proven on it; load its "
+            f"weights onto a real device first, got {without[0]!r} on meta"
         )
-    single = [(name, module, what) for name, module in named.items() if (what := one_head_by_design(module))]
-    if single:
-        name, module, what = single[0]
-        return (
-            f"model {model!r} has attention with a single head by design ({what}: {name!r}, {class_path(module)}): "
-            "there are no heads to tell apart"
+    if isinstance(backbone, nn.DataParallel) and len(backbone.device_ids) > 1:
+        raise UsageError(
+            f"model {model!r} runs on several devices at once, where its heads cannot be told apart; pass the model "
+            f"inside: model.module, got a DataParallel on {len(backbone.device_ids)} devices"
         )
-    return (
-        f"model {model!r} has no attention heads; "
-        "choose a transformer such as vit_base_patch16_224 or swin_tiny_patch4_window7_224"
-    )
+
+
+def refuse_gradients(needed: bool, model: str) -> None:
+    """Raise a UsageError for a model whose forward pass needs gradients: a test runs without."""
+    if needed:
+        raise UsageError(
+            f"the forward pass of model {model!r} needs gradients, and a test runs without; mask it with "
+            "headprobe.ablate, or take register_hook, retain_grad and autograd.grad out of its forward pass"
+        )
 
 
 def refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, model: str) -> None:
@@ -108,17 +88,22 @@ def refuse_surprises(backbone: nn.Module, sites: dict[str, Site], trace: Trace, 
         )
 
     whole = [name for name in trace.ran if isinstance(backbone.get_submodule(name), WHOLE_ATTENTION)]
-    for name in [*trace.stray_attention, *trace.late_attention, *whole]:
-        module = backbone.get_submodule(name)
-        if one_head_by_design(module) is None:
-            raise UsageError(
-                f"model {model!r} computes attention in {name or 'its own forward'!r} ({class_path(module)}) "
-                "in a way that headprobe cannot mask: not in heads that a sub-module `proj` takes on"
-            )
+    if whole:
+        raise UsageError(why_hidden(backbone, whole[0], model))
+    # heads among the rows, or weights that are no softmax
+    suspects = [*trace.stray_headless, *trace.stray_products]
+    named = [name for name in suspects if attends_by_its_names(backbone.get_submodule(name))]
+    for name in [*trace.stray_attention, *trace.late_attention, *named]:
+        if one_head_by_design(backbone.get_submodule(name)) is None:
+            raise UsageError(why_unlike(backbone, name, model))
 
     unused = [name for name in sites if name not in trace.shapes]
     if unused:
-        raise UsageError(f"model {model!r} never reaches the heads of {unused[0]!r}: they cannot be masked")
+        name = unused[0]
+        raise UsageError(
+            f"model {model!r} never reaches the heads of {name!r}: they cannot be masked, because its forward pass "
+            f"does not call {point_of(backbone.get_submodule(name), name, sites[name])!r}; call it, or drop the layer"
+        )
 
     points: dict[int, str] = {}  # the first layer at each point, by the module's id
     for name, site in sites.items():

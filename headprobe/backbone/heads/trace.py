@@ -4,7 +4,8 @@
 `Trace` which modules a forward pass enters, in which order, and the calls that each attention layer makes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,10 +18,12 @@ from torch.overrides import TorchFunctionMode
 from headprobe.backbone.heads.sites import Site, class_path
 from headprobe.errors import UsageError
 
-CallKind = Literal["fused", "product", "softmax"]
+CallKind = Literal["fused", "product", "softmax", "whole"]
 
 KINDS: dict[Callable[..., Any], CallKind] = {
     F.scaled_dot_product_attention: "fused",
+    torch.ops.aten.scaled_dot_product_attention: "fused",
+    torch.ops.aten.scaled_dot_product_attention.default: "fused",
     torch.matmul: "product",
     Tensor.matmul: "product",
     Tensor.__matmul__: "product",
@@ -31,12 +34,17 @@ KINDS: dict[Callable[..., Any], CallKind] = {
     F.softmax: "softmax",
     torch.softmax: "softmax",
     Tensor.softmax: "softmax",
+    torch.special.softmax: "softmax",
+    F.multi_head_attention_forward: "whole",
 }
-"""The functions that attention can be made of."""
+"""The functions that attention can be made of; the last computes heads and projection in one call."""
 
 
 Watch = Callable[[CallKind, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
-"""Takes a call's kind, arguments, keyword arguments and result; returns what the model goes on with."""
+"""Takes a call's kind, arguments, keyword arguments and result; returns what the model goes on with.
+
+The result is a tensor, and of a call of the kind `whole` a tuple.
+"""
 
 
 class WatchCalls(TorchFunctionMode):
@@ -85,11 +93,15 @@ class Call:
 
     Attributes:
         kind: What was called.
-        shape: Shape of its result.
+        shape: Shape of its result; empty where that is no tensor.
+        operands: How many numbers each tensor holds that it was given.
+        inside: Names of the modules that were running, the outermost first.
     """
 
     kind: CallKind
     shape: torch.Size
+    operands: tuple[int, ...] = ()
+    inside: tuple[str, ...] = ()
 
 
 @dataclass
@@ -106,7 +118,7 @@ class Trace:
         block_shapes: The shape of every module's first argument.
         open_layers: Attention layers that are running.
         open_modules: Modules that are running.
-        stray: Modules that make such calls outside every layer, with the calls.
+        stray: Such calls outside every layer, in their order.
     """
 
     order: list[str] = field(default_factory=list)
@@ -116,16 +128,16 @@ class Trace:
     block_shapes: dict[str, torch.Size] = field(default_factory=dict)
     open_layers: list[str] = field(default_factory=list)
     open_modules: list[str] = field(default_factory=list)
-    stray: dict[str, list[Call]] = field(default_factory=dict)
+    stray: list[Call] = field(default_factory=list)
     late: dict[str, list[Call]] = field(default_factory=dict)
-    ran: set[str] = field(default_factory=set)
+    ran: dict[str, None] = field(default_factory=dict)
 
-    def note(self, kind: CallKind, _: tuple[Any, ...], __: dict[str, Any], result: Tensor) -> Tensor:
+    def note(self, kind: CallKind, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Note one call under the innermost layer that is running, or as stray."""
-        call = Call(kind, result.shape)
+        shape = result.shape if isinstance(result, Tensor) else torch.Size()
+        call = Call(kind, shape, tuple(_sizes((*args, *kwargs.values()))), tuple(self.open_modules))
         if not self.open_layers:
-            module = self.open_modules[-1] if self.open_modules else ""
-            self.stray.setdefault(module, []).append(call)
+            self.stray.append(call)
         elif self.open_layers[-1] not in self.shapes:
             self.calls[self.open_layers[-1]].append(call)
         else:
@@ -140,17 +152,59 @@ class Trace:
     @property
     def stray_attention(self) -> list[str]:
         """Modules outside every layer that call fused attention, or attend with several heads."""
-        return [module for module, calls in self.stray.items() if _is_fused(calls) or _has_heads(calls)]
+        return [module for module, (fused, softmaxes) in self._stray().items() if fused or _has_heads(softmaxes)]
 
     @property
     def stray_headless(self) -> list[str]:
         """Modules outside every layer that attend by a softmax and a matrix product, without several heads."""
         with_heads = self.stray_attention
-        return [module for module, calls in self.stray.items() if _attending(calls) and module not in with_heads]
+        return [module for module in self._stray() if module not in with_heads]
+
+    @property
+    def stray_products(self) -> list[str]:
+        """Modules outside every layer that multiply matrices twice or more: queries by keys, weights by values."""
+        products = Counter(call.inside[-1] for call in self.stray if call.kind == "product" and call.inside)
+        return [module for module, times in products.items() if times > 1]
+
+    def _stray(self) -> dict[str, tuple[bool, list[Call]]]:
+        """Return the modules outside every layer that attend: whether in one call, and their calls of softmax."""
+        found: dict[str, tuple[bool, list[Call]]] = {}
+        own: dict[str, list[Call]] = {}  # the calls of each module itself
+        for at, call in enumerate(self.stray):
+            module = call.inside[-1] if call.inside else ""
+            own.setdefault(module, []).append(call)
+            if call.kind == "softmax":
+                # a module of its own may compute the softmax, or the product behind it
+                across = _common(call, self.stray[at + 1 :])
+                if across is not None and across != module:
+                    found.setdefault(across, (False, []))[1].append(call)
+        for module, calls in own.items():
+            if _is_fused(calls) or _attending(calls):
+                before = found.get(module, (False, []))[1]
+                found[module] = (_is_fused(calls), [*before, *_attending(calls)])
+        return found
+
+
+def _sizes(values: Iterable[Any]) -> Iterator[int]:
+    """Return how many numbers each tensor holds, also those in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.numel()
+        elif isinstance(value, list | tuple):
+            yield from _sizes(value)
+
+
+def _common(softmax: Call, later: Sequence[Call]) -> str | None:
+    """Return the innermost module around a softmax and the next product, None where that takes other numbers."""
+    product = next((call for call in later if call.kind == "product"), None)
+    if product is None or softmax.shape.numel() not in product.operands:
+        return None
+    names = [one for one, other in zip(softmax.inside, product.inside, strict=False) if one == other]
+    return names[-1] if names else ""
 
 
 def _is_fused(calls: list[Call]) -> bool:
-    return any(call.kind == "fused" for call in calls)
+    return any(call.kind in ("fused", "whole") for call in calls)
 
 
 def _attending(calls: list[Call]) -> list[Call]:
@@ -161,7 +215,7 @@ def _attending(calls: list[Call]) -> list[Call]:
 
 def _has_heads(calls: list[Call]) -> bool:
     """Return whether weights have several heads: `[rows, heads, queries, keys]`, or windows on one axis more."""
-    return any(len(call.shape) > 3 and call.shape[1] > 1 for call in _attending(calls))
+    return any(len(call.shape) > 3 and call.shape[1] > 1 for call in calls)
 
 
 @contextmanager
@@ -188,7 +242,7 @@ def _watch(
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
         trace.open_modules.append(name)
-        trace.ran.add(name)
+        trace.ran[name] = None
         if site is not None:
             trace.order.extend([] if name in trace.entered else [name])
             trace.entered[name] = trace.entered.get(name, 0) + 1

@@ -25,12 +25,24 @@ from headprobe.backbone.masking.ablation import ablating, masks_of_rows
 from headprobe.backbone.proofs.layer_alone import first_tensor, layer_benches
 from headprobe.backbone.proofs.one_layer import prove_alone, prove_effect
 from headprobe.backbone.proofs.report import PROOFS, CheckReport, LayerReport, Verdict
-from headprobe.backbone.sandbox import copied, evaluating, example_images, hook_count, perturbed, relative
+from headprobe.backbone.sandbox import (
+    copied,
+    evaluating,
+    example_images,
+    hook_count,
+    is_plain,
+    perturbed,
+    relative,
+    trying,
+)
 from headprobe.errors import RunError, UsageError
+from headprobe.text import counted
 
 ROWS_TOLERANCE = 1e-4
 """Largest difference between a batch and separate runs, relative to the largest output; a mask in a wrong row changes
 some tenths of it."""
+
+WITH_GRADIENTS = "the forward pass needs gradients, and a test with its growing pass runs without"
 
 
 def check_backbone(
@@ -60,7 +72,7 @@ def check_backbone(
 
     reports = tuple(LayerReport(layer) for layer in layout.layers)
     images = example_images(tried, input_size, 2, seed=2)
-    with evaluating(tried), torch.inference_mode():
+    with evaluating(tried), trying(tried, layout.gradients):
         for report, bench in zip(reports, layer_benches(tried, layout, images), strict=True):
             prove_alone(report, bench)
         _prove_once(tried, layout, reports, images)
@@ -71,7 +83,8 @@ def check_backbone(
         _note_silent_heads(backbone, layout, reports)
     for report in reports:
         report.proofs = {name: report.proofs[name] for name in PROOFS}
-    return CheckReport(model, input_size, reports, tuple(_notes(layout, reports)))
+    notes = [*_notes(layout, reports), *_quantised(backbone)]
+    return CheckReport(model, input_size, reports, tuple(notes))
 
 
 # -- the whole model -------------------------------------------------------------------------------------------------
@@ -154,6 +167,10 @@ def _outputs(backbone: nn.Module, layout: HeadLayout, images: Tensor, keep: Tens
 
 def _prove_joins(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerReport, ...]) -> None:
     """(f) Find where masks may join the growing pass."""
+    if layout.gradients:
+        for report in reports:
+            report.proofs["join"] = Verdict(None, WITH_GRADIENTS)
+        return
     try:
         joins = find_joins(backbone, layout).joins
     except (UsageError, RunError) as error:
@@ -169,7 +186,7 @@ def _prove_joins(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerRe
 def _note_silent_heads(backbone: nn.Module, layout: HeadLayout, reports: tuple[LayerReport, ...]) -> None:
     """Note which heads have no effect with the model's own weights."""
     images = example_images(backbone, layout.input_size, 1, seed=5)
-    with evaluating(backbone), torch.inference_mode():
+    with evaluating(backbone), trying(backbone, layout.gradients):
         for report, bench in zip(reports, layer_benches(backbone, layout, images), strict=True):
             report.silent = prove_effect(bench)[1]
 
@@ -200,12 +217,21 @@ def _notes(layout: HeadLayout, reports: tuple[LayerReport, ...]) -> list[str]:
     silent = [f"{number}.{head}" for number, report in enumerate(reports) for head in report.silent]
     if silent:
         notes.append(
-            f"with the model's own weights the projection of {len(silent)} heads is zero: {' '.join(silent[:20])}"
+            f"with the model's own weights the projection of {counted(len(silent), 'head')} is zero: "
+            f"{' '.join(silent[:20])}"
         )
     whole = [str(number) for number, report in enumerate(reports) if report.join == ""]
     if whole:
         notes.append(f"masks of layers {', '.join(whole)} join at the whole model's input: no work is shared there")
     return notes
+
+
+def _quantised(backbone: nn.Module) -> list[str]:
+    """Return a note on weights that cannot be perturbed."""
+    kinds = [type(weight.data).__name__ for weight in backbone.parameters() if not is_plain(weight)]
+    if not kinds:
+        return []
+    return [f"{counted(len(kinds), 'weight')} of the class {kinds[0]} (quantised) could not be perturbed: tried as is"]
 
 
 def _masked_is(layout: HeadLayout) -> str:

@@ -16,9 +16,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from headprobe.backbone.capture.operator_record import AppliedWeights, WatchOperator
+from headprobe.backbone.gradients import with_history
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout, Operator
 from headprobe.backbone.heads.trace import KINDS
 from headprobe.backbone.masking.ablation import ZeroHeads, ablating
+from headprobe.backbone.sandbox import is_plain
 from headprobe.errors import UsageError
 
 
@@ -147,7 +149,7 @@ class LayerBench:
         inputs: list[Tensor] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs.append(self.layer.channels.split(args[0]))
+            inputs.append(self.layer.channels.split(args[0].detach()))
 
         with _pre_hook(self.point, hook):
             if keep is None:
@@ -233,11 +235,9 @@ def layer_benches(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> li
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Return a module's output; the first tensor of several."""
-    if isinstance(output, Tensor):
-        return output
-    found: Tensor = next(part for part in output if isinstance(part, Tensor))
-    return found
+    """Return a module's output, the first tensor of several, without its history of gradients."""
+    found: Tensor = output if isinstance(output, Tensor) else next(part for part in output if isinstance(part, Tensor))
+    return found.detach()
 
 
 def _copied(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -245,8 +245,10 @@ def _copied(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _copy(value: Any) -> Any:
-    """Return a copy that later modules cannot write into."""
-    return value.clone() if isinstance(value, Tensor) else value
+    """Return a copy that later modules cannot write into; it needs gradients where the original does."""
+    if not isinstance(value, Tensor):
+        return value
+    return with_history(value) if value.requires_grad else value.clone()
 
 
 def _projection(backbone: nn.Module, layer: AttentionLayer) -> Tensor | None:
@@ -260,4 +262,4 @@ def _projection(backbone: nn.Module, layer: AttentionLayer) -> Tensor | None:
         return None
     (part,) = linear
     whole = isinstance(part, nn.Linear) or part.groups == 1
-    return part.weight if whole and part.weight.shape[1] >= layer.channels.channels else None
+    return part.weight if whole and is_plain(part.weight) and part.weight.shape[1] >= layer.channels.channels else None

@@ -13,7 +13,7 @@ from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import masked_logits
 from headprobe.backbone.proofs.layer_alone import LayerBench, layer_benches
 from headprobe.backbone.proofs.report import LayerReport, Verdict
-from headprobe.backbone.sandbox import agree, evaluating, example_images, relative
+from headprobe.backbone.sandbox import agree, evaluating, example_images, relative, trying
 from headprobe.errors import UsageError
 from headprobe.text import first_line
 
@@ -29,7 +29,7 @@ def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
     """
     images = example_images(backbone, layout.input_size, 2, seed=2)
     keep = trial_masks(layout, images.device, seed=2)[0]  # [layers, max heads]
-    with evaluating(backbone), torch.inference_mode():
+    with evaluating(backbone), trying(backbone, layout.gradients):
         plain: Tensor = backbone(images)
         if not bool(plain.isfinite().all()):
             raise UsageError(
@@ -189,14 +189,13 @@ def prove_map(bench: LayerBench) -> Verdict:
         return Verdict(False, "its attention weights were not captured")
     worst = 0.0
     for part in applied:
-        weights, _ = part.attention.weights(slice(None), slice(None))  # [rows, heads, queries, keys]
+        weights = part.attention.weights(slice(None), slice(None))[0].detach()  # [rows, heads, queries, keys]
         rows, heads, queries, keys = weights.shape
         if part.values.shape[:3] != (rows, heads, keys) or part.outputs.shape[:3] != (rows, heads, queries):
             return Verdict(False, "the captured weights do not fit the values")
 
-        found = weights @ part.values.to(weights.dtype)  # [rows, heads, queries, head_dim]
-        scale = float(part.outputs.abs().max().clamp(min=1e-12))
-        worst = max(worst, float((found - part.outputs).abs().max()) / scale)
+        found, outputs = weights @ part.values.detach().to(weights.dtype), part.outputs.detach()
+        worst = max(worst, relative(found, outputs))  # of [rows, heads, queries, head_dim]
     if worst <= MAP_TOLERANCE:
         return Verdict(True, f"{worst:.0e}")
     return Verdict(False, f"weights @ values differ from the heads' output by {worst:.1g} of it")

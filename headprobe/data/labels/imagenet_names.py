@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from headprobe.data.labels.class_order import plain
+from headprobe.data.sources.source import some
 from headprobe.errors import UsageError
 
 WORDNET_ID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")  # also `n02085620-Chihuahua`
@@ -36,7 +38,7 @@ class ImageNetNames:
         self._by_words: dict[str, set[int]] = {}
         for number, description in enumerate(self.descriptions):
             for words in (description, *description.split(",")):
-                self._by_words.setdefault(_plain(words), set()).add(number)
+                self._by_words.setdefault(plain(words), set()).add(number)
 
     def match(self, names: Sequence[str]) -> list[int]:
         """Return the model class of each name.
@@ -58,6 +60,14 @@ class ImageNetNames:
         _narrow(possible)
         self._check(names, possible)
         return [number for numbers in possible for number in numbers]
+
+    def says(self, names: Sequence[str]) -> str:
+        """Return how `match` finds these names, for the run's decisions."""
+        if all(WORDNET_ID.match(name) for name in names):
+            return "by WordNet id"
+        unknown = [name for name in names if not self._possible(name)]
+        others = f"; {len(unknown)} unknown names by position ({some(unknown)})" if unknown else ""
+        return f"by ImageNet's WordNet ids and words{others}"
 
     def _of_ids(self, ids: Sequence[str], names: Sequence[str]) -> list[int]:
         """Return the model class of each WordNet id; `names` are for messages."""
@@ -83,7 +93,7 @@ class ImageNetNames:
         found = WORDNET_ID.match(name)
         if found:
             return {self._by_id[found[1]]} if found[1] in self._by_id else set()
-        return set(self._by_words.get(_plain(name), ()))
+        return set(self._by_words.get(plain(name), ()))
 
     def _check(self, names: Sequence[str], possible: Sequence[set[int]]) -> None:
         """Check that each name means exactly one class, and no two names the same one."""
@@ -106,16 +116,6 @@ class ImageNetNames:
                 f"names they cannot all be told: class {position} of the dataset, {reason}; class {position} of the "
                 f"model is {self.descriptions[position]!r}, got {some(names)}"
             )
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names as text, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _plain(words: str) -> str:
-    """Return words in lower case, with single spaces for underscores and hyphens."""
-    return " ".join(words.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _in_place(possible: Sequence[set[int]]) -> bool:

@@ -2,25 +2,29 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_map import ClassMap
-from headprobe.data.labels.imagenet_names import ImageNetNames, some
-from headprobe.data.sources.source import LabelColumn
+from headprobe.data.labels.class_map import BY_NAME, ClassMap
+from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
+from headprobe.data.labels.imagenet_names import ImageNetNames
+from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
 
-
 # What a label column without class names holds, for messages.
+_KINDS = {"number": "plain numbers without class names", "text": "texts"}
+
+MODEL_NAMES = "by name, the model names its classes"
+BY_POSITION = "by position, the dataset's k-th class is the model's k-th"
+
+
 def imagenet_names(classes: int) -> ImageNetNames | None:
     """Return the names of a model's classes if an ImageNet list has as many classes."""
     from timm.data import infer_imagenet_subset  # timm costs seconds to import, `--help` does not need it
 
     subset = infer_imagenet_subset({"num_classes": classes})
     return None if subset is None else ImageNetNames(subset)
-
-
-_KINDS = {"number": "plain numbers without class names", "text": "texts"}
 
 
 class LabelError(ValueError):
@@ -36,12 +40,16 @@ class Numbering:
         by_name: Model class by the text of the label; empty where labels are numbers.
         classes: Number of classes of the model.
         names: Dataset name of each model class, "" where the dataset has none; None if the dataset names no classes.
+        matched: How the classes were matched, in words.
+        doubtful: Whether another way to match them is as plausible as this one.
     """
 
     to_model: tuple[int, ...]
     by_name: dict[str, int]
     classes: int
     names: list[str] | None
+    matched: str = ""
+    doubtful: bool = False
 
     def __call__(self, label: object) -> int:
         """Return the model class of a cell of the label column.
@@ -53,7 +61,8 @@ class Numbering:
             raise LabelError("there is no label in this row")
         if isinstance(label, str):
             if label not in self.by_name:
-                raise LabelError(f"label {label!r} is not in the class map")
+                where = "among the model's class names" if self.matched == MODEL_NAMES else "in the class map"
+                raise LabelError(f"label {label!r} is not {where}")
             return self.by_name[label]
         if not isinstance(label, int) or isinstance(label, bool):
             raise LabelError(f"label {label!r} is not a whole number")
@@ -74,23 +83,36 @@ class Numbering:
         return present if len(present) < self.classes else None
 
 
-def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None) -> Numbering:
+def number_labels(
+    column: LabelColumn,
+    classes: int,
+    class_map: ClassMap | None,
+    model_names: Sequence[str] | None = None,
+    trains: bool = False,
+) -> Numbering:
     """Decide which class of the model each class of the dataset is.
 
-    A class map decides, if there is one. A model with as many classes as ImageNet or one of its larger lists is taken
-    for a model of that list: names are looked up, WordNet ids and words alike. For another model a dataset with as many
-    named classes is taken as it is.
+    A class map decides, if there is one, then the model's own class names. A model with as many classes as ImageNet or
+    one of its larger lists is taken for a model of that list: names are looked up, WordNet ids and words alike. For
+    another model a dataset with as many named classes is taken as it is, but for class folders whose names torchvision
+    and timm sort in different orders.
 
     Args:
         column: How the dataset labels its images.
         classes: Classes of the model.
         class_map: What the user gave, None for nothing.
+        model_names: Names of the model's classes ("" for one without), None where it does not name them.
+        trains: Whether the model is made from these data, so that any order is right.
 
     Raises:
         UsageError: None of these holds, or the class map does not fit; the message names both numbers of classes.
     """
     if class_map is not None:
         return _from_map(column, classes, class_map)
+    if model_names is not None and any(model_names):
+        numbering = _by_model_names(column, classes, model_names)
+        if numbering is not None:
+            return numbering
     names = column.names
     if names is None:
         raise UsageError(
@@ -104,24 +126,47 @@ def number_labels(column: LabelColumn, classes: int, class_map: ClassMap | None)
     if len(names) == classes and all(name.isdecimal() for name in names):
         _check_numbers(names)
         if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
-            return _numbering(names, range(classes), classes)
+            return _numbering(names, range(classes), classes, BY_POSITION)
     if imagenet is not None and len(names) <= classes:
-        return _numbering(names, imagenet.match(names), classes)
+        return _numbering(names, imagenet.match(names), classes, imagenet.says(names))
     if len(names) != classes:
         raise UsageError(
             f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
             f"which is which, a model of {len(names)} classes, or another --data.path, got {some(names)}"
         )
-    return _numbering(names, range(classes), classes)
+    return _by_position(column, names, trains)
 
 
-def _numbering(names: Sequence[str] | None, to_model: Sequence[int], classes: int) -> Numbering:
+def _by_position(column: LabelColumn, names: Sequence[str], trains: bool) -> Numbering:
+    """Return the numbering of as many classes as the model has, if their order is sure.
+
+    Raises:
+        UsageError: These are class folders, and the order of their names is not the same for torchvision and timm.
+    """
+    doubt = "" if trains else order_in_doubt(names)
+    if doubt and not column.numbered:
+        raise UsageError(
+            f"nothing says in which order the model has its classes, {doubt}: give --data.class_map sorted (by "
+            f"characters), natural (timm's), or a file with {BY_NAME}, got none"
+        )
+    # The data's own numbers: as a rule the model was trained on the same. Where they are just the names sorted by
+    # characters, the data may have been made from class folders, and the model with timm's numbers of these.
+    doubtful = bool(doubt) and list(names) == in_order(names, "sorted")
+    matched = BY_POSITION
+    if doubtful:
+        matched += f" and the data's own order is taken: {doubt} (--data.class_map natural if the model has that)"
+    return _numbering(names, range(len(names)), len(names), matched, doubtful)
+
+
+def _numbering(
+    names: Sequence[str] | None, to_model: Sequence[int], classes: int, matched: str, doubtful: bool = False
+) -> Numbering:
     """Return a numbering by number, in which a model class with several dataset classes has all their names."""
     named = [""] * classes if names is not None else None
     for name, model_class in zip(names or (), to_model, strict=False):
         if named is not None:
             named[model_class] = f"{named[model_class]} / {name}" if named[model_class] else name
-    return Numbering(tuple(to_model), {}, classes, named)
+    return Numbering(tuple(to_model), {}, classes, named, matched, doubtful)
 
 
 def _check_numbers(names: Sequence[str]) -> None:
@@ -129,16 +174,85 @@ def _check_numbers(names: Sequence[str]) -> None:
     if list(names) != sorted(names, key=int):
         raise UsageError(
             f"the dataset's classes are named by numbers that stand in the order of texts ({some(names, 3)}): give "
-            "--data.class_map identity if the names are the model's class numbers (ImageNet-V2), else a file"
+            "--data.class_map identity if the names are the model's class numbers (ImageNet-V2), natural or sorted if "
+            "its classes are these names in the order of numbers (timm) or of texts (torchvision), else a file, got "
+            "none"
         )
 
 
-def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
-    class_map.check_range(classes)
+def _by_model_names(column: LabelColumn, classes: int, model_names: Sequence[str]) -> Numbering | None:
+    """Return the numbering by the names of the model's classes; None where the dataset or the model has no real names.
+
+    Raises:
+        UsageError: Some of the dataset's names are none of the model's.
+    """
+    if len({name for name in model_names if name}) < sum(map(bool, model_names)):
+        return None  # two classes of one name
     if column.kind == "text":
-        by_name = class_map.by_name()
+        if _are_numbers(model_names):
+            return None
+        by_name = {name: number for number, name in enumerate(model_names) if name}
+        return Numbering((), by_name, classes, list(model_names), MODEL_NAMES)
+    names = column.names
+    if names is None:
+        return None
+    places = places_of(names, model_names)
+    unknown = [name for name, place in zip(names, places, strict=True) if place is None]
+    if not unknown:
+        return _numbering(names, [place for place in places if place is not None], classes, MODEL_NAMES)
+    if _are_numbers(model_names):
+        return None
+    imagenet = imagenet_names(classes)
+    if imagenet is not None:
+        return _numbering(names, imagenet.match(names), classes, imagenet.says(names))
+    raise UsageError(
+        f"the model names its classes ({some(list(filter(None, model_names)))}), and these of the dataset's "
+        f"{len(names)} are not among them: give --data.class_map a file {{class name: model class}}, or the word "
+        f"identity if the dataset's k-th class is the model's k-th, got {some(unknown)}"
+    )
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Return whether names only count (`LABEL_0`, `class 1`, `2`), as those that a tool fills in."""
+    found = [re.fullmatch(r"(?:label|class)?[ _-]?0*(\d+)", name, re.IGNORECASE) for name in names]
+    return all(match is not None and int(match[1]) == number for number, match in enumerate(found))
+
+
+def check_texts(labels: Sequence[object], numbering: Numbering) -> None:
+    """Check that at least one of the first labels of a dataset, if there are any, has a class.
+
+    Raises:
+        UsageError: None has: the whole dataset would be read for nothing.
+    """
+    texts = [label for label in labels if isinstance(label, str)]
+    if texts and not any(label in numbering.by_name for label in texts):
+        raise UsageError(
+            f"none of the first {len(texts)} labels is a class name that is known, {numbering.matched}: give "
+            f"--data.class_map a file with {BY_NAME} (known: {some(list(numbering.by_name))}), "
+            f"got {some(list(dict.fromkeys(texts)))}"
+        )
+
+
+PUBLISHED = {"a2d0b3a7d6a8360f": "ImageNet-A", "1bfdbfb1fe9bc564": "ImageNet-R"}
+"""Data sets whose authors let a model choose among their own 200 classes, by a digest of these classes of ImageNet."""
+
+
+def restricted(valid: Sequence[int], classes: int) -> str:
+    """Return among which classes the model chooses, in words: of data that have only some of its classes."""
+    among = (
+        f"chosen among the {len(valid)} classes that the data has, of {classes}; --data.restrict_classes false for all"
+    )
+    known = PUBLISHED.get(hashlib.sha256(json.dumps(list(valid)).encode()).hexdigest()[:16])
+    if known:
+        return f"{among} (their choice is how the authors of {known} score it)"
+    return f"{among} (as timm's validation chooses; among fewer the choice is easier, and drops differ)"
+
+
+def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
+    if column.kind == "text":
+        by_name = class_map.by_name(classes)
         names = [""] * classes
         for name, model_class in by_name.items():
             names[model_class] = name
-        return Numbering((), by_name, classes, names)
-    return _numbering(column.names, class_map.by_number(column.names, classes), classes)
+        return Numbering((), by_name, classes, names, class_map.says)
+    return _numbering(column.names, class_map.by_number(column, classes), classes, class_map.says)

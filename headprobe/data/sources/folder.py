@@ -1,21 +1,22 @@
-"""A folder of images with one sub-folder per class, as torchvision and timm know it.
+"""A folder of images with one sub-folder per class, as torchvision and timm know it, or with a list of their labels.
 
 The folder is listed once, when it is opened. A link that leads out of it, or to a folder, is refused, not left out.
 """
 
 import errno
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from headprobe.data.sources.source import MOST_BYTES, PREFERRED_SPLITS, Chunk, LabelColumn, Request, Source, Unreadable
+from headprobe.data.sources.layout import THE_FOLDER_ITSELF, WORDNET_ID, check_classes, choose_folder
+from headprobe.data.sources.listing import METADATA_FILES, Listing, entries, list_images, refuse_link, subfolders
+from headprobe.data.sources.source import MOST_BYTES, Chunk, LabelColumn, Request, Source, Unreadable, some
 from headprobe.errors import RunError, UsageError
+from headprobe.text import Decision, counted
 
 IMAGES_PER_UNIT = 128
-
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 # What is wrong with one file alone. Other errors (a disk or a server that went away, too many open files) would make
@@ -24,65 +25,128 @@ OF_ONE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, 
 
 
 def open_image_folder(request: Request, root: Path) -> Source:
-    """Open class folders, or the split folder (`val/`, ...) that holds them.
+    """Open class folders, or the split folder (`val/`, ...) that holds them, or images that a metadata file lists.
+
+    A folder without any image may hold something else that is read, or that has a message of its own.
 
     Raises:
-        UsageError: The split, the class folders or the images are not there.
+        UsageError: The split, the class folders or the images are not there, or the folders may not be classes.
     """
     if request.unit == "row_group":
         raise UsageError("--data.unit must be file or auto where --data.path is a folder of images, got row_group")
-    there = subfolders(root)
-    if request.split and request.split not in there:
-        choices = ", ".join(sorted(there)[:10])
-        raise UsageError(f"--data.split must be a folder in {root.name} ({choices}), got {request.split}")
+    chosen = choose_folder(request, root)
+    split = "" if chosen == THE_FOLDER_ITSELF else chosen
+    refuse_link(root / split, bool(split) and subfolders(root)[split], root)
 
-    usual = (split for split in PREFERRED_SPLITS if split in there and (there[split] or subfolders(root / split)))
-    split = request.split or next(usual, "")
-    refuse_link(root / split, bool(split) and there[split], root)
-    return FolderSource(root / split, split, root)
+    if chosen != THE_FOLDER_ITSELF and any(
+        entry.name in METADATA_FILES for place in {root, root / split} for entry in entries(place)
+    ):
+        from headprobe.data.sources.listed import open_metadata
+
+        return open_metadata(request, root, split)
+
+    listing = list_images(root / split, root)
+    if not listing.sizes and not listing.loose:
+        from headprobe.data.sources.other_places import open_folder_without_images
+
+        return open_folder_without_images(request, root, listing)
+    if chosen != THE_FOLDER_ITSELF:
+        check_classes(listing, request, root, split)
+    elif not listing.sizes:
+        raise UsageError(f"--data.split . needs a folder of images for each class in --data.path, got {request.shown}")
+    return open_class_folders(root / split, split, listing)
+
+
+def open_class_folders(root: Path, split: str, listing: Listing) -> Source:
+    """Return the images of class folders, numbered in the sorted order of the folders' names.
+
+    A folder of nothing but other files is no class; one without files is a class without images.
+    """
+    names = sorted(name for name, facts in listing.folders.items() if facts.images or not facts.others)
+    number = {name: index for index, name in enumerate(names)}
+    labels = {file: number[file.split("/", 1)[0]] for file in listing.sizes}
+    files = ImageFiles(root, split, listing.sizes, labels, LabelColumn("class", tuple(names)))
+    return FolderSource(files, _decisions(listing, names))
+
+
+def _decisions(listing: Listing, names: Sequence[str]) -> list[Decision]:
+    """Say what was left out, and which folders were taken for what where someone may not expect it."""
+    found = left_out(listing)
+    facts = listing.folders
+    if listing.loose:
+        beside = f"{counted(len(listing.loose), 'image')} in no class folder, first {listing.loose[0]}"
+        found.append(Decision("images left out", beside, shown=True))
+    if empty := [name for name in names if not facts[name].images]:
+        text = f"{counted(len(empty), 'class folder')} without an image: {some(empty)}; still classes of the data"
+        found.append(Decision("empty classes", text, shown=True))
+    if strangers := sorted(facts.keys() - set(names)):
+        text = f"{counted(len(strangers), 'folder')} of other files only, taken for no class: {some(strangers)}"
+        found.append(Decision("folders left out", text, shown=True))
+    if deeper := sorted(one.deeper for one in facts.values() if one.deeper):
+        images = sum(one.images - one.direct for one in facts.values())
+        lie = "image lies" if images == 1 else "images lie"
+        text = f"{images:,} {lie} in folders inside of the class folders, first {deeper[0]}: the outer one is the class"
+        found.append(Decision("folders in classes", text, shown=not all(map(WORDNET_ID.match, names))))
+    return found
+
+
+def left_out(listing: Listing) -> list[Decision]:
+    """Return the one line on files that are plainly no images, none where there are none."""
+    return [Decision("files left out", listing.left_out.text, shown=True)] if listing.left_out.first else []
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images of a folder with their labels.
+
+    Attributes:
+        root: The folder.
+        split: Name of the split, "" for none.
+        sizes: Bytes of each image by its path in the folder; -1 where nobody can say.
+        labels: Label of each of them.
+        column: How they are labelled.
+        identity: What identifies the labels, where names and sizes of files do not.
+    """
+
+    root: Path
+    split: str
+    sizes: dict[str, int]
+    labels: dict[str, Any]
+    column: LabelColumn
+    identity: dict[str, Any] | None = None
 
 
 class FolderSource(Source):
-    """Images in class folders, in the order of a hash of their names.
+    """Images in files of a folder, in the order of a hash of their names.
 
     The order is the same on every machine, and every unit is a random sample: in the order of their names a unit
-    would hold one class. Classes are numbered in the sorted order of their folders.
+    would hold one class.
 
     A file that cannot be read when its turn comes is a bad image.
 
     Args:
-        root: Folder of class folders.
-        split: Name of the split.
-        dataset: Folder that links to files may not lead out of: `--data.path`.
-
-    Raises:
-        UsageError: There are no class folders, no images in them, or a link that is not followed.
+        files: The images; at least one.
+        decisions: What was decided about them.
     """
 
-    def __init__(self, root: Path, split: str, dataset: Path) -> None:
-        self._root = root
-        folders = subfolders(root)
-        names = sorted(folders)
-        for name in names:
-            refuse_link(root / name, folders[name], dataset)
+    shuffled = True
 
-        sizes: dict[str, int] = {}
-        for name in names:
-            sizes.update(image_files(root, name, dataset))
-        self._files = sorted(sizes, key=_hash)
-        if not self._files:
-            raise UsageError(f"--data.path must hold Parquet files, or one folder of images per class, got {root.name}")
+    def __init__(self, files: ImageFiles, decisions: Sequence[Decision]) -> None:
+        self._root = files.root
+        self._labels = files.labels
+        self._files = sorted(files.sizes, key=_hash)
 
-        self._number = {name: number for number, name in enumerate(names)}
         self.images = len(self._files)
         self.units = -(-self.images // IMAGES_PER_UNIT)
         self.unit_sizes = [len(self._of_unit(unit)) for unit in range(self.units)]
-        self.labels = LabelColumn("class", tuple(names))
+        self.labels = files.column
+        self.decisions = decisions
         self.identity = {
-            "split": split,
+            "split": files.split,
             "revision": None,
             "unit": f"{IMAGES_PER_UNIT} images",
-            "files": self._digest(sizes),
+            "files": self._digest(files.sizes),
+            **(files.identity or {}),
         }
 
     def unit_name(self, unit: int) -> str:
@@ -99,8 +163,7 @@ class FolderSource(Source):
         files = self._of_unit(unit)
         for first in range(0, len(files), rows):
             some = files[first : first + rows]
-            labels = [self._number[file.split("/", 1)[0]] for file in some]
-            yield Chunk([self._read(file) for file in some], labels, some)
+            yield Chunk([self._read(file) for file in some], [self._labels[file] for file in some], some)
 
     def _read(self, file: str) -> bytes | Unreadable:
         try:
@@ -121,92 +184,6 @@ class FolderSource(Source):
         lines = "".join(f"{file}\0{sizes[file]}\n" for file in self._files)
         digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
         return [{"name": "", "images": self.images, "names_and_sizes_sha256": digest}]
-
-
-def subfolders(folder: Path) -> dict[str, bool]:
-    """Return the names of the folders in a folder, hidden ones left out, and whether each is a link.
-
-    A link that leads nowhere counts as one: it may be a folder on a disk that is not there now.
-
-    Raises:
-        UsageError: The folder cannot be listed.
-    """
-    return {entry.name: _is_link(entry) for entry in _entries(folder) if _is_folder(entry)}
-
-
-def image_files(root: Path, name: str, dataset: Path) -> Iterator[tuple[str, int]]:
-    """Yield the images in a class folder and the folders in it: path relative to `root`, and bytes.
-
-    A link to a file inside `dataset` is as good as the file. One that leads nowhere is an image that cannot be read
-    (of -1 bytes), so that it is not left out in silence.
-
-    Raises:
-        UsageError: A folder cannot be listed, or a link leads out of `dataset` or to a folder.
-    """
-    inside = os.path.join(os.path.realpath(dataset), "")
-    waiting = [(root / name, name)]
-    while waiting:
-        folder, path = waiting.pop()
-        for entry in _entries(folder):
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _is_file(entry, inside, dataset):
-                yield f"{path}/{entry.name}", _size(entry)
-            elif _is_folder(entry):
-                refuse_link(folder / entry.name, _is_link(entry), dataset)
-                waiting.append((folder / entry.name, f"{path}/{entry.name}"))
-
-
-def refuse_link(folder: Path, is_link: bool, dataset: Path) -> None:
-    """Refuse to follow a link to a folder: it may lead anywhere, also in circles.
-
-    Raises:
-        UsageError: It is a link.
-    """
-    if is_link:
-        raise UsageError(
-            "links to folders are not followed: put the folder there instead of the link, or give --data.path the "
-            f"folder it leads to, got {_arrow(folder, dataset)}"
-        )
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UsageError(f"{folder.name} cannot be listed: {error.strerror}; make it readable, got {folder}") from None
-
-
-def _is_link(entry: os.DirEntry[str]) -> bool:
-    # A junction is Windows' other link to a folder. Python 3.11 cannot name one.
-    return entry.is_symlink() or (hasattr(entry, "is_junction") and entry.is_junction())
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    if not _is_link(entry):  # known from the listing, without a call of the system for each file
-        return entry.is_dir()
-    return os.path.isdir(entry.path) or not os.path.exists(entry.path)
-
-
-def _is_file(entry: os.DirEntry[str], inside: str, dataset: Path) -> bool:
-    if not _is_link(entry):
-        return entry.is_file()
-    if not os.path.realpath(entry.path).startswith(inside):
-        raise UsageError(
-            "links out of --data.path are not followed: put the files there instead of links, or give --data.path a "
-            f"folder that holds both, got {_arrow(Path(entry.path), dataset)}"
-        )
-    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-
-
-def _arrow(link: Path, dataset: Path) -> str:
-    return f"{os.path.relpath(link, dataset)} -> {os.readlink(link)}"
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # gone since it was listed, or a link that leads nowhere
-        return -1
 
 
 def _hash(file: str) -> bytes:

@@ -166,9 +166,10 @@ def _content(footer: Footer, column: str) -> _Content:
     kind = footer.schema.field(indices[0]).type
     if pa.types.is_integer(kind):
         return _Content(INTEGER_CELLS, _class_names(footer, column))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind):
+    kinds = pa.types
+    if kinds.is_struct(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind):
         return _Content("bytes")
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind):
         return _Content(TEXT_CELLS)
     return _Content(str(kind))
 

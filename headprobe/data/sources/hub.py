@@ -71,12 +71,22 @@ def open_hub(request: Request) -> Source:
     except (UsageError, RunError):
         raise
     except HUB_ERRORS as error:
+        if is_offline(error):
+            from headprobe.data.sources.hub_cache import open_snapshot
+
+            if (source := open_snapshot(request)) is not None:
+                return source
         raise final_error() or explain(error, request) from None
 
     split = choose_split(request.split, [str(name) for name in streams], request.path)
     known = (builder.info.splits or {}).get(split)
     images = (known.num_examples or None) if known else None
-    return _cut(streams[split], split, there.get(split, []), images, request)
+    source = _cut(streams[split], split, there.get(split, []), images, request)
+    if not there:  # what load_dataset stored before, where the hub is not to be reached
+        from headprobe.data.sources.hub_cache import mark_cached
+
+        mark_cached(source, request, builder.cache_dir, builder.config.name)
+    return source
 
 
 def _cut(
@@ -126,6 +136,12 @@ def commit(files: Sequence[str]) -> str | None:
     return found.group(1) if found else None
 
 
+def is_offline(error: Exception) -> bool:
+    """Return whether the client did not even try, because HF_HUB_OFFLINE is set."""
+    text = str(error)
+    return "OfflineModeIsEnabled" in text or "ffline mode" in text
+
+
 def explain(error: Exception, request: Request) -> UsageError | RunError:
     """Return the message, with the remedy, for an error of the hub's client.
 
@@ -149,15 +165,16 @@ def explain(error: Exception, request: Request) -> UsageError | RunError:
             f"there is no such folder here and no such dataset on the hub (a private one needs `hf auth login` or "
             f"HF_TOKEN): check --data.path and --data.revision, got {path}"
         )
-    if "OfflineModeIsEnabled" in text or "ffline mode" in text:
+    if is_offline(error):
         return RunError(
-            f"{path} is no folder here, and HF_HUB_OFFLINE is set: unset it, or give --data.path a local copy "
-            "(a folder of Parquet files)"
+            f"{path} is no folder here, it is not in the hub's cache on this machine, and HF_HUB_OFFLINE is set: unset "
+            f"it, download it before (hf download {path} --repo-type dataset), or give --data.path a local copy (a "
+            "folder of Parquet files)"
         )
     if isinstance(error, ConnectionError) or "Couldn't reach" in text:
         return RunError(
             f"{path} is no folder here, and the hub does not answer: check the network and run again, or give "
-            "--data.path a local copy (a folder of Parquet files)"
+            "--data.path a local copy (a folder of Parquet files), or set HF_HUB_OFFLINE=1 if it was downloaded before"
         )
     if isinstance(error, HfHubHTTPError):
         return RunError(f"the hub refused to serve {path}: {text}. Wait a little, then {AGAIN}")

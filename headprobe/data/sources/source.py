@@ -46,6 +46,12 @@ class Request:
     unit: UnitRule = "auto"
     sizes: bool = False
 
+    @property
+    def shown(self) -> str:
+        """The path for messages: as the user wrote it, or the folder's own name where that says nothing (`.`)."""
+        last = file_name(self.path)
+        return local_name(self.path) if last in ("", ".", "..") and self.path else self.path
+
 
 @dataclass(frozen=True)
 class LabelColumn:
@@ -54,10 +60,13 @@ class LabelColumn:
     Attributes:
         kind: `class` for numbered classes with names, `number` for bare whole numbers, `text` for names alone.
         names: Class names by number; None unless `kind` is `class`.
+        numbered: Whether the data themselves number the classes (a hub's ClassLabel). If not, only the sorted order of
+            the names does, as in class folders.
     """
 
     kind: Literal["class", "number", "text"]
     names: tuple[str, ...] | None = None
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class Source(ABC):
         labels: How the images are labelled.
         identity: What identifies the data (revision, files, digests), for the run's key; JSON values only.
         decisions: What was decided about the data while opening them.
+        shuffled: Whether the rows of a unit stand in an order that has nothing to do with their classes: its first rows
+            are as good a part of it as any others.
     """
 
     units: int
@@ -100,6 +111,7 @@ class Source(ABC):
     labels: LabelColumn
     identity: dict[str, Any]
     decisions: Sequence[Decision] = ()
+    shuffled: bool = False
 
     @abstractmethod
     def unit_name(self, unit: int) -> str:
@@ -153,6 +165,16 @@ def first_labels(source: Source, rows: int = 32) -> list[Any]:
 def file_name(path: str) -> str:
     """Return the last name in a path or address: messages and keys never hold a machine's folders."""
     return path.replace(os.sep, "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def local_name(path: str | Path) -> str:
+    """Return the name of a file or folder on this machine, also where the path is `.`, `..` or ends in them."""
+    return file_name(os.path.abspath(Path(path).expanduser())) or os.sep
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names as text, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -- what is never read, and never shown -------------------------------------------------------------------------------
@@ -222,19 +244,36 @@ def open_source(request: Request) -> Source:
         raise UsageError(f"--data.revision is for hub datasets; {path} is on this machine, got {request.revision}")
 
     # Each kind of source imports this file, and `datasets` takes a second to import: only what is needed is loaded.
-    if local.is_dir() and not _holds_parquet(local):
-        from headprobe.data.sources.folder import open_image_folder
-
-        return open_image_folder(request, local)
+    if local.is_dir():
+        return _open_folder(request, local)
     if is_local(path):
-        from headprobe.data.sources.streamed import open_parquet_files, open_parquet_folder
+        if not path.endswith(".parquet"):
+            from headprobe.data.sources.other_places import open_other_file
 
-        return open_parquet_folder(request, local) if local.is_dir() else open_parquet_files(request, str(local))
+            if other := open_other_file(request, local):
+                return other
+        from headprobe.data.sources.streamed import open_parquet_files
+
+        return open_parquet_files(request, str(local))
     if not HUB_ID.fullmatch(path) or path.endswith(".parquet"):
         raise UsageError(f"--data.path names no file or folder here and is no hub id (owner/name), got {path}")
     from headprobe.data.sources.hub import open_hub
 
     return open_hub(request)
+
+
+def _open_folder(request: Request, folder: Path) -> Source:
+    if _holds_parquet(folder):
+        from headprobe.data.sources.streamed import open_data_folder
+
+        return open_data_folder(request, folder)
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        from headprobe.data.sources.saved import open_saved
+
+        return open_saved(request, folder)
+    from headprobe.data.sources.folder import open_image_folder
+
+    return open_image_folder(request, folder)
 
 
 def is_local(path: str) -> bool:
@@ -249,4 +288,5 @@ def _local(path: str) -> Path:
 def _holds_parquet(folder: Path) -> bool:
     # Three levels, as the hub's layouts have: walking through a whole folder of images would take long.
     patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-    return next(chain.from_iterable(folder.glob(pattern) for pattern in patterns), None) is not None
+    found = chain.from_iterable(folder.glob(pattern) for pattern in patterns)
+    return any(file.name != "metadata.parquet" for file in found)  # that describes a folder of images

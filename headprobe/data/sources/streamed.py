@@ -1,6 +1,7 @@
 """What is read as a stream through Hugging Face `datasets`: local Parquet files here, and hub datasets in `hub`."""
 
 import glob
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from headprobe.data.sources.source import (
     safe_text,
 )
 from headprobe.errors import RunError, UsageError
+from headprobe.text import Decision
 
 # What datasets and pyarrow raised on files with damaged bytes.
 DAMAGE = (TypeError, KeyError, IndexError, AttributeError, NotImplementedError, OverflowError, MemoryError)
@@ -84,7 +86,7 @@ class StreamedSource(Source):
         self.identity = identity
         if stream.num_shards != self.units:
             raise RunError(
-                f"{request.path} was cut into {stream.num_shards} parts where its files hold {self.units}; "
+                f"{request.shown} was cut into {stream.num_shards} parts where its files hold {self.units}; "
                 "use --data.unit file"
             )
 
@@ -128,7 +130,7 @@ def check_columns(features: Mapping[str, object], request: Request) -> None:
         if column not in features:
             found = ", ".join(features)
             raise UsageError(
-                f"{request.path} has the columns {found}: set --data.{option} to one of them, got {column}"
+                f"{request.shown} has the columns {found}: set --data.{option} to one of them, got {column}"
             )
 
 
@@ -139,11 +141,11 @@ def label_column(feature: object, request: Request) -> LabelColumn:
         UsageError: It holds neither classes, nor whole numbers, nor text.
     """
     if isinstance(feature, ClassLabel):
-        return LabelColumn("class", tuple(feature.names)) if feature.names else LabelColumn("number")
+        return LabelColumn("class", tuple(feature.names), numbered=True) if feature.names else LabelColumn("number")
     dtype = feature.dtype if isinstance(feature, Value) else ""
     if dtype.startswith(("int", "uint")):
         return LabelColumn("number")
-    if dtype in ("string", "large_string"):
+    if dtype in ("string", "large_string", "string_view"):
         return LabelColumn("text")
     raise UsageError(
         f"--data.label_column must name a column of class numbers or names, got {request.label_column} ({feature})"
@@ -197,14 +199,14 @@ class LocalSource(StreamedSource):
             )
 
 
-def open_parquet_folder(request: Request, folder: Path) -> Source:
-    """Open a folder of Parquet files, which `datasets` sorts into splits by name or by the folder's README.md.
+def open_data_folder(request: Request, folder: Path) -> Source:
+    """Open a folder of Parquet files or tars, which `datasets` sorts into splits by name or by the folder's README.md.
 
     Raises:
         UsageError: The folder, the split or a column is not there.
         RunError: A file is broken.
     """
-    _stop_download_counts()
+    stop_download_counts()
     root = folder.resolve()
     try:
         builder = datasets.load_dataset_builder(str(root), request.name)
@@ -214,12 +216,21 @@ def open_parquet_folder(request: Request, folder: Path) -> Source:
     files: dict[str, list[str]] = {}
     for name, found in (builder.config.data_files or {}).items():
         files[str(name)] = [str(file) for file in found]
-    split = choose_split(request.split, list(files), request.path)
+    split = choose_split(request.split, list(files), request.shown)
+    check_inside(files[split], f"{root.as_posix()}/", request.shown)
+    if all(file.endswith(".tar") for file in files[split]):
+        from headprobe.data.sources.saved import open_tars  # it imports this file
+
+        return open_tars(request, files[split], split)
     others = [file for file in files[split] if not file.endswith(".parquet")]
     if others:
-        raise UsageError(f"--data.path must hold Parquet files, got {file_name(others[0])}")
-    check_inside(files[split], f"{root.as_posix()}/", request.path)
-    return _open_files(files[split], split, request)
+        raise UsageError(
+            f"--data.path must hold Parquet files alone, where it holds any: give it their glob "
+            f"('{folder}/*.parquet'), or a folder of images alone, got {file_name(others[0])}"
+        )
+    source = _open_files(files[split], split, request)
+    source.decisions = _missing_parts(files[split])
+    return source
 
 
 def open_parquet_files(request: Request, pattern: str) -> Source:
@@ -229,22 +240,45 @@ def open_parquet_files(request: Request, pattern: str) -> Source:
         UsageError: No file matches, the request names a split, or a column is not there.
         RunError: A file is broken.
     """
+    return _open_files(files_of(request, pattern), "test", request)
+
+
+def files_of(request: Request, pattern: str) -> list[str]:
+    """Return the absolute paths of one file, or of all that match a glob, in the order of their names.
+
+    Raises:
+        UsageError: No file matches, or the request names a split.
+    """
     if request.split:
         raise UsageError(f"--data.split has no meaning where --data.path names files, got {request.split}")
     files = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
     if not files:
-        raise UsageError(f"no file matches --data.path, got {request.path}")
-    return _open_files([Path(file).resolve().as_posix() for file in files], "test", request)
+        raise UsageError(f"no file matches --data.path, got {request.shown}")
+    return [Path(file).resolve().as_posix() for file in files]
+
+
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(-\w+)?\.parquet")  # the hub's names of a split's files
+
+
+def _missing_parts(files: Sequence[str]) -> list[Decision]:
+    """Say that parts of a split are not here, where the names of the others say how many there are."""
+    parts = [found for file in files if (found := PART.fullmatch(file_name(file)))]
+    whole = {(found[1], int(found[3])) for found in parts}
+    missing = sum(number for _, number in whole) - len(parts)
+    if missing <= 0:
+        return []
+    text = f"{len(parts)} of {len(parts) + missing} files are here, by their names ({file_name(files[0])}, ...)"
+    return [Decision("parts of the split", text, shown=True)]
 
 
 def _open_files(files: list[str], split: str, request: Request) -> Source:
     rule: UnitRule = "row_group" if request.unit == "auto" else request.unit
     footers = [read_footer(file) for file in files]
     if not sum(footer.rows for footer in footers):
-        raise UsageError(f"{request.path} has no rows at all, got {len(footers)} empty files")
+        raise UsageError(f"{request.shown} has no rows at all, got {len(footers)} empty files")
     check_one_schema(footers, request)
 
-    _stop_download_counts()
+    stop_download_counts()
     wanted = [request.image_column, request.label_column]
     there = set(footers[0].schema.names)
     try:
@@ -273,7 +307,7 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
     return LocalSource(stream, names, sizes, sum(sizes), request, identity)
 
 
-def _stop_download_counts() -> None:
+def stop_download_counts() -> None:
     """Keep `datasets` from counting on a server that local files are opened: offline it waits up to 5 seconds."""
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
@@ -282,4 +316,4 @@ def _explain(error: Exception, request: Request) -> UsageError | RunError:
     # The errors of datasets are OSErrors too, but only the system's own have a number.
     if isinstance(error, OSError) and error.errno is not None:
         return RunError(f"datasets cannot use its folder: {safe_text(error)}. Set HF_HOME to a folder you can write to")
-    return UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.path}")
+    return UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.shown}")

@@ -38,6 +38,8 @@ class PairedAccuracy(SumMetric):
     nonfinite: Tensor  #: int64 `[1 + masks]`, images with a NaN or infinite logit
     nll: Tensor  #: float64 `[1 + masks]`, nats
     nll_difference_square: Tensor  #: float64 `[1 + masks]`, squares of masked minus baseline NLL, nats^2
+    nll_difference_cube: Tensor  #: float64 `[1 + masks]`, third powers, nats^3
+    nll_difference_fourth: Tensor  #: float64 `[1 + masks]`, fourth powers, nats^4
     kl: Tensor  #: float64 `[1 + masks]`, KL(baseline || masked), nats
     class_images: Tensor  #: int64 `[classes]`, only if `per_class`
     class_top1: Tensor  #: int64 `[1 + masks, classes]`, only if `per_class`
@@ -88,7 +90,7 @@ class PairedAccuracy(SumMetric):
 def state_layout(masks: int, classes: int, per_class: bool) -> Layout:
     """Return shape and dtype of each state of `PairedAccuracy`."""
     row_counts = ("top1", "top5", "right_to_wrong", "wrong_to_right", "agreement", "nonfinite")
-    row_sums = ("nll", "nll_difference_square", "kl")
+    row_sums = ("nll", "nll_difference_square", "nll_difference_cube", "nll_difference_fourth", "kl")
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"images": ((), torch.int64)}
     layout |= dict.fromkeys(row_counts, ((1 + masks,), torch.int64))
     layout |= dict.fromkeys(row_sums, ((1 + masks,), torch.float64))
@@ -139,15 +141,19 @@ def top_five(logits: Tensor) -> Tensor:
 
 
 def _likelihood_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return float64 sums of the labels' NLL, its squared differences from the baseline, and KL(baseline || masked)."""
+    """Return float64 sums of the labels' NLL, of powers of its differences from the baseline, and of their KL."""
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float64)  # [rows, images, classes]
     nll = -log_probabilities.gather(-1, labels.expand(len(logits), -1)[..., None])[..., 0]  # [rows, images]
 
     baseline = log_probabilities[0]
     kl = (baseline.exp() * (baseline - log_probabilities)).sum(dim=-1)  # [rows, images]
+    difference = nll - nll[0]  # [rows, images]
+    square = difference.square()
     return {
         "nll": nll.sum(dim=1),
-        "nll_difference_square": (nll - nll[0]).square().sum(dim=1),
+        "nll_difference_square": square.sum(dim=1),
+        "nll_difference_cube": (square * difference).sum(dim=1),
+        "nll_difference_fourth": square.square().sum(dim=1),
         "kl": kl.sum(dim=1),
     }
 

@@ -1,6 +1,6 @@
 """Statistics of two answers to the same images, baseline and masked. Pure functions, numpy in and numpy out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,7 +30,7 @@ def drop_interval_pp(
     The limits solve `n (d - D)^2 = z^2 v(D)`, v(D) being the variance at the flip rates most likely under a drop D.
     In this squared form both limits exist for every table with an image, so no second method is needed: without a
     flip they are `-+z^2 / (n + z^2)` (Wilson's limits for 0 of n), and where every image flips one of them is 100.
-    At 95% it leaves out 0 exactly where McNemar's asymptotic test has p < 0.05; the exact p may be slightly larger.
+    It leaves out 0 exactly where `mcnemar_p`, which is the same test at a drop of 0, is significant.
 
     Returns:
         The lower and the upper limit, NaN without images.
@@ -48,71 +48,76 @@ def drop_interval_pp(
 
 
 def mcnemar_p(right_to_wrong: ArrayLike, wrong_to_right: ArrayLike) -> FloatArray:
-    """Two-sided p of McNemar's exact test: are flips equally likely in both directions? 1 where nothing flips.
+    """Two-sided p of McNemar's test: are flips equally likely in both directions? 1 where nothing flips.
 
-    Source: McNemar, 1947, Psychometrika 12, 153-157; exact form: binomial with probability 1/2, given the flips.
+    The test is `z = (lost - won) / sqrt(lost + won)` against the normal distribution, Tango's score test at a drop of
+    0: `drop_interval_pp` leaves out 0 exactly where p is below 1 minus its confidence.
+
+    Source: McNemar, 1947, Psychometrika 12, 153-157, without correction for continuity.
     """
-    lost, won = np.broadcast_arrays(np.asarray(right_to_wrong), np.asarray(wrong_to_right))
-    tail = stats.binom.cdf(np.minimum(lost, won), lost + won, 0.5)
-    return np.minimum(1.0, 2 * np.asarray(tail, dtype=np.float64))
+    lost, won = (np.asarray(flips, dtype=np.float64) for flips in (right_to_wrong, wrong_to_right))
+    z = np.abs(lost - won) / np.sqrt(np.maximum(lost + won, 1))
+    return np.asarray(2 * stats.norm.sf(z), dtype=np.float64)
 
 
-def bh_q(p_values: ArrayLike, test_families: Sequence[str]) -> FloatArray:
+def bh_q(p_values: ArrayLike) -> FloatArray:
     """Benjamini-Hochberg q: the share of false discoveries accepted by calling this p and all smaller ones real.
 
     Args:
-        p_values: p of each mask, `[masks]`; NaN means that there was no test, and stays NaN.
-        test_families: The test family of each mask, `[masks]`. p-values are corrected within it only. The empty text
-            stands for none, and q is NaN: baselines, nulls and repeats belong to no test family.
+        p_values: p of each test of one test family, `[tests]`; NaN means that there was no test, and stays NaN.
 
     Raises:
-        ValueError: The lengths differ, or a p lies outside 0 to 1.
+        ValueError: A p lies outside 0 to 1.
 
     Source: Benjamini and Hochberg, 1995, Journal of the Royal Statistical Society B 57, 289-300.
     """
     p = np.asarray(p_values, dtype=np.float64)
-    if p.shape != (len(test_families),):
-        found = f"{p.shape} and {len(test_families)}"
-        raise ValueError(f"p_values and test_families must have one entry per mask, got {found}")
     if np.any((p < 0) | (p > 1)):
         raise ValueError(f"a p value must lie between 0 and 1, got {p[(p < 0) | (p > 1)][0]}")
     q = np.full_like(p, np.nan)
-    labels = np.asarray(test_families, dtype=np.str_)
-    for test_family in set(test_families) - {""}:
-        tested = (labels == test_family) & ~np.isnan(p)
-        if tested.any():
-            q[tested] = stats.false_discovery_control(p[tested], method="bh")
+    tested = ~np.isnan(p)
+    if tested.any():
+        q[tested] = stats.false_discovery_control(p[tested], method="bh")
     return q
 
 
-def mean_interval(
-    total: ArrayLike, square_total: ArrayLike, images: ArrayLike, confidence: float = 0.95
-) -> tuple[FloatArray, FloatArray]:
-    """Interval of the mean of paired differences, from their sum and their sum of squares: Student's t, n - 1 degrees.
+def mean_interval(power_sums: ArrayLike, images: ArrayLike, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """Interval of the mean of paired differences that are mostly near 0 and now and then large, from sums of powers.
+
+    Student's interval with two corrections, which make it wider and never narrower. Its degrees of freedom are those
+    of a variance estimated from differences of this kurtosis (Satterthwaite's rule), at most n - 1. On the side of the
+    longer tail the limit is moved out by the skewness, to the first order of Edgeworth's expansion.
+
+    Args:
+        power_sums: Sums of the differences and of their 2nd, 3rd and 4th powers, `[4, ...]`.
+        images: How many differences there are.
+        confidence: Share of the samples whose interval should cover the true mean.
 
     Returns:
         The lower and the upper limit in the unit of the differences, NaN with fewer than two images.
 
-    Source: Student, 1908, Biometrika 6, 1-25.
+    Source: Student, 1908, Biometrika 6, 1-25; Satterthwaite, 1946, Biometrics Bulletin 2, 110-114; Hall, 1983,
+    Annals of Statistics 11, 569-576.
     """
-    sums, squares, count = np.broadcast_arrays(
-        *(np.asarray(value, dtype=np.float64) for value in (total, square_total, images))
-    )
+    count = np.asarray(images, dtype=np.float64)
     count = np.where(count >= 2, count, np.nan)
-    mean = sums / count
-    variance = np.maximum(squares - sums * mean, 0) / (count - 1)  # rounding may leave -1e-20 where nothing changed
-    half = np.asarray(stats.t.isf((1 - confidence) / 2, count - 1)) * np.sqrt(variance / count)
-    return mean - half, mean + half
+    with np.errstate(invalid="ignore"):  # sums that hold an infinite NLL give NaN
+        mean, variance, skewness, kurtosis = _moments(np.asarray(power_sums, dtype=np.float64) / count, count)
+    student = np.asarray(stats.t.isf((1 - confidence) / 2, count - 1))
+    freedom = np.minimum(2 / (2 / (count - 1) + (kurtosis - 3) / count), count - 1)
+    wide = np.asarray(stats.t.isf((1 - confidence) / 2, freedom))
+    lean = skewness * (2 * student**2 + 1) / (6 * np.sqrt(count))
+    error = np.sqrt(variance / (count - 1))
+    return mean - error * (wide + np.maximum(-lean, 0)), mean + error * (wide + np.maximum(lean, 0))
 
 
 def smallest_resolvable_drop(
     images: int, flips_fraction: float = 0.02, power: float = 0.8, significance: float = 0.05
 ) -> float:
-    """Smallest true drop, in percentage points, that McNemar's test finds with this power on so many images.
+    """Smallest true drop, in percentage points, that `mcnemar_p` finds with this power on so many images.
 
-    Solves Connor's formula `n d^2 = (z_a sqrt(f) + z_b sqrt(f - d^2))^2` for the drop d. It assumes that the fraction f
-    of images with flipped correctness is the drop itself plus a churn of `flips_fraction`, half of it in each
-    direction. The formula is for the asymptotic test: with few flips the exact one needs a slightly larger drop.
+    The fraction of images whose correctness flips is taken to be the drop itself plus a churn of `flips_fraction`, half
+    of it in each direction. The power is exact: it is summed over all numbers of flips.
 
     Args:
         images: Images in the test.
@@ -125,8 +130,6 @@ def smallest_resolvable_drop(
 
     Raises:
         UsageError: An argument is outside its range.
-
-    Source: Connor, 1987, Biometrics 43, 207-211 (after Miettinen, 1968, Biometrics 24, 339-352).
     """
     if images < 0:
         raise UsageError(f"images must be 0 or more, got {images}")
@@ -135,17 +138,42 @@ def smallest_resolvable_drop(
     for name, value in (("power", power), ("significance", significance)):
         if not 0 < value < 1:
             raise UsageError(f"{name} must lie between 0 and 1, got {value}")
-    z_level, z_power = float(stats.norm.isf(significance / 2)), float(stats.norm.ppf(power))
 
     def excess(drop: FloatArray) -> FloatArray:
-        flips = flips_fraction + drop
-        noise = z_level * np.sqrt(flips) + z_power * np.sqrt(np.maximum(flips - drop**2, 0))
-        return np.asarray(np.sqrt(images) * drop - noise)
+        return np.asarray(_power(images, float(drop), flips_fraction, significance) - power)
 
     largest = np.asarray(1.0 - flips_fraction)
-    if excess(largest) < 0:
+    if images == 0 or excess(largest) < 0:
         return float("nan")
-    return 100 * float(_bisect(excess, np.zeros(()), largest))
+    return 100 * float(_bisect(excess, np.zeros(()), largest, steps=30))
+
+
+def _power(images: int, drop: float, churn: float, significance: float) -> float:
+    """Return the probability that McNemar's test finds a drop, as a fraction, below a level of significance."""
+    flips_rate, z = churn + drop, float(stats.norm.isf(significance / 2))
+    if flips_rate == 0:
+        return 0.0
+    # Numbers of flips that are not all but impossible: ten standard deviations around the expected one.
+    reach = 10 * np.sqrt(images * flips_rate) + 10
+    flips = np.arange(max(0, int(images * flips_rate - reach)), min(images, int(images * flips_rate + reach)) + 1)
+    needed = np.floor((flips + z * np.sqrt(flips)) / 2) + 1  # the fewest of them in one direction that are significant
+    lost = churn / 2 + drop
+    found = stats.binom.sf(needed - 1, flips, lost / flips_rate) + stats.binom.cdf(
+        flips - needed, flips, lost / flips_rate
+    )
+    return float(np.sum(stats.binom.pmf(flips, images, flips_rate) * found))
+
+
+def _moments(means: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Return mean, variance, skewness and kurtosis from the means of powers 1 to 4; a constant is no longer skewed."""
+    first, second, third, fourth = means
+    variance = np.maximum(second - first**2, 0)  # rounding may leave -1e-20 where nothing changed
+    spread = np.where(variance > 0, variance, 1)
+    skewness = (third - 3 * first * second + 2 * first**3) / spread**1.5
+    kurtosis = (fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4) / spread**2
+    # No sample lies outside these bounds, and rounding does not lead out of them either.
+    bound = np.sqrt(count)
+    return first, variance, np.clip(skewness, -bound, bound), np.clip(kurtosis, 1, count)
 
 
 def _flips(lost: ArrayLike, won: ArrayLike, images: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -181,9 +209,11 @@ def _null_variance(lost: FloatArray, won: FloatArray, drop: FloatArray) -> Float
     return np.asarray(2 * rate + size * (1 - size))
 
 
-def _bisect(function: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray) -> FloatArray:
+def _bisect(
+    function: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray, steps: int = BISECTIONS
+) -> FloatArray:
     """Find where the function turns from 0 or below (at `low`) to above 0, element by element; NaN stays NaN."""
-    for _ in range(BISECTIONS):
+    for _ in range(steps):
         middle = (low + high) / 2
         above = function(middle) > 0
         low, high = np.where(above, low, middle), np.where(above, middle, high)

@@ -31,11 +31,11 @@ class PairedScores(NamedTuple):
     drop_high_pp: FloatArray  #: upper limit
     right_to_wrong: IntArray  #: images that only the baseline has right
     wrong_to_right: IntArray  #: images that only this row has right
-    mcnemar_p: FloatArray  #: exact, two-sided
+    mcnemar_p: FloatArray  #: two-sided p of the interval's own test; below 0.05 exactly where the interval leaves out 0
     agreement: FloatArray  #: fraction with the baseline's first prediction
     kl_nats: FloatArray  #: mean KL(baseline || this row) of the predicted distributions
     nll_rise: FloatArray  #: this row's mean NLL minus the baseline's, nats
-    nll_rise_low: FloatArray  #: lower limit of its paired 95% interval (Student's t)
+    nll_rise_low: FloatArray  #: lower limit of its paired 95% interval (`mean_interval`)
     nll_rise_high: FloatArray  #: upper limit
     nonfinite: IntArray  #: images with a NaN or infinite logit: wrong, and they spoil nll or kl_nats
     class_images: IntArray | None = None  #: images per label, `[classes]`
@@ -62,8 +62,10 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
 
     flips = counts["right_to_wrong"], counts["wrong_to_right"]
     drop_low, drop_high = paired.drop_interval_pp(*flips, images)
-    nll_total = sums["nll"] - sums["nll"][0]
-    rise_low, rise_high = paired.mean_interval(nll_total, sums["nll_difference_square"], read)
+    with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
+        nll_total = sums["nll"] - sums["nll"][0]
+    powers = [nll_total, *(sums[f"nll_difference_{power}"] for power in ("square", "cube", "fourth"))]
+    rise_low, rise_high = paired.mean_interval(powers, read)
     return PairedScores(
         images=images,
         top1_count=counts["top1"],

@@ -55,17 +55,20 @@ def reduce_attention(
         `attention_distance_px`: sum over keys of a x distance between the patches' places, mean over queries
             (Dosovitskiy 2021, appendix D.7, https://arxiv.org/abs/2010.11929); `attention_distance_raw_px` the same
             without renormalising, as the code of probing-vits does.
-        `entropy_nats`: - sum a ln a, mean over queries; `entropy_all_keys_nats` over all keys, prefix tokens included
-            (its queries are the learned ones in a pooling layer, and all tokens where their places are unknown).
+        `entropy_nats`: - sum a ln a, mean over queries; `entropy_all_keys_nats` over all keys, prefix tokens and the
+            padding of windows included, of patch queries (the learned queries in a pooling layer, and all tokens where
+            their places are unknown).
         `mutual_information`: MI(query; key) / sqrt(H(query) H(key)) with p(query) = 1 / queries (Park 2023,
-            https://arxiv.org/abs/2305.00729); 0 = all queries look alike, or at a single key.
+            https://arxiv.org/abs/2305.00729); 0 = all queries look alike, or at a single key. Groups of one patch are
+            left out of the mean over queries.
         `confidence`: largest a, mean over queries (Voita 2019, https://arxiv.org/abs/1905.09418).
         `class_mass`, `register_mass`, `self_mass`: weight on the class token, on all other prefix tokens, on the query
             itself, not renormalised.
         `sink_mass`: largest over all keys of the mean over all queries, prefix tokens included in both.
         `value_weighted_attention`: mean over queries of sum over all keys of weight x ||W_O v||, over the plain mean of
-            ||W_O v||: below 1, attention rests on keys with small values (norms: Kobayashi 2020,
-            https://arxiv.org/abs/2004.10102; heads that do nothing: Bondarenko 2023, https://arxiv.org/abs/2306.12929).
+            ||W_O v||, a ratio of means; W_O includes a layer scale. Below 1, attention rests on keys with small values
+            (norms: Kobayashi 2020, https://arxiv.org/abs/2004.10102; heads that do nothing: Bondarenko 2023,
+            https://arxiv.org/abs/2306.12929).
     """
     reducer: _Reducer | None = None
     for chunk in chunks:

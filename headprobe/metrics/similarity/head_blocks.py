@@ -28,7 +28,7 @@ class MomentOptions(NamedTuple):
     sampling: Sampling = "tokens"  #: a sample is any token, a patch token, the class token, or an image's mean token
     groups: int = 1  #: groups of images that a jackknife can leave out, at most 16; 1 for none
     noise_floor: bool = True  #: also pair each image with the next one of its unit
-    precision: Precision = "float64"  #: of the products of tokens and patches
+    precision: Precision = "float64"  #: of the products of tokens and patches; the sums are float64
 
     @property
     def one_per_image(self) -> bool:
@@ -37,13 +37,8 @@ class MomentOptions(NamedTuple):
 
     @property
     def products(self) -> torch.dtype:
-        """Number format of the products."""
+        """Number format of the products, in blocks with heads enough for float32 to pay."""
         return torch.float64 if self.one_per_image or self.precision == "float64" else torch.float32
-
-    @property
-    def shifted_products(self) -> torch.dtype:
-        """Number format of the noise floor's products: a floor needs no more than float32."""
-        return torch.float64 if self.one_per_image else torch.float32
 
     def check(self) -> None:
         """Refuse an option that is none of its choices, or groups that do not suit the scope.

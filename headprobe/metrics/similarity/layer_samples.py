@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headprobe.errors import RunError, UsageError
 from headprobe.metrics.similarity.head_blocks import Block, LayerHeads, Sampling
+from headprobe.text import counted
 
 
 def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampling) -> Tensor:
@@ -36,7 +37,7 @@ def take_samples(layer: int, outputs: Tensor, shape: LayerHeads, sampling: Sampl
     needed = {"tokens": 1, "mean": 1, "class": 1, "patches": shape.prefix_tokens + 1}[sampling]
     if outputs.shape[1] < needed:
         rule = f"layer {layer} has no {sampling} sample: it hands over too few tokens; choose another sampling"
-        raise UsageError(f"{rule}, got {outputs.shape[1]} tokens, {shape.prefix_tokens} of them prefix")
+        raise UsageError(f"{rule}, got {counted(outputs.shape[1], 'token')}, {shape.prefix_tokens} of them prefix")
 
     if sampling == "mean":
         return outputs.mean(dim=1, keepdim=True, dtype=torch.float64)
@@ -111,9 +112,9 @@ class Ends(NamedTuple):
 
 
 class NextImage:
-    """Sums `z_i z_(i+1)^T` over the images of a unit, the last of them paired with the first.
+    """Pairs each image of a unit with the next one, the last of them with the first, across the batches of the unit.
 
-    The cross moment of each image with the next one measures how similar unrelated images look. As the pairs close to a
+    The cross moment `sum z_i z_(i+1)^T` measures how similar unrelated images look. As the pairs close to a
     ring, both sides hold the same images, and the cross moment is one of a permutation that leaves no image in its
     place: its means and second moments are the unpaired ones. Samples are paired at the same token. All that is
     carried from batch to batch is the first and the last image of each unit that is still open.
@@ -127,8 +128,8 @@ class NextImage:
         """Units with images that are not closed to a ring."""
         return {unit for unit, _ in self._ends}
 
-    def add(self, unit: Hashable, block: int, rows: Tensor, tokens: int) -> Tensor:
-        """Return the cross moment `[columns, columns]` of a batch, joined to the unit's images before it.
+    def join(self, unit: Hashable, block: int, rows: Tensor, tokens: int) -> Tensor | None:
+        """Keep the ends of a batch, and return the unit's image before it, `[tokens, columns]`; None if there is none.
 
         Args:
             unit: The unit that the images belong to.
@@ -139,19 +140,16 @@ class NextImage:
         Raises:
             UsageError: An image has other tokens than the one before.
         """
-        first, last = rows[:tokens], rows[-tokens:].clone()
-        # moved by one image's tokens, every row meets the same token of the next image
-        total, images = rows[:-tokens].T @ rows[tokens:], len(rows) // tokens
-
+        last, images = rows[-tokens:].clone(), len(rows) // tokens
         before = self._ends.get((unit, block))
         if before is None:
-            self._ends[unit, block] = Ends(first.clone(), last, images)
-            return total
+            self._ends[unit, block] = Ends(rows[:tokens].clone(), last, images)
+            return None
         if len(before.last) != tokens:
             rule = "the noise floor pairs images of equal token counts: switch it off, or sample 'class' or 'mean'"
-            raise UsageError(f"{rule}, got {tokens} tokens after {len(before.last)}")
+            raise UsageError(f"{rule}, got {counted(tokens, 'token')} after {len(before.last)}")
         self._ends[unit, block] = Ends(before.first, last, before.images + images)
-        return total.addmm_(before.last.T, first)
+        return before.last
 
     def close(self, unit: Hashable, block: int) -> Tensor | None:
         """Return the cross moment of the last image with the first; None for fewer than two images."""

@@ -13,10 +13,13 @@ from headprobe.errors import UsageError
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.metrics.similarity.head_moments import CrossMoments, HeadMoments
 from headprobe.metrics.similarity.subspaces import Subspace, singular_values, subspaces, svd, whitened
+from headprobe.text import counted
 
 Measure = Literal["svcca", "cca", "pwcca", "cka", "cka_unbiased", "procrustes"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 VARIANCE = 0.99  # fraction of the sum of squares that SVCCA keeps: the paper's
+WHOLLY = 1 - 1e-9  # from here on a canonical correlation counts as 1
+NEARLY = 1 - 1e-4  # where all correlations are above it, so is PWCCA, whatever the weights
 
 
 class Similarities(NamedTuple):
@@ -41,7 +44,8 @@ def similarities(
     - `pwcca`: canonical correlations of all dims, weighted by how much of the ROW's head each variate carries:
       `sum_j |<h_i, x_j>|` over its channels (Morcos, Raghu & Bengio, 2018, arXiv 1806.05759). Not symmetric, and
       changed by a rotation of the row's head; where several variates are wholly unrelated their weights, and so the
-      value, depend on the sample however large it is.
+      value, depend on the sample however large it is. NaN where it is not unique (see `not_unique`): with fewer
+      samples than the two heads have dims together.
     - `cka`: linear centred kernel alignment (Kornblith et al., 2019, arXiv 1905.00414). Unchanged by rotation,
       scale and mean. It tends to 1 as dims per sample grow (Murphy et al., 2024, arXiv 2405.01012).
     - `cka_unbiased`: CKA of the unbiased HSIC (Song et al., 2012, JMLR 13, 1393-1434), exact over all samples, -1
@@ -86,6 +90,22 @@ def title(measure: Measure, sampling: str) -> str:
     return names.get(measure, "Procrustes similarity")
 
 
+def not_unique(correlations: FloatArray, ranks: tuple[int, int], samples: float) -> bool:
+    """Return whether PWCCA depends on an arbitrary choice: several correlations are 1, and others are not.
+
+    Variates of equal correlation may be turned among themselves. Their weights are sums of absolute values, which
+    change then, and so does the weighted mean, unless all correlations are equal. Among n centred samples two heads of
+    rank p and q have p + q - (n - 1) directions in common, whatever they compute.
+
+    Args:
+        correlations: Canonical correlations of both heads.
+        ranks: Their ranks.
+        samples: Samples behind them.
+    """
+    equal = max(sum(ranks) - (samples - 1), int((correlations > WHOLLY).sum()))
+    return equal >= 2 and float(correlations.min()) < NEARLY
+
+
 def samples_in_words(samples: IntArray, images: int, sampling: str) -> str:
     """Return what similarities were taken over, such as `2,600 samples (all tokens of 40 images)`.
 
@@ -97,8 +117,8 @@ def samples_in_words(samples: IntArray, images: int, sampling: str) -> str:
     what = {"tokens": "all tokens", "patches": "patch tokens", "class": "class tokens", "mean": "token means"}
     most = int(samples.max())
     least = int(samples[samples > 0].min(initial=most))
-    number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-    return f"{number} samples ({what[sampling]} of {images:,} images)"
+    number = counted(most, "sample") if least == most else f"{least:,} to {counted(most, 'sample')}"
+    return f"{number} ({what[sampling]} of {counted(images, 'image')})"
 
 
 def _svcca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]) -> FloatArray:
@@ -125,6 +145,8 @@ def _pwcca(moments: HeadMoments, cross: CrossMoments, spaces: Sequence[Subspace]
         # columns of `left` and of `right.T` are the variates of both heads, in terms of their axes
         left, found, right = svd(whitened(spaces[row], spaces[column], block))
         found = _correlations(found)
+        if not_unique(found, (spaces[row].rank, spaces[column].rank), moments.own.samples):
+            return np.nan, np.nan
         return _projected(spaces[row], left, found), _projected(spaces[column], right.T, found)
 
     return _by_pairs(moments, cross, spaces, weighted)

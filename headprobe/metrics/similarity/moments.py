@@ -14,6 +14,7 @@ from headprobe.metrics.similarity.head_blocks import LayerHeads, MomentOptions
 from headprobe.metrics.similarity.head_moments import HeadMoments, take_apart
 from headprobe.metrics.similarity.layer_samples import LayerQueue, NextImage, take_samples
 from headprobe.metrics.similarity.moment_states import MomentStates
+from headprobe.metrics.similarity.whitened_products import WORTHWHILE, WhiteSamples
 
 __all__ = ["LayerHeads", "MomentOptions", "Moments"]
 
@@ -32,10 +33,11 @@ class Moments(MomentStates):
     `compute` refuse.
 
     Sums are taken about a shift, each channel's mean over the first batch, so a mean far above the deviation costs
-    no precision. Products and sums are float64. `precision="float32"` multiplies 4,096 samples at a time in float32, as
-    precisely as torch is set to, and adds the products up in float64: about 3e-7 of relative error, for half of the
-    cost on a CPU. The noise floor of tokens and patches is always multiplied so; with one sample per image all is
-    float64.
+    no precision. Products and sums are float64, those of the noise floor too. `precision="float32"` multiplies 4,096
+    samples at a time in float32, as precisely as torch is set to, and adds the products up in float64. The samples are
+    made white before, so that float32 keeps the small directions of a head as well as its large ones (see
+    `whitened_products`); that pays for blocks of six heads and more, and others are multiplied in float64. With one
+    sample per image all is float64.
 
     Args:
         layers: Every attention layer's heads, channels and prefix tokens.
@@ -170,11 +172,19 @@ class Moments(MomentStates):
         with torch.autocast(parts[0].device.type, enabled=False):
             for start in range(0, images, images_at_once):
                 chunk = [part[start : start + images_at_once] for part in parts]
-                rows = extend(chunk, block, shift, self.options.products)  # [images * tokens, extended]
-                sums += gram(rows, block.width)
+                rows = extend(chunk, block, shift, torch.float64)  # [images * tokens, extended]
+                white = WhiteSamples(rows, block) if self._in_float32(number) else None
+                sums += gram(rows, block.width) if white is None else white.own()
                 if self.options.noise_floor:
-                    rows = rows.to(self.options.shifted_products)
-                    self._block("shifted", number)[0].add_(self._next.add(unit, number, rows, tokens))
+                    inside = rows[:-tokens].T @ rows[tokens:] if white is None else white.shifted(tokens)
+                    shifted = self._block("shifted", number)[0].add_(inside)
+                    before = self._next.join(unit, number, rows, tokens)
+                    if before is not None:
+                        shifted.addmm_(before.T, rows[:tokens])
+
+    def _in_float32(self, number: int) -> bool:
+        """Return whether a block's samples are multiplied in float32."""
+        return self.options.products == torch.float32 and self.blocks[number].heads >= WORTHWHILE
 
     def _centred(self, number: int, groups: list[int], noise_floor: bool) -> HeadMoments:
         """Return the moments of some groups of images, moved from the shift to their mean."""
@@ -198,7 +208,7 @@ class Moments(MomentStates):
             own=take_apart((centred + centred.T).cpu().numpy() / 2, block.width),
             shifted=None if shifted is None else take_apart(shifted.cpu().numpy(), block.width),
             resolution=float(self.resolution),
-            rounding=0.0 if self.options.products == torch.float64 else torch.finfo(torch.float32).eps,
+            rounding=torch.finfo(torch.float32).eps if self._in_float32(number) else 0.0,
         )
 
 

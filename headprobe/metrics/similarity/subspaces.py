@@ -42,26 +42,31 @@ def _subspace(moments: HeadMoments, columns: slice, variance: float) -> Subspace
     squares, axes = squares[::-1], axes[:, ::-1]  # largest first
     if squares[0] <= constant_cut(moments, columns):
         return nothing
-    rank = int((squares > rank_cut(moments, columns, squares)).sum())
+    varies = squares > rank_cut(moments, columns, squares, axes)
+    rank = int(np.logical_and.accumulate(varies).sum())  # up to the first axis that may be rounding alone
     return Subspace(axes[:, :rank], squares[:rank], kept_dims(squares[:rank], variance))
 
 
-def rank_cut(moments: HeadMoments, columns: slice, squares: FloatArray) -> float:
-    """Return the eigenvalue of a head's centred moment matrix up to which it may be rounding alone.
+def rank_cut(moments: HeadMoments, columns: slice, squares: FloatArray, axes: FloatArray) -> FloatArray:
+    """Return up to which size each eigenvalue of a head's centred moment matrix may be rounding alone, `[dim]`.
 
     The largest of three bounds, c being `RANK_FACTOR`:
 
     - `c * max(dims, samples) * eps * largest` bounds the rounding of float64 sums over that many samples, `largest`
       being the largest eigenvalue as it was summed, about the shift.
-    - `c * eps32 * largest` bounds the rounding of float32 products.
+    - `c * eps32 * samples * offset^2`, the mean's offset from the shift along the eigenvector, bounds the rounding of
+      float32 products. They are of white samples, so they round each direction in proportion to its own size about the
+      shift (see `whitened_products`).
     - `c * samples * (eps of the outputs)^2 * mean square` bounds the rounding of the outputs themselves: their last
       digit (up to about two of them) is noise. It decides for a head with a mean far above its deviation.
     """
     samples, variances = moments.own.samples, moments.own.products.diagonal()[columns] / moments.own.samples
     largest = float(squares.max() + samples * np.square(moments.offset[columns]).sum())
-    relative = max(max(len(squares), samples) * float(np.finfo(np.float64).eps), moments.rounding)
     mean_square = float(np.max(np.square(moments.mean[columns]) + variances))
-    return RANK_FACTOR * max(relative * largest, samples * moments.resolution**2 * mean_square)
+    of_sums = max(len(squares), samples) * float(np.finfo(np.float64).eps) * largest
+    of_products = moments.rounding * samples * np.square(moments.offset[columns] @ axes)
+    of_outputs = samples * moments.resolution**2 * mean_square
+    return np.asarray(RANK_FACTOR * np.maximum(of_products, max(of_sums, of_outputs)), dtype=np.float64)
 
 
 def constant_cut(moments: HeadMoments, columns: slice) -> float:

@@ -43,7 +43,8 @@ def profiles_of(grid: Size) -> tuple[Profile, Profile]:
 
     `diagonal` (Park & Kim 2022, https://arxiv.org/abs/2202.06709): the half diagonal of the shifted transform from the
     middle to its corner, labelled by the root mean square of the two axes' frequencies, on a square grid their common
-    value. `radial`: all frequencies up to 1, in rings as wide as the coarser axis' step, frequency 0 alone in one.
+    value. `radial`: all frequencies up to 1, in rings as wide as the coarser axis' step, frequency 0 alone in one; the
+    corners of the transform, beyond radius 1, are in no ring.
     """
     rows, columns = grid
     along = [np.fft.fftfreq(length) * 2 for length in grid]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from timm.data import ImageNetInfo
 
-from headprobe.data.labels.class_map import read_class_map
 from headprobe.data.labels.numbering import Numbering, number_labels
+from headprobe.data.labels.read_class_map import read_class_map
 from headprobe.data.sources.source import LabelColumn
 from headprobe.errors import UsageError
 from tests.data.parquet_sets import bound, png
@@ -92,7 +92,7 @@ def test_a_thousand_names_that_are_not_imagenets_are_refused_and_the_user_may_sa
         UsageError, match=r"identity.*class 0 of the dataset, 'product 0' names none.*'tench, Tinca tinca'"
     ):
         matched(*names)
-    column = LabelColumn("class", names)
+    column = LabelColumn("class", names, numbered=True)
     assert number_labels(column, 1000, read_class_map("identity")).to_model == tuple(range(1000))
 
 

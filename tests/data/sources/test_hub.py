@@ -88,9 +88,13 @@ def test_the_description_holds_the_commit_that_was_read(answers: dict[str, dict[
     assert answers["plain"]["description"] == answers["workers"]["description"]
 
 
-def test_max_images_of_a_hub_dataset_are_known_beforehand(answers: dict[str, dict[str, Any]]) -> None:
-    assert answers["max images"]["images"] == 5
-    assert answers["max images"]["numbers"] == [0, 1, 2, 8, 9] or answers["max images"]["numbers"] == [0, 1, 8, 9, 10]
+def test_max_images_of_a_hub_dataset_are_known_beforehand_and_spread_over_each_file(
+    answers: dict[str, dict[str, Any]],
+) -> None:
+    taken = answers["max images"]["numbers"]
+    assert answers["max images"]["images"] == len(set(taken)) == 5
+    # both halves of both files, whose images are 0 to 7 and 8 to 13
+    assert all(set(half) & set(taken) for half in (range(4), range(4, 8), range(8, 11), range(11, 14)))
 
 
 @pytest.mark.parametrize(

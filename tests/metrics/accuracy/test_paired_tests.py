@@ -104,13 +104,17 @@ def test_exchanging_the_flips_mirrors_the_drop_interval(table: tuple[int, int, i
 
 @given(tables())
 @settings(deadline=None)
-def test_drop_interval_leaves_out_zero_where_asymptotic_mcnemar_is_significant(table: tuple[int, int, int]) -> None:
+def test_drop_interval_leaves_out_zero_where_p_is_significant(table: tuple[int, int, int]) -> None:
     lost, won, images = table
-    assume(lost + won > 0)
-    p = mcnemar([[images - lost - won, lost], [won, 0]], exact=False, correction=False).pvalue
-    assume(abs(p - 0.05) > 1e-9)
     low, high = drop_interval_pp(lost, won, images)
-    assert (p < 0.05) == (low > 0 or high < 0)
+    assert (mcnemar_p(lost, won) < 0.05) == (low > 0 or high < 0)
+
+
+@pytest.mark.parametrize("images", [*range(1, 31), 100, 500])
+def test_interval_and_p_never_contradict_each_other_in_any_table(images: int) -> None:
+    lost, won = every_table(images).T
+    low, high = drop_interval_pp(lost, won, images)
+    assert np.array_equal(mcnemar_p(lost, won) < 0.05, (low > 0) | (high < 0))
 
 
 @pytest.mark.parametrize("images", [1, 10, 50_000])
@@ -134,6 +138,20 @@ def test_drop_interval_covers_the_true_drop_about_95_times_in_100(images: int, l
     assert abs(covered - 0.95) < 0.005 + 4 * np.sqrt(0.95 * 0.05 / 20_000)
 
 
+def test_drop_interval_covers_at_least_93_5_times_in_100_whatever_the_flips() -> None:
+    images = 300
+    lost, won = every_table(images).T
+    low, high = drop_interval_pp(lost, won, images)
+    tables = np.stack([lost, won, images - lost - won], axis=-1)
+    covers = []
+    for gain in (0.002, 0.005, 0.02, 0.1, 0.2):
+        for drop in (0.0, 0.005, 0.01, 0.05, 0.3):
+            chances = stats.multinomial.pmf(tables, images, [gain + drop, gain, 1 - 2 * gain - drop])
+            covers.append(chances[(low <= 100 * drop + 1e-9) & (100 * drop - 1e-9 <= high)].sum())
+    assert min(covers) > 0.935
+    assert abs(float(np.median(covers)) - 0.95) < 0.003
+
+
 @pytest.mark.parametrize(("images", "lost", "won"), [(20, 0.1, 0.05), (2000, 0.001, 0.001), (1000, 0.0, 0.0)])
 def test_with_a_handful_of_flips_the_drop_interval_errs_on_the_wide_side(images: int, lost: float, won: float) -> None:
     draws = np.random.default_rng(0).multinomial(images, [lost, won, 1 - lost - won], size=20_000)
@@ -151,97 +169,175 @@ def test_error_on_impossible_flips(lost: int, won: int, images: int) -> None:
 @settings(deadline=None)
 def test_mcnemar_p_is_that_of_statsmodels(lost: int, won: int) -> None:
     assume(lost + won > 0)
-    assert mcnemar_p(lost, won) == pytest.approx(mcnemar([[0, lost], [won, 0]], exact=True).pvalue, rel=1e-9)
+    expected = mcnemar([[0, lost], [won, 0]], exact=False, correction=False).pvalue
+    assert mcnemar_p(lost, won) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_p_is_the_published_one() -> None:
-    assert round(float(mcnemar_p(6, 16)), 6) == 0.052479  # Fagerland, Lydersen and Laake 2014
+    assert round(float(mcnemar_p(6, 16)), 4) == 0.0330  # Fagerland, Lydersen and Laake 2014
 
 
 def test_mcnemar_p_is_1_where_nothing_flips() -> None:
-    assert mcnemar_p([0, 0], [0, 3]).tolist() == [1.0, 0.25]
+    assert mcnemar_p([0, 3], [0, 3]).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("images", "flips"), [(200, 0.05), (1000, 0.2), (50_000, 0.01)])
-def test_mcnemar_finds_a_null_mask_significant_at_most_5_times_in_100(images: int, flips: float) -> None:
-    draws = np.random.default_rng(1).multinomial(images, [flips / 2, flips / 2, 1 - flips], size=20_000)
-    found = np.mean(mcnemar_p(draws[:, 0], draws[:, 1]) < 0.05)
-    assert found < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 20_000)
+def size_by_flips(most: int) -> NDArray[np.float64]:
+    """Probability that a null mask is called significant, given its number of flips: 0, 1, ... `most`."""
+    sizes = []
+    for flips in range(most + 1):
+        lost = np.arange(flips + 1)
+        found = mcnemar_p(lost, flips - lost) < 0.05
+        sizes.append(float(stats.binom.pmf(lost, flips, 0.5)[found].sum()))
+    return np.array(sizes)
 
 
-def test_bh_q_is_that_of_statsmodels_within_each_test_family() -> None:
-    rng = np.random.default_rng(2)
-    p = rng.uniform(size=60) ** 3
-    test_families = rng.choice(["each:head", "each:layer", ""], size=60)
-    q = bh_q(p, test_families.tolist())
-    for test_family in ("each:head", "each:layer"):
-        expected = multipletests(p[test_families == test_family], method="fdr_bh")[1]
-        np.testing.assert_allclose(q[test_families == test_family], expected, rtol=1e-12)
+@pytest.mark.parametrize("images", [20, 100, 1000, 50_000])
+def test_mcnemar_finds_a_null_mask_significant_at_most_5_4_times_in_100(images: int) -> None:
+    sizes = size_by_flips(400)
+    expected_flips = np.arange(0.5, min(0.5 * images, 200), 0.5)  # [cases]
+    chances = stats.binom.pmf(np.arange(401), images, expected_flips[:, None] / images)  # [cases, flips]
+    assert np.all(chances @ sizes < 0.0541)
 
 
-def test_bh_q_of_a_mask_without_test_family_is_undefined() -> None:
-    assert np.isnan(bh_q([0.01, 0.02], ["", "each:layer"])).tolist() == [True, False]
+def test_given_the_flips_mcnemar_is_liberal_with_4_of_them_only_as_documented() -> None:
+    sizes = size_by_flips(400)
+    assert sizes[:4].max() == 0
+    assert sizes[4] == pytest.approx(2 / 2**4)  # all four in one direction, which an exact test accepts
+    assert sizes[5:].max() == pytest.approx(0.0784, abs=5e-4)  # of 21
+
+
+def test_bh_q_is_that_of_statsmodels() -> None:
+    p = np.random.default_rng(2).uniform(size=60) ** 3
+    np.testing.assert_allclose(bh_q(p), multipletests(p, method="fdr_bh")[1], rtol=1e-12)
 
 
 def test_bh_q_counts_only_masks_that_were_tested() -> None:
-    q = bh_q([np.nan, 0.01, 0.04], ["each:layer"] * 3)
+    q = bh_q([np.nan, 0.01, 0.04])
     assert np.isnan(q[0])
     np.testing.assert_allclose(q[1:], multipletests([0.01, 0.04], method="fdr_bh")[1])
 
 
 def test_bh_q_of_no_mask_is_empty() -> None:
-    assert bh_q([], []).shape == (0,)
+    assert bh_q([]).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("p", "test_families", "culprit"),
-    [([0.1], ["a", "b"], r"got \(1,\) and 2$"), ([0.1, 1.5], ["a", "a"], r"got 1\.5$")],
-)
-def test_error_on_p_values_that_cannot_be(p: list[float], test_families: list[str], culprit: str) -> None:
-    with pytest.raises(ValueError, match=culprit):
-        bh_q(p, test_families)
+def test_error_on_p_values_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"got 1\.5$"):
+        bh_q([0.1, 1.5])
 
 
-def test_mean_interval_is_that_of_a_t_test() -> None:
-    differences = np.random.default_rng(3).normal(0.02, 0.3, size=200)
-    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    limits = mean_interval(differences.sum(), np.square(differences).sum(), 200)
-    np.testing.assert_allclose(limits, [expected.low, expected.high], rtol=1e-10)
+def powers(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of powers 1 to 4 over the last axis, `[4, ...]`."""
+    return np.stack([(differences**power).sum(axis=-1) for power in (1, 2, 3, 4)])
+
+
+def student(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    interval = stats.ttest_1samp(differences, 0, axis=-1).confidence_interval(0.95)
+    return interval.low, interval.high
+
+
+def test_mean_interval_is_students_for_differences_of_light_tails() -> None:
+    differences = np.tile([-1.0, 1.0, 3.0, 5.0], 50)  # kurtosis 1.64, no skewness
+    np.testing.assert_allclose(mean_interval(powers(differences), 200), student(differences), rtol=1e-10)
+
+
+def test_mean_interval_of_normal_differences_is_almost_students() -> None:
+    differences = np.random.default_rng(3).normal(0.02, 0.3, size=(100, 500))
+    low, high = mean_interval(powers(differences), 500)
+    student_low, student_high = student(differences)
+    assert np.all((high - low) / (student_high - student_low) < 1.02)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=60))
+@settings(deadline=None)
+def test_mean_interval_is_never_narrower_than_students(values: list[float]) -> None:
+    differences = np.array(values)
+    assume(np.ptp(differences) > 1e-3)
+    low, high = mean_interval(powers(differences), len(differences))
+    student_low, student_high = student(differences)
+    slack = 1e-6 * (student_high - student_low)
+    assert low <= student_low + slack
+    assert high >= student_high - slack
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=60), st.floats(0.1, 10))
+@settings(deadline=None)
+def test_mean_interval_follows_the_unit_and_the_sign_of_the_differences(values: list[float], unit: float) -> None:
+    differences = np.array(values)
+    assume(np.ptp(differences) > 1e-3)
+    low, high = mean_interval(powers(differences), len(differences))
+    np.testing.assert_allclose(
+        mean_interval(powers(-unit * differences), len(differences)), [-unit * high, -unit * low], rtol=1e-4, atol=1e-4
+    )
+
+
+def near_perfect(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.float64], float]:
+    """NLL differences like those of a model that is nearly always right, and their true mean.
+
+    Nine images in ten hardly change; the last one's NLL changes by a tenth of a nat or a nat, up more than down.
+    """
+    changed = rng.uniform(size=size) < 0.1
+    tail = rng.lognormal(-1.5, 1.0, size=size) * np.where(rng.uniform(size=size) < 0.85, 1, -1)
+    return np.where(changed, tail, rng.normal(0, 0.01, size=size)), 0.1 * 0.7 * float(np.exp(-1.0))
+
+
+@pytest.mark.parametrize(("images", "least", "students"), [(100, 0.925, 0.90), (200, 0.935, 0.92), (1000, 0.94, 0.945)])
+def test_mean_interval_covers_the_mean_of_near_perfect_models_where_students_does_not(
+    images: int, least: float, students: float
+) -> None:
+    differences, true = near_perfect(np.random.default_rng(4), (10_000, images))
+    low, high = mean_interval(powers(differences), images)
+    assert least < np.mean((low <= true) & (true <= high)) < 0.97
+    student_low, student_high = student(differences)
+    assert np.mean((student_low <= true) & (true <= student_high)) < students + 0.01
+
+
+def test_mean_interval_finds_a_mask_without_effect_harmful_at_most_25_times_in_1000() -> None:
+    rng = np.random.default_rng(5)
+    for images in (50, 200, 1000):
+        tail = rng.lognormal(-1.5, 1.0, size=(10_000, images)) * rng.choice([-1, 1], size=(10_000, images))
+        differences = np.where(rng.uniform(size=tail.shape) < 0.1, tail, 0.0)
+        low, high = mean_interval(powers(differences), images)
+        assert max(np.mean(low > 0), np.mean(high < 0)) < 0.025 + 3 * np.sqrt(0.025 * 0.975 / 10_000)
 
 
 def test_mean_interval_of_equal_answers_has_no_width() -> None:
-    low, high = mean_interval(0.0, 0.0, 100)
+    low, high = mean_interval(np.zeros(4), 100)
     assert (float(low), float(high)) == (0.0, 0.0)
 
 
 def test_mean_interval_survives_rounding_of_a_constant_difference() -> None:
-    low, high = mean_interval(0.1 * 7, 7 * 0.1**2 * (1 - 1e-16), 7)
+    low, high = mean_interval(powers(np.full(7, 0.1)), 7)
     assert low == pytest.approx(0.1)
     assert high == pytest.approx(0.1)
 
 
 def test_mean_interval_of_one_image_is_undefined() -> None:
-    assert np.isnan(mean_interval([0.0, 0.3], [0.0, 0.09], [0, 1])).all()
+    assert np.isnan(mean_interval([[0.0, 0.3], [0.0, 0.09], [0.0, 0.027], [0.0, 0.0081]], [0, 1])).all()
 
 
-def test_mean_interval_covers_the_true_mean_of_skewed_differences_about_95_times_in_100() -> None:
-    differences = np.random.default_rng(4).exponential(1.0, size=(4000, 1000)) - 0.9
-    low, high = mean_interval(differences.sum(axis=1), np.square(differences).sum(axis=1), 1000)
-    assert abs(np.mean((low <= 0.1) & (high >= 0.1)) - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+@pytest.mark.filterwarnings("error")
+def test_mean_interval_of_infinite_differences_is_undefined_without_a_warning() -> None:
+    assert np.isnan(mean_interval([np.inf, np.inf, np.inf, np.inf], 10)).all()
 
 
-def test_smallest_resolvable_drop_inverts_the_published_sample_size() -> None:
-    # Flips of 0.45 and 0.05 need 23 images for a power of 0.8 (powerandsamplesize.com, after Connor 1987).
-    assert smallest_resolvable_drop(23, flips_fraction=0.1) < 40 < smallest_resolvable_drop(22, flips_fraction=0.1)
-
-
-@pytest.mark.parametrize(("images", "flips"), [(2000, 0.05), (50_000, 0.02)])
-def test_smallest_resolvable_drop_is_found_about_80_times_in_100(images: int, flips: float) -> None:
+@pytest.mark.parametrize(
+    ("images", "flips"), [(100, 0.05), (500, 0.0), (500, 0.02), (500, 0.1), (2000, 0.05), (50_000, 0.02), (50_000, 0.2)]
+)
+def test_smallest_resolvable_drop_is_found_80_times_in_100(images: int, flips: float) -> None:
     drop = smallest_resolvable_drop(images, flips_fraction=flips, power=0.8) / 100
     cells = [flips / 2 + drop, flips / 2, 1 - flips - drop]
-    draws = np.random.default_rng(5).multinomial(images, cells, size=20_000)
+    draws = np.random.default_rng(5).multinomial(images, cells, size=40_000)
     found = np.mean(mcnemar_p(draws[:, 0], draws[:, 1]) < 0.05)
-    assert 0.77 < found < 0.82
+    assert abs(found - 0.8) < 0.01
+
+
+@pytest.mark.parametrize(("flips", "drop"), [(0.02, 0.02), (0.04, 0.02), (0.1, 0.05)])
+def test_smallest_resolvable_drop_is_close_to_connors_formula(flips: float, drop: float) -> None:
+    # Connor 1987: the images for a power of 80% at the 5% level, by a normal approximation
+    rate = flips + drop
+    images = (Z * np.sqrt(rate) + stats.norm.ppf(0.8) * np.sqrt(rate - drop**2)) ** 2 / drop**2
+    assert smallest_resolvable_drop(round(images), flips_fraction=flips) == pytest.approx(100 * drop, rel=0.05)
 
 
 @pytest.mark.parametrize("images", [0, 3])

@@ -31,7 +31,13 @@ def sums() -> dict[str, NDArray[np.generic]]:
         "agreement": [100, 80, 100],
         "nonfinite": [0, 0, 0],
     }
-    reals = {"nll": [110.0, 131.0, 110.0], "nll_difference_square": [0.0, 40.0, 0.0], "kl": [0.0, 7.0, 0.0]}
+    reals = {
+        "nll": [110.0, 131.0, 110.0],
+        "nll_difference_square": [0.0, 40.0, 0.0],
+        "nll_difference_cube": [0.0, 90.0, 0.0],
+        "nll_difference_fourth": [0.0, 300.0, 0.0],
+        "kl": [0.0, 7.0, 0.0],
+    }
     arrays: dict[str, NDArray[np.generic]] = {name: np.asarray(value, dtype=np.int64) for name, value in counts.items()}
     return arrays | {name: np.asarray(value, dtype=np.float64) for name, value in reals.items()}
 

@@ -13,7 +13,7 @@ from scipy import linalg
 from headprobe.errors import UsageError
 from headprobe.metrics.similarity.comparison import compare
 from headprobe.metrics.similarity.head_moments import HeadMoments
-from headprobe.metrics.similarity.measures import MEASURES, Measure, similarities, title
+from headprobe.metrics.similarity.measures import MEASURES, Measure, samples_in_words, similarities, title
 from headprobe.metrics.similarity.moments import LayerHeads, MomentOptions, Moments
 
 Array = NDArray[np.float64]
@@ -138,7 +138,7 @@ def test_the_noise_floor_of_tokens_shifts_whole_images() -> None:
     found = similarities(moments_of(heads, tokens=5), noise_floor=True).values
     for measure in MEASURES:
         expected = ORACLES[measure](heads[0], np.roll(heads[1], -5, axis=0))
-        np.testing.assert_allclose(found[measure][0, 1], expected, rtol=1e-4)
+        np.testing.assert_allclose(found[measure][0, 1], expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -180,6 +180,42 @@ def test_pwcca_weighs_by_the_channels_of_its_row() -> None:
     found, turned = values([one, other], "pwcca"), values([one @ rotation, other], "pwcca")
     assert abs(turned[0, 1] - found[0, 1]) > 1e-4
     np.testing.assert_allclose(turned[1, 0], found[1, 0], rtol=1e-9)
+
+
+def turned_pwcca(one: Array, other: Array, angle: float) -> float:
+    """PWCCA with the first two variates of `one`, of equal correlation, turned by an angle."""
+    correlations, of_one = variates(one, other, 1.0)
+    first, second = of_one[:, 0].copy(), of_one[:, 1].copy()
+    of_one[:, 0] = np.cos(angle) * first - np.sin(angle) * second
+    of_one[:, 1] = np.sin(angle) * first + np.cos(angle) * second
+    weights = np.abs(of_one.T @ (one - one.mean(axis=0))).sum(axis=1)
+    return float(np.average(correlations, weights=weights))
+
+
+@pytest.mark.parametrize("samples", [9, 10, 11])
+def test_pwcca_of_too_few_samples_is_empty_as_it_is_not_unique(samples: int) -> None:
+    one, other, third = related(samples)  # 6, 6 and 4 dims
+    assert variates(one, other, 1.0)[0][1] == pytest.approx(1, abs=1e-12)
+    assert abs(turned_pwcca(one, other, 0.7) - turned_pwcca(one, other, 0)) > 1e-4
+    found = similarities(moments_of([one, other, third])).values
+    assert np.isnan(found["pwcca"][[0, 1], [1, 0]]).all()
+    np.testing.assert_allclose(found["pwcca"].diagonal(), 1, atol=1e-6)
+    assert np.isnan(found["pwcca"][0, 2]) == (samples < 10)  # 10 dims together among 9 samples about their mean: one
+    assert all(np.isfinite(found[measure]).all() for measure in MEASURES if measure != "pwcca")
+
+
+@pytest.mark.parametrize("samples", [12, 13, 300])
+def test_pwcca_is_given_where_at_most_one_direction_is_common_by_the_number_of_samples(samples: int) -> None:
+    one, other, _ = related(samples)
+    np.testing.assert_allclose(values([one, other], "pwcca")[0, 1], pwcca(one, other), rtol=1e-8)
+
+
+def test_pwcca_of_heads_that_share_two_directions_is_empty_however_many_samples() -> None:
+    one, other, _ = related(2000)
+    other = np.concatenate([one[:, :2], other[:, 2:]], axis=1)
+    found = similarities(moments_of([one, other]))
+    assert np.isnan(found.values["pwcca"][0, 1])
+    assert np.isfinite(found.values["cca"]).all()
 
 
 @pytest.mark.parametrize(("samples", "level"), [(128, 0.643), (640, 0.272), (5000, 0.096)])
@@ -258,6 +294,12 @@ def test_fewer_samples_than_dims_never_crash(samples: int) -> None:
 def test_one_head_alone_is_compared_with_itself() -> None:
     for measure, matrix in similarities(moments_of(related()[:1])).values.items():
         np.testing.assert_allclose(matrix, [[1.0]], rtol=1e-9, err_msg=measure)
+
+
+def test_one_sample_and_one_image_are_no_plurals() -> None:
+    assert samples_in_words(np.array([1, -1]), 1, "class") == "1 sample (class tokens of 1 image)"
+    assert samples_in_words(np.array([8, 1]), 1, "tokens") == "1 to 8 samples (all tokens of 1 image)"
+    assert samples_in_words(np.array([2000]), 40, "tokens") == "2,000 samples (all tokens of 40 images)"
 
 
 def test_only_one_sample_per_image_is_called_unbiased() -> None:

@@ -74,10 +74,10 @@ def test_shifted_moments_pair_each_image_with_the_next_and_the_last_with_the_fir
         following = np.roll(samples, -1, axis=0)
         assert found.shifted is not None
         expected = np.einsum("itc,itd->cd", samples, following)
-        np.testing.assert_allclose(found.shifted.products, expected, atol=1e-6 * IMAGES * TOKENS)
+        np.testing.assert_allclose(found.shifted.products, expected, atol=1e-12 * IMAGES * TOKENS)
         squares = np.square(rows(output)).sum(axis=2).reshape(IMAGES, TOKENS, -1)
         expected = np.einsum("itg,ith->gh", squares, np.roll(squares, -1, axis=0))
-        np.testing.assert_allclose(found.shifted.norm_products, expected, rtol=1e-5)
+        np.testing.assert_allclose(found.shifted.norm_products, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sampling", ["class", "mean"])
@@ -99,7 +99,7 @@ def test_pairs_never_cross_a_unit() -> None:
         stream(together, part, 4, unit)
     apart = stream(Moments(LAYERS), parts[0], 6)
     apart.merge(stream(Moments(LAYERS), parts[1], 5))
-    assert_same_moments(together, apart, 1e-6)
+    assert_same_moments(together, apart)
 
 
 def test_units_may_interleave() -> None:
@@ -112,7 +112,7 @@ def test_units_may_interleave() -> None:
     metric.close(0)
     metric.close(1)
     stream(stream(expected, first, IMAGES, 0), second, IMAGES, 1)
-    assert_same_moments(metric, expected, 1e-6)
+    assert_same_moments(metric, expected)
 
 
 def test_an_image_alone_in_its_unit_has_no_next_one() -> None:
@@ -237,7 +237,7 @@ def test_a_units_metric_can_be_merged_into_a_group() -> None:
         stream(direct, part, 4, unit=group, group=group)
         merged.merge(stream(Moments(LAYERS), part, 4), group)
     assert merged.images.tolist() == [4, 4]
-    assert_same_moments(direct, merged, 1e-6)
+    assert_same_moments(direct, merged)
     for one, other in zip(direct.left_out(0), merged.left_out(0), strict=True):
         np.testing.assert_allclose(one.own.products, other.own.products, atol=1e-11)
 

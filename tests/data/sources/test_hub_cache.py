@@ -1,0 +1,85 @@
+"""A hub dataset that was downloaded before is read without the hub, and the run says so; the hub is a mock."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.data.hub_runs import environment
+from tests.data.mock_hub import COMMIT, running
+from tests.data.parquet_sets import write_files
+
+STORE = {
+    "load_dataset": "import datasets; datasets.load_dataset('owner/set')",
+    "download": "import huggingface_hub; huggingface_hub.snapshot_download('owner/set', repo_type='dataset')",
+    "part": (
+        "import huggingface_hub; huggingface_hub.snapshot_download("
+        "'owner/set', repo_type='dataset', allow_patterns='data/validation-00000*')"
+    ),
+    "nothing": "",
+}
+READ = """
+import json, sys
+from tests.data.parquet_sets import bound, numbers
+for options in json.load(sys.stdin):
+    try:
+        data = bound("owner/set", **options)
+        answer = {"numbers": sorted(numbers(data.stream())), "revision": data.identity()["revision"],
+                  "shown": {one.about: one.text for one in data.decisions() if one.shown}}
+    except Exception as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(answer))
+"""
+REQUESTS: list[dict[str, Any]] = [{}, {"split": "test"}, {"revision": COMMIT}, {"revision": "f" * 40}]
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Return what each of REQUESTS got offline, after each way to store the dataset."""
+    folder = tmp_path_factory.mktemp("hub")
+    files = write_files(folder / "set", [[5, 3], [4, 2]])
+    write_files(files, [[2]], split="test")
+    with running(files) as hub:
+        for how, code in STORE.items():
+            run(code, environment(folder / how, hub.address))
+    nowhere = "http://127.0.0.1:9"
+    found = {}
+    for how in STORE:
+        said = run(READ, environment(folder / how, nowhere, HF_HUB_OFFLINE="1"), json.dumps(REQUESTS))
+        found[how] = [json.loads(line) for line in said.splitlines()]
+    return found
+
+
+def run(code: str, env: dict[str, str], given: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("how", ["load_dataset", "download"])
+def test_what_was_downloaded_is_read_offline_and_said(offline: dict[str, list[dict[str, Any]]], how: str) -> None:
+    plain, test, pinned, other = offline[how]
+    assert (plain["numbers"], test["numbers"]) == (list(range(14)), [0, 1])
+    assert plain == pinned
+    assert plain["revision"] == COMMIT
+    assert f"commit {COMMIT}" in plain["shown"]["hub cache"]
+    assert other["error"] == "UsageError"
+    assert "--data.revision" in other["message"]
+    assert other["message"].endswith("f" * 40)
+
+
+def test_a_part_of_a_split_is_said(offline: dict[str, list[dict[str, Any]]]) -> None:
+    plain, test, _, _ = offline["part"]
+    assert plain["numbers"] == list(range(8))
+    assert plain["shown"]["parts of the split"].startswith("1 of 2 files are here, by their names")
+    assert "no such split" in test["message"]
+
+
+def test_without_a_download_the_message_has_its_command(offline: dict[str, list[dict[str, Any]]]) -> None:
+    for answer in offline["nothing"]:
+        assert answer["error"] == "RunError"
+        assert "hf download owner/set --repo-type dataset" in answer["message"]
