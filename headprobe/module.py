@@ -1,7 +1,7 @@
 """`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
-from headprobe.text import Decision
+from headprobe.text import Decision, counted
 from headprobe.units.coverage import Coverage, check_coverage, images_read
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
@@ -256,7 +256,7 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        return list(self._decisions)
+        return [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
 
     @property
     def title(self) -> str:
@@ -506,6 +506,29 @@ class HeadProbe(lightning.LightningModule):
         self._finished = None
         if self.passes is not None:
             self.passes.observing = None
+
+
+def _normalisation(source: ModelSource, config: Mapping[str, Any]) -> Decision:
+    """Return how images are normalised: a file of weights does not say which normalisation they were trained with."""
+    numbers = ", ".join(f"{name} {tuple(round(float(value), 4) for value in config[name])}" for name in ("mean", "std"))
+    return Decision("normalisation", f"{numbers}, as {source.name} is configured (pretrained_cfg_overlay)")
+
+
+def _of_layers(layout: HeadLayout) -> list[Decision]:
+    """Return what masking a head means in this model, where it could mean something else."""
+    found = []
+    ambiguous = [layer for layer in layout.layers if layer.ambiguous]
+    if ambiguous:
+        what = "the whole slot of a head" if ambiguous[0].semantics == "slot" else "what a head attends to, alone"
+        text = f"{what}, which are two things in {counted(len(ambiguous), 'layer')} (--model.semantics, docs/heads.md)"
+        found.append(Decision("masks take away", text))
+    if normed := sum(layer.inner_norm for layer in layout.layers):
+        text = f"a norm over all heads in {counted(normed, 'layer')}: masking a head rescales the others too"
+        found.append(Decision("norm behind the heads", text, shown=True))
+    if layout.headless:
+        text = f"{counted(len(layout.headless), 'module')} without heads, which no mask reaches: {layout.headless[0]}"
+        found.append(Decision("further attention", f"{text}{' and others' * (len(layout.headless) > 1)}", shown=True))
+    return found
 
 
 def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
