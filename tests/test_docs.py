@@ -226,11 +226,11 @@ def test_every_column_of_the_records_is_documented_in_its_order() -> None:
 
 def test_every_decision_that_the_code_makes_is_documented() -> None:
     page = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
-    keys = set()
+    keys: set[str] = set()
     for file in (ROOT / "headprobe").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Decision":
                 assert isinstance(node.args[0], ast.Constant), f"{file.name} makes up a key while it runs"
-                keys.add(node.args[0].value)
+                keys.add(str(node.args[0].value))
     assert len(keys) > 10
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
