@@ -32,6 +32,7 @@ from headprobe.calibration.slots import position_shapes
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, POSITION, RESAMPLE, ZERO, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
+from headprobe.text import counted
 
 
 def check(
@@ -101,7 +102,8 @@ def ablate(
         variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation))
         if len(variants) != 1:
             raise UsageError(
-                f"ablate takes a spec of one mask and one ablation, got {spec} under {ablation} with {len(variants)} masks"
+                f"ablate takes a spec of one mask and one ablation, got {spec} under {ablation} with "
+                f"{counted(len(variants), 'variant')}"
             )
         fills = _fills(model, layout, variants, calibration)
         prove_masks(in_single(model, layout.model), layout)

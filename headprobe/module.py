@@ -41,7 +41,7 @@ from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.text import Decision, counted
-from headprobe.units.coverage import Coverage, check_coverage, images_read
+from headprobe.units.coverage import Coverage, bad_calibration_message, check_coverage, images_read
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums, gather_nodes
@@ -314,6 +314,22 @@ class HeadProbe(lightning.LightningModule):
             )
         self._begin_passes()
 
+    def begin_calibration(self, fitting: bool = True) -> None:
+        """Begin to calibrate on a unit of noise; without `fitting` only the passes run. For dry runs."""
+        self.calibrating, self.statistics = True, (SlotStatistic(self.fitted_kinds),) if fitting else ()
+        self.begin_units(1)
+        self.plan_passes(32)
+        self.observe_heads()
+
+    def end_calibration(self) -> int:
+        """End a calibration on noise and return the bytes of its sums."""
+        self.statistics = (SlotStatistic(self.fitted_kinds),)
+        self.begin_units(1)
+        self.observe_heads()
+        sums = self.statistics[0].empty_sums().values()
+        self.calibrating, self.statistics, self.unit_sums = False, (), None
+        return sum(getattr(metric, name).nbytes for metric in sums for name in metric.layout)
+
     def _begin_passes(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         self.plan_passes(int(getattr(data, "batch_size", 32)))
@@ -477,6 +493,8 @@ class HeadProbe(lightning.LightningModule):
         whole = self.unit_sums.whole() if self.unit_sums is not None else {}
         self.coverage = whole[COVERAGE]
         check_coverage(whole[COVERAGE], data_of(self.trainer))
+        if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
+            raise RunError(bad_calibration_message(whole[COVERAGE].bad))
         (statistic,) = self.statistics
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")

@@ -15,7 +15,8 @@ from headprobe.backbone.masking.replacement import (
     Replacement,
     Resample,
 )
-from headprobe.calibration.constants import Calibration, predict_masked
+from headprobe.calibration.constants import Calibration, LayerConstants, predict_masked
+from headprobe.calibration.slots import position_shapes
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import FITTED, LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 from headprobe.masks.spec import Variant
@@ -80,3 +81,12 @@ def _linear(variant: Variant, layout: HeadLayout, calibration: Calibration) -> L
         matrix, offset = torch.from_numpy(found.matrix).float(), torch.from_numpy(found.offset).float()
         maps.append(AffineMap(torch.from_numpy(found.kept), torch.from_numpy(found.masked), matrix, offset))
     return Linear(maps)
+
+
+def stand_in(layout: HeadLayout) -> Calibration:
+    """Return constants of every kind that were fitted on nothing: with these a dry run costs what a run costs."""
+    layers = []
+    for layer, shape in zip(layout.layers, position_shapes(layout), strict=True):
+        mean, width = np.zeros((layer.heads, layer.head_dim)), layer.channels.channels
+        layers.append(LayerConstants(1, mean, np.eye(width), position=np.zeros(shape), optimal=mean))
+    return Calibration(layers)

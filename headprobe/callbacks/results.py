@@ -185,6 +185,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
+        "calibration_images": None if probe.calibration is None else probe.calibration.about["images"],
         "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
         "command": command_line(trainer),
         "processes": trainer.world_size,

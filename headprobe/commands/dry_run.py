@@ -3,12 +3,14 @@
 import math
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
+from headprobe.calibration.fills import stand_in
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -37,11 +39,16 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
     images, processes = data.expected_images, trainer.world_size
+    fits = [] if probe.given_calibration is not None else probe.fitted_kinds
+    if fits:
+        probe.calibration = stand_in(probe.layout)
     with torch.inference_mode():
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
     decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
     lines = [*decisions, *_masks_lines(probe), _plan_line(probe)]
+    if fits:
+        lines.append(_calibration_line(trainer, probe, data))
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     lines += _time_lines(seconds, images, processes)
@@ -70,6 +77,52 @@ def _plan_line(probe: HeadProbe) -> str:
         f"plan: {counted(plan.images, 'image')} a forward pass, growing to {counted(rows, 'row')} each; {passes} all "
         f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.variants)}"
     )
+
+
+def _calibration_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> str:
+    """Return what fitting costs: images, time and the memory of the sums, measured on noise."""
+    size = probe.data_config["input_size"]
+    noise = torch.randint(0, 256, (data.batch_size, *size), dtype=torch.uint8, device=probe.device)
+    times = []
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        for fitting in (True, False):  # the passes alone come second: what the sums add to them
+            probe.begin_calibration(fitting)
+            times.append(_best_of_three(probe, noise))
+    memory = probe.end_calibration()
+    images = data.calibration_expected
+    shown = "an unknown number of images" if images is None else counted(images, "image")
+    seconds = "" if images is None else f", about {duration(images * times[0] / len(noise) / trainer.world_size)}"
+    return (
+        f"calibration: {shown} fit {', '.join(probe.fitted_kinds)}{seconds}, {times[0] / times[1]:.2f} plain forward "
+        f"passes an image; sums of {memory / 2**20:.1f} MiB"
+    )
+
+
+def _best_of_three(probe: HeadProbe, noise: torch.Tensor) -> float:
+    """Return the least time of a batch of three, in seconds: other programs only add to it."""
+    times = []
+    for number in range(3):
+        began = time.perf_counter()
+        labels, rows = torch.zeros(len(noise), dtype=torch.int64), torch.arange(len(noise)) + number * len(noise)
+        probe.test_step(Noise(noise, labels.to(noise.device), rows), 0)
+        if noise.is_cuda:
+            torch.cuda.synchronize(noise.device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A batch of images that do not count."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    unit: int = 0
+    last: bool = False
+    bad: tuple[()] = ()
+    failure: str | None = None
+    name: str = "noise"
 
 
 def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:

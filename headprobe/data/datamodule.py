@@ -269,6 +269,11 @@ class ImageNetDataModule(LightningDataModule):
         return self._fitted.images
 
     @property
+    def calibration_expected(self) -> int | None:
+        """Images that calibrate, good and bad; None where nothing does, or where only reading would show them."""
+        return None if self._calibration is None else self._calibration.images
+
+    @property
     def images_to_do(self) -> int | None:
         """Images of the units in `todo`, good and bad; None where only reading would show them."""
         sizes = self.unit_sizes

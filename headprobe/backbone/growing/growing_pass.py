@@ -75,6 +75,8 @@ class GrowingPass:
         self.backbone, self.layout, self.joins, self.keep = backbone, layout, tuple(joins), keep
         self.replacements = tuple(replacements) or (WITH_ZERO,) * len(keep)
         check_replacements(layout, self.replacements, len(keep))
+        for replacement, of_variant in zip(self.replacements, keep, strict=True):
+            replacement.check(of_variant)
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = PassRows()

@@ -123,6 +123,20 @@ class Replacement(ABC):
     def fill(self, slots: LayerSlots) -> Tensor:
         """Return `heads_out` with the slots of masked heads filled; no bit of a kept head may change."""
 
+    def fills(self, layer: int) -> bool:
+        """Return whether it may have slots to fill in a layer; where not, `fill` is not called for it."""
+        return True
+
+    def check(self, keep: Tensor) -> None:
+        """Refuse a mask that it was not made for.
+
+        Args:
+            keep: `[layers, max heads]` bool, True = keep; entries behind a layer's heads are True.
+
+        Raises:
+            RunError: With the layer.
+        """
+
 
 class Zero(Replacement):
     """Fills masked slots with 0.
@@ -204,13 +218,21 @@ class Linear(Replacement):
     def __init__(self, maps: Sequence[AffineMap | None]) -> None:
         self.maps = tuple(maps)
 
+    def fills(self, layer: int) -> bool:
+        """Return whether the mask hits the layer."""
+        return self.maps[layer] is not None
+
+    def check(self, keep: Tensor) -> None:
+        """Refuse a mask of other layers than the predictions are for."""
+        for layer, masked in enumerate((~keep).any(dim=1).tolist()):
+            if masked != self.fills(layer):
+                raise RunError(f"the ablation linear was fitted for another mask: layer {layer} differs")
+
     def fill(self, slots: LayerSlots) -> Tensor:
         """Predict the channels of masked heads from those of kept heads, token by token."""
         found = self.maps[slots.layer]
-        if found is None:
-            if slots.keep.all():  # only other variants of the pass mask this layer
-                return slots.heads_out
-            raise RunError(f"the ablation linear has no prediction for layer {slots.layer}, whose heads are masked")
+        if found is None:  # only other variants of the pass mask this layer
+            return slots.heads_out
         device = slots.heads_out.device
         place = slots.channels.of_split.to(device)
         last = slots.heads_out.movedim(1, -1) if slots.channels.axis == 1 else slots.heads_out  # [rows, ..., width]
@@ -275,6 +297,8 @@ def replace_heads(slots: LayerSlots, replacements: Sequence[Replacement]) -> Ten
 
     out = slots.heads_out.clone()
     for kind in kinds:
+        if not kind.fills(slots.layer):
+            continue
         groups = [group for group, own in enumerate(replacements) if own is kind]
         part, rows = slots.of_groups(groups)
         out[rows] = _filled_by(kind, part)
