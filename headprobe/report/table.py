@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headprobe.masks.ablations import ZERO
 from headprobe.masks.spec import NONE
-from headprobe.run.load import Row
+from headprobe.run.load import JUDGED_ON_SAME, SAME, Row
 from headprobe.text import counted
 
 MOST_ROWS = 40
@@ -30,29 +31,87 @@ if not console.is_terminal:
     console.width = WIDTH_OF_FILES
 
 
-def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Table:
+def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calibration: str = "") -> Table:
     """Return the printable form of `masks.csv`; of more than `MOST_ROWS` rows those with the largest drops.
+
+    A mask has a line for each ablation. Of several draws the line is draw 0's, and says how the drops of all spread.
 
     Args:
         rows: Rows of `masks.csv`, the baseline first.
         model: The model's name.
         width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
+        calibration: Which images fitted constants (`Run.calibration`).
     """
-    shown = list(rows)
+    of_masks = _by_mask(rows)
     title = f"{model}, {counted(int(rows[0]['images']), 'image')}"
-    if len(rows) > MOST_ROWS:
-        worst = sorted(rows[1:], key=lambda row: -float(row["drop_pp"]))[: MOST_ROWS - 1]
-        shown = [rows[0], *worst]
-        title += f" (the {len(worst)} largest drops of {len(rows) - 1:,} masks)"
+    if sum(map(len, of_masks)) >= MOST_ROWS:
+        total, several = len(of_masks), any(len(lines) > 1 for lines in of_masks)
+        of_masks = _largest_drops(of_masks)
+        under = " under any ablation" if several else ""
+        title += f" (the {len(of_masks)} largest drops{under} of {total:,} masks)"
+    if calibration == SAME:
+        title += f", {JUDGED_ON_SAME}"
+    shown = [rows[0], *(row for lines in of_masks for row in lines)]
 
-    tested = any(row["test_family"] for row in rows)
-    table = _table(title, shown, tested, narrow=False)
+    left_out = set() if any(row["test_family"] for row in rows) else {"q (BH)"}
+    if all(row["ablation"] == ZERO for row in rows[1:]):
+        left_out.add("ablation")
+    spreads = _spreads(rows)
+    table = _table(title, shown, spreads, left_out)
     if console.measure(table).maximum > (width or console.width):
-        table = _table(title, shown, tested, narrow=True)
+        table = _table(title, shown, spreads, left_out | {"heads", "top-5 %"})
+    notes = ["drop of draws: mean and standard deviation over draws; all else is of draw 0"] if spreads else []
     if int(rows[0]["images"]) < FEW_IMAGES and len(rows) > 1:
-        table.caption = f"under {FEW_IMAGES} images the intervals of nll_rise may be too narrow"
-        table.caption_justify = "left"
+        notes.append(f"under {FEW_IMAGES} images the intervals of nll_rise may be too narrow")
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def agreement_lines(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
+    lines = []
+    for row in rows:
+        if row["quantity"] != "nll_rise":
+            continue
+        first, second = row["ablation_a"], row["ablation_b"]
+        agree = _with_limits(row, "spearman", "+.2f") if not math.isnan(float(row["spearman"])) else "not defined"
+        sums = f"{float(row['sum_a']):.3f} and {float(row['sum_b']):.3f} nats"
+        lines.append(
+            f"{first} and {second}, {row['masks']} masks of {row['test_family']}: rank agreement of NLL rises {agree}; "
+            f"their sums {sums}, difference {_with_limits(row, 'b_minus_a', '+.3f')}"
+        )
+    return lines
+
+
+def _with_limits(row: Row, name: str, form: str) -> str:
+    """Return a number with its limits, where it has any: `+0.93 [+0.81, +0.97]`."""
+    value, low, high = (float(row[name + end]) for end in ("", "_low", "_high"))
+    return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _by_mask(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the lines of each mask, one for each ablation: of several draws the first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows[1:]:
+        if not row["draw"]:
+            found.setdefault(str(row["mask"]), []).append(row)
+    return list(found.values())
+
+
+def _largest_drops(of_masks: Sequence[list[Row]]) -> list[list[Row]]:
+    """Return the masks with the largest drops under any of their ablations, as many as have room; at least one."""
+    ordered = sorted(of_masks, key=lambda lines: -max(float(row["drop_pp"]) for row in lines))
+    return ordered[: max(1, (MOST_ROWS - 1) // max(map(len, of_masks)))]
+
+
+def _spreads(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """Return by mask and ablation the drops of its draws in short, where it has several."""
+    drops: dict[tuple[str, str], list[float]] = {}
+    for row in rows[1:]:
+        drops.setdefault((str(row["mask"]), str(row["ablation"])), []).append(float(row["drop_pp"]))
+    several = {key: own for key, own in drops.items() if len(own) > 1}
+    return {key: f"{np.mean(own):+.2f} ± {np.std(own, ddof=1):.2f} ({len(own)})" for key, own in several.items()}
 
 
 def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike]) -> Table:
@@ -86,22 +145,18 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _table(title: str, rows: Sequence[Row], tested: bool, narrow: bool) -> Table:
-    """Lay out the rows; without heads and top-5 where it must be narrow, without q where no test family is tested."""
-    left_out = set()
-    if narrow:
-        left_out |= {"heads", "top-5 %"}
-    if not tested:
-        left_out.add("q (BH)")
-
+def _table(title: str, rows: Sequence[Row], spreads: Mapping[tuple[str, str], str], left_out: set[str]) -> Table:
+    """Lay out the rows without some of the columns; with how draws spread, where there are several."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
     cells = [_cells(row) for row in rows]
+    for row, own in zip(rows, cells, strict=True) if spreads else ():
+        own["drop of draws"] = spreads.get((str(row["mask"]), str(row["ablation"])), "")
     for heading in (name for name in cells[0] if name not in left_out):
-        first = heading == "mask"
         # a mask is looked up in masks.csv by its whole name: names are folded, never cut
-        table.add_column(heading, justify="left" if first else "right", no_wrap=not first, overflow="fold")
-    for row in cells:
-        table.add_row(*(cell for name, cell in row.items() if name not in left_out))
+        left = heading in ("mask", "ablation")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "mask", overflow="fold")
+    for own in cells:
+        table.add_row(*(cell for name, cell in own.items() if name not in left_out))
     return table
 
 
@@ -109,6 +164,7 @@ def _cells(row: Row) -> dict[str, str | Text]:
     baseline = row["mask"] == NONE
     return {
         "mask": Text("baseline" if baseline else str(row["mask"]), style="dim" if baseline else ""),
+        "ablation": "" if baseline else str(row["ablation"]),
         "heads": "" if baseline else str(row["heads_masked"]),
         "top-1 %": f"{100 * float(row['top1']):.2f}",
         "top-5 %": f"{100 * float(row['top5']):.2f}",

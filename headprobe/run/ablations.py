@@ -1,0 +1,94 @@
+"""Kinds of ablation against each other: `groups.npz`, and `ablations.csv`, which follows from it and `masks.csv`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headprobe.metrics.accuracy.agreement import FEWEST_ORDERED, mean_of_sums, rank_agreement
+from headprobe.metrics.accuracy.scores import PairedScores
+from headprobe.metrics.arrays import FloatArray
+from headprobe.run.load import Row
+from headprobe.run.results import FAMILIES_JOINED
+
+NLL_RISE, DROP_PP = QUANTITIES = ("nll_rise", "drop_pp")
+
+Sums = dict[str, FloatArray]
+"""By quantity, sums over the images of each group: `[masks, groups]`, or `[groups]` of one mask."""
+
+
+def group_arrays(rows: Sequence[Row], scores: PairedScores) -> dict[str, NDArray[Any]]:
+    """Return the arrays of `groups.npz`: what each row of `masks.csv` scores on each of 64 groups of images."""
+    return {
+        "mask": np.array([str(row["mask"]) for row in rows]),
+        "ablation": np.array([str(row["ablation"]) for row in rows]),
+        "draw": np.array([int(row["draw"]) for row in rows], dtype=np.int64),
+        "images": scores.group_images,
+        "top1_count": scores.group_top1_count,
+        "nll": scores.group_nll,
+    }
+
+
+def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calibration: str = "") -> list[Row]:
+    """Return the rows of `ablations.csv`: for each two ablations, whether masks cost the same under both.
+
+    Compared are the masks of one test family, such as `each:head`, under a row's two ablations. Where an ablation
+    draws, each mask counts with the mean of its draws.
+
+    Args:
+        rows: Rows of `masks.csv`, the baseline first.
+        groups: The arrays of `groups.npz`, in the same order.
+        calibration: Which images fitted the constants: `half`, `same`, `split:NAME`; nothing where nothing was fitted.
+    """
+    kinds = list(dict.fromkeys(str(row["ablation"]) for row in rows[1:]))
+    of_variants = _by_variant(rows, groups) if len(kinds) > 1 else {}
+    images = np.asarray(groups["images"], dtype=np.int64)
+    found: list[Row] = []
+    for family, masks in _families(rows).items() if of_variants else ():
+        of_kinds = {kind: _stacked(of_variants[kind, mask] for mask in masks) for kind in kinds}
+        for first, second in combinations(kinds, 2):
+            for quantity in QUANTITIES:
+                key: Row = {"test_family": family, "ablation_a": first, "ablation_b": second, "quantity": quantity}
+                sums = of_kinds[first][quantity], of_kinds[second][quantity]
+                found.append(key | _compared(*sums, images) | {"calibration": calibration})
+    return found
+
+
+def _families(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the masks of each test family that has enough of them to be ordered."""
+    members: dict[str, dict[str, None]] = {}
+    for row in rows[1:]:
+        for family in str(row["test_family"]).split(FAMILIES_JOINED) if row["test_family"] else ():
+            members.setdefault(family, {})[str(row["mask"])] = None
+    return {family: list(masks) for family, masks in members.items() if len(masks) >= FEWEST_ORDERED}
+
+
+def _by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:
+    """Return for each ablation and mask its quantities' sums over the images of each group, the mean of its draws."""
+    with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
+        rises = np.asarray(groups["nll"] - groups["nll"][0], dtype=np.float64)  # [rows, groups]
+    drops = 100.0 * (groups["top1_count"][0] - groups["top1_count"])
+    places: dict[tuple[str, str], list[int]] = {}
+    for number, row in enumerate(rows[1:], start=1):
+        places.setdefault((str(row["ablation"]), str(row["mask"])), []).append(number)
+    return {
+        key: {NLL_RISE: rises[draws].mean(axis=0), DROP_PP: drops[draws].mean(axis=0)} for key, draws in places.items()
+    }
+
+
+def _stacked(of_masks: Iterable[Sums]) -> Sums:
+    listed = list(of_masks)
+    return {quantity: np.stack([sums[quantity] for sums in listed]) for quantity in QUANTITIES}
+
+
+def _compared(first: FloatArray, second: FloatArray, images: NDArray[np.int64]) -> Row:
+    """Return the cells that compare two ablations, from sums `[masks, groups]`."""
+    cells: Row = {"masks": len(first), "images": int(images.sum())}
+    cells |= rank_agreement(first, second, images)._asdict()
+    totals = {"sum_a": first, "sum_b": second, "b_minus_a": second - first}
+    for name, sums in totals.items():
+        estimate, low, high = mean_of_sums(sums.sum(axis=0), images)
+        cells |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
+    return cells
