@@ -29,7 +29,7 @@ from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
-from headprobe.report.table import agreement_lines, console, masks_table
+from headprobe.report.table import agreement_table, console, masks_table
 from headprobe.run.ablations import ablation_rows, group_arrays
 from headprobe.run.load import Row, calibration_of
 from headprobe.run.results import (
@@ -117,9 +117,7 @@ class ResultsWriter(AfterBatch):
                 write_record(self._directory, self._record)
 
     @rank_zero_only
-    def _write(
-        self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores
-    ) -> None:
+    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores) -> None:
         directory, bad = self._directory, coverage.bad
         policy = data_of(trainer).on_bad_image
         rows, calibration = variant_rows(probe.variants, scores), calibration_of(self._record)
@@ -139,8 +137,9 @@ class ResultsWriter(AfterBatch):
             write_rows(directory / "bad_images.csv", bad)
         if self.table:
             _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown], calibration)
-            for line in agreement_lines(compared):
-                console.print(line, soft_wrap=True, markup=False)
+            if compared:
+                console.print()
+                console.print(agreement_table(compared))
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from headprobe.files import write_bytes
-from headprobe.report.run_figures import by_ablation, run_figures
+from headprobe.report.mask_figures import by_variant
+from headprobe.report.run_figures import run_figures
 from headprobe.run.load import Columns, Run, read_run
 
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
@@ -61,7 +62,7 @@ def save_figures(loggers: Sequence[Logger], directory: Path, figures: Iterable[t
 def _scalars(run: Run) -> dict[int, dict[str, float]]:
     """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name."""
     scalars: dict[int, dict[str, float]] = {}
-    for suffix, rows in by_ablation(run.masks).items():
+    for suffix, rows in by_variant(run.masks).items():
         for row in rows:
             curve, step = run.curves[str(row["mask"])]
             for column in CURVE_COLUMNS:

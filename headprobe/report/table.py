@@ -11,6 +11,7 @@ from rich.text import Text
 
 from headprobe.masks.ablations import ZERO
 from headprobe.masks.spec import NONE
+from headprobe.run.ablations import with_limits
 from headprobe.run.load import JUDGED_ON_SAME, SAME, Row
 from headprobe.text import counted
 
@@ -48,7 +49,7 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calib
         total, several = len(of_masks), any(len(lines) > 1 for lines in of_masks)
         of_masks = _largest_drops(of_masks)
         under = " under any ablation" if several else ""
-        title += f" (the {len(of_masks)} largest drops{under} of {total:,} masks)"
+        title += f" (the {len(of_masks)} largest drops of {total:,} masks{under})"
     if calibration == SAME:
         title += f", {JUDGED_ON_SAME}"
     shown = [rows[0], *(row for lines in of_masks for row in lines)]
@@ -68,26 +69,37 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calib
     return table
 
 
-def agreement_lines(rows: Sequence[Row]) -> list[str]:
+def agreement_table(rows: Sequence[Row]) -> Table:
     """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
-    lines = []
+    table = _plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
+    for heading in ("ablations", "masks"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("Spearman [95%]", "sums", "difference [95%]"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         if row["quantity"] != "nll_rise":
             continue
-        first, second = row["ablation_a"], row["ablation_b"]
-        agree = _with_limits(row, "spearman", "+.2f") if not math.isnan(float(row["spearman"])) else "not defined"
-        sums = f"{float(row['sum_a']):.3f} and {float(row['sum_b']):.3f} nats"
-        lines.append(
-            f"{first} and {second}, {row['masks']} masks of {row['test_family']}: rank agreement of NLL rises {agree}; "
-            f"their sums {sums}, difference {_with_limits(row, 'b_minus_a', '+.3f')}"
+        table.add_row(
+            f"{row['ablation_a']}, {row['ablation_b']}",
+            f"{row['masks']} of {row['test_family']}",
+            with_limits(row, "spearman", "+.2f"),
+            f"{float(row['sum_a']):.3f}, {float(row['sum_b']):.3f}",
+            with_limits(row, "b_minus_a", "+.3f"),
         )
-    return lines
+    return table
 
 
-def _with_limits(row: Row, name: str, form: str) -> str:
-    """Return a number with its limits, where it has any: `+0.93 [+0.81, +0.97]`."""
-    value, low, high = (float(row[name + end]) for end in ("", "_low", "_high"))
-    return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+def _plain_table(title: str) -> Table:
+    """Return a table without lines, at least as wide as its title, which would be folded."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+        min_width=len(title),
+    )
 
 
 def _by_mask(rows: Sequence[Row]) -> list[list[Row]]:
@@ -122,15 +134,7 @@ def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike
         columns: By heading one number per layer, NaN where it is not defined.
     """
     title = "heads of the unmasked model, means by layer"
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1),
-        min_width=len(title),  # a narrow table would fold its title
-    )
+    table = _plain_table(title)
     values = {heading: np.asarray(numbers, dtype=np.float64) for heading, numbers in columns.items()}
     for heading in ("layer", "heads", *values):
         table.add_column(heading, justify="right", no_wrap=True)

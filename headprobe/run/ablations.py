@@ -1,5 +1,6 @@
 """Kinds of ablation against each other: `groups.npz`, and `ablations.csv`, which follows from it and `masks.csv`."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -92,3 +93,11 @@ def _compared(first: FloatArray, second: FloatArray, images: NDArray[np.int64]) 
         estimate, low, high = mean_of_sums(sums.sum(axis=0), images)
         cells |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
     return cells
+
+
+def with_limits(row: Row, name: str, form: str) -> str:
+    """Return a number with its limits as text, where it has any: `+0.93 [+0.81, +0.97]`."""
+    value, low, high = (float(row[name + end]) for end in ("", "_low", "_high"))
+    if math.isnan(value):
+        return "not defined"
+    return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"

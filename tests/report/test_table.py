@@ -8,10 +8,12 @@ from headprobe.report.table import MOST_ROWS, masks_table
 from headprobe.run.load import Row
 
 
-def row(name: str, drop: float, family: str = "each:head") -> Row:
+def row(name: str, drop: float, family: str = "each:head", ablation: str = "zero", draw: int = 0) -> Row:
     numbers = {"top1": 0.79, "top5": 0.95, "nll": 0.9685, "drop_pp": drop, "drop_low_pp": drop - 1}
     return {
         "mask": name,
+        "ablation": "none" if name == "none" else ablation,
+        "draw": draw,
         "test_family": family,
         "heads_masked": 3,
         "images": 500,

@@ -27,7 +27,7 @@ def write_run(
     generator = torch.Generator().manual_seed(0)
     metric = PairedAccuracy(len(variants), 6)
     logits = torch.randn(1 + len(variants), IMAGES, 6, generator=generator)
-    metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator))
+    metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator), torch.arange(IMAGES))
 
     write_rows(folder / "masks.csv", variant_rows(variants, paired_scores(metric.to_arrays())))
     write_masks(folder / "masks.json", variants)

@@ -36,9 +36,7 @@ def leave_one_out(sums: FloatArray, images: IntArray) -> FloatArray:
     return np.asarray(np.moveaxis(rest / np.where(left > 0, left, np.nan), -1, 0))
 
 
-def jackknife_interval(
-    estimate: float, replicates: FloatArray, confidence: float = 0.95
-) -> tuple[float, float]:
+def jackknife_interval(estimate: float, replicates: FloatArray, confidence: float = 0.95) -> tuple[float, float]:
     """Return the delete-a-group jackknife's interval: Student's, with one degree of freedom less than groups.
 
     Args:

@@ -30,6 +30,8 @@ def sums() -> dict[str, NDArray[np.generic]]:
         "wrong_to_right": [0, 3, 0],
         "agreement": [100, 80, 100],
         "nonfinite": [0, 0, 0],
+        "group_images": [100],  # as if there were one group
+        "group_top1": [[70], [64], [70]],
     }
     reals = {
         "nll": [110.0, 131.0, 110.0],
@@ -37,6 +39,7 @@ def sums() -> dict[str, NDArray[np.generic]]:
         "nll_difference_cube": [0.0, 90.0, 0.0],
         "nll_difference_fourth": [0.0, 300.0, 0.0],
         "kl": [0.0, 7.0, 0.0],
+        "group_nll": [[110.0], [131.0], [110.0]],
     }
     arrays: dict[str, NDArray[np.generic]] = {name: np.asarray(value, dtype=np.int64) for name, value in counts.items()}
     return arrays | {name: np.asarray(value, dtype=np.float64) for name, value in reals.items()}
