@@ -17,7 +17,7 @@ from headprobe.run.results import FAMILIES_JOINED
 NLL_RISE, DROP_PP = QUANTITIES = ("nll_rise", "drop_pp")
 
 Sums = dict[str, FloatArray]
-"""By quantity, sums over the images of each group: `[masks, groups]`, or `[groups]` of one mask."""
+"""By quantity or ablation, sums over the images of each group: `[masks, groups]`, or `[groups]` of one mask."""
 
 
 def group_arrays(rows: Sequence[Row], scores: PairedScores) -> dict[str, NDArray[Any]]:
@@ -46,14 +46,15 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
     kinds = list(dict.fromkeys(str(row["ablation"]) for row in rows[1:]))
     of_variants = _by_variant(rows, groups) if len(kinds) > 1 else {}
     images = np.asarray(groups["images"], dtype=np.int64)
+    draws = {kind: 1 + max(int(row["draw"]) for row in rows if row["ablation"] == kind) for kind in kinds}
     found: list[Row] = []
     for family, masks in _families(rows).items() if of_variants else ():
         of_kinds = {kind: _stacked(of_variants[kind, mask] for mask in masks) for kind in kinds}
         for first, second in combinations(kinds, 2):
             for quantity in QUANTITIES:
                 key: Row = {"test_family": family, "ablation_a": first, "ablation_b": second, "quantity": quantity}
-                sums = of_kinds[first][quantity], of_kinds[second][quantity]
-                found.append(key | _compared(*sums, images) | {"calibration": calibration})
+                sums = {kind: of_kinds[kind][quantity] for kind in (first, second)}
+                found.append(key | _compared(sums, draws, images) | {"calibration": calibration})
     return found
 
 
@@ -67,7 +68,7 @@ def _families(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:
-    """Return for each ablation and mask its quantities' sums over the images of each group, the mean of its draws."""
+    """Return for each ablation and mask its quantities' sums over draws and over the images of each group."""
     with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
         rises = np.asarray(groups["nll"] - groups["nll"][0], dtype=np.float64)  # [rows, groups]
     drops = 100.0 * (groups["top1_count"][0] - groups["top1_count"])
@@ -75,7 +76,7 @@ def _by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict
     for number, row in enumerate(rows[1:], start=1):
         places.setdefault((str(row["ablation"]), str(row["mask"])), []).append(number)
     return {
-        key: {NLL_RISE: rises[draws].mean(axis=0), DROP_PP: drops[draws].mean(axis=0)} for key, draws in places.items()
+        key: {NLL_RISE: rises[draws].sum(axis=0), DROP_PP: drops[draws].sum(axis=0)} for key, draws in places.items()
     }
 
 
@@ -84,13 +85,21 @@ def _stacked(of_masks: Iterable[Sums]) -> Sums:
     return {quantity: np.stack([sums[quantity] for sums in listed]) for quantity in QUANTITIES}
 
 
-def _compared(first: FloatArray, second: FloatArray, images: NDArray[np.int64]) -> Row:
-    """Return the cells that compare two ablations, from sums `[masks, groups]`."""
-    cells: Row = {"masks": len(first), "images": int(images.sum())}
-    cells |= rank_agreement(first, second, images)._asdict()
+def _compared(sums: Sums, draws: Mapping[str, int], images: NDArray[np.int64]) -> Row:
+    """Return the cells that compare two ablations.
+
+    Args:
+        sums: By ablation the sums over its draws, `[masks, groups]`.
+        draws: How many draws each ablation has.
+        images: Images of each group, `[groups]`.
+    """
+    cells: Row = {"masks": len(next(iter(sums.values()))), "images": int(images.sum())}
+    # Ranks of sums over draws, which are whole numbers of lost answers: rounded means would break ties by chance.
+    cells |= rank_agreement(*sums.values(), images)._asdict()
+    first, second = (of_kind / draws[kind] for kind, of_kind in sums.items())
     totals = {"sum_a": first, "sum_b": second, "b_minus_a": second - first}
-    for name, sums in totals.items():
-        estimate, low, high = mean_of_sums(sums.sum(axis=0), images)
+    for name, of_masks in totals.items():
+        estimate, low, high = mean_of_sums(of_masks.sum(axis=0), images)
         cells |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
     return cells
 

@@ -96,7 +96,10 @@ def test_the_order_of_the_specs_changes_no_cell(specs: list[str]) -> None:
         zero = np.zeros(len(lost))
         counts: dict[str, NDArray[np.generic]] = dict.fromkeys(("top1", "top5", "agreement", "nonfinite"), lost * 0)
         counts |= {"images": np.array(40), "right_to_wrong": lost, "wrong_to_right": lost * 0 + 1}
-        counts |= {"group_images": np.zeros(64, dtype=np.int64), "group_top1": np.zeros((len(lost), 64), dtype=np.int64)}
+        counts |= {
+            "group_images": np.zeros(64, dtype=np.int64),
+            "group_top1": np.zeros((len(lost), 64), dtype=np.int64),
+        }
         sums = {"group_nll": np.zeros((len(lost), 64))} | dict.fromkeys(
             ("nll", "kl", *(f"nll_difference_{power}" for power in ("square", "cube", "fourth"))), zero
         )

@@ -23,7 +23,10 @@ def make() -> PairedAccuracy:
 
 def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(unit)
-    logits, labels = torch.randn(3, 5 + unit, 4, generator=generator), torch.randint(0, 4, (5 + unit,), generator=generator)
+    logits, labels = (
+        torch.randn(3, 5 + unit, 4, generator=generator),
+        torch.randint(0, 4, (5 + unit,), generator=generator),
+    )
     return logits, labels, torch.tensor(image_groups(unit, range(5 + unit)))
 
 

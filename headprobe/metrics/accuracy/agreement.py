@@ -33,7 +33,8 @@ def rank_agreement(first: FloatArray, second: FloatArray, images: IntArray) -> R
     images that these stand for. They come from a delete-a-group jackknife on Fisher's z. A correlation counts as at
     most half a swap of neighbours away from 1, so that z is finite.
 
-    Noise in the quantities draws a rank correlation towards 0, which no interval around it corrects.
+    Noise moves a rank correlation: towards 0 where the noise of the two sides is independent, towards 1 where both
+    share it. No interval around the estimate corrects that (docs/results.md has its coverage).
 
     Args:
         first: Sums over the images of each group, `[masks, groups]`.
