@@ -93,10 +93,11 @@ def _compared(sums: Sums, draws: Mapping[str, int], images: NDArray[np.int64]) -
         draws: How many draws each ablation has.
         images: Images of each group, `[groups]`.
     """
-    cells: Row = {"masks": len(next(iter(sums.values()))), "images": int(images.sum())}
+    (one, first), (other, second) = sums.items()
+    cells: Row = {"masks": len(first), "images": int(images.sum())}
     # Ranks of sums over draws, which are whole numbers of lost answers: rounded means would break ties by chance.
-    cells |= rank_agreement(*sums.values(), images)._asdict()
-    first, second = (of_kind / draws[kind] for kind, of_kind in sums.items())
+    cells |= rank_agreement(first, second, images)._asdict()
+    first, second = first / draws[one], second / draws[other]
     totals = {"sum_a": first, "sum_b": second, "b_minus_a": second - first}
     for name, of_masks in totals.items():
         estimate, low, high = mean_of_sums(of_masks.sum(axis=0), images)

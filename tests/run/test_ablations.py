@@ -32,7 +32,7 @@ def test_groups_hold_the_rows_of_masks_csv(run: Run) -> None:
     assert groups["images"].shape == (64,)
     assert groups["images"].sum() == IMAGES
     assert groups["top1_count"].sum(axis=1).tolist() == [row["top1_count"] for row in run.masks]
-    np.testing.assert_allclose(groups["nll"].sum(axis=1) / IMAGES, [row["nll"] for row in run.masks])
+    np.testing.assert_allclose(groups["nll"].sum(axis=1) / IMAGES, [float(row["nll"]) for row in run.masks])
 
 
 def test_the_table_is_computed_again_from_the_files(run: Run) -> None:

@@ -117,6 +117,7 @@ def test_the_interval_of_a_sum_covers_its_true_mean() -> None:
     covered = []
     for _ in range(200):
         groups, values = rng.integers(0, 64, 800), rng.exponential(size=800)
-        _, low, high = mean_of_sums(np.bincount(groups, values, minlength=64), np.bincount(groups, minlength=64))
+        sums = np.bincount(groups, values, minlength=64).astype(np.float64)
+        _, low, high = mean_of_sums(sums, np.bincount(groups, minlength=64))
         covered.append(low <= 1 <= high)
     assert np.mean(covered) >= 0.92

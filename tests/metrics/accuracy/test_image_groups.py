@@ -37,7 +37,7 @@ def test_either_half_of_the_rows_is_spread_over_all_groups_alike() -> None:
 def test_leaving_a_group_out_gives_the_mean_of_the_others() -> None:
     rng = np.random.default_rng(0)
     values, groups = rng.normal(size=(2, 30)), rng.integers(0, 5, 30) * 2  # odd groups are empty
-    sums = np.stack([np.bincount(groups, row, minlength=10) for row in values])
+    sums = np.stack([np.bincount(groups, row, minlength=10) for row in values]).astype(np.float64)
     found = leave_one_out(sums, np.bincount(groups, minlength=10))
     wanted = [values[:, groups != group].mean(axis=1) for group in range(0, 10, 2)]
     np.testing.assert_allclose(found, wanted)
