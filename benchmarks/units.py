@@ -18,8 +18,7 @@ from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
-from headprobe.metrics.accuracy.image_groups import image_groups
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.module import HeadProbe
 from headprobe.units.store import UnitStore
 

@@ -37,8 +37,7 @@ from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, ZERO, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
-from headprobe.metrics.accuracy.image_groups import image_groups
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first

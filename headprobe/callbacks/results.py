@@ -30,10 +30,11 @@ from headprobe.files import now, text_digest
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import agreement_table, console, masks_table
-from headprobe.run.ablations import ablation_rows, group_arrays
+from headprobe.run.ablations import ablation_rows
 from headprobe.run.load import Row, calibration_of
 from headprobe.run.results import (
     class_rows,
+    group_arrays,
     variant_rows,
     write_arrays,
     write_masks,
@@ -124,7 +125,7 @@ class ResultsWriter(AfterBatch):
         write_rows(directory / "masks.csv", rows)
         groups = group_arrays(rows, scores)
         write_arrays(directory / "groups.npz", groups)
-        compared = ablation_rows(rows, groups, calibration)
+        compared = ablation_rows(rows, groups, calibration) if len(probe.ablations) > 1 else []
         if compared:
             write_rows(directory / "ablations.csv", compared)
         write_masks(directory / "masks.json", probe.variants)

@@ -45,18 +45,6 @@ MAPS = (
 )
 
 
-def by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of `masks.csv` without the baseline, by what is appended to the names of curves.
-
-    Nothing for the ablation `zero`, and otherwise the ablation and its draw: `_mean`, `_resample_draw_1`.
-    """
-    found: dict[str, list[Row]] = {}
-    for row in rows[1:]:
-        draw = f"_draw_{row['draw']}" if row["draw"] else ""
-        found.setdefault(_suffix(row) + draw, []).append(row)
-    return found
-
-
 def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     """Yield for each ablation the figures that its masks allow; all draws of an ablation share them."""
     kinds: dict[str, list[Row]] = {}

@@ -71,8 +71,9 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
     One by one, so that only one figure at a time takes memory. Names are TensorBoard's, such as `drop_pp/by_layer`.
     """
-    yield from mask_figures(run)
-    yield from agreement_figures(run)
+    if len(run.masks) > 2:  # a single mask has no figure
+        yield from mask_figures(run)
+        yield from agreement_figures(run)
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
     about = f"{run.record['model']['name']}, {counted(int(images), 'image')}"

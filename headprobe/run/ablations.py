@@ -1,4 +1,4 @@
-"""Kinds of ablation against each other: `groups.npz`, and `ablations.csv`, which follows from it and `masks.csv`."""
+"""Kinds of ablation against each other: `ablations.csv`, which follows from `masks.csv` and `groups.npz`."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprobe.metrics.accuracy.agreement import FEWEST_ORDERED, mean_of_sums, rank_agreement
-from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.metrics.arrays import FloatArray
 from headprobe.run.load import Row
 from headprobe.run.results import FAMILIES_JOINED
@@ -18,18 +17,6 @@ NLL_RISE, DROP_PP = QUANTITIES = ("nll_rise", "drop_pp")
 
 Sums = dict[str, FloatArray]
 """By quantity or ablation, sums over the images of each group: `[masks, groups]`, or `[groups]` of one mask."""
-
-
-def group_arrays(rows: Sequence[Row], scores: PairedScores) -> dict[str, NDArray[Any]]:
-    """Return the arrays of `groups.npz`: what each row of `masks.csv` scores on each of 64 groups of images."""
-    return {
-        "mask": np.array([str(row["mask"]) for row in rows]),
-        "ablation": np.array([str(row["ablation"]) for row in rows]),
-        "draw": np.array([int(row["draw"]) for row in rows], dtype=np.int64),
-        "images": scores.group_images,
-        "top1_count": scores.group_top1_count,
-        "nll": scores.group_nll,
-    }
 
 
 def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calibration: str = "") -> list[Row]:

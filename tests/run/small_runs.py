@@ -12,8 +12,9 @@ from headprobe.masks.ablations import Ablations
 from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
-from headprobe.run.ablations import ablation_rows, group_arrays
+from headprobe.run.ablations import ablation_rows
 from headprobe.run.results import (
+    group_arrays,
     head_rows,
     variant_rows,
     write_arrays,

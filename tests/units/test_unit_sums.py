@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from headprobe.errors import RunError
-from headprobe.metrics.accuracy.image_groups import image_groups
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.units.coverage import Coverage
 from headprobe.units.tree import Arrays, NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from headprobe.metrics.accuracy.image_groups import jackknife_interval, leave_one_out
+from headprobe.metrics.accuracy.jackknife import jackknife_interval, leave_one_out
 from headprobe.metrics.arrays import FloatArray, IntArray
 
 FEWEST_ORDERED = 3

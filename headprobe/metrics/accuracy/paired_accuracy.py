@@ -1,5 +1,7 @@
 """Paired accuracy: what each mask does to the very images that the baseline is scored on, as sums over images."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -9,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.errors import UsageError
-from headprobe.metrics.accuracy.image_groups import GROUPS
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.metrics.sums import Layout, SumMetric
 
 __all__ = ["PairedAccuracy", "PairedScores", "paired_scores", "paired_sums"]
+
+
+GROUPS = 64
+"""Random parts of the images: sums by group give an interval to any function of several masks (`jackknife`)."""
 
 
 class PairedAccuracy(SumMetric):
@@ -92,6 +97,15 @@ class PairedAccuracy(SumMetric):
         Use `paired_scores(metric.to_arrays())` for sums that already hold all processes: this would add them again.
         """
         return paired_scores(self.to_arrays())
+
+
+def image_groups(unit: int, rows: Iterable[int]) -> list[int]:
+    """Return the group of each of a unit's rows, 0 to 63: by a hash that no other choice of rows is made with.
+
+    It follows from the unit and the row alone, not from the plan of passes, batches, processes or the order in which
+    units are merged: the same image is in the same group in every run on the same data.
+    """
+    return [hashlib.sha256(f"group:{unit}:{row}".encode()).digest()[0] % GROUPS for row in rows]
 
 
 def state_layout(masks: int, classes: int, per_class: bool) -> Layout:

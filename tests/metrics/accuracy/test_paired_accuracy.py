@@ -18,8 +18,7 @@ from timm.utils.metrics import accuracy as timm_accuracy
 from torch import Tensor, nn
 
 from headprobe.errors import UsageError
-from headprobe.metrics.accuracy.image_groups import GROUPS
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import GROUPS, PairedAccuracy
 
 MASKS, IMAGES, CLASSES = 3, 41, 11
 

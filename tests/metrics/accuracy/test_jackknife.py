@@ -2,12 +2,8 @@ import numpy as np
 from scipy import stats
 
 from headprobe.data.parts import calibrates
-from headprobe.metrics.accuracy.image_groups import (
-    GROUPS,
-    image_groups,
-    jackknife_interval,
-    leave_one_out,
-)
+from headprobe.metrics.accuracy.jackknife import jackknife_interval, leave_one_out
+from headprobe.metrics.accuracy.paired_accuracy import GROUPS, image_groups
 
 
 def test_a_group_depends_on_unit_and_row_alone() -> None:

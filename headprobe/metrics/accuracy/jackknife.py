@@ -1,23 +1,9 @@
-"""Image groups: 64 random parts of the images, whose sums give an interval to any function of several masks' scores.
-
-The group of an image follows from its unit and row alone: not from the plan of passes, batches, processes or the order
-in which units are merged. So the same image is in the same group in every run on the same data.
-"""
-
-import hashlib
-from collections.abc import Iterable
+"""The delete-a-group jackknife: intervals over images of any function of several masks' scores, from sums by group."""
 
 import numpy as np
 from scipy import stats
 
 from headprobe.metrics.arrays import FloatArray, IntArray
-
-GROUPS = 64
-
-
-def image_groups(unit: int, rows: Iterable[int]) -> list[int]:
-    """Return the group of each of a unit's rows, 0 to 63: by a hash that no other choice of rows is made with."""
-    return [hashlib.sha256(f"group:{unit}:{row}".encode()).digest()[0] % GROUPS for row in rows]
 
 
 def leave_one_out(sums: FloatArray, images: IntArray) -> FloatArray:
