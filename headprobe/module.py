@@ -36,7 +36,7 @@ from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, ZERO, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
@@ -436,8 +436,9 @@ class HeadProbe(lightning.LightningModule):
         logits, labels = self._logits(batch.images, taps_of), batch.labels  # [1 + variants, images, classes], [images]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
+        groups = torch.tensor(image_groups(batch.unit, batch.rows.tolist()), dtype=torch.int64)
         device = _double_device(logits.device)
-        opened.scores.to(device).update(logits.to(device), labels.to(device))
+        opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)

@@ -15,7 +15,9 @@ from headprobe import cli
 from headprobe.callbacks.records import SCHEMA
 from headprobe.masks.spec import MaskSpec
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
+from headprobe.run.load import load_run
 from headprobe.run.results import class_rows, variant_rows
+from tests.run.small_runs import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -211,6 +213,12 @@ def documented_columns(heading: str) -> list[str]:
 def test_every_column_of_masks_csv_is_documented_in_its_order() -> None:
     (baseline,) = variant_rows([], paired_scores(PairedAccuracy(0, 2).to_arrays()))
     assert documented_columns("masks.csv") == list(baseline)
+
+
+def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_its_order(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:head"], ["zero", "mean"]))
+    assert documented_columns("ablations.csv") == list(run.table("ablations.csv") or ())
+    assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
 
 
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
