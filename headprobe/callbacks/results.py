@@ -139,6 +139,8 @@ class ResultsWriter(AfterBatch):
         self._record |= {
             **self._seconds_by_part(),
             "row_plan": probe.plan.to_json() if probe.plan else None,
+            # some are only known when all images were scored
+            "decisions": _decisions(trainer, probe),
             # fewer rows than the plan's where memory ended: those units' last bits differ from an undisturbed run's
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
             "bad_images": len(bad),
@@ -185,12 +187,16 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
-        "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
+        "decisions": _decisions(trainer, probe),
         "command": command_line(trainer),
         "processes": trainer.world_size,
         "hardware": hardware(),
         "began": now(),
     }
+
+
+def _decisions(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, str]:
+    return {decision.about: decision.text for decision in decisions_of(trainer, probe)}
 
 
 def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:
