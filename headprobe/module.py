@@ -453,10 +453,8 @@ class HeadProbe(lightning.LightningModule):
         if groups is not None and self.donor_labels is not None and groups.rows:
             donors = torch.stack(list(self.passes.donors(groups).values()))  # [draws, images]
             opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
-        logits, labels = (
-            self._logits(batch.images, taps_of, groups),
-            batch.labels,
-        )  # [1 + variants, images, classes], [images]
+        logits = self._logits(batch.images, taps_of, groups)  # [1 + variants, images, classes]
+        labels = batch.labels  # [images]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
         device = _double_device(logits.device)

@@ -44,9 +44,8 @@ def replacements_of(
             continue
         key = (kind, variant.draw)
         if key not in shared:
-            shared[key] = (
-                Resample(seed, variant.draw) if kind == RESAMPLE else _shared(kind, _needed(calibration, kind))
-            )
+            draws = kind == RESAMPLE
+            shared[key] = Resample(seed, variant.draw) if draws else _shared(kind, _needed(calibration, kind))
         found.append(shared[key])
     return found
 
