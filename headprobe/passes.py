@@ -89,7 +89,9 @@ class ForwardPasses:
         """
         if groups is None and self.resamples:
             groups = donor_groups(0, range(len(images)), name="a batch")
-        donors = {} if groups is None else self.donors(groups)
+        donors = {}
+        if groups is not None:
+            donors = {kind: places.to(images.device) for kind, places in self.donors(groups).items()}
         found: list[Tensor] = []  # each [1 + variants, images of the pass, classes]
         done = 0
         while done < len(images):
@@ -134,7 +136,7 @@ class ForwardPasses:
             most = self.plan.most_images
             images = torch.zeros(most, *self.growing.layout.input_size, dtype=torch.uint8, device=device)
             for kind in self._resamples:
-                kind.donors = torch.arange(most).roll(1)
+                kind.donors = torch.arange(most, device=device).roll(1)
             try:
                 with self.growing:
                     taps = observing.rehearsal(len(images))

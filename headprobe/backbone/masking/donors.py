@@ -39,7 +39,7 @@ class DonorGroups:
             first: The first image of a group.
             most: Images that the pass may have; a group that is larger comes all the same.
         """
-        start, stop = 0, first
+        start, stop = 0, first  # of a group, and of the pass
         for group in self.rows:
             end = start + len(group)
             if start >= first:
