@@ -16,6 +16,7 @@ from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, 
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
+from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
 from headprobe.backbone.weights import (
     ModelSource,
     create_classifier,
@@ -34,8 +35,9 @@ from headprobe.calibration.fills import replacements_of
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.ablations import FITTED, ZERO, Ablations
+from headprobe.masks.ablations import FITTED, RESAMPLE, ZERO, Ablation, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
+from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
@@ -45,6 +47,9 @@ from headprobe.units.coverage import Coverage, bad_calibration_message, check_co
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums, gather_nodes
+
+MANY_OF_ONE_CLASS = 0.2
+"""Share of donors of their image's own class above which a run says so before its table."""
 
 
 @dataclass
@@ -176,6 +181,7 @@ class HeadProbe(lightning.LightningModule):
         self.calibration: Calibration | None = None  # what fills slots now
         self.given_calibration: Calibration | None = None
         self.calibrating = False
+        self.donor_labels: CountDonorLabels | None = None
         self.valid_classes: Tensor | None = None
         self.statistics: tuple[HeadStatistic, ...] = ()
         self.passes: ForwardPasses | None = None
@@ -185,6 +191,7 @@ class HeadProbe(lightning.LightningModule):
         self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
         self._bad_are_wrong = False
+        self._unit_rows: Sequence[Sequence[int]] | None = None
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
 
     # -- masks -----------------------------------------------------------------------------------------------------
@@ -224,7 +231,7 @@ class HeadProbe(lightning.LightningModule):
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack(keep) if keep else empty
         # All of these were made for other masks.
-        self.passes = self.unit_sums = self.scores = self.coverage = None
+        self.passes = self.unit_sums = self.scores = self.coverage = self.donor_labels = None
 
     @property
     def variants_now(self) -> list[Variant]:
@@ -256,12 +263,25 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        return [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
+        found = [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
+        if self.resampled is not None:
+            found.append(self._donors_in_words())
+        return found
 
     @property
     def title(self) -> str:
         """The model's name in tables and figures, which says if its weights are random."""
         return f"{self.source.name} with random weights" if self.source.random else self.source.name
+
+    def _donors_in_words(self) -> Decision:
+        """Return where resampled heads come from and, once it is counted, how many donors take little away."""
+        text = f"heads of another image among {GROUP} neighbouring rows of a unit"
+        share = None if self.donor_labels is None else self.donor_labels.share
+        if share is None:
+            return Decision(RESAMPLE, text)
+        many = share > MANY_OF_ONE_CLASS
+        text += f"; donors are of the image's own class in {share:.0%} of rows"
+        return Decision(RESAMPLE, text + (", as in data sorted by class: drops are understated" if many else ""), many)
 
     # -- test ------------------------------------------------------------------------------------------------------
 
@@ -284,6 +304,17 @@ class HeadProbe(lightning.LightningModule):
         """Kinds of ablation among the variants that are fitted on calibration images."""
         return sorted({variant.ablation for variant in self.variants} & FITTED)
 
+    @property
+    def resampled(self) -> Ablation | None:
+        """The ablation that takes heads of other images, if a variant is one of it."""
+        used = any(variant.ablation == RESAMPLE for variant in self.variants)
+        return next(one for one in self.ablations if one.kind == RESAMPLE) if used else None
+
+    @property
+    def rows_together(self) -> int:
+        """Neighbouring rows of a unit that must be in one batch."""
+        return 1 if self.resampled is None else GROUP
+
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
         if stage in ("test", "validate"):
@@ -291,6 +322,11 @@ class HeadProbe(lightning.LightningModule):
             self.calibrating = stage == "validate"
             if self.calibrating:
                 self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
+            elif self.rows_together > getattr(data, "rows_together", 1):
+                raise UsageError(
+                    "the ablation resample needs batches of whole groups of rows: use headprobe.ProbeTrainer with "
+                    f"headprobe.ImageNetDataModule, got {type(self.trainer).__name__} and {type(data).__name__}"
+                )
             self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
@@ -353,7 +389,9 @@ class HeadProbe(lightning.LightningModule):
             self.normalised,
             batch_size,
             budget=min(given, default=usual),
-            replacements=replacements_of(self.variants_now, self.layout, self.calibration),
+            replacements=replacements_of(
+                self.variants_now, self.layout, self.calibration, 0 if self.resampled is None else self.resampled.seed
+            ),
         )
         return self.passes.plan
 
@@ -416,7 +454,13 @@ class HeadProbe(lightning.LightningModule):
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants_now), self.per_class and not self.calibrating
-        self.unit_sums = UnitSums(units, lambda: PairedAccuracy(variants, classes, per_class), rows, self.statistics)
+        drawn = None if self.calibrating else self.resampled
+        self.donor_labels = None if drawn is None else CountDonorLabels(drawn.draws)
+        counting = () if self.donor_labels is None else (self.donor_labels,)
+        self.unit_sums = UnitSums(
+            units, lambda: PairedAccuracy(variants, classes, per_class), rows, (*self.statistics, *counting)
+        )
+        self._unit_rows = rows
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
@@ -433,7 +477,12 @@ class HeadProbe(lightning.LightningModule):
         def taps_of(images: slice) -> Sequence[Tap]:
             return observing.taps(opened.statistics, batch.unit, batch.rows[images]) if observing else ()
 
-        logits, labels = self._logits(batch.images, taps_of), batch.labels  # [1 + variants, images, classes], [images]
+        donated = self._donor_groups(batch, name)
+        if donated is not None and self.donor_labels is not None and donated.rows:
+            donors = torch.stack(list(self.passes.donors(donated).values()))  # [draws, images]
+            opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
+        logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
+        labels = batch.labels  # [images]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
         groups = torch.tensor(image_groups(batch.unit, batch.rows.tolist()), dtype=torch.int64)
@@ -442,6 +491,19 @@ class HeadProbe(lightning.LightningModule):
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
+
+    def _donor_groups(self, batch: Any, name: str) -> DonorGroups | None:
+        """Return which images of a batch are each other's donors; None where no heads are resampled."""
+        if self.passes is None or not self.passes.resamples:
+            return None
+        return donor_groups(
+            batch.unit,
+            batch.rows.tolist(),
+            {bad.row: bad.reason for bad in batch.bad},
+            last=batch.last,
+            wanted=None if self._unit_rows is None else self._unit_rows[batch.unit],
+            name=name,
+        )
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
         """Add one batch of the images that calibrate."""
@@ -454,12 +516,12 @@ class HeadProbe(lightning.LightningModule):
         """
         return self._logits(images, lambda _: ())
 
-    def _logits(self, images: Tensor, taps_of: TapsOf) -> Tensor:
+    def _logits(self, images: Tensor, taps_of: TapsOf, groups: DonorGroups | None = None) -> Tensor:
         if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
             return images.new_empty(1 + len(self.variants_now), 0, self.num_classes, dtype=torch.float32)
-        return self.passes.logits(images, taps_of)
+        return self.passes.logits(images, taps_of, groups)
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations; in its dtype by default."""

@@ -18,12 +18,12 @@ from headprobe.backbone.masking.replacement import (
 from headprobe.calibration.constants import Calibration, LayerConstants, predict_masked
 from headprobe.calibration.slots import position_shapes
 from headprobe.errors import UsageError
-from headprobe.masks.ablations import FITTED, LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
+from headprobe.masks.ablations import LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 from headprobe.masks.spec import Variant
 
 
 def replacements_of(
-    variants: Sequence[Variant], layout: HeadLayout, calibration: Calibration | None
+    variants: Sequence[Variant], layout: HeadLayout, calibration: Calibration | None, seed: int = 0
 ) -> list[Replacement]:
     """Return what fills the masked slots of each variant; variants that can share a replacement do.
 
@@ -31,6 +31,7 @@ def replacements_of(
         variants: The variants.
         layout: The model's attention layers.
         calibration: What was fitted; None where no variant needs it.
+        seed: Of the draws of resampling.
 
     Raises:
         UsageError: A variant needs constants that were not fitted.
@@ -44,7 +45,8 @@ def replacements_of(
             continue
         key = (kind, variant.draw)
         if key not in shared:
-            shared[key] = _shared(kind, None if kind not in FITTED else _needed(calibration, kind))
+            draws = kind == RESAMPLE
+            shared[key] = Resample(seed, variant.draw) if draws else _shared(kind, _needed(calibration, kind))
         found.append(shared[key])
     return found
 
@@ -55,10 +57,8 @@ def _needed(calibration: Calibration | None, kind: str) -> Calibration:
     return calibration
 
 
-def _shared(kind: str, calibration: Calibration | None) -> Replacement:
+def _shared(kind: str, calibration: Calibration) -> Replacement:
     """Return the replacement of a kind that is the same for all masks."""
-    if kind == RESAMPLE or calibration is None:
-        return Resample()
     values = []
     for number, layer in enumerate(calibration.layers):
         constants = {MEAN: layer.mean, POSITION: layer.position, OPTIMAL: layer.optimal}[kind]

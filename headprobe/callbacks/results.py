@@ -158,6 +158,8 @@ class ResultsWriter(AfterBatch):
         self._record |= {
             **self._seconds_by_part(),
             "row_plan": probe.plan.to_json() if probe.plan else None,
+            # some are only known when all images were scored
+            "decisions": _decisions(trainer, probe),
             # fewer rows than the plan's where memory ended: those units' last bits differ from an undisturbed run's
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
             "bad_images": len(bad),
@@ -205,12 +207,16 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
         "calibration_images": None if probe.calibration is None else probe.calibration.about["images"],
-        "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
+        "decisions": _decisions(trainer, probe),
         "command": command_line(trainer),
         "processes": trainer.world_size,
         "hardware": hardware(),
         "began": now(),
     }
+
+
+def _decisions(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, str]:
+    return {decision.about: decision.text for decision in decisions_of(trainer, probe)}
 
 
 def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:

@@ -136,6 +136,7 @@ class Replacement(ABC):
         Raises:
             RunError: With the layer.
         """
+        return
 
 
 class Zero(Replacement):
@@ -252,13 +253,18 @@ class Linear(Replacement):
 class Resample(Replacement):
     """Fills masked slots with the same heads' output on another image of the pass, unmasked.
 
+    Args:
+        seed: Of all draws.
+        draw: Number of the draw.
+
     Attributes:
         donors: `[images of the pass]`, for each image the place of its donor in the pass; set before every pass.
     """
 
     name = RESAMPLE
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0, draw: int = 0) -> None:
+        self.seed, self.draw = seed, draw
         self.donors: Tensor | None = None
 
     def fill(self, slots: LayerSlots) -> Tensor:
