@@ -18,7 +18,7 @@ from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.module import HeadProbe
 from headprobe.units.store import UnitStore
 
@@ -98,7 +98,8 @@ def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[flo
     def plain(unit: int) -> None:
         data.todo = [unit]
         for batch in data.stream():
-            metric.update(probe.masked_logits(batch.images), batch.labels)
+            groups = torch.tensor(image_groups(unit, batch.rows.tolist()))
+            metric.update(probe.masked_logits(batch.images), batch.labels, groups)
 
     def ours(unit: int) -> None:
         data.todo = [unit]

@@ -7,9 +7,10 @@ with headprobe.ablate(model, "layer:3"):
 ```
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,12 +20,19 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_unreachable, refuse_unusable
 from headprobe.backbone.masking.ablation import HookCount, ablating, masks_of_rows
+from headprobe.backbone.masking.replacement import Replacement, check_replacements
 from headprobe.backbone.proofs.check import check_backbone
 from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.proofs.report import CheckReport
 from headprobe.backbone.sandbox import in_single, quiet
+from headprobe.backbone.weights import weights_digest
+from headprobe.calibration.constants import Calibration, read_calibration, refuse_another
+from headprobe.calibration.fills import replacements_of
+from headprobe.calibration.slots import position_shapes
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.spec import MaskSpec, expand_all
+from headprobe.masks.ablations import FITTED, POSITION, RESAMPLE, ZERO, Ablations
+from headprobe.masks.spec import MaskSpec, Variant, expand_all
+from headprobe.text import counted
 
 
 def check(
@@ -59,6 +67,8 @@ def ablate(
     *,
     input_size: tuple[int, int, int] | None = None,
     semantics: Semantics = "slot",
+    ablation: str = ZERO,
+    calibration: str | Path | Calibration | None = None,
 ) -> Iterator[HeadLayout]:
     """Mask heads in every forward pass of `model` while the context is open; afterwards the model is as it was.
 
@@ -72,12 +82,15 @@ def ablate(
         spec: A mask spec that stands for one mask, such as `layer:3` or `head:3.1+head:5.0`.
         input_size: `(channels, height, width)` of your images; without it the size the model was built for.
         semantics: What masking takes away, as in `check`.
+        ablation: What the slots of masked heads are filled with: `zero`, or `mean`, `position`, `linear` or `optimal`.
+        calibration: A run's folder or `calibration.safetensors`, with the constants of these.
 
     Yields:
         The model's attention layers.
 
     Raises:
-        UsageError: The spec does not fit the model or stands for several masks, or a proof fails.
+        UsageError: The spec does not fit the model or stands for several masks, or a proof fails; or the calibration is
+            not one of this model and its weights.
         RunError: A forward pass did not apply the mask exactly once per layer, or there was none at all: the mask would
             have done nothing.
     """
@@ -86,20 +99,64 @@ def ablate(
 
     with torch.inference_mode(False), quiet(model):
         layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
-        variants = expand_all([spec], layout.heads_per_layer, layout.model)
+        variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation))
         if len(variants) != 1:
-            raise UsageError(f"ablate takes a spec of one mask, got {spec} with {len(variants)} masks")
+            raise UsageError(
+                f"ablate takes a spec of one mask and one ablation, got {spec} under {ablation} with "
+                f"{counted(len(variants), 'variant')}"
+            )
+        fills = _fills(model, layout, variants, calibration)
         prove_masks(in_single(model, layout.model), layout)
 
     keep = variants[0].mask.mask.keep().to(_device(model))  # [layers, max heads]
     with ExitStack() as stack:
-        count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None])))
+        count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None]), lambda: fills))
         stack.enter_context(_counted(model, layout, count))
         yield layout
         if not count.ever:
             raise RunError(
                 f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything "
                 "(where the model was compiled before, call torch.compiler.reset() first)"
+            )
+
+
+def _fills(
+    model: nn.Module, layout: HeadLayout, variants: Sequence[Variant], given: str | Path | Calibration | None
+) -> list[Replacement]:
+    """Return what fills the masked slots, from constants that were fitted on this very model."""
+    kind = variants[0].ablation
+    if kind == RESAMPLE:
+        raise UsageError("ablate has no other images to take heads from: use headprobe test, got resample")
+    if kind not in FITTED:
+        if given is not None:
+            raise UsageError(f"calibration is for ablations that are fitted, {', '.join(sorted(FITTED))}, got {kind}")
+        return replacements_of(variants, layout, None)
+    if given is None:
+        raise UsageError(
+            f"the ablation {kind} needs constants: run headprobe test --ablation {kind} on this model and give "
+            "calibration its folder, got none"
+        )
+    calibration = given if isinstance(given, Calibration) else read_calibration(Path(given))
+    own = {
+        "weights_sha256": weights_digest(model),
+        "heads_per_layer": list(layout.heads_per_layer),
+        "layers": [layer.name for layer in layout.layers],
+    }
+    refuse_another(calibration, own, [kind])
+    if kind == POSITION:
+        _refuse_other_tokens(calibration, layout)
+    check_replacements(layout, fills := replacements_of(variants, layout, calibration), 1)
+    return fills
+
+
+def _refuse_other_tokens(calibration: Calibration, layout: HeadLayout) -> None:
+    """Raise a UsageError where images of this size have other token positions than those of the calibration."""
+    for number, (positions, heads, head_dim) in enumerate(position_shapes(layout)):
+        fitted = calibration.layers[number].position
+        if fitted is not None and fitted.shape != (positions, heads, head_dim):
+            raise UsageError(
+                f"the calibration has {len(fitted)} token positions in layer {number}, where images of "
+                f"{layout.input_size} have {positions}: fit it at this size, or choose mean, got position"
             )
 
 

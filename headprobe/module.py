@@ -1,7 +1,7 @@
 """`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from headprobe.backbone.growing.row_plan import ROW_BUDGET_CPU, ROW_BUDGET_GPU, 
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
+from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Constant
 from headprobe.backbone.weights import (
     ModelSource,
@@ -45,20 +46,24 @@ from headprobe.calibration.optimal import (
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.ablations import FITTED, OPTIMAL, ZERO, Ablations
+from headprobe.masks.ablations import FITTED, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
-from headprobe.text import Decision
-from headprobe.units.coverage import Coverage, check_coverage, images_read
+from headprobe.text import Decision, counted
+from headprobe.units.coverage import Coverage, bad_calibration_message, check_coverage, images_read
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums, gather_nodes
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
+
+MANY_OF_ONE_CLASS = 0.2
+"""Share of donors of their image's own class above which a run says so before its table."""
 
 
 @dataclass
@@ -191,6 +196,7 @@ class HeadProbe(lightning.LightningModule):
         self.given_calibration: Calibration | None = None
         self.calibrating = False
         self.search: Search | None = None  # under way while optimal constants are sought, round by round
+        self.donor_labels: CountDonorLabels | None = None
         self.valid_classes: Tensor | None = None
         self.statistics: tuple[HeadStatistic, ...] = ()
         self.passes: ForwardPasses | None = None
@@ -200,6 +206,7 @@ class HeadProbe(lightning.LightningModule):
         self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
         self._bad_are_wrong = False
+        self._unit_rows: Sequence[Sequence[int]] | None = None
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
 
     # -- masks -----------------------------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ class HeadProbe(lightning.LightningModule):
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack(keep) if keep else empty
         # All of these were made for other masks.
-        self.passes = self.unit_sums = self.scores = self.coverage = None
+        self.passes = self.unit_sums = self.scores = self.coverage = self.donor_labels = None
 
     @property
     def variants_now(self) -> list[Variant]:
@@ -271,13 +278,27 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        about = self.calibration.about.get(OPTIMAL) if self.calibration is not None else None
-        return [*self._decisions, *([Decision(OPTIMAL, in_words(about), shown=True)] if about else [])]
+        found = [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
+        if self.resampled is not None:
+            found.append(self._donors_in_words())
+        if self.calibration is not None and OPTIMAL in self.calibration.about:
+            found.append(Decision(OPTIMAL, in_words(self.calibration.about[OPTIMAL]), shown=True))
+        return found
 
     @property
     def title(self) -> str:
         """The model's name in tables and figures, which says if its weights are random."""
         return f"{self.source.name} with random weights" if self.source.random else self.source.name
+
+    def _donors_in_words(self) -> Decision:
+        """Return where resampled heads come from and, once it is counted, how many donors take little away."""
+        text = f"heads of another image among {GROUP} neighbouring rows of a unit"
+        share = None if self.donor_labels is None else self.donor_labels.share
+        if share is None:
+            return Decision(RESAMPLE, text)
+        many = share > MANY_OF_ONE_CLASS
+        text += f"; donors are of the image's own class in {share:.0%} of rows"
+        return Decision(RESAMPLE, text + (", as in data sorted by class: drops are understated" if many else ""), many)
 
     # -- test ------------------------------------------------------------------------------------------------------
 
@@ -301,15 +322,33 @@ class HeadProbe(lightning.LightningModule):
         """Kinds of ablation among the variants that are fitted on calibration images."""
         return sorted({variant.ablation for variant in self.variants} & FITTED)
 
+    @property
+    def resampled(self) -> Ablation | None:
+        """The ablation that takes heads of other images, if a variant is one of it."""
+        used = any(variant.ablation == RESAMPLE for variant in self.variants)
+        return next(one for one in self.ablations if one.kind == RESAMPLE) if used else None
+
+    @property
+    def rows_together(self) -> int:
+        """Neighbouring rows of a unit that must be in one batch."""
+        return 1 if self.resampled is None else GROUP
+
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
         if stage in ("test", "validate"):
             data = data_of(self.trainer)
             self.calibrating = stage == "validate"
+            if not self.calibrating:
+                self.search = None  # one that broke off
             if self.search is not None:
                 self.statistics = ()
             elif self.calibrating:
                 self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
+            elif self.rows_together > getattr(data, "rows_together", 1):
+                raise UsageError(
+                    "the ablation resample needs batches of whole groups of rows: use headprobe.ProbeTrainer with "
+                    f"headprobe.ImageNetDataModule, got {type(self.trainer).__name__} and {type(data).__name__}"
+                )
             self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
@@ -332,6 +371,22 @@ class HeadProbe(lightning.LightningModule):
                 "line, or read the `scores` of the HeadProbe afterwards"
             )
         self._begin_passes()
+
+    def begin_calibration(self, fitting: bool = True) -> None:
+        """Begin to calibrate on a unit of noise; without `fitting` only the passes run. For dry runs."""
+        self.calibrating, self.statistics = True, (SlotStatistic(self.fitted_kinds),) if fitting else ()
+        self.begin_units(1)
+        self.plan_passes(32)
+        self.observe_heads()
+
+    def end_calibration(self) -> int:
+        """End a calibration on noise and return the bytes of its sums."""
+        self.statistics = (SlotStatistic(self.fitted_kinds),)
+        self.begin_units(1)
+        self.observe_heads()
+        sums = self.statistics[0].empty_sums().values()
+        self.calibrating, self.statistics, self.unit_sums = False, (), None
+        return sum(getattr(metric, name).nbytes for metric in sums for name in metric.layout)
 
     def _begin_passes(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -358,7 +413,9 @@ class HeadProbe(lightning.LightningModule):
             self.normalised,
             batch_size,
             budget=min(given, default=usual),
-            replacements=replacements_of(self.variants_now, self.layout, self.calibration),
+            replacements=replacements_of(
+                self.variants_now, self.layout, self.calibration, 0 if self.resampled is None else self.resampled.seed
+            ),
         )
         return self.passes.plan
 
@@ -445,8 +502,12 @@ class HeadProbe(lightning.LightningModule):
             trials, dim = len(self.search.now.heads), self.search.dim
             self.unit_sums = UnitSums(units, lambda: TrialSums(trials, dim), rows)
         else:
+            drawn = None if self.calibrating else self.resampled
+            self.donor_labels = None if drawn is None else CountDonorLabels(drawn.draws)
+            counting = () if self.donor_labels is None else (self.donor_labels,)
             scores = partial(PairedAccuracy, variants, classes, per_class)
-            self.unit_sums = UnitSums(units, scores, rows, self.statistics)
+            self.unit_sums = UnitSums(units, scores, rows, (*self.statistics, *counting))
+        self._unit_rows = rows
         self._bad_are_wrong = bad_are_wrong
 
     def test_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # callbacks read it, typed
@@ -459,14 +520,33 @@ class HeadProbe(lightning.LightningModule):
         def taps_of(images: slice) -> Sequence[Tap]:
             return observing.taps(opened.statistics, batch.unit, batch.rows[images]) if observing else ()
 
-        logits, labels = self._logits(batch.images, taps_of), batch.labels  # [1 + variants, images, classes], [images]
+        donated = self._donor_groups(batch, name)
+        if donated is not None and self.donor_labels is not None and donated.rows:
+            donors = torch.stack(list(self.passes.donors(donated).values()))  # [draws, images]
+            opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
+        logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
+        labels = batch.labels  # [images]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
+        groups = torch.tensor(image_groups(batch.unit, batch.rows.tolist()), dtype=torch.int64)
         device = _double_device(logits.device)
-        opened.scores.to(device).update(logits.to(device), labels.to(device))
+        opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
+
+    def _donor_groups(self, batch: Any, name: str) -> DonorGroups | None:
+        """Return which images of a batch are each other's donors; None where no heads are resampled."""
+        if self.passes is None or not self.passes.resamples:
+            return None
+        return donor_groups(
+            batch.unit,
+            batch.rows.tolist(),
+            {bad.row: bad.reason for bad in batch.bad},
+            last=batch.last,
+            wanted=None if self._unit_rows is None else self._unit_rows[batch.unit],
+            name=name,
+        )
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
         """Add one batch of the images that calibrate."""
@@ -518,12 +598,12 @@ class HeadProbe(lightning.LightningModule):
         """
         return self._logits(images, lambda _: ())
 
-    def _logits(self, images: Tensor, taps_of: TapsOf) -> Tensor:
+    def _logits(self, images: Tensor, taps_of: TapsOf, groups: DonorGroups | None = None) -> Tensor:
         if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
             return images.new_empty(1 + len(self.variants_now), 0, self.num_classes, dtype=torch.float32)
-        return self.passes.logits(images, taps_of)
+        return self.passes.logits(images, taps_of, groups)
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations; in its dtype by default."""
@@ -585,6 +665,8 @@ class HeadProbe(lightning.LightningModule):
         whole = self.unit_sums.whole() if self.unit_sums is not None else {}
         self.coverage = whole[COVERAGE]
         check_coverage(whole[COVERAGE], data_of(self.trainer))
+        if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
+            raise RunError(bad_calibration_message(whole[COVERAGE].bad))
         (statistic,) = self.statistics
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")
@@ -614,6 +696,29 @@ class HeadProbe(lightning.LightningModule):
         self._finished = None
         if self.passes is not None:
             self.passes.observing = None
+
+
+def _normalisation(source: ModelSource, config: Mapping[str, Any]) -> Decision:
+    """Return how images are normalised: a file of weights does not say which normalisation they were trained with."""
+    numbers = ", ".join(f"{name} {tuple(round(float(value), 4) for value in config[name])}" for name in ("mean", "std"))
+    return Decision("normalisation", f"{numbers}, as {source.name} is configured (pretrained_cfg_overlay)")
+
+
+def _of_layers(layout: HeadLayout) -> list[Decision]:
+    """Return what masking a head means in this model, where it could mean something else."""
+    found = []
+    ambiguous = [layer for layer in layout.layers if layer.ambiguous]
+    if ambiguous:
+        what = "the whole slot of a head" if ambiguous[0].semantics == "slot" else "what a head attends to, alone"
+        text = f"{what}, which are two things in {counted(len(ambiguous), 'layer')} (--model.semantics, docs/heads.md)"
+        found.append(Decision("masks take away", text))
+    if normed := sum(layer.inner_norm for layer in layout.layers):
+        text = f"a norm over all heads in {counted(normed, 'layer')}: masking a head rescales the others too"
+        found.append(Decision("norm behind the heads", text, shown=True))
+    if layout.headless:
+        text = f"{counted(len(layout.headless), 'module')} without heads, which no mask reaches: {layout.headless[0]}"
+        found.append(Decision("further attention", f"{text}{' and others' * (len(layout.headless) > 1)}", shown=True))
+    return found
 
 
 def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.shortcuts import Shortcuts
 from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
-from headprobe.backbone.masking.replacement import Replacement
+from headprobe.backbone.masking.donors import DonorGroups, donor_groups
+from headprobe.backbone.masking.replacement import Replacement, Resample
 from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import in_single, is_out_of_memory, towards_inputs
 from headprobe.calibration.optimal import Head
@@ -58,6 +59,7 @@ class ForwardPasses:
         self.growing = GrowingPass(backbone, layout, joins, keep, self._shortcuts, replacements)
         self.plan = self.growing.plan(batch_size, budget)
         self.observing: Observing | None = None
+        self._resamples = {id(kind): kind for kind in replacements if isinstance(kind, Resample)}.values()
         self.normalised, self._batch_size = normalised, batch_size
 
     def take(self, budget: int) -> None:
@@ -69,18 +71,35 @@ class ForwardPasses:
         """Work of one image under all variants in plain forward passes, counted in layers."""
         return len(self.plan.waves) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
 
-    def logits(self, images: Tensor, taps_of: TapsOf = lambda _: ()) -> Tensor:
+    @property
+    def resamples(self) -> bool:
+        """Whether heads are filled from other images, so that a pass must hold whole groups of images."""
+        return bool(self._resamples)
+
+    def logits(self, images: Tensor, taps_of: TapsOf = lambda _: (), groups: DonorGroups | None = None) -> Tensor:
         """Return logits `[1 + variants, images, classes]` of one or more uint8 images.
 
         An out-of-memory halves the row budget and goes on.
 
+        Args:
+            images: `[images, channels, height, width]`.
+            taps_of: Gives the taps of each pass.
+            groups: Where heads are resampled, which images are each other's donors; neighbours if not given.
+
         Raises:
-            RunError: Not even one image fits, or memory ended while statistics observed.
+            RunError: Not even one image fits, memory ended while statistics observed, or an image has no donor.
         """
+        if groups is None and self.resamples:
+            groups = donor_groups(0, range(len(images)), name="a batch")
+        donors = {}
+        if groups is not None:
+            donors = {kind: places.to(images.device) for kind, places in self.donors(groups).items()}
         found: list[Tensor] = []  # each [1 + variants, images of the pass, classes]
         done = 0
         while done < len(images):
-            now = slice(done, done + self.plan.images)
+            now = self._images_of_pass(done, groups)
+            for kind, places in donors.items():
+                kind.donors = places[now] - done  # places in the pass
             try:
                 with self.growing:
                     found.append(self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now)))
@@ -133,6 +152,16 @@ class ForwardPasses:
                 losses, gradients, done = losses + found[0], gradients + found[1], now.stop
         return losses, gradients
 
+    def _images_of_pass(self, first: int, groups: DonorGroups | None) -> slice:
+        """Return the images of the next pass of a batch, from image `first` on."""
+        if groups is None:
+            return slice(first, first + self.plan.images)
+        return groups.of_pass(first, self.plan.images)
+
+    def donors(self, groups: DonorGroups) -> dict[Resample, Tensor]:
+        """Return for every draw the place of each image's donor in the batch, `[images]`."""
+        return {kind: groups.donors(kind.seed, kind.draw) for kind in self._resamples}
+
     def observe(self, statistics: Sequence[HeadStatistic], variant: int | None) -> None:
         """Show every pass to statistics from now on.
 
@@ -149,7 +178,10 @@ class ForwardPasses:
         """
         observing = self.observing
         while observing is not None:
-            images = torch.zeros(self.plan.images, *self.growing.layout.input_size, dtype=torch.uint8, device=device)
+            most = self.plan.most_images
+            images = torch.zeros(most, *self.growing.layout.input_size, dtype=torch.uint8, device=device)
+            for kind in self._resamples:
+                kind.donors = torch.arange(most, device=device).roll(1)
             try:
                 with self.growing:
                     taps = observing.rehearsal(len(images))
@@ -172,16 +204,18 @@ class ForwardPasses:
                 f"out of memory with {counted(rows, 'row')} in a forward pass while heads were described; run the same "
                 f"command again with --model.row_budget {max(1, rows // 2)}"
             ) from error
-        if rows <= 1 + bool(self.growing.first_layers):
+        if rows <= self.plan.least_rows:
+            images = "one image fits" if self.plan.together == 1 else f"{self.plan.most_images} images fit"
             raise RunError(
-                "not even one image fits into memory; choose a smaller model or image size, or another device"
+                f"not even {images} into memory; choose a smaller model or image size, or another device"
             ) from error
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        self.take(rows // 2)
+        budget = max(rows // 2, self.plan.least_rows if self.plan.together > 1 else 1)
+        self.take(budget)
         lightning.pytorch.utilities.rank_zero_warn(
             f"out of memory with {counted(rows, 'row')} in a forward pass; going on with {self.plan.most_rows} "
-            f"(--model.row_budget {rows // 2} starts there)"
+            f"(--model.row_budget {budget} starts there)"
         )
 
 

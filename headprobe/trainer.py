@@ -128,10 +128,11 @@ class ProbeTrainer(lightning.Trainer):
 
     @staticmethod
     def split_data(probe: HeadProbe, data: Any) -> None:
-        """Keep images that are judged apart from images that fit; before the data are opened."""
+        """Keep images that are judged apart from images that fit, and donors together; before the data are opened."""
         given = probe.given_calibration
         fitted_on = None if given is None or not probe.fitted_kinds else given.about["data"]
         data.split_off(bool(probe.fitted_kinds) and given is None, fitted_on)
+        data.keep_together(probe.rows_together)
 
     def _calibrate(self, resume: str, model: Any = None, dataloaders: Any = None, *args: Any, **kwargs: Any) -> None:
         """Fit what the ablations of a test need, on images of their own: Lightning's validate stage."""

@@ -1,5 +1,6 @@
 """The commands of README and docs/ work, a run writes what they say, and the files that they name exist."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from headprobe import cli
 from headprobe.callbacks.records import SCHEMA
 from headprobe.masks.spec import MaskSpec
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
+from headprobe.run.load import load_run
 from headprobe.run.results import class_rows, variant_rows
+from tests.run.small_runs import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -212,6 +215,12 @@ def test_every_column_of_masks_csv_is_documented_in_its_order() -> None:
     assert documented_columns("masks.csv") == list(baseline)
 
 
+def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_its_order(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:head"], ["zero", "mean"]))
+    assert documented_columns("ablations.csv") == list(run.table("ablations.csv") or ())
+    assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
+
+
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
     metric = PairedAccuracy(0, 1, per_class=True)
     metric.class_images += 1
@@ -221,3 +230,15 @@ def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
 
 def test_every_column_of_the_records_is_documented_in_its_order() -> None:
     assert documented_columns("records") == list(SCHEMA.names)
+
+
+def test_every_decision_that_the_code_makes_is_documented() -> None:
+    page = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    keys: set[str] = set()
+    for file in (ROOT / "headprobe").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Decision":
+                assert isinstance(node.args[0], ast.Constant), f"{file.name} makes up a key while it runs"
+                keys.add(str(node.args[0].value))
+    assert len(keys) > 10
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []

@@ -27,7 +27,7 @@ DIRECTLY: dict[str, set[str]] = {
     "units": set(),
     "data": set(),
     "backbone": {"masks", "metrics"},
-    "api": {"backbone"},
+    "api": {"calibration"},
     "catalog": {"backbone"},  # nothing in a run uses it
     "describe": {"backbone", "units"},
     "calibration": {"describe"},

@@ -94,7 +94,9 @@ def with_pretrained(
             changed = [] if record.seen else _changed_by(name, options)
             _refuse_misfit(name, record, asked, error, changed)
     describe_images(backbone, options)
-    decisions = [Decision("weights", "the released ones")]
+    tag = config.get("tag")
+    released = f"those that timm releases as {name.partition('.')[0]}{f'.{tag}' if tag else ''}"
+    decisions = [Decision("weights", released)]
     channels, native = options.get("in_chans"), config.get("input_size", (3,))[0]
     if channels not in (None, native):
         stem = f"timm made weights for {channels} channels from those for {native} (model.options.in_chans)"

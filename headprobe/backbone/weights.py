@@ -148,7 +148,7 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     if classes is not None:
         options.setdefault("num_classes", classes)
     backbone = _created(name, False, options, source)
-    decisions = [Decision("weights", path if source.weights else f"the safetensors of {source.name}")]
+    decisions = [Decision("weights", Path(path).name if place is None else f"the safetensors of {source.name}")]
     own = backbone.state_dict()
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)

@@ -208,7 +208,7 @@ def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:
     return LayerConstants(samples, mean, covariance, resolution, optional["position"], optional["optimal"])
 
 
-OF_MODEL = ("name", "weights_sha256", "options", "num_classes", "data_config", "heads_per_layer", "semantics")
+OF_MODEL = ("name", "weights_sha256", "options", "num_classes", "data_config", "heads_per_layer", "layers", "semantics")
 """What must be equal in a model's identity where constants are used again."""
 
 
@@ -224,7 +224,9 @@ def refuse_another(calibration: Calibration, model: Mapping[str, Any], kinds: Se
         UsageError: With what differs.
     """
     fitted = calibration.about.get("model", {})
-    differ = [name for name in OF_MODEL if fitted.get(name) != json.loads(json.dumps(model[name]))]
+    # of a model in hand less is known than of one that headprobe built
+    known = [name for name in OF_MODEL if name in model]
+    differ = [name for name in known if fitted.get(name) != json.loads(json.dumps(model[name]))]
     if differ:
         name, listed = differ[0], ", ".join(differ)
         raise UsageError(

@@ -15,15 +15,16 @@ from headprobe.backbone.masking.replacement import (
     Replacement,
     Resample,
 )
-from headprobe.calibration.constants import Calibration, predict_masked
+from headprobe.calibration.constants import Calibration, LayerConstants, predict_masked
 from headprobe.calibration.optimal import refuse_missing
+from headprobe.calibration.slots import position_shapes
 from headprobe.errors import UsageError
-from headprobe.masks.ablations import FITTED, LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
+from headprobe.masks.ablations import LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 from headprobe.masks.spec import Variant
 
 
 def replacements_of(
-    variants: Sequence[Variant], layout: HeadLayout, calibration: Calibration | None
+    variants: Sequence[Variant], layout: HeadLayout, calibration: Calibration | None, seed: int = 0
 ) -> list[Replacement]:
     """Return what fills the masked slots of each variant; variants that can share a replacement do.
 
@@ -31,6 +32,7 @@ def replacements_of(
         variants: The variants.
         layout: The model's attention layers.
         calibration: What was fitted; None where no variant needs it.
+        seed: Of the draws of resampling.
 
     Raises:
         UsageError: A variant needs constants that were not fitted.
@@ -46,7 +48,8 @@ def replacements_of(
             continue
         key = (kind, variant.draw)
         if key not in shared:
-            shared[key] = _shared(kind, None if kind not in FITTED else _needed(calibration, kind))
+            draws = kind == RESAMPLE
+            shared[key] = Resample(seed, variant.draw) if draws else _shared(kind, _needed(calibration, kind))
         found.append(shared[key])
     return found
 
@@ -57,10 +60,8 @@ def _needed(calibration: Calibration | None, kind: str) -> Calibration:
     return calibration
 
 
-def _shared(kind: str, calibration: Calibration | None) -> Replacement:
+def _shared(kind: str, calibration: Calibration) -> Replacement:
     """Return the replacement of a kind that is the same for all masks."""
-    if kind == RESAMPLE or calibration is None:
-        return Resample()
     values = []
     for number, layer in enumerate(calibration.layers):
         constants = {MEAN: layer.mean, POSITION: layer.position, OPTIMAL: layer.optimal}[kind]
@@ -83,3 +84,12 @@ def _linear(variant: Variant, layout: HeadLayout, calibration: Calibration) -> L
         matrix, offset = torch.from_numpy(found.matrix).float(), torch.from_numpy(found.offset).float()
         maps.append(AffineMap(torch.from_numpy(found.kept), torch.from_numpy(found.masked), matrix, offset))
     return Linear(maps)
+
+
+def stand_in(layout: HeadLayout) -> Calibration:
+    """Return constants of every kind that were fitted on nothing: with these a dry run costs what a run costs."""
+    layers = []
+    for layer, shape in zip(layout.layers, position_shapes(layout), strict=True):
+        mean, width = np.zeros((layer.heads, layer.head_dim)), layer.channels.channels
+        layers.append(LayerConstants(1, mean, np.eye(width), position=np.zeros(shape), optimal=mean))
+    return Calibration(layers)

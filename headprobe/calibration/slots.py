@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.heads.layout import HeadLayout
-from headprobe.calibration.constants import Calibration, LayerConstants
+from headprobe.calibration.constants import LayerConstants
 from headprobe.describe.base import HeadStatistic, Observation
 from headprobe.describe.head_outputs import head_outputs
 from headprobe.masks.ablations import LINEAR, POSITION
@@ -162,18 +162,6 @@ class SlotStatistic(HeadStatistic):
             covariance = own.own.products / max(samples, 1)
             found.append(LayerConstants(samples, mean, covariance, own.resolution, position))
         return found
-
-
-def stand_in(layout: HeadLayout) -> Calibration:
-    """Return constants that nothing was fitted for, of the right shapes: a trial on noise takes as long with them."""
-    layers = []
-    for layer, (positions, heads, dim) in zip(layout.layers, position_shapes(layout), strict=True):
-        zeros = np.zeros((heads, dim))
-        channels = layer.heads * layer.head_dim
-        layers.append(
-            LayerConstants(1, zeros, np.eye(channels), position=np.zeros((positions, heads, dim)), optimal=zeros)
-        )
-    return Calibration(layers)
 
 
 def position_shapes(layout: HeadLayout) -> list[Shape]:

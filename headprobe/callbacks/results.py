@@ -28,10 +28,20 @@ from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
+from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
-from headprobe.report.table import console, masks_table
-from headprobe.run.load import Row
-from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
+from headprobe.report.table import agreement_table, console, masks_table
+from headprobe.run.ablations import ablation_rows
+from headprobe.run.load import Row, calibration_of
+from headprobe.run.results import (
+    class_rows,
+    group_arrays,
+    variant_rows,
+    write_arrays,
+    write_masks,
+    write_record,
+    write_rows,
+)
 from headprobe.text import Decision, counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
@@ -93,7 +103,7 @@ class ResultsWriter(AfterBatch):
         data = data_of(trainer)
         check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
-            self._write(trainer, probe, probe.coverage, variant_rows(probe.variants, probe.scores))
+            self._write(trainer, probe, probe.coverage, probe.scores)
         # Process 0 alone fails: the others do not wait until it has written everything.
         if trainer.is_global_zero and probe.coverage.bad and data.on_bad_image == "error":
             raise RunError(bad_images_message(probe.coverage.bad, self._directory))
@@ -109,20 +119,29 @@ class ResultsWriter(AfterBatch):
                 write_record(self._directory, self._record)
 
     @rank_zero_only
-    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, rows: list[Row]) -> None:
+    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores) -> None:
         directory, bad = self._directory, coverage.bad
         policy = data_of(trainer).on_bad_image
+        rows, calibration = variant_rows(probe.variants, scores), calibration_of(self._record)
         write_rows(directory / "masks.csv", rows)
+        groups = group_arrays(rows, scores)
+        write_arrays(directory / "groups.npz", groups)
+        compared = ablation_rows(rows, groups, calibration) if len(probe.ablations) > 1 else []
+        if compared:
+            write_rows(directory / "ablations.csv", compared)
         write_masks(directory / "masks.json", probe.variants)
         if probe.calibration is not None:
             save_calibration(probe.calibration, directory)
-        if probe.scores is not None and probe.per_class:
+        if probe.per_class:
             classes = _scored_classes(trainer, probe)
-            write_rows(directory / "classes.csv", class_rows(probe.variants, probe.scores, classes))
+            write_rows(directory / "classes.csv", class_rows(probe.variants, scores, classes))
         if bad:
             write_rows(directory / "bad_images.csv", bad)
         if self.table:
-            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
+            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown], calibration)
+            if compared:
+                console.print()
+                console.print(agreement_table(compared))
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
@@ -140,6 +159,8 @@ class ResultsWriter(AfterBatch):
         self._record |= {
             **self._seconds_by_part(),
             "row_plan": probe.plan.to_json() if probe.plan else None,
+            # some are only known when all images were scored
+            "decisions": _decisions(trainer, probe),
             # fewer rows than the plan's where memory ended: those units' last bits differ from an undisturbed run's
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
             "bad_images": len(bad),
@@ -187,12 +208,17 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "optimal": None if probe.calibration is None else probe.calibration.about.get(OPTIMAL),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
-        "decisions": {decision.about: decision.text for decision in decisions_of(trainer, probe)},
+        "calibration_images": None if probe.calibration is None else probe.calibration.about["images"],
+        "decisions": _decisions(trainer, probe),
         "command": command_line(trainer),
         "processes": trainer.world_size,
         "hardware": hardware(),
         "began": now(),
     }
+
+
+def _decisions(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, str]:
+    return {decision.about: decision.text for decision in decisions_of(trainer, probe)}
 
 
 def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:
@@ -210,12 +236,12 @@ def _accepted(bad: int, policy: str, images: int) -> str:
     return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
-def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
+def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision], calibration: str) -> None:
     """Print what was decided and may surprise, the table, and a warning of NaN or infinite logits."""
     console.print()
     for decision in decisions:
         console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
-    console.print(masks_table(rows, probe.title))
+    console.print(masks_table(rows, probe.title, calibration=calibration))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")

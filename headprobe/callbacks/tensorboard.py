@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from headprobe.files import write_bytes
-from headprobe.report.run_figures import by_ablation, run_figures
-from headprobe.run.load import Columns, Run, read_run
+from headprobe.masks.ablations import ZERO
+from headprobe.report.run_figures import run_figures
+from headprobe.run.load import Columns, Row, Run, read_run
 
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
 BASELINE_COLUMNS = ("top1", "top5", "nll")
@@ -61,7 +62,7 @@ def save_figures(loggers: Sequence[Logger], directory: Path, figures: Iterable[t
 def _scalars(run: Run) -> dict[int, dict[str, float]]:
     """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name."""
     scalars: dict[int, dict[str, float]] = {}
-    for suffix, rows in by_ablation(run.masks).items():
+    for suffix, rows in _by_variant(run.masks).items():
         for row in rows:
             curve, step = run.curves[str(row["mask"])]
             for column in CURVE_COLUMNS:
@@ -71,6 +72,19 @@ def _scalars(run: Run) -> dict[int, dict[str, float]]:
     for step in list(scalars) or [0]:
         scalars.setdefault(step, {}).update(baseline)
     return scalars
+
+
+def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of `masks.csv` without the baseline, by what is appended to the names of curves.
+
+    Nothing for the ablation `zero`, and otherwise the ablation and its draw: `_mean`, `_resample_draw_1`.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows[1:]:
+        suffix = "" if row["ablation"] == ZERO else f"_{row['ablation']}"
+        suffix += f"_draw_{row['draw']}" if row["draw"] else ""
+        found.setdefault(suffix, []).append(row)
+    return found
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import math
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
+from headprobe.calibration.fills import stand_in
 from headprobe.calibration.optimal import MOST_ROUNDS, Search, heads_to_optimise
-from headprobe.calibration.slots import stand_in
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -39,14 +40,17 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
     images, processes = data.expected_images, trainer.world_size
-    if probe.calibration is None and probe.fitted_kinds:
-        probe.calibration = stand_in(probe.layout)  # time and memory are those of fitted constants
+    fits = [] if probe.given_calibration is not None else probe.fitted_kinds
+    if fits:
+        probe.calibration = stand_in(probe.layout)
     with torch.inference_mode():
         optimal = _optimal_line(trainer, probe, data)
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
     decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
     lines = [*decisions, *_masks_lines(probe), _plan_line(probe)]
+    if fits:
+        lines.append(_calibration_line(trainer, probe, data))
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     lines += _time_lines(seconds, images, processes)
@@ -78,6 +82,52 @@ def _plan_line(probe: HeadProbe) -> str:
     )
 
 
+def _calibration_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> str:
+    """Return what fitting costs: images, time and the memory of the sums, measured on noise."""
+    size = probe.data_config["input_size"]
+    noise = torch.randint(0, 256, (data.batch_size, *size), dtype=torch.uint8, device=probe.device)
+    times = []
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        for fitting in (True, False):  # the passes alone come second: what the sums add to them
+            probe.begin_calibration(fitting)
+            times.append(_best_of_three(probe, noise))
+    memory = probe.end_calibration()
+    images = data.calibration_expected
+    shown = "an unknown number of images" if images is None else counted(images, "image")
+    seconds = "" if images is None else f", about {duration(images * times[0] / len(noise) / trainer.world_size)}"
+    return (
+        f"calibration: {shown} fit {', '.join(probe.fitted_kinds)}{seconds}, {times[0] / times[1]:.2f} plain forward "
+        f"passes an image; sums of {memory / 2**20:.1f} MiB"
+    )
+
+
+def _best_of_three(probe: HeadProbe, noise: torch.Tensor) -> float:
+    """Return the least time of a batch of three, in seconds: other programs only add to it."""
+    times = []
+    for number in range(3):
+        began = time.perf_counter()
+        labels, rows = torch.zeros(len(noise), dtype=torch.int64), torch.arange(len(noise)) + number * len(noise)
+        probe.test_step(Noise(noise, labels.to(noise.device), rows), 0)
+        if noise.is_cuda:
+            torch.cuda.synchronize(noise.device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A batch of images that do not count."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    unit: int = 0
+    last: bool = False
+    bad: tuple[()] = ()
+    failure: str | None = None
+    name: str = "noise"
+
+
 def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:
     """Time whole batches of noise under all masks, as the run will compute them, and return the median, per image."""
     size = probe.data_config["input_size"]
@@ -102,8 +152,7 @@ def _optimal_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> li
     heads = heads_to_optimise(probe.variants)
     if not heads or not data.fits:
         return []
-    data.calibrating = True
-    images, data.calibrating = data.expected_images, False
+    images = data.calibration_expected
     seconds = _seconds_per_trial(trainer, probe, data.batch_size, Search(heads, stand_in(probe.layout)))
     rounds = f"at most {MOST_ROUNDS} rounds of a forward and backward pass over the calibration images, with a variant "
     rounds += f"for each of {counted(len(heads), 'head')} until it has converged"

@@ -63,6 +63,7 @@ class ImageNetDataModule(LightningDataModule):
         todo: Units that the next loaders read, in this order; None for all. `continue_after` sets it.
         fits: Whether something must be fitted before images are judged; `split_off` sets it.
         calibrating: Whether the data are now those that calibrate; `setup` sets it by the stage.
+        rows_together: Groups of so many neighbouring rows of a unit are judged in one batch; `keep_together` sets it.
 
     Raises:
         UsageError: An option is out of its range.
@@ -109,6 +110,7 @@ class ImageNetDataModule(LightningDataModule):
         self.calibration = None if calibration is None else CalibrationRows.read(calibration)
         self.calibration_images = calibration_images
         self.fits = self.calibrating = False
+        self.rows_together = 1
         self._fitted_on: Mapping[str, Any] | None = None
 
         self._source: Source | None = None
@@ -134,6 +136,21 @@ class ImageNetDataModule(LightningDataModule):
         if apart and not self._request.sizes:
             self._request = replace(self._request, sizes=True)
             self._source = self._other_split = None
+
+    def keep_together(self, rows: int) -> None:
+        """Judge groups of so many neighbouring rows of a unit in one batch; call it before the data are bound.
+
+        A single row left over at a unit's end joins the batch before, which has one row more then.
+
+        Raises:
+            UsageError: Batches do not hold whole groups.
+        """
+        if self.batch_size % rows:
+            raise UsageError(
+                f"resampled heads come from images of the same batch, in groups of {rows} neighbouring rows: choose a "
+                f"--data.batch_size that is a multiple of {rows}, got {self.batch_size}"
+            )
+        self.rows_together = rows
 
     def prepare_data(self) -> None:
         """Open the dataset and read its first images, in one process, so that one clear error is shown and not many.
@@ -188,6 +205,7 @@ class ImageNetDataModule(LightningDataModule):
             check_texts(first_labels(source), numbering)
         reader = ImageReader(data_config)
         self._data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
+        self._data = replace(self._data, together=self.rows_together)
         valid = numbering.valid_classes if self._restrict else None  # the property needs the rows that are cut below
         if 1 in (num_classes, len(valid or ())):
             raise UsageError(
@@ -205,9 +223,12 @@ class ImageNetDataModule(LightningDataModule):
             if rows.rule == "half":
                 self._data = replace(self._data, chosen=half_of(_known(self._data), calibration=False))
                 _refuse_empty(self._data, "judge", rows)
+        if self.rows_together > 1:
+            _refuse_lonely(self._data)
 
     def _calibration_of(self, judged: FittedData, rows: CalibrationRows) -> FittedData:
         """Return the data that calibrate, with the classes of the judged ones: they are the model's."""
+        judged = replace(judged, together=1)  # the constants are the same, whatever else is scored
         found = judged
         if rows.rule == "split":
             if rows.split == judged.source.identity["split"]:
@@ -270,6 +291,11 @@ class ImageNetDataModule(LightningDataModule):
     def expected_images(self) -> int | None:
         """Images that all units give (after `max_images`), good and bad; None where only reading would show them."""
         return self._fitted.images
+
+    @property
+    def calibration_expected(self) -> int | None:
+        """Images that calibrate, good and bad; None where nothing does, or where only reading would show them."""
+        return None if self._calibration is None else self._calibration.images
 
     @property
     def images_to_do(self) -> int | None:
@@ -399,6 +425,17 @@ def _known(data: FittedData) -> list[Sequence[int]]:
             f"{data.source.unit_name(0)}"
         )
     return rows
+
+
+def _refuse_lonely(data: FittedData) -> None:
+    """Refuse a unit that gives one row, which has no neighbour; where sizes are unknown, reading it shows that."""
+    for unit, size in enumerate(data.unit_sizes or () if data.source.unit_sizes is not None else ()):
+        if size == 1:
+            raise RunError(
+                "resampled heads come from another image of the same unit of the data, and "
+                f"{data.source.unit_name(unit)} gives one row only: take more images (--data.max_images), larger units "
+                "(--data.unit file), or leave resample out, got 1 row"
+            )
 
 
 def _refuse_empty(data: FittedData, what: str, rows: CalibrationRows) -> None:

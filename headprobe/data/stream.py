@@ -34,6 +34,10 @@ class BadImage:
     reason: str
 
 
+Rows = tuple[Sequence[int], Chunk]
+"""Rows of a unit as they are read, with their numbers."""
+
+
 @dataclass
 class ImageBatch:
     """Rows of exactly one unit, in order; it may hold no image (an empty unit, or only bad rows).
@@ -91,6 +95,7 @@ class UnitStream(IterableDataset[ImageBatch]):
         batch_size: Images per batch; batches never cross a unit.
         todo: Units to read, in order.
         rows: Numbers of the rows to take from each unit, ascending; None for all.
+        together: Groups of so many neighbouring rows must not be cut; a single row left over joins the batch before.
         process: Number of this process.
         processes: Number of processes.
     """
@@ -104,6 +109,7 @@ class UnitStream(IterableDataset[ImageBatch]):
         batch_size: int,
         todo: Sequence[int],
         rows: Sequence[Sequence[int]] | None = None,
+        together: int = 1,
         process: int = 0,
         processes: int = 1,
     ) -> None:
@@ -111,7 +117,7 @@ class UnitStream(IterableDataset[ImageBatch]):
         self.reader = reader
         self.numbering = numbering
         self.batch_size = batch_size
-        self.rows = rows
+        self.rows, self.together = rows, together
         first, stop = (len(todo) * end // processes for end in (process, process + 1))
         self.units = list(todo)[first:stop]
 
@@ -131,6 +137,8 @@ class UnitStream(IterableDataset[ImageBatch]):
     def _unit(self, unit: int) -> Iterator[ImageBatch]:
         """Yield the batches of a unit; one is read ahead to know which is the last."""
         wanted = self._wanted(unit)
+        if self.together > 1:
+            wanted = _no_row_alone(wanted)
         found = next(wanted, None)
         if found is None:
             yield self._batch(unit, [], Chunk([], [], []), last=True)
@@ -139,7 +147,7 @@ class UnitStream(IterableDataset[ImageBatch]):
             yield self._batch(unit, *found, last=following is None)
             found = following
 
-    def _wanted(self, unit: int) -> Iterator[tuple[Sequence[int], Chunk]]:
+    def _wanted(self, unit: int) -> Iterator[Rows]:
         """Read the rows to take from a unit, a batch at a time, with their numbers."""
         first = 0
         if self.rows is None:
@@ -190,6 +198,21 @@ class UnitStream(IterableDataset[ImageBatch]):
         return ImageBatch(self.reader.empty(), _int64([]), unit, _int64([]), last=False, failure=failure)
 
 
+def _no_row_alone(batches: Iterator[Rows]) -> Iterator[Rows]:
+    """Join a last batch of one row with the one before it; where batches have several rows, only the last has one."""
+    held: Rows | None = None
+    for found in batches:
+        if held is not None and len(found[0]) == 1:
+            one, other = held[1], found[1]
+            joined = Chunk([*one.images, *other.images], [*one.labels, *other.labels], [*one.sources, *other.sources])
+            found = ([*held[0], *found[0]], joined)
+        elif held is not None:
+            yield held
+        held = found
+    if held is not None:
+        yield held
+
+
 def _int64(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
@@ -212,6 +235,7 @@ class FittedData:
         max_images: How many images to read, None for all.
         batch_size: Images per batch.
         chosen: Rows of each unit to read instead, ascending: where some of the data calibrate and others are judged.
+        together: Groups of so many neighbouring rows of a unit stay in one batch.
     """
 
     source: Source
@@ -220,6 +244,7 @@ class FittedData:
     max_images: int | None
     batch_size: int
     chosen: list[list[int]] | None = None
+    together: int = 1
 
     @property
     def shares(self) -> list[int] | None:
@@ -300,6 +325,7 @@ class FittedData:
             batch_size=self.batch_size,
             todo=todo,
             rows=self.rows,
+            together=self.together,
             process=process,
             processes=processes,
         )

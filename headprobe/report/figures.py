@@ -10,12 +10,19 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from headprobe.metrics.arrays import FloatArray
-from headprobe.report.style import CHANGE_COLOURS
+from headprobe.report.style import CHANGE_COLOURS, write_title
 
 MOST_NUMBERED = 400  # cells: a map with more carries no numbers
 
 
-def head_heat_map(values: FloatArray, title: str, label: str, ringed: NDArray[np.bool_] | None = None) -> Figure:
+def head_heat_map(
+    values: FloatArray,
+    title: str,
+    label: str,
+    ringed: NDArray[np.bool_] | None = None,
+    ring: str = "",
+    limit: float | None = None,
+) -> Figure:
     """Draw one number per head as layers x heads.
 
     Args:
@@ -23,17 +30,19 @@ def head_heat_map(values: FloatArray, title: str, label: str, ringed: NDArray[np
         title: What is shown, of which model, on how many images.
         label: The number and its unit, beside the colour bar.
         ringed: `[layers, heads]`, where to draw a ring, such as around significant drops.
+        ring: What a ring means, for the caption.
+        limit: Value of the darkest red, which maps that are compared share; the largest of this map if not given.
     """
     layers, heads = values.shape
     # wide models make a wide map: a cell stays large enough to carry its number
-    figure = Figure(figsize=(2.6 + 0.55 * heads, 1.6 + 0.38 * layers), layout="constrained")
+    figure = Figure(figsize=(max(2.6 + 0.55 * heads, 5.0), 2.0 + 0.38 * layers), layout="constrained")
     axes = figure.add_subplot()
 
-    limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    if limit is None:
+        limit = float(np.abs(values[np.isfinite(values)]).max(initial=0))
     limit = limit or 1.0  # all values 0
     image = axes.imshow(values, cmap=CHANGE_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
     axes.set(xlabel="head", ylabel="layer", xticks=range(heads), yticks=range(layers))
-    axes.set_title(title, fontsize=10, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -41,13 +50,20 @@ def head_heat_map(values: FloatArray, title: str, label: str, ringed: NDArray[np
         _write_numbers(axes, values, limit)
     if ringed is not None:
         rows, columns = np.nonzero(ringed)
-        axes.scatter(columns, rows, s=380, facecolors="none", edgecolors="black", linewidths=1.2)
+        axes.scatter(columns, rows, s=600, facecolors="none", edgecolors="black", linewidths=1.2)
     figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    write_title(figure, title, ring if ringed is not None else "")
     return figure
 
 
 def drop_curve(
-    steps: Sequence[int], drops: Sequence[float], lows: Sequence[float], highs: Sequence[float], x: str, title: str
+    steps: Sequence[int],
+    drops: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    x: str,
+    title: str,
+    others: Sequence[tuple[int, float]] = (),
 ) -> Figure:
     """Draw drops with their 95% intervals over layers, head indices or numbers of masked heads.
 
@@ -58,21 +74,25 @@ def drop_curve(
         highs: Upper ends.
         x: Name of the x axis.
         title: What is shown.
+        others: Step and drop of further draws, which get small dots.
     """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     errors = np.abs(np.array([lows, highs]) - np.array(drops))  # [2, points], lengths below and above
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.errorbar(steps, drops, yerr=errors, fmt="o", color="#c0392b", ecolor="#e6a79f", capsize=3, markersize=5)
+    if others:
+        axes.plot(*zip(*others, strict=True), ".", color="0.45", markersize=4, zorder=1, label="other draws")
+        axes.legend(frameon=False, fontsize=8)
     axes.set(xlabel=x, ylabel="top-1 drop (percentage points)")
-    axes.set_title(title, fontsize=10, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
+    write_title(figure, title, "")
     return figure
 
 
 def _write_numbers(axes: Axes, values: FloatArray, limit: float) -> None:
-    digits = 1 if limit >= 1 else 2
+    digits = 1 if limit >= 3 else 2 if limit >= 0.1 else 3
     for (row, column), value in np.ndenumerate(values):
         if math.isnan(value):
             continue

@@ -7,29 +7,23 @@ for name, figure in run_figures(run):
 ```
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from headprobe.masks.ablations import ZERO
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
-from headprobe.report.figures import drop_curve, head_heat_map
+from headprobe.report.agreement_figures import agreement_figures
 from headprobe.report.head_figures import by_layer, change_by_layer
+from headprobe.report.mask_figures import mask_figures
 from headprobe.report.offset_figures import offset_grid
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
-from headprobe.run.load import Columns, Row, Run
+from headprobe.run.load import Columns, Run
 from headprobe.text import counted
-
-SIGNIFICANT_Q = 0.05
-"""False discovery rate below which a head's drop gets a ring in the heat map."""
-
-CURVES = {"by_layer": "layer masked", "by_index": "head index masked in every layer"}
-"""Curves of masks that get a figure, and the names of their x axes."""
 
 TITLES = {
     "attention_distance_px": ("Mean attention distance", "distance (pixels)"),
@@ -77,7 +71,9 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
     One by one, so that only one figure at a time takes memory. Names are TensorBoard's, such as `drop_pp/by_layer`.
     """
-    yield from _drops(run)
+    if len(run.masks) > 2:  # a single mask has no figure
+        yield from mask_figures(run)
+        yield from agreement_figures(run)
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
     about = f"{_model(run)}, {counted(int(images), 'image')}"
@@ -91,55 +87,6 @@ def _model(run: Run) -> str:
     """Return what titles call the model: they say if its weights were random. Runs of before have only a name."""
     model = run.record["model"]
     return str(model.get("title", model["name"]))
-
-
-# -- drops --
-
-
-def by_ablation(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of `masks.csv` without the baseline, by what is appended to the names of curves and figures.
-
-    Nothing for the ablation `zero`, and otherwise the ablation and its draw: `_mean`, `_resample_draw_1`.
-    """
-    found: dict[str, list[Row]] = {}
-    for row in rows[1:]:
-        suffix = "" if row["ablation"] == ZERO else f"_{row['ablation']}"
-        suffix += f"_draw_{row['draw']}" if row["draw"] else ""
-        found.setdefault(suffix, []).append(row)
-    return found
-
-
-def _drops(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Yield for each ablation the figures that its masks allow: a map of single heads, drops by layer and by index."""
-    for suffix, rows in by_ablation(run.masks).items():
-        images = counted(int(rows[0]["images"]), "image")
-        about = f"{_model(run)}, {images}, {rows[0]['ablation']} ablation"
-        heads = _single_heads(run, rows, "drop_pp")
-        if np.isfinite(heads).sum() > 1:
-            heading = f"Top-1 drop when one head is masked (ring: q < {SIGNIFICANT_Q})\n{about}"
-            ringed = _single_heads(run, rows, "bh_q") < SIGNIFICANT_Q
-            yield f"drop_pp/heads{suffix}", head_heat_map(heads, heading, "drop (percentage points)", ringed)
-
-        for curve, axis in CURVES.items():
-            shown = [row for row in rows if run.curves[str(row["mask"])][0] == curve]
-            if len(shown) > 1:
-                steps = [run.curves[str(row["mask"])][1] for row in shown]
-                drops = [float(row["drop_pp"]) for row in shown]
-                lows = [float(row["drop_low_pp"]) for row in shown]
-                highs = [float(row["drop_high_pp"]) for row in shown]
-                heading = f"Top-1 drop with its paired 95% interval\n{about}"
-                yield f"drop_pp/{curve}{suffix}", drop_curve(steps, drops, lows, highs, axis, heading)
-
-
-def _single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
-    """Return a column of the masks of exactly one head as `[layers, most heads]`, NaN where none was scored."""
-    heads_per_layer = run.record["model"]["heads_per_layer"]
-    values = np.full((len(heads_per_layer), max(heads_per_layer)), np.nan)
-    for row in rows:
-        heads = run.heads[str(row["mask"])]
-        if len(heads) == 1:
-            values[heads[0]] = float(row[column])
-    return values
 
 
 # -- described heads --

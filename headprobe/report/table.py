@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headprobe.masks.ablations import ZERO
 from headprobe.masks.spec import NONE
-from headprobe.run.load import Row
+from headprobe.run.ablations import with_limits
+from headprobe.run.load import JUDGED_ON_SAME, SAME, Row
 from headprobe.text import counted
 
 MOST_ROWS = 40
@@ -30,29 +32,98 @@ if not console.is_terminal:
     console.width = WIDTH_OF_FILES
 
 
-def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Table:
+def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calibration: str = "") -> Table:
     """Return the printable form of `masks.csv`; of more than `MOST_ROWS` rows those with the largest drops.
+
+    A mask has a line for each ablation. Of several draws the line is draw 0's, and says how the drops of all spread.
 
     Args:
         rows: Rows of `masks.csv`, the baseline first.
         model: The model's name.
         width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
+        calibration: Which images fitted constants (`Run.calibration`).
     """
-    shown = list(rows)
+    of_masks = _by_mask(rows)
     title = f"{model}, {counted(int(rows[0]['images']), 'image')}"
-    if len(rows) > MOST_ROWS:
-        worst = sorted(rows[1:], key=lambda row: -float(row["drop_pp"]))[: MOST_ROWS - 1]
-        shown = [rows[0], *worst]
-        title += f" (the {len(worst)} largest drops of {len(rows) - 1:,} masks)"
+    if sum(map(len, of_masks)) >= MOST_ROWS:
+        total, several = len(of_masks), any(len(lines) > 1 for lines in of_masks)
+        of_masks = _largest_drops(of_masks)
+        under = " under any ablation" if several else ""
+        title += f" (the {len(of_masks)} largest drops of {total:,} masks{under})"
+    if calibration == SAME:
+        title += f", {JUDGED_ON_SAME}"
+    shown = [rows[0], *(row for lines in of_masks for row in lines)]
 
-    tested = any(row["test_family"] for row in rows)
-    table = _table(title, shown, tested, narrow=False)
+    left_out = set() if any(row["test_family"] for row in rows) else {"q (BH)"}
+    if all(row["ablation"] == ZERO for row in rows[1:]):
+        left_out.add("ablation")
+    spreads = _spreads(rows)
+    table = _table(title, shown, spreads, left_out)
     if console.measure(table).maximum > (width or console.width):
-        table = _table(title, shown, tested, narrow=True)
+        table = _table(title, shown, spreads, left_out | {"heads", "top-5 %"})
+    notes = ["drop of draws: mean and standard deviation over draws; all else is of draw 0"] if spreads else []
     if int(rows[0]["images"]) < FEW_IMAGES and len(rows) > 1:
-        table.caption = f"under {FEW_IMAGES} images the intervals of nll_rise may be too narrow"
-        table.caption_justify = "left"
+        notes.append(f"under {FEW_IMAGES} images the intervals of nll_rise may be too narrow")
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def agreement_table(rows: Sequence[Row]) -> Table:
+    """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
+    table = _plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
+    for heading in ("ablations", "masks"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("Spearman [95%]", "sums", "difference [95%]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        if row["quantity"] != "nll_rise":
+            continue
+        table.add_row(
+            f"{row['ablation_a']}, {row['ablation_b']}",
+            f"{row['masks']} of {row['test_family']}",
+            with_limits(row, "spearman", "+.2f"),
+            f"{float(row['sum_a']):.3f}, {float(row['sum_b']):.3f}",
+            with_limits(row, "b_minus_a", "+.3f"),
+        )
+    return table
+
+
+def _plain_table(title: str) -> Table:
+    """Return a table without lines, at least as wide as its title, which would be folded."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+        min_width=len(title),
+    )
+
+
+def _by_mask(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the lines of each mask, one for each ablation: of several draws the first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows[1:]:
+        if not row["draw"]:
+            found.setdefault(str(row["mask"]), []).append(row)
+    return list(found.values())
+
+
+def _largest_drops(of_masks: Sequence[list[Row]]) -> list[list[Row]]:
+    """Return the masks with the largest drops under any of their ablations, as many as have room; at least one."""
+    ordered = sorted(of_masks, key=lambda lines: -max(float(row["drop_pp"]) for row in lines))
+    return ordered[: max(1, (MOST_ROWS - 1) // max(map(len, of_masks)))]
+
+
+def _spreads(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """Return by mask and ablation the drops of its draws in short, where it has several."""
+    drops: dict[tuple[str, str], list[float]] = {}
+    for row in rows[1:]:
+        drops.setdefault((str(row["mask"]), str(row["ablation"])), []).append(float(row["drop_pp"]))
+    several = {key: own for key, own in drops.items() if len(own) > 1}
+    return {key: f"{np.mean(own):+.2f} ± {np.std(own, ddof=1):.2f} ({len(own)})" for key, own in several.items()}
 
 
 def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike]) -> Table:
@@ -63,15 +134,7 @@ def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike
         columns: By heading one number per layer, NaN where it is not defined.
     """
     title = "heads of the unmasked model, means by layer"
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1),
-        min_width=len(title),  # a narrow table would fold its title
-    )
+    table = _plain_table(title)
     values = {heading: np.asarray(numbers, dtype=np.float64) for heading, numbers in columns.items()}
     for heading in ("layer", "heads", *values):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -86,22 +149,18 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _table(title: str, rows: Sequence[Row], tested: bool, narrow: bool) -> Table:
-    """Lay out the rows; without heads and top-5 where it must be narrow, without q where no test family is tested."""
-    left_out = set()
-    if narrow:
-        left_out |= {"heads", "top-5 %"}
-    if not tested:
-        left_out.add("q (BH)")
-
+def _table(title: str, rows: Sequence[Row], spreads: Mapping[tuple[str, str], str], left_out: set[str]) -> Table:
+    """Lay out the rows without some of the columns; with how draws spread, where there are several."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
     cells = [_cells(row) for row in rows]
+    for row, own in zip(rows, cells, strict=True) if spreads else ():
+        own["drop of draws"] = spreads.get((str(row["mask"]), str(row["ablation"])), "")
     for heading in (name for name in cells[0] if name not in left_out):
-        first = heading == "mask"
         # a mask is looked up in masks.csv by its whole name: names are folded, never cut
-        table.add_column(heading, justify="left" if first else "right", no_wrap=not first, overflow="fold")
-    for row in cells:
-        table.add_row(*(cell for name, cell in row.items() if name not in left_out))
+        left = heading in ("mask", "ablation")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "mask", overflow="fold")
+    for own in cells:
+        table.add_row(*(cell for name, cell in own.items() if name not in left_out))
     return table
 
 
@@ -109,6 +168,7 @@ def _cells(row: Row) -> dict[str, str | Text]:
     baseline = row["mask"] == NONE
     return {
         "mask": Text("baseline" if baseline else str(row["mask"]), style="dim" if baseline else ""),
+        "ablation": "" if baseline else str(row["ablation"]),
         "heads": "" if baseline else str(row["heads_masked"]),
         "top-1 %": f"{100 * float(row['top1']):.2f}",
         "top-5 %": f"{100 * float(row['top5']):.2f}",

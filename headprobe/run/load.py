@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class Run:
     curves: dict[str, tuple[str, int]]
     record: dict[str, Any]
 
+    @property
+    def calibration(self) -> str:
+        """Which images fitted constants: `half`, `same`, `split:NAME`; nothing where nothing was fitted."""
+        return calibration_of(self.record)
+
     def table(self, name: str) -> Columns | None:
         """Return a table such as `heads.csv` by column, an empty cell being NaN; None where there is no such file."""
         path = self.path / name
@@ -73,6 +78,19 @@ class Run:
                 found["masked"] = {column: values[~baseline] for column, values in models.items()}
         change = self.table(f"{name}_change.csv")
         return found if change is None else found | {"change": change}
+
+
+SAME = "same"
+"""The rule of calibration by which the same images fit and judge."""
+
+JUDGED_ON_SAME = "judged on the images that fitted the constants"
+"""What titles say of a run with `--data.calibration same`."""
+
+
+def calibration_of(record: Mapping[str, Any]) -> str:
+    """Return which images fitted constants, by a run's record: `half`, `same`, `split:NAME`, or nothing."""
+    rows = (record.get("data") or {}).get("rows") or {}
+    return str(rows.get("rule", ""))
 
 
 def load_run(path: str | Path) -> Run:
@@ -118,11 +136,24 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 # All other columns hold floats, written with full precision: they are read back to the last bit.
-_TEXT_COLUMNS = frozenset({"mask", "ablation", "test_family", "series", "profile"})
+_TEXT_COLUMNS = frozenset(
+    {
+        "mask",
+        "ablation",
+        "ablation_a",
+        "ablation_b",
+        "calibration",
+        "quantity",
+        "test_family",
+        "series",
+        "profile",
+    }
+)
 _INTEGER_COLUMNS = frozenset(
     {
         "draw",
         "heads_masked",
+        "masks",
         "images",
         "top1_count",
         "top5_count",

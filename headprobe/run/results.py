@@ -103,6 +103,18 @@ def _q_values(
     return largest
 
 
+def group_arrays(rows: Sequence[Row], scores: PairedScores) -> dict[str, NDArray[Any]]:
+    """Return the arrays of `groups.npz`: what each row of `masks.csv` scores on each of 64 groups of images."""
+    return {
+        "mask": np.array([str(row["mask"]) for row in rows]),
+        "ablation": np.array([str(row["ablation"]) for row in rows]),
+        "draw": np.array([int(row["draw"]) for row in rows], dtype=np.int64),
+        "images": scores.group_images,
+        "top1_count": scores.group_top1_count,
+        "nll": scores.group_nll,
+    }
+
+
 def class_rows(variants: Sequence[Variant], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:
     """Return the rows of `classes.csv`: a row per variant and class that has images.
 

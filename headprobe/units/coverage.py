@@ -177,5 +177,17 @@ def bad_images_message(bad: Sequence[BadRow], directory: Path) -> str:
     )
 
 
+def bad_calibration_message(bad: Sequence[BadRow]) -> str:
+    """Return the message that lists the calibration images that could not be used, with the remedy."""
+    return "\n".join(
+        [
+            f"{counted(len(bad), 'calibration image')} could not be used, so nothing was fitted:",
+            *(f"  {_line(row)}" for row in bad[:SHOWN]),
+            *([f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []),
+            "--data.on_bad_image skip fits on the others",
+        ]
+    )
+
+
 def _line(row: BadRow) -> str:
     return f"{row['source']}, row {row['row']}: {row['reason']}"

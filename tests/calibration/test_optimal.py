@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.calibration import optimal
 from headprobe.calibration.constants import Calibration, LayerConstants
+from headprobe.calibration.fills import stand_in
 from headprobe.calibration.optimal import Head, Round, Search, TrialSums, in_words, refuse_missing, warning_of
-from headprobe.calibration.slots import stand_in
 from headprobe.errors import UsageError
 from headprobe.module import HeadProbe
 from tests.describe.driving import noise, tiny_probe

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import spearmanr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from headprobe.report.run_figures import run_figures
@@ -105,22 +106,83 @@ def test_statistics_show_uniform_attention_and_the_masked_model(figures: dict[st
     assert "uniform attention" not in texts(figures["confidence/by_layer"])
 
 
+def title_of(figure: Figure) -> str:
+    return figure.get_suptitle().replace("\n", " ")
+
+
 def test_the_baseline_alone_has_no_figures(tmp_path: Path) -> None:
     assert names(write_run(tmp_path, ["none"])) == []
 
 
 def test_masks_that_are_points_of_a_curve_and_single_heads_have_figures(tmp_path: Path) -> None:
     specs = ["each:layer", "each:index", "each:head", "random:3"]
-    assert names(write_run(tmp_path, specs)) == ["drop_pp/heads", "drop_pp/by_layer", "drop_pp/by_index"]
+    maps = ["nll_rise/heads", "drop_pp/heads"]
+    assert names(write_run(tmp_path, specs)) == [*maps, "drop_pp/by_layer", "drop_pp/by_index"]
 
 
-def test_each_ablation_and_each_draw_has_figures_of_its_own(tmp_path: Path) -> None:
-    write_run(tmp_path, ["each:layer"], ablations=["zero", "resample"], draws=[0, 1])
+def test_each_ablation_has_figures_of_its_own(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:layer"], ablations=["zero", "resample:2"])
     found = dict(run_figures(load_run(tmp_path)))
-    ends = ["", "_draw_1", "_resample", "_resample_draw_1"]
-    assert sorted(found) == [f"drop_pp/by_layer{end}" for end in ends]
-    assert any("40 images, resample ablation" in text for text in texts(found["drop_pp/by_layer_resample"]))
-    assert any("40 images, zero ablation" in text for text in texts(found["drop_pp/by_layer"]))
+    assert sorted(found) == ["ablations/each-layer_zero_resample", "drop_pp/by_layer", "drop_pp/by_layer_resample"]
+    assert title_of(found["drop_pp/by_layer_resample"]).endswith("40 images, resample ablation, draw 0")
+    assert title_of(found["drop_pp/by_layer"]).endswith("40 images, zero ablation")
+
+
+def test_all_draws_stand_in_one_figure(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:layer"], ablations=["resample:3"]))
+    ((name, figure),) = run_figures(run)
+    assert name == "drop_pp/by_layer_resample"
+    (dots,) = [line for line in figure.axes[0].lines if line.get_label() == "other draws"]
+    others = [row["drop_pp"] for row in run.masks[1:] if row["draw"]]
+    assert list(np.asarray(dots.get_ydata())) == others
+
+
+def test_the_map_of_heads_shows_the_mean_of_draws(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:head"], ablations=["resample:3"]))
+    figure = dict(run_figures(run))["nll_rise/heads_resample"]
+    values = np.asarray(figure.axes[0].images[0].get_array().filled(np.nan))  # type: ignore[union-attr]
+    rises = [float(row["nll_rise"]) for row in run.masks if row["mask"] == "head:2.1"]
+    assert values[2, 1] == pytest.approx(np.mean(rises))
+    assert "mean of 3 draws" in title_of(figure)
+
+
+def test_maps_of_all_ablations_share_their_colours(tmp_path: Path) -> None:
+    found = dict(run_figures(load_run(write_run(tmp_path, ["each:head"], ablations=["zero", "mean"]))))
+    limits = [found[f"nll_rise/heads{end}"].axes[0].images[0].get_clim() for end in ("", "_mean")]
+    assert limits[0] == limits[1]
+
+
+def test_rings_of_the_nll_are_around_intervals_that_leave_out_0(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:head"]))
+    (rings,) = dict(run_figures(run))["nll_rise/heads"].axes[0].collections
+    wanted = [
+        run.heads[str(row["mask"])][0]
+        for row in run.masks[1:]
+        if float(row["nll_rise_low"]) > 0 or float(row["nll_rise_high"]) < 0
+    ]
+    assert sorted((int(y), int(x)) for x, y in np.asarray(rings.get_offsets())) == wanted
+
+
+@pytest.mark.parametrize(("rule", "said"), [("same", True), ("half", False)])
+def test_titles_flag_images_that_judge_what_they_fitted(tmp_path: Path, rule: str, said: bool) -> None:
+    data = {"path": "digits", "split": "test", "rows": {"rule": rule, "calibrates": False}}
+    write_run(tmp_path, ["each:head", "each:layer"], ablations=["zero", "mean"], data=data)
+    for name, figure in run_figures(load_run(tmp_path)):
+        assert ("judged on the images that fitted the constants" in title_of(figure)) == said, name
+
+
+def test_two_ablations_are_drawn_against_each_other_with_their_agreement(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:head"], ablations=["zero", "mean", "resample:2"]))
+    found = {name: figure for name, figure in run_figures(run) if name.startswith("ablations/")}
+    pairs = ["zero_mean", "zero_resample", "mean_resample"]
+    assert list(found) == [f"ablations/each-head_{pair}" for pair in pairs]
+    figure = found["ablations/each-head_zero_mean"]
+    rises = {kind: [row["nll_rise"] for row in run.masks if row["ablation"] == kind] for kind in ("zero", "mean")}
+    dots = np.asarray(figure.axes[0].collections[0].get_offsets())
+    np.testing.assert_array_equal(dots, np.stack([rises["zero"], rises["mean"]], axis=1))
+    agree = spearmanr(rises["zero"], rises["mean"]).statistic
+    assert f"rank agreement (Spearman) of NLL rises {agree:+.2f}" in title_of(figure)
+    assert drawn(figure).misplaced == []
 
 
 def test_the_map_of_heads_holds_each_ablations_own_drops(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from headprobe.report.table import MOST_ROWS, masks_table
+from headprobe.report.table import MOST_ROWS, agreement_table, masks_table
 from headprobe.run.load import Row
 
 
-def row(name: str, drop: float, family: str = "each:head") -> Row:
+def row(name: str, drop: float, family: str = "each:head", ablation: str = "zero", draw: int = 0) -> Row:
     numbers = {"top1": 0.79, "top5": 0.95, "nll": 0.9685, "drop_pp": drop, "drop_low_pp": drop - 1}
     return {
         "mask": name,
+        "ablation": "none" if name == "none" else ablation,
+        "draw": draw,
         "test_family": family,
         "heads_masked": 3,
         "images": 500,
@@ -78,3 +80,60 @@ def test_of_many_masks_the_largest_drops_are_shown_and_the_title_says_so() -> No
     assert f"the {MOST_ROWS - 1} largest drops of 99 masks" in text
     assert "head:0.99" in text
     assert "head:0.60 " not in text
+
+
+def test_the_ablation_is_shown_where_there_is_another_than_zero() -> None:
+    assert "ablation" not in printed([row("none", 0), row("layer:3", 1.0)], 120)
+    lines = printed([row("none", 0), row("layer:3", 1.0), row("layer:3", 0.5, ablation="mean")], 120).splitlines()
+    assert lines[1].split()[:2] == ["mask", "ablation"]
+    assert [line.split()[:2] for line in lines[3:5]] == [["layer:3", "zero"], ["layer:3", "mean"]]
+
+
+def test_of_many_masks_all_ablations_of_the_worst_are_shown() -> None:
+    kinds = ("zero", "mean", "linear")
+    masks = range(1, 30)
+    rows = [row("none", 0)]
+    rows += [
+        row(f"head:0.{mask}", mask / 10 if kind == "mean" else 0, ablation=kind) for mask in masks for kind in kinds
+    ]
+    lines = printed(rows, 120).splitlines()
+    assert "the 13 largest drops of 29 masks under any ablation" in lines[0]
+    shown = [tuple(line.split()[:2]) for line in lines if line.startswith("head:")]
+    assert shown == [(f"head:0.{mask}", kind) for mask in range(29, 16, -1) for kind in kinds]
+
+
+def test_a_mask_has_one_line_for_all_draws_with_their_spread() -> None:
+    drops = [1.0, 2.0, 4.5]
+    draws = [row("layer:3", drop, ablation="resample", draw=draw) for draw, drop in enumerate(drops)]
+    text = printed([row("none", 0), row("layer:3", 1.5), *draws], 120)
+    assert text.count("resample") == 1
+    assert "+1.00 [+0.00, +2.00]" in text
+    assert f"+2.50 ± {np.std(drops, ddof=1):.2f} (3)" in text
+    assert "drop of draws: mean and standard deviation over draws; all else is of draw 0" in text
+
+
+@pytest.mark.parametrize(("rule", "said"), [("same", True), ("half", False), ("", False)])
+def test_the_title_flags_images_that_judge_what_they_fitted(rule: str, said: bool) -> None:
+    title = masks_table([row("none", 0), row("layer:3", 1.0, ablation="mean")], "some_model", 120, rule).title
+    assert ("judged on the images that fitted the constants" in str(title)) == said
+
+
+def test_each_two_ablations_have_a_line() -> None:
+    cells: Row = {"masks": 24, "sum_a": 0.7, "sum_b": 0.8}
+    cells |= {"spearman": 0.9, "spearman_low": 0.5, "spearman_high": 0.95}
+    cells |= {"b_minus_a": 0.1, "b_minus_a_low": -0.02, "b_minus_a_high": 0.22}
+    key: Row = {"test_family": "each:head", "ablation_a": "zero", "ablation_b": "mean"}
+    small = cells | {"spearman_low": np.nan, "spearman_high": np.nan}
+    rows = [
+        {**key, "quantity": "nll_rise", **cells},
+        {**key, "quantity": "drop_pp", **cells},
+        {**key, "quantity": "nll_rise", **small},
+    ]
+    out = io.StringIO()
+    Console(file=out, width=120, highlight=False).print(agreement_table(rows))
+    first, second = out.getvalue().splitlines()[2:]
+    assert first.split("  ")[0] == "zero, mean"
+    for part in ("24 of each:head", "+0.90 [+0.50, +0.95]", "0.700, 0.800", "+0.100 [-0.020, +0.220]"):
+        assert part in first
+    assert "+0.90  " in second
+    assert "+0.50" not in second

@@ -9,28 +9,40 @@ import torch
 from numpy.typing import NDArray
 
 from headprobe.masks.ablations import Ablations
-from headprobe.masks.spec import MaskSpec, Variant, expand_all
+from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
-from headprobe.run.results import head_rows, variant_rows, write_masks, write_record, write_rows
+from headprobe.run.ablations import ablation_rows
+from headprobe.run.results import (
+    group_arrays,
+    head_rows,
+    variant_rows,
+    write_arrays,
+    write_masks,
+    write_record,
+    write_rows,
+)
 
 HEADS = (2, 2, 3)
 IMAGES = 40
 
 
-def write_run(
-    folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), draws: Sequence[int] = (0,), **record: Any
-) -> Path:
-    """Write `masks.csv`, `masks.json` and `run.json` of random answers to 40 images under these masks."""
-    masks = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", Ablations(ablations))
-    variants = [Variant(one.mask, one.ablation, draw) for one in masks for draw in draws]
+def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), **record: Any) -> Path:
+    """Write the tables, `groups.npz` and `run.json` of random answers to 40 images under these masks."""
+    variants = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", Ablations(ablations))
     generator = torch.Generator().manual_seed(0)
     metric = PairedAccuracy(len(variants), 6)
     logits = torch.randn(1 + len(variants), IMAGES, 6, generator=generator)
-    metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator))
+    metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator), torch.arange(IMAGES))
 
-    write_rows(folder / "masks.csv", variant_rows(variants, paired_scores(metric.to_arrays())))
+    scores = paired_scores(metric.to_arrays())
+    rows = variant_rows(variants, scores)
+    groups = group_arrays(rows, scores)
+    write_rows(folder / "masks.csv", rows)
     write_masks(folder / "masks.json", variants)
+    write_arrays(folder / "groups.npz", groups)
+    if compared := ablation_rows(rows, groups):
+        write_rows(folder / "ablations.csv", compared)
     model = {"name": "tiny", "weights": None, "pretrained": False, "heads_per_layer": list(HEADS)}
     data = {"path": "digits", "split": "test"}
     write_record(folder, {"status": "done", "model": model, "data": data, "specs": list(specs), **record})

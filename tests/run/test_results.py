@@ -25,7 +25,7 @@ def example(specs: list[str], images: int = 40) -> tuple[list[Variant], PairedSc
     generator = torch.Generator().manual_seed(0)
     metric = PairedAccuracy(len(masks), 6, per_class=True)
     labels = torch.randint(0, 6, (images,), generator=generator)
-    metric.update(torch.randn(1 + len(masks), images, 6, generator=generator), labels)
+    metric.update(torch.randn(1 + len(masks), images, 6, generator=generator), labels, torch.arange(images) % 64)
     return masks, paired_scores(metric.to_arrays())
 
 
@@ -96,8 +96,12 @@ def test_the_order_of_the_specs_changes_no_cell(specs: list[str]) -> None:
         zero = np.zeros(len(lost))
         counts: dict[str, NDArray[np.generic]] = dict.fromkeys(("top1", "top5", "agreement", "nonfinite"), lost * 0)
         counts |= {"images": np.array(40), "right_to_wrong": lost, "wrong_to_right": lost * 0 + 1}
+        counts |= {
+            "group_images": np.zeros(64, dtype=np.int64),
+            "group_top1": np.zeros((len(lost), 64), dtype=np.int64),
+        }
         powers = [f"nll_difference_{power}" for power in ("square", "cube", "fourth")]
-        sums = dict.fromkeys(["nll", "kl", *powers], zero)
+        sums = {"group_nll": np.zeros((len(lost), 64))} | dict.fromkeys(["nll", "kl", *powers], zero)
         rows = variant_rows(masks, paired_scores(counts | sums))
         return {str(row["mask"]): (row["test_family"], str(row["bh_q"])) for row in rows}
 

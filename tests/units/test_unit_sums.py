@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headprobe.errors import RunError
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.units.coverage import Coverage
 from headprobe.units.tree import Arrays, NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums
@@ -20,9 +20,13 @@ def make() -> PairedAccuracy:
     return PairedAccuracy(masks=2, classes=4)
 
 
-def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(unit)
-    return torch.randn(3, 5 + unit, 4, generator=generator), torch.randint(0, 4, (5 + unit,), generator=generator)
+    logits, labels = (
+        torch.randn(3, 5 + unit, 4, generator=generator),
+        torch.randint(0, 4, (5 + unit,), generator=generator),
+    )
+    return logits, labels, torch.tensor(image_groups(unit, range(5 + unit)))
 
 
 def count(units: list[int], rows: Sequence[range] | None = ROWS, total: int = 5) -> UnitSums:
@@ -131,7 +135,7 @@ def test_sums_of_other_units_under_a_nodes_name_are_an_error() -> None:
 def test_sums_of_other_masks_are_an_error() -> None:
     (part,) = count([2]).nodes.values()
     sums = UnitSums(5, lambda: PairedAccuracy(masks=1, classes=4), ROWS)
-    sums.open(3, list(range(8)), [], "file").scores.update(batch(3)[0][:2], batch(3)[1])
+    sums.open(3, list(range(8)), [], "file").scores.update(batch(3)[0][:2], *batch(3)[1:])
     sums.close(3, 80, "file")
     with pytest.raises(ValueError, match="can be merged"):
         sums.add_node((0, 2), sent(part))

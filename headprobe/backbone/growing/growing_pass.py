@@ -19,7 +19,8 @@ from headprobe.backbone.growing.row_plan import Arguments, Batched, PassRows, Ro
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Hook, Shortcuts, Shortcutting
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import HookCount, ablating
-from headprobe.backbone.masking.replacement import WITH_ZERO, Replacement, check_replacements
+from headprobe.backbone.masking.donors import GROUP
+from headprobe.backbone.masking.replacement import WITH_ZERO, Replacement, Resample, check_replacements
 from headprobe.errors import RunError
 
 
@@ -75,6 +76,8 @@ class GrowingPass:
         self.backbone, self.layout, self.joins, self.keep = backbone, layout, tuple(joins), keep
         self.replacements = tuple(replacements) or (WITH_ZERO,) * len(keep)
         check_replacements(layout, self.replacements, len(keep))
+        for replacement, of_variant in zip(self.replacements, keep, strict=True):
+            replacement.check(of_variant)
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = PassRows()
@@ -95,7 +98,8 @@ class GrowingPass:
 
     def plan(self, batch_size: int, budget: int) -> RowPlan:
         """Plan the forward passes of batches of `batch_size` images within `budget` rows."""
-        return RowPlan.build(self.join_places, batch_size, budget)
+        together = GROUP if any(isinstance(kind, Resample) for kind in self.replacements) else 1
+        return RowPlan.build(self.join_places, batch_size, budget, together)
 
     def __enter__(self) -> "GrowingPass":
         with ExitStack() as stack:

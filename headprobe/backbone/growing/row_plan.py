@@ -34,6 +34,7 @@ class RowPlan:
         waves: For every wave the numbers of its masks (from 0) in the order in which they join.
         idle: Masks that mask no head: their logits are the baseline's.
         budget: Rows that the end of a forward pass may have.
+        together: Images come in groups of so many, which must share a forward pass; the last one may have one more.
     """
 
     batch_size: int
@@ -41,41 +42,57 @@ class RowPlan:
     waves: tuple[tuple[int, ...], ...]
     idle: tuple[int, ...]
     budget: int
+    together: int = 1
 
     @classmethod
-    def build(cls, joins: Sequence[int | None], batch_size: int, budget: int) -> "RowPlan":
+    def build(cls, joins: Sequence[int | None], batch_size: int, budget: int, together: int = 1) -> "RowPlan":
         """Plan the forward passes.
 
         Args:
             joins: For every mask the place of its join point in execution order, None for a mask without heads.
             batch_size: Images of a batch.
             budget: Rows that fit into one forward pass, the trunk's included.
+            together: Images that must share a forward pass; `images` is a multiple of it.
 
         Raises:
-            UsageError: The budget or the batch size is below 1.
+            UsageError: The budget or the batch size is below 1, or too small for one group of images under one mask.
         """
         if batch_size < 1 or budget < 1:
             raise UsageError(f"batch size and row budget must be 1 or more, got {batch_size} and {budget}")
         ordered = sorted((join, mask) for mask, join in enumerate(joins) if join is not None)
         masks = [mask for _, mask in ordered]
-        per_wave = max(1, budget - 1)
+        least = largest_group(together)
+        _refuse_too_few(batch_size, budget, together, least * (1 + bool(masks)))
+        per_wave = max(1, budget // least - 1)
         count = math.ceil(len(masks) / per_wave)
         waves = tuple(
             tuple(masks[_share(len(masks), count, i) : _share(len(masks), count, i + 1)]) for i in range(count)
         )
         widest = 1 + max((len(wave) for wave in waves), default=0)
+        images = max(1, min(batch_size, budget // widest))
         return cls(
             batch_size=batch_size,
-            images=max(1, min(batch_size, budget // widest)),
+            images=images // together * together,
             waves=waves or ((),),
             idle=tuple(mask for mask, join in enumerate(joins) if join is None),
             budget=budget,
+            together=together,
         )
+
+    @property
+    def most_images(self) -> int:
+        """Images of the largest forward pass; only a pass of a single group can have one more than `images`."""
+        return max(self.images, largest_group(self.together))
 
     @property
     def most_rows(self) -> int:
         """Rows at the end of the largest forward pass."""
-        return self.images * (1 + max(len(wave) for wave in self.waves))
+        return self.most_images * (1 + max(len(wave) for wave in self.waves))
+
+    @property
+    def least_rows(self) -> int:
+        """Rows of the smallest forward pass that any plan of these masks needs."""
+        return largest_group(self.together) * (1 + any(self.waves))
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data, for a run's key and record."""
@@ -85,7 +102,27 @@ class RowPlan:
             "waves": [list(wave) for wave in self.waves],
             "idle": list(self.idle),
             "budget": self.budget,
+            "together": self.together,
         }
+
+
+def largest_group(together: int) -> int:
+    """Return the images of the largest group: a single image left over joins another group."""
+    return together + (together > 1)
+
+
+def _refuse_too_few(batch_size: int, budget: int, together: int, rows: int) -> None:
+    """Refuse plans that could not hold one group of images, of which each needs the others."""
+    if together > 1 and batch_size < together:
+        raise UsageError(
+            f"the ablation resample needs batches of {together} images or more, whose donors are each other: choose "
+            f"--data.batch_size {together} or a multiple of it, got {batch_size}"
+        )
+    if together > 1 and budget < rows:
+        raise UsageError(
+            f"the ablation resample needs {rows} rows in a forward pass, up to {largest_group(together)} images that "
+            f"are each other's donors under one mask: choose --model.row_budget {rows} or more, got {budget}"
+        )
 
 
 def _share(items: int, parts: int, part: int) -> int:

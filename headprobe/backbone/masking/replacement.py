@@ -123,6 +123,21 @@ class Replacement(ABC):
     def fill(self, slots: LayerSlots) -> Tensor:
         """Return `heads_out` with the slots of masked heads filled; no bit of a kept head may change."""
 
+    def fills(self, layer: int) -> bool:
+        """Return whether it may have slots to fill in a layer; where not, `fill` is not called for it."""
+        return True
+
+    def check(self, keep: Tensor) -> None:
+        """Refuse a mask that it was not made for.
+
+        Args:
+            keep: `[layers, max heads]` bool, True = keep; entries behind a layer's heads are True.
+
+        Raises:
+            RunError: With the layer.
+        """
+        return
+
 
 class Zero(Replacement):
     """Fills masked slots with 0.
@@ -204,13 +219,21 @@ class Linear(Replacement):
     def __init__(self, maps: Sequence[AffineMap | None]) -> None:
         self.maps = tuple(maps)
 
+    def fills(self, layer: int) -> bool:
+        """Return whether the mask hits the layer."""
+        return self.maps[layer] is not None
+
+    def check(self, keep: Tensor) -> None:
+        """Refuse a mask of other layers than the predictions are for."""
+        for layer, masked in enumerate((~keep).any(dim=1).tolist()):
+            if masked != self.fills(layer):
+                raise RunError(f"the ablation linear was fitted for another mask: layer {layer} differs")
+
     def fill(self, slots: LayerSlots) -> Tensor:
         """Predict the channels of masked heads from those of kept heads, token by token."""
         found = self.maps[slots.layer]
-        if found is None:
-            if slots.keep.all():  # only other variants of the pass mask this layer
-                return slots.heads_out
-            raise RunError(f"the ablation linear has no prediction for layer {slots.layer}, whose heads are masked")
+        if found is None:  # only other variants of the pass mask this layer
+            return slots.heads_out
         device = slots.heads_out.device
         place = slots.channels.of_split.to(device)
         last = slots.heads_out.movedim(1, -1) if slots.channels.axis == 1 else slots.heads_out  # [rows, ..., width]
@@ -230,13 +253,18 @@ class Linear(Replacement):
 class Resample(Replacement):
     """Fills masked slots with the same heads' output on another image of the pass, unmasked.
 
+    Args:
+        seed: Of all draws.
+        draw: Number of the draw.
+
     Attributes:
         donors: `[images of the pass]`, for each image the place of its donor in the pass; set before every pass.
     """
 
     name = RESAMPLE
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0, draw: int = 0) -> None:
+        self.seed, self.draw = seed, draw
         self.donors: Tensor | None = None
 
     def fill(self, slots: LayerSlots) -> Tensor:
@@ -275,6 +303,8 @@ def replace_heads(slots: LayerSlots, replacements: Sequence[Replacement]) -> Ten
 
     out = slots.heads_out.clone()
     for kind in kinds:
+        if not kind.fills(slots.layer):
+            continue
         groups = [group for group, own in enumerate(replacements) if own is kind]
         part, rows = slots.of_groups(groups)
         out[rows] = _filled_by(kind, part)

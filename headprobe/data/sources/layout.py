@@ -37,6 +37,7 @@ _AROUND = r"ilsvrc|imagenet|images?|imgs?|jpe?gs?|pngs?|photos?|pictures?|pics?|
 _AROUND += r"seg|sets?|all|raw|full|extracted|sorted|cropped|resized|my|the|new|final|class(es)?"
 LONGEST_NAME = 40  # of letters: these patterns take long on long names
 NO_CLASS = re.compile(rf"({_SPLIT}|{_AROUND})+")
+NUMBERED_CLASS = re.compile(r"class[ _-]?\d+", re.IGNORECASE)  # as anonymous as it is, a class
 HAS_SPLIT = re.compile(rf"({_AROUND})*({_SPLIT})({_SPLIT}|{_AROUND})*")
 
 
@@ -166,7 +167,7 @@ def names_split(name: str) -> bool:
 
 def names_no_class(name: str) -> bool:
     """Return whether a folder's name says nothing of what is on its images."""
-    return NO_CLASS.fullmatch(_letters(name)) is not None
+    return NO_CLASS.fullmatch(_letters(name)) is not None and NUMBERED_CLASS.fullmatch(name) is None
 
 
 def _letters(name: str) -> str:

@@ -1,5 +1,7 @@
 """Paired accuracy: what each mask does to the very images that the baseline is scored on, as sums over images."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +15,10 @@ from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.metrics.sums import Layout, SumMetric
 
 __all__ = ["PairedAccuracy", "PairedScores", "paired_scores", "paired_sums"]
+
+
+GROUPS = 64
+"""Random parts of the images: sums by group give an interval to any function of several masks (`jackknife`)."""
 
 
 class PairedAccuracy(SumMetric):
@@ -41,6 +47,9 @@ class PairedAccuracy(SumMetric):
     nll_difference_cube: Tensor  #: float64 `[1 + masks]`, third powers, nats^3
     nll_difference_fourth: Tensor  #: float64 `[1 + masks]`, fourth powers, nats^4
     kl: Tensor  #: float64 `[1 + masks]`, KL(baseline || masked), nats
+    group_images: Tensor  #: int64 `[64]`, images of each group (`image_groups`)
+    group_top1: Tensor  #: int64 `[1 + masks, 64]`, of them those with a right first prediction
+    group_nll: Tensor  #: float64 `[1 + masks, 64]`, nats
     class_images: Tensor  #: int64 `[classes]`, only if `per_class`
     class_top1: Tensor  #: int64 `[1 + masks, classes]`, only if `per_class`
 
@@ -66,18 +75,21 @@ class PairedAccuracy(SumMetric):
         """Return the metric of the same masks and classes without images."""
         return type(self)(self.masks, self.classes, self.per_class)
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
         """Add a batch.
 
         Args:
             logits: `[1 + masks, images, classes]`, the baseline first.
             labels: `[images]`, integers of any kind.
+            groups: `[images]`, the group of each image, an int64 that `image_groups` gave.
 
         Raises:
             UsageError: A shape or dtype is wrong, or a label lies outside the classes; nothing is added then.
         """
         _check_batch(logits, labels, 1 + self.masks, self.classes)
-        self.add(paired_sums(logits, labels.long(), self.per_class))
+        if groups.shape != labels.shape:
+            raise UsageError(f"groups must be [{len(labels)}], one per image, got {list(groups.shape)}")
+        self.add(paired_sums(logits, labels.long(), groups, self.per_class))
 
     def compute(self) -> PairedScores:
         """Return scores of all images so far, the states of all processes added.
@@ -87,6 +99,15 @@ class PairedAccuracy(SumMetric):
         return paired_scores(self.to_arrays())
 
 
+def image_groups(unit: int, rows: Iterable[int]) -> list[int]:
+    """Return the group of each of a unit's rows, 0 to 63: by a hash that no other choice of rows is made with.
+
+    It follows from the unit and the row alone, not from the plan of passes, batches, processes or the order in which
+    units are merged: the same image is in the same group in every run on the same data.
+    """
+    return [hashlib.sha256(f"group:{unit}:{row}".encode()).digest()[0] % GROUPS for row in rows]
+
+
 def state_layout(masks: int, classes: int, per_class: bool) -> Layout:
     """Return shape and dtype of each state of `PairedAccuracy`."""
     row_counts = ("top1", "top5", "right_to_wrong", "wrong_to_right", "agreement", "nonfinite")
@@ -94,13 +115,16 @@ def state_layout(masks: int, classes: int, per_class: bool) -> Layout:
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"images": ((), torch.int64)}
     layout |= dict.fromkeys(row_counts, ((1 + masks,), torch.int64))
     layout |= dict.fromkeys(row_sums, ((1 + masks,), torch.float64))
+    layout["group_images"] = ((GROUPS,), torch.int64)
+    layout["group_top1"] = ((1 + masks, GROUPS), torch.int64)
+    layout["group_nll"] = ((1 + masks, GROUPS), torch.float64)
     if per_class:
         layout["class_images"] = ((classes,), torch.int64)
         layout["class_top1"] = ((1 + masks, classes), torch.int64)
     return layout
 
 
-def paired_sums(logits: Tensor, labels: Tensor, per_class: bool = False) -> dict[str, Tensor]:
+def paired_sums(logits: Tensor, labels: Tensor, groups: Tensor, per_class: bool = False) -> dict[str, Tensor]:
     """Return the sums over the images of a batch, by state.
 
     Predictions are `torch.topk` of the logits as they are, as in timm's `accuracy`; the top five of fewer than five
@@ -110,6 +134,7 @@ def paired_sums(logits: Tensor, labels: Tensor, per_class: bool = False) -> dict
     Args:
         logits: `[1 + masks, images, classes]`, the baseline first.
         labels: int64 `[images]`.
+        groups: int64 `[images]`, the group of each image.
         per_class: Also count images and top-1 per label.
     """
     finite = logits.isfinite().all(dim=-1)  # [rows, images]
@@ -129,7 +154,10 @@ def paired_sums(logits: Tensor, labels: Tensor, per_class: bool = False) -> dict
     if per_class:
         sums["class_images"] = labels.new_zeros(logits.shape[-1]).index_add(0, labels, torch.ones_like(labels))
         sums["class_top1"] = labels.new_zeros(len(logits), logits.shape[-1]).index_add(1, labels, right.long())
-    return sums | _likelihood_sums(logits, labels)
+    members = F.one_hot(groups, GROUPS).double()  # [images, groups]
+    sums["group_images"] = members.sum(dim=0).long()
+    sums["group_top1"] = (right.double() @ members).long()
+    return sums | _likelihood_sums(logits, labels, members)
 
 
 def top_five(logits: Tensor) -> Tensor:
@@ -140,8 +168,14 @@ def top_five(logits: Tensor) -> Tensor:
     return logits.topk(min(5, logits.shape[-1]), dim=-1).indices
 
 
-def _likelihood_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return float64 sums of the labels' NLL, of powers of its differences from the baseline, and of their KL."""
+def _likelihood_sums(logits: Tensor, labels: Tensor, members: Tensor) -> dict[str, Tensor]:
+    """Return float64 sums of the labels' NLL, of powers of its differences from the baseline, and of their KL.
+
+    Args:
+        logits: `[1 + masks, images, classes]`, the baseline first.
+        labels: int64 `[images]`.
+        members: float64 `[images, groups]`, 1 where an image belongs to a group, else 0.
+    """
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float64)  # [rows, images, classes]
     nll = -log_probabilities.gather(-1, labels.expand(len(logits), -1)[..., None])[..., 0]  # [rows, images]
 
@@ -151,6 +185,8 @@ def _likelihood_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     square = difference.square()
     return {
         "nll": nll.sum(dim=1),
+        # A product: index_add would add up in any order on a GPU. It brings one image's NaN into all groups of its row.
+        "group_nll": nll @ members,
         "nll_difference_square": square.sum(dim=1),
         "nll_difference_cube": (square * difference).sum(dim=1),
         "nll_difference_fourth": square.square().sum(dim=1),

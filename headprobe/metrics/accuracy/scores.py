@@ -38,6 +38,9 @@ class PairedScores(NamedTuple):
     nll_rise_low: FloatArray  #: lower limit of its paired 95% interval (`mean_interval`)
     nll_rise_high: FloatArray  #: upper limit
     nonfinite: IntArray  #: images with a NaN or infinite logit: wrong, and they spoil nll or kl_nats
+    group_images: IntArray  #: images that could be read of each group, `[64]` (`image_groups`)
+    group_top1_count: IntArray  #: of them those with their label as the first prediction, `[1 + masks, 64]`
+    group_nll: FloatArray  #: sums of the NLL over the images of each group, nats, `[1 + masks, 64]`
     class_images: IntArray | None = None  #: images per label, `[classes]`
     class_top1_count: IntArray | None = None  #: `[1 + masks, classes]`
     class_top1: FloatArray | None = None  #: fraction, `[1 + masks, classes]`; NaN for a class without images
@@ -50,7 +53,7 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
         arrays: The sums.
         unread: Images that could not be read and count as wrong in every row. They are in the denominators of
             accuracies and drops. They are not in the denominators of agreement, NLL and KL, for which there are no
-            logits, nor of classes.
+            logits, nor of classes. They are in no image group: they change no difference between rows.
 
     Raises:
         ValueError: The flips contradict the number of images.
@@ -85,6 +88,9 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
         nll_rise_low=_untested_baseline(rise_low),
         nll_rise_high=_untested_baseline(rise_high),
         nonfinite=counts["nonfinite"],
+        group_images=counts["group_images"],
+        group_top1_count=counts["group_top1"],
+        group_nll=sums["group_nll"],
         class_images=counts.get("class_images"),
         class_top1_count=counts.get("class_top1"),
         class_top1=_per(counts["class_top1"], counts["class_images"]) if "class_images" in counts else None,

@@ -47,3 +47,25 @@ def test_without_masks_there_is_one_wave_with_the_trunk_alone() -> None:
 def test_sizes_below_one_are_refused(batch_size: int, budget: int) -> None:
     with pytest.raises(UsageError, match=f"got {batch_size} and {budget}"):
         RowPlan.build([1], batch_size, budget)
+
+
+@given(joins=joins_of_masks, batches=st.integers(1, 16), budget=st.integers(10, 300))
+def test_images_that_must_stay_together_share_passes_within_the_budget(
+    joins: list[int | None], batches: int, budget: int
+) -> None:
+    plan = RowPlan.build(joins, 4 * batches, budget, together=4)
+    assert plan.images % 4 == 0
+    assert 4 <= plan.images <= 4 * batches
+    assert plan.most_images == max(5, plan.images)  # a single image left over joins a group of four
+    assert plan.least_rows <= plan.most_rows <= budget
+    assert sorted(mask for wave in plan.waves for mask in wave) == [
+        n for n, join in enumerate(joins) if join is not None
+    ]
+
+
+def test_a_budget_below_one_group_under_one_mask_is_refused_with_the_least() -> None:
+    assert RowPlan.build([2, 3], 32, 10, together=4).waves == ((0,), (1,))
+    with pytest.raises(UsageError, match=r"choose --model.row_budget 10 or more, got 9$"):
+        RowPlan.build([2, 3], 32, 9, together=4)
+    with pytest.raises(UsageError, match=r"choose --data.batch_size 4 or a multiple of it, got 3$"):
+        RowPlan.build([2, 3], 3, 100, together=4)

@@ -14,19 +14,19 @@ from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 PARTS = [(0, 9), (9, 9), (9, 30), (30, 37)]  # uneven, one without images
 
 
-def draw() -> tuple[Tensor, Tensor]:
+def draw() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(3, 37, 7, generator=generator), torch.randint(7, (37,), generator=generator)
+    return torch.randn(3, 37, 7, generator=generator), torch.randint(7, (37,), generator=generator), torch.arange(37)
 
 
 def score_share(rank: int, ranks: int, folder: str) -> None:
     """Score every `ranks`-th part and write what this rank says of all."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    logits, labels = draw()
+    logits, labels, groups = draw()
     metric = PairedAccuracy(2, 7, per_class=True)
     for start, stop in PARTS[rank::ranks]:
-        metric.update(logits[:, start:stop], labels[start:stop])
+        metric.update(logits[:, start:stop], labels[start:stop], groups[start:stop])
     scores = metric.compute()._asdict()
     np.savez(Path(folder) / f"rank_{rank}.npz", **scores)
     dist.destroy_process_group()

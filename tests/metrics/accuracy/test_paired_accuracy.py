@@ -18,7 +18,7 @@ from timm.utils.metrics import accuracy as timm_accuracy
 from torch import Tensor, nn
 
 from headprobe.errors import UsageError
-from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
+from headprobe.metrics.accuracy.paired_accuracy import GROUPS, PairedAccuracy
 
 MASKS, IMAGES, CLASSES = 3, 41, 11
 
@@ -35,8 +35,13 @@ def draw(images: int = IMAGES, classes: int = CLASSES, seed: int = 0) -> tuple[T
 
 def measure(logits: Tensor, labels: Tensor, per_class: bool = False) -> PairedAccuracy:
     metric = PairedAccuracy(len(logits) - 1, logits.shape[2], per_class)
-    metric.update(logits, labels)
+    metric.update(logits, labels, groups_of(labels))
     return metric
+
+
+def groups_of(labels: Tensor) -> Tensor:
+    """Some group of each image."""
+    return torch.arange(len(labels)) * 7 % GROUPS
 
 
 def assert_close(arrays: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]], tolerance: float) -> None:
@@ -119,6 +124,33 @@ def test_flips_and_agreement_are_those_of_the_predictions(batch: tuple[Tensor, T
     np.testing.assert_allclose(scores.agreement, (predictions == predictions[0]).mean(axis=1))
 
 
+def test_sums_of_a_group_are_those_of_its_images(batch: tuple[Tensor, Tensor]) -> None:
+    logits, labels = batch
+    groups = groups_of(labels).numpy() % 5
+    metric = PairedAccuracy(MASKS, CLASSES)
+    metric.update(logits, labels, torch.tensor(groups))
+    scores = metric.compute()
+    nll = -special.log_softmax(logits.double().numpy(), axis=2)[:, np.arange(IMAGES), labels.numpy()]
+    right = logits.numpy().argmax(axis=2) == labels.numpy()
+    for group in range(GROUPS):
+        own = groups == group
+        assert scores.group_images[group] == own.sum()
+        np.testing.assert_array_equal(scores.group_top1_count[:, group], right[:, own].sum(axis=1))
+        np.testing.assert_allclose(scores.group_nll[:, group], nll[:, own].sum(axis=1), rtol=1e-12)
+
+
+def test_groups_add_up_to_the_whole(batch: tuple[Tensor, Tensor]) -> None:
+    scores = measure(*batch).compute()
+    assert scores.group_images.sum() == IMAGES
+    np.testing.assert_array_equal(scores.group_top1_count.sum(axis=1), scores.top1_count)
+    np.testing.assert_allclose(scores.group_nll.sum(axis=1) / IMAGES, scores.nll, rtol=1e-13)
+
+
+def test_error_on_groups_that_are_not_one_per_image(batch: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UsageError, match=rf"groups must be \[{IMAGES}\], one per image, got \[3\]$"):
+        PairedAccuracy(MASKS, CLASSES).update(*batch, torch.zeros(3, dtype=torch.int64))
+
+
 def test_per_class_counts_are_the_diagonal_of_the_confusion_matrix(batch: tuple[Tensor, Tensor]) -> None:
     logits, labels = batch
     scores = measure(logits, labels, per_class=True).compute()
@@ -169,14 +201,14 @@ def test_error_names_a_label_outside_the_classes_and_their_range(batch: tuple[Te
 )
 def test_error_on_a_batch_of_the_wrong_shape_or_type(logits: Tensor, labels: Tensor, culprit: str) -> None:
     with pytest.raises(UsageError, match=culprit):
-        PairedAccuracy(MASKS, CLASSES).update(logits, labels)
+        PairedAccuracy(MASKS, CLASSES).update(logits, labels, groups_of(labels))
 
 
 def test_a_refused_batch_leaves_no_trace(batch: tuple[Tensor, Tensor]) -> None:
     logits, labels = batch
     metric = measure(logits, labels)
     with pytest.raises(UsageError):
-        metric.update(logits, labels + CLASSES)
+        metric.update(logits, labels + CLASSES, groups_of(labels))
     assert same(metric, measure(logits, labels))
 
 
@@ -189,7 +221,7 @@ def test_error_on_sizes_that_cannot_be(masks: int, classes: int, culprit: str) -
 def test_a_batch_without_images_adds_nothing(batch: tuple[Tensor, Tensor]) -> None:
     logits, labels = batch
     metric = measure(logits, labels, per_class=True)
-    metric.update(logits[:, :0], labels[:0])
+    metric.update(logits[:, :0], labels[:0], groups_of(labels[:0]))
     assert same(metric, measure(logits, labels, per_class=True))
 
 
@@ -236,12 +268,12 @@ def test_sums_keep_their_precision_when_the_module_is_cast(batch: tuple[Tensor, 
 def test_inference_mode_can_be_entered_and_left_between_batches(batch: tuple[Tensor, Tensor]) -> None:
     metric = PairedAccuracy(MASKS, CLASSES, per_class=True)
     with torch.inference_mode():
-        metric.update(*batch)
+        metric.update(*batch, groups_of(batch[1]))
         metric.reset()
-        metric.update(*batch)
-    metric.update(*batch)
+        metric.update(*batch, groups_of(batch[1]))
+    metric.update(*batch, groups_of(batch[1]))
     with torch.inference_mode():
-        metric.update(*batch)
+        metric.update(*batch, groups_of(batch[1]))
     assert metric.compute().images[0] == 3 * IMAGES
 
 
@@ -255,7 +287,12 @@ def test_sums_hold_no_graph(batch: tuple[Tensor, Tensor]) -> None:
 def test_parts_merged_in_any_order_give_the_whole(cuts: list[int], order: random.Random) -> None:
     logits, labels = draw()
     edges = [0, *sorted(cuts), IMAGES]
-    parts = [measure(logits[:, a:b], labels[a:b], per_class=True) for a, b in itertools.pairwise(edges)]
+    groups = groups_of(labels)
+    parts = []
+    for a, b in itertools.pairwise(edges):
+        part = PairedAccuracy(MASKS, CLASSES, per_class=True)
+        part.update(logits[:, a:b], labels[a:b], groups[a:b])
+        parts.append(part)
     order.shuffle(parts)
     total = PairedAccuracy(MASKS, CLASSES, per_class=True)
     for part in parts:
@@ -270,7 +307,7 @@ def test_merging_in_one_order_gives_the_same_bits(batch: tuple[Tensor, Tensor]) 
     merged = PairedAccuracy(MASKS, CLASSES)
     for start in range(0, IMAGES, 7):
         part = logits[:, start : start + 7], labels[start : start + 7]
-        streamed.update(*part)
+        streamed.update(*part, groups_of(part[1]))
         merged.merge(measure(*part))
     assert same(streamed, merged)
 
@@ -297,7 +334,7 @@ def test_arrays_restore_the_metric_to_the_last_bit(
     with np.load(tmp_path / "unit.npz") as arrays:
         restored = metric.empty().from_arrays(dict(arrays))
     assert same(restored, metric)
-    restored.update(*batch)
+    restored.update(*batch, groups_of(batch[1]))
     assert restored.compute().images[0] == 2 * IMAGES
 
 
@@ -342,5 +379,5 @@ def test_error_on_arrays_of_other_masks_or_classes(masks: int, classes: int, per
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_counts_like_the_cpu(batch: tuple[Tensor, Tensor]) -> None:
     metric = PairedAccuracy(MASKS, CLASSES, per_class=True).cuda()
-    metric.update(*(tensor.cuda() for tensor in batch))
+    metric.update(*(tensor.cuda() for tensor in (*batch, groups_of(batch[1]))))
     assert_close(metric.to_arrays(), measure(*batch, per_class=True).to_arrays(), tolerance=1e-12)

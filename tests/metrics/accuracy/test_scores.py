@@ -30,6 +30,8 @@ def sums() -> dict[str, NDArray[np.generic]]:
         "wrong_to_right": [0, 3, 0],
         "agreement": [100, 80, 100],
         "nonfinite": [0, 0, 0],
+        "group_images": [100],  # as if there were one group
+        "group_top1": [[70], [64], [70]],
     }
     reals = {
         "nll": [110.0, 131.0, 110.0],
@@ -37,6 +39,7 @@ def sums() -> dict[str, NDArray[np.generic]]:
         "nll_difference_cube": [0.0, 90.0, 0.0],
         "nll_difference_fourth": [0.0, 300.0, 0.0],
         "kl": [0.0, 7.0, 0.0],
+        "group_nll": [[110.0], [131.0], [110.0]],
     }
     arrays: dict[str, NDArray[np.generic]] = {name: np.asarray(value, dtype=np.int64) for name, value in counts.items()}
     return arrays | {name: np.asarray(value, dtype=np.float64) for name, value in reals.items()}
@@ -77,7 +80,8 @@ def test_without_images_every_number_is_undefined_and_every_count_0(sums: dict[s
     scores = paired_scores(empty(sums))
     for name, values in scores._asdict().items():
         if values is not None:
-            assert np.isnan(values).all() if values.dtype.kind == "f" else not values.any(), name
+            undefined = values.dtype.kind == "f" and not name.startswith("group_")  # the groups' are sums, no means
+            assert np.isnan(values).all() if undefined else not values.any(), name
 
 
 def test_a_class_without_images_has_no_accuracy(sums: dict[str, NDArray[np.generic]]) -> None:
@@ -88,7 +92,9 @@ def test_a_class_without_images_has_no_accuracy(sums: dict[str, NDArray[np.gener
 
 def test_every_row_score_has_one_entry_per_row(sums: dict[str, NDArray[np.generic]]) -> None:
     scores: PairedScores = paired_scores(sums)
-    assert {values.shape for values in scores._asdict().values() if values is not None} == {(3,)}
+    of_groups = {"group_images": (1,), "group_top1_count": (3, 1), "group_nll": (3, 1)}
+    shapes = {name: values.shape for name, values in scores._asdict().items() if values is not None}
+    assert shapes == dict.fromkeys(shapes, (3,)) | of_groups
 
 
 def test_scores_are_read_without_torch() -> None:

@@ -1,0 +1,43 @@
+"""The delete-a-group jackknife: intervals over images of any function of several masks' scores, from sums by group."""
+
+import numpy as np
+from scipy import stats
+
+from headprobe.metrics.arrays import FloatArray, IntArray
+
+
+def leave_one_out(sums: FloatArray, images: IntArray) -> FloatArray:
+    """Return means over all images but those of one group, for each group that has any.
+
+    Args:
+        sums: Sums over the images of each group, `[..., groups]`.
+        images: Images of each group, `[groups]`.
+
+    Returns:
+        `[groups with images, ...]`, NaN where no image is left.
+    """
+    full = images > 0
+    left = images.sum() - images[full]
+    rest = sums.sum(axis=-1, keepdims=True) - sums[..., full]  # [..., groups with images]
+    return np.asarray(np.moveaxis(rest / np.where(left > 0, left, np.nan), -1, 0))
+
+
+def jackknife_interval(estimate: float, replicates: FloatArray, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the delete-a-group jackknife's interval: Student's, with one degree of freedom less than groups.
+
+    Args:
+        estimate: From all images.
+        replicates: The same without each group, `[groups]`.
+        confidence: Share of samples of images whose interval should cover the value on all images.
+
+    Returns:
+        The lower and the upper limit; NaN with fewer than two groups, or where one of them has no value.
+
+    Source: Kott, 2001, Journal of Official Statistics 17, 521-526.
+    """
+    groups = len(replicates)
+    if groups < 2 or not np.isfinite([estimate, *replicates]).all():
+        return float("nan"), float("nan")
+    variance = (groups - 1) / groups * np.square(replicates - replicates.mean()).sum()
+    reach = float(stats.t.isf((1 - confidence) / 2, groups - 1) * np.sqrt(variance))
+    return estimate - reach, estimate + reach

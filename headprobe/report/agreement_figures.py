@@ -1,0 +1,166 @@
+"""Kinds of ablation against each other: the NLL rise of every mask under one and under another."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from headprobe.metrics.arrays import FloatArray, IntArray
+from headprobe.report.mask_figures import about_masks
+from headprobe.report.style import VALUE_COLOURS, new_figure, some, write_title
+from headprobe.run.ablations import NLL_RISE, with_limits
+from headprobe.run.load import Row, Run
+from headprobe.run.results import FAMILIES_JOINED
+
+NAMED = 8
+"""How many masks get their names at most: those with the largest rises."""
+
+NAME_WIDTH, NAME_HEIGHT = 0.15, 0.04
+"""Room of a name, in parts of the axes."""
+
+HEAD = "head:"
+
+ONE_COLOUR = "#0f5fa6"
+
+
+def agreement_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Yield for each two ablations of a test family the rises of its masks against each other, and their ranks."""
+    for row in _rows(run):
+        if row["quantity"] != NLL_RISE:
+            continue
+        family, kinds = str(row["test_family"]), (str(row["ablation_a"]), str(row["ablation_b"]))
+        rises = [_rises(run, family, kind) for kind in kinds]
+        masks = list(rises[0])
+        first, second = (np.array([of_kind[mask] for mask in masks]) for of_kind in rises)
+        agree = with_limits(row, "spearman", "+.2f")
+        title = (
+            f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of NLL rises {agree}\n{about_masks(run)}"
+        )
+        layers = _layers(run, masks)
+        slug = re.sub(r"[^\w-]+", "-", family)
+        yield (
+            f"ablations/{slug}_{kinds[0]}_{kinds[1]}",
+            rises_against(first, second, kinds, masks, f"{title}, {row['masks']} masks of {family}", layers),
+        )
+
+
+def _rows(run: Run) -> list[Row]:
+    columns = run.table("ablations.csv") or {}
+    cells = [values.tolist() for values in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _rises(run: Run, family: str, kind: str) -> dict[str, float]:
+    """Return the NLL rise of each mask of a test family under an ablation, the mean of its draws."""
+    # Only draw 0 is in a test family.
+    members = [str(row["mask"]) for row in run.masks[1:] if family in str(row["test_family"]).split(FAMILIES_JOINED)]
+    found: dict[str, list[float]] = {mask: [] for mask in members}
+    for row in run.masks[1:]:
+        if row["ablation"] == kind and row["mask"] in found:
+            found[str(row["mask"])].append(float(row["nll_rise"]))
+    return {mask: float(np.mean(values)) for mask, values in found.items()}
+
+
+def _layers(run: Run, masks: list[str]) -> IntArray | None:
+    """Return the layer of each mask; None where some hit heads of several."""
+    own = [{layer for layer, _ in run.heads[mask]} for mask in masks]
+    if any(len(layers) != 1 for layers in own):
+        return None
+    return np.array([layer for layers in own for layer in layers], dtype=np.int64)
+
+
+def rises_against(
+    first: FloatArray,
+    second: FloatArray,
+    kinds: tuple[str, str],
+    masks: list[str],
+    title: str,
+    layers: IntArray | None = None,
+) -> Figure:
+    """Draw the NLL rises of masks under one ablation against those under another, and their ranks beside.
+
+    Args:
+        first: NLL rises `[masks]`, nats.
+        second: The same under the other ablation.
+        kinds: Names of the ablations.
+        masks: Names of the masks; the largest rises carry theirs.
+        title: What is shown, of which model, on how many images.
+        layers: `[masks]`, the layer of each mask, which colours its dot; None for masks of several layers.
+    """
+    figure = new_figure(10, 5.2)
+    rises, ranks = figure.subplots(1, 2)
+    _scatter(rises, first, second, layers)
+    rises.set(xlabel=f"NLL rise, {kinds[0]} (nats)", ylabel=f"NLL rise, {kinds[1]} (nats)", title="rises")
+    heads = all(mask.startswith(HEAD) for mask in masks)
+    _name(rises, first, second, [mask.removeprefix(HEAD) for mask in masks] if heads else masks)
+
+    places = [stats.rankdata(values, nan_policy="omit") for values in (first, second)]
+    _scatter(ranks, places[0], places[1], layers)
+    for axis in (ranks.xaxis, ranks.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+    ranks.set(xlabel=f"rank, {kinds[0]} (1: smallest rise)", ylabel=f"rank, {kinds[1]}", title="ranks")
+    if layers is not None:
+        _colour_bar(figure, [rises, ranks], layers)
+    named = "layer.head" if heads else "the mask's name"
+    write_title(figure, title, f"A dot per mask. Line: the same under both. Large rises carry {named}.")
+    return figure
+
+
+def _scatter(axes: Axes, x: FloatArray, y: FloatArray, layers: IntArray | None) -> None:
+    """Draw a dot per mask, and the line of equal values; each axis as far as its own values go."""
+    known = np.isfinite(x) & np.isfinite(y)
+    dots: dict[str, Any] = {"color": ONE_COLOUR} if layers is None else {"c": layers[known], **_colours(layers)}
+    axes.scatter(x[known], y[known], s=36, edgecolors="0.2", linewidths=0.5, zorder=3, **dots)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # the line must not widen them
+    axes.axline((0, 0), slope=1, color="0.6", linewidth=1, zorder=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colours(layers: IntArray) -> dict[str, Any]:
+    """Return the colours of layers, as arguments of matplotlib: one step for each."""
+    count = int(layers.max()) + 1
+    return {"cmap": VALUE_COLOURS, "norm": BoundaryNorm(np.arange(count + 1) - 0.5, 256)}
+
+
+def _colour_bar(figure: Figure, axes: list[Axes], layers: IntArray) -> None:
+    count = int(layers.max()) + 1
+    bar = figure.colorbar(ScalarMappable(**_colours(layers)), ax=axes, label="layer", fraction=0.05, pad=0.02)
+    bar.set_ticks(list(some(count, 16)))
+
+
+def _name(axes: Axes, x: FloatArray, y: FloatArray, names: Sequence[str]) -> None:
+    """Write the names of the largest values beside their dots, where no other name stands already."""
+    spans = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
+    middle = float(np.mean(axes.get_xlim()))
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    named: list[int] = []
+    for number in known[np.argsort(-np.maximum(x, y)[known], kind="stable")]:
+        near = [
+            other
+            for other in named
+            if abs(x[other] - x[number]) < NAME_WIDTH * spans[0] and abs(y[other] - y[number]) < NAME_HEIGHT * spans[1]
+        ]
+        if near or len(named) == NAMED:
+            continue
+        named.append(number)
+        left = x[number] > middle  # inwards, so that no name leaves the axes
+        axes.annotate(
+            names[number],
+            (x[number], y[number]),
+            xytext=(-5 if left else 5, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=7,
+            color="0.25",
+        )

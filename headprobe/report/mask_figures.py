@@ -1,0 +1,128 @@
+"""Figures of what masks cost under each ablation: maps of single heads, drops by layer and by index."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from headprobe.masks.ablations import ZERO
+from headprobe.metrics.arrays import FloatArray
+from headprobe.report.figures import drop_curve, head_heat_map
+from headprobe.run.load import JUDGED_ON_SAME, SAME, Row, Run
+from headprobe.text import counted
+
+SIGNIFICANT_Q = 0.05
+"""False discovery rate below which a head's drop gets a ring in the heat map."""
+
+CURVES = {"by_layer": "layer masked", "by_index": "head index masked in every layer"}
+"""Curves of masks that get a figure, and the names of their x axes."""
+
+
+class HeadMap(NamedTuple):
+    """One quantity of single-head masks."""
+
+    column: str  #: of `masks.csv`
+    heading: str  #: what the map shows
+    label: str  #: the quantity and its unit
+    ring: str  #: what a ring means
+
+
+MAPS = (
+    HeadMap(
+        "nll_rise",
+        "NLL rise when one head is masked",
+        "NLL rise (nats)",
+        "Ring: the paired 95% interval leaves out 0 (not corrected for the number of heads).",
+    ),
+    HeadMap(
+        "drop_pp",
+        "Top-1 drop when one head is masked",
+        "drop (percentage points)",
+        f"Ring: q (Benjamini-Hochberg) below {SIGNIFICANT_Q}.",
+    ),
+)
+
+
+def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Yield for each ablation the figures that its masks allow; all draws of an ablation share them."""
+    kinds: dict[str, list[Row]] = {}
+    for row in run.masks[1:]:
+        kinds.setdefault(_suffix(row), []).append(row)
+    yield from _head_maps(run, kinds)
+    for suffix, rows in kinds.items():
+        yield from _curves(run, rows, suffix)
+
+
+def about_masks(run: Run) -> str:
+    """Return what titles say of a run: its model, its images, and a warning where these fitted the constants too."""
+    images = counted(int(run.masks[0]["images"]), "image")
+    about = f"{run.record['model']['name']}, {images}"
+    return f"{about}, {JUDGED_ON_SAME}" if run.calibration == SAME else about
+
+
+def _suffix(row: Row) -> str:
+    return "" if row["ablation"] == ZERO else f"_{row['ablation']}"
+
+
+def _about(run: Run, rows: Sequence[Row]) -> str:
+    """Return what titles say of the rows of one ablation."""
+    return f"{about_masks(run)}, {rows[0]['ablation']} ablation"
+
+
+def _head_maps(run: Run, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Figure]]:
+    """Yield each quantity's map for each ablation, all in the same colours."""
+    for column, heading, label, ring in MAPS:
+        maps = {suffix: single_heads(run, rows, column) for suffix, rows in kinds.items()}
+        limit = max((float(np.abs(one[np.isfinite(one)]).max(initial=0)) for one in maps.values()), default=0.0)
+        for suffix, values in maps.items():
+            if np.isfinite(values).sum() < 2:
+                continue
+            first = [row for row in kinds[suffix] if not row["draw"]]
+            draws = 1 + max(int(row["draw"]) for row in kinds[suffix])
+            note, of_first = (f", mean of {draws} draws", " Rings are of draw 0.") if draws > 1 else ("", "")
+            title, caption = f"{heading}\n{_about(run, first)}{note}", f"{ring}{of_first}"
+            ringed = _ringed(run, first, column)
+            yield f"{column}/heads{suffix}", head_heat_map(values, title, label, ringed, caption, limit)
+
+
+def _ringed(run: Run, rows: Sequence[Row], column: str) -> NDArray[np.bool_]:
+    """Return which heads get a ring `[layers, heads]`; a comparison with NaN is false."""
+    if column == "drop_pp":
+        return np.asarray(single_heads(run, rows, "bh_q") < SIGNIFICANT_Q)
+    low, high = (single_heads(run, rows, f"{column}_{end}") for end in ("low", "high"))
+    return np.asarray((low > 0) | (high < 0))
+
+
+def _curves(run: Run, rows: Sequence[Row], suffix: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the drops by layer and by index: of draw 0 with their intervals, of other draws as dots."""
+    for curve, axis in CURVES.items():
+        shown = [row for row in rows if run.curves[str(row["mask"])][0] == curve]
+        first = [row for row in shown if not row["draw"]]
+        if len(first) < 2:
+            continue
+        steps = [run.curves[str(row["mask"])][1] for row in first]
+        drops, lows, highs = (
+            [float(row[column]) for row in first] for column in ("drop_pp", "drop_low_pp", "drop_high_pp")
+        )
+        others = [(run.curves[str(row["mask"])][1], float(row["drop_pp"])) for row in shown if row["draw"]]
+        title = f"Top-1 drop with its paired 95% interval\n{_about(run, first)}" + (", draw 0" if others else "")
+        yield f"drop_pp/{curve}{suffix}", drop_curve(steps, drops, lows, highs, axis, title, others)
+
+
+def single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
+    """Return a column of the masks of exactly one head as `[layers, most heads]`, NaN where none was scored.
+
+    Of several draws the mean.
+    """
+    heads_per_layer = run.record["model"]["heads_per_layer"]
+    total, count = np.zeros((2, len(heads_per_layer), max(heads_per_layer)))
+    by_mask: set[tuple[tuple[int, int], int]] = set()
+    for row in rows:
+        heads = run.heads[str(row["mask"])]
+        if len(heads) == 1 and (heads[0], int(row["draw"])) not in by_mask:  # one head may have two names
+            by_mask.add((heads[0], int(row["draw"])))
+            total[heads[0]] += float(row[column])
+            count[heads[0]] += 1
+    return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
