@@ -282,7 +282,7 @@ class HeadProbe(lightning.LightningModule):
         if self.resampled is not None:
             found.append(self._donors_in_words())
         if self.calibration is not None and OPTIMAL in self.calibration.about:
-            found.append(Decision(OPTIMAL, in_words(self.calibration.about[OPTIMAL]), shown=True))
+            found.append(Decision("optimal", in_words(self.calibration.about[OPTIMAL]), shown=True))
         return found
 
     @property
