@@ -97,6 +97,7 @@ class ClassMap:
             raise UsageError(f"--data.class_map {IDENTITY} needs at most {classes} dataset classes, got {len(names)}")
         if all(name.isdecimal() for name in names):
             numbers = [int(name) for name in names]
+            check_different(names)
             if max(numbers) >= classes:
                 raise UsageError(
                     f"--data.class_map {IDENTITY}: the model's classes are 0..{classes - 1}, got {max(numbers)}"
@@ -224,6 +225,18 @@ class ClassMap:
                 f"{what}: nothing says in which order the dataset's classes are counted, {doubt}: give "
                 + ("--data.class_map sorted or natural, or " if self.entries is None else "")
                 + f"a file with {BY_NAME}, got {_form(self.entries)}"
+            )
+
+
+def check_different(names: Sequence[str]) -> None:
+    """Refuse names that are numbers where two are the same one (`1` and `01`)."""
+    first: dict[int, str] = {}
+    for name in names:
+        other = first.setdefault(int(name), name)
+        if other != name:
+            raise UsageError(
+                "two of the dataset's classes have one number: rename one, or give --data.class_map a file with "
+                f"{BY_NAME}, got {other}, {name}"
             )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_map import BY_NAME, ClassMap
+from headprobe.data.labels.class_map import BY_NAME, ClassMap, check_different
 from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
 from headprobe.data.labels.imagenet_names import ImageNetNames
 from headprobe.data.sources.source import LabelColumn, some
@@ -124,6 +124,7 @@ def number_labels(
 
     imagenet = imagenet_names(classes)
     if len(names) == classes and all(name.isdecimal() for name in names):
+        check_different(names)
         _check_numbers(names)
         if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
             return _numbering(names, range(classes), classes, BY_POSITION)

@@ -54,8 +54,18 @@ def _parse(text: str, suffix: str) -> object:
     if suffix == ".json":
         return json.loads(text, object_pairs_hook=_without_repeats)
     if suffix in (".yaml", ".yml"):
-        return yaml.safe_load(text)
+        return _parse_yaml(text)
     return _Lines(text.splitlines())
+
+
+def _parse_yaml(text: str) -> object:
+    """Refuse a key that stands twice, as `_without_repeats` does for JSON: YAML too would keep the last value."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if isinstance(root, yaml.MappingNode):
+        keys = [str(key.value) for key, _ in root.value]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a class stands twice, {_repeated(keys)}")
+    return yaml.safe_load(text)
 
 
 def _of_lines(lines: list[str], path: str) -> ClassMap:
@@ -98,7 +108,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a key that stands twice; JSON would keep the last value and silently drop the others."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a class stands twice")
+        raise ValueError(f"a class stands twice, {_repeated(key for key, _ in pairs)}")
     return content
 
 
@@ -109,6 +119,8 @@ def _object(content: dict[Any, Any], origin: str) -> dict[str, int]:
         number = _number(value, origin)
         if isinstance(key, bool) or not isinstance(key, (str, int)):
             raise UsageError(f"{origin}: classes must be names or numbers (quote it), got {key!r}")
+        if str(key) in entries:  # "1" and 0x1 in YAML
+            raise UsageError(f"{origin}: each class may stand once, got {key} again")
         entries[str(key)] = number
     return entries
 

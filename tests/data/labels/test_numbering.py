@@ -173,3 +173,19 @@ def test_the_digest_knows_the_content_and_not_its_layout(tmp_path: Path) -> None
 def test_a_label_that_is_no_class_number_is_refused(label: object) -> None:
     with pytest.raises(LabelError):
         number_labels(PETS, 3, None)(label)
+
+
+@pytest.mark.parametrize("content", ["cat: 0\ndog: 1\neel: 2\ncat: 2\n", "{1: 0, '1': 2}", "{'1': 0, 0x1: 2}"])
+def test_a_class_that_stands_twice_in_yaml_is_refused_as_in_json(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UsageError, match=r"stands twice, (cat|1)|may stand once, got 1 again"):
+        class_map(tmp_path, content, "map.yaml")
+
+
+def test_identity_refuses_two_classes_with_one_number() -> None:
+    with pytest.raises(UsageError, match=r"two of .* have one number: .*, got 01, 1$"):
+        number_labels(LabelColumn("class", ("01", "1", "2")), 10, read_class_map("identity"))
+
+
+def test_two_classes_with_one_number_are_not_counted_by_position() -> None:
+    with pytest.raises(UsageError, match=r"two of .* have one number: .*, got 01, 1$"):
+        number_labels(LabelColumn("class", ("01", "1")), 2, None)
