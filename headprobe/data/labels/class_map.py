@@ -13,6 +13,11 @@ IDENTITY = "identity"
 WORDS = (IDENTITY, *ORDERS_OF)
 """What may stand in place of a file."""
 
+UNKNOWN = -1
+"""Stands for the model class of a number that a class map does not name."""
+
+MOST_NUMBERS = 10_000_000  # so many places are kept in memory
+
 BY_NAME = "{class name: model class} or the model's class names in its order"
 """The two forms of a file that depend on no order of the dataset."""
 
@@ -67,6 +72,8 @@ class ClassMap:
 
     def by_number(self, column: LabelColumn, classes: int) -> list[int]:
         """Return the model class of each dataset class, in the dataset's order.
+
+        Where labels are plain numbers, those that a file by number does not name have `UNKNOWN`: they are no classes.
 
         Raises:
             UsageError: A class is missing, or one is named that the dataset does not have; or what the map says depends
@@ -166,13 +173,20 @@ class ClassMap:
         names = column.names
         numbers = self._numbered(entries, column)
         count = len(names) if names is not None else max(numbers, default=-1) + 1
-        missing = [names[number] if names else str(number) for number in range(count) if number not in numbers]
+        if names is None and 0 < count <= MOST_NUMBERS:
+            return [numbers.get(number, UNKNOWN) for number in range(count)]
+        if names is None:
+            raise UsageError(
+                f"{self.origin}: labels that are plain numbers must be below {MOST_NUMBERS:,}: count the classes from "
+                f"0, got {count - 1}"
+            )
+        missing = [names[number] for number in range(count) if number not in numbers]
         if missing or not count:
-            known = {composed(name) for name in names or ()}
+            known = {composed(name) for name in names}
             others = [key for key in entries if composed(key) not in known]
             raise UsageError(
                 f"{self.origin}: must name every class of the dataset"
-                + (f" (it names {some(others)}, which the dataset does not have)" if names and others else "")
+                + (f" (it names {some(others)}, which the dataset does not have)" if others else "")
                 + f", got none for {missing[:5]}"
             )
         return [numbers[number] for number in range(count)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_map import BY_NAME, ClassMap, check_different
+from headprobe.data.labels.class_map import BY_NAME, UNKNOWN, ClassMap, check_different
 from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
 from headprobe.data.labels.imagenet_names import ImageNetNames
 from headprobe.data.sources.source import LabelColumn, some
@@ -36,7 +36,8 @@ class Numbering:
     """Which class of the model each class of the dataset is.
 
     Attributes:
-        to_model: Model class by dataset class number; empty where labels are text.
+        to_model: Model class by dataset class number, `UNKNOWN` for a number that is no class; empty where labels are
+            text.
         by_name: Model class by the text of the label; empty where labels are numbers.
         classes: Number of classes of the model.
         names: Dataset name of each model class, "" where the dataset has none; None if the dataset names no classes.
@@ -66,8 +67,11 @@ class Numbering:
             return self.by_name[label]
         if not isinstance(label, int) or isinstance(label, bool):
             raise LabelError(f"label {label!r} is not a whole number")
-        if not 0 <= label < len(self.to_model):
+        inside = 0 <= label < len(self.to_model)
+        if not inside and UNKNOWN not in self.to_model:
             raise LabelError(f"label {label} outside 0..{len(self.to_model) - 1}")
+        if not inside or self.to_model[label] == UNKNOWN:
+            raise LabelError(f"label {label} is not in the class map")
         return self.to_model[label]
 
     @property
@@ -79,7 +83,7 @@ class Numbering:
     @property
     def valid_classes(self) -> list[int] | None:
         """Sorted model classes that the dataset has, None if it has them all."""
-        present = sorted({*self.to_model, *self.by_name.values()})
+        present = sorted({*self.to_model, *self.by_name.values()} - {UNKNOWN})
         return present if len(present) < self.classes else None
 
 

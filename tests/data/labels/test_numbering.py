@@ -189,3 +189,19 @@ def test_identity_refuses_two_classes_with_one_number() -> None:
 def test_two_classes_with_one_number_are_not_counted_by_position() -> None:
     with pytest.raises(UsageError, match=r"two of .* have one number: .*, got 01, 1$"):
         number_labels(LabelColumn("class", ("01", "1")), 2, None)
+
+
+def test_plain_numbers_that_a_map_does_not_name_are_no_classes(tmp_path: Path) -> None:
+    numbering = number_labels(NUMBERS, 10, class_map(tmp_path, '{"3": 0, "8": 1, "9": 7}'))
+    assert [numbering(label) for label in (3, 8, 9)] == [0, 1, 7]
+    assert numbering.valid_classes == [0, 1, 7]
+    for label in (-1, 0, 4, 10):
+        with pytest.raises(LabelError, match=f"label {label} is not in the class map"):
+            numbering(label)
+
+
+def test_plain_numbers_may_count_from_one(tmp_path: Path) -> None:
+    one_based = json.dumps({str(number + 1): number for number in range(10)})
+    numbering = number_labels(NUMBERS, 10, class_map(tmp_path, one_based))
+    assert [numbering(label) for label in range(1, 11)] == list(range(10))
+    assert numbering.valid_classes is None
