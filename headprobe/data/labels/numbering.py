@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_map import BY_NAME, UNKNOWN, ClassMap, check_different
+from headprobe.data.labels.class_map import BY_NAME, IDENTITY, UNKNOWN, ClassMap, check_different
 from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
 from headprobe.data.labels.imagenet_names import ImageNetNames
 from headprobe.data.sources.source import LabelColumn, some
@@ -58,13 +58,17 @@ class Numbering:
         Raises:
             LabelError: It has none.
         """
-        if label is None:
+        if label is None or label != label:  # NaN, an empty cell of pandas
             raise LabelError("there is no label in this row")
+        if isinstance(label, str) and not self.by_name and label.isdecimal():  # numbers as texts, with `identity`
+            label = int(label)
         if isinstance(label, str):
             if label not in self.by_name:
                 where = "among the model's class names" if self.matched == MODEL_NAMES else "in the class map"
                 raise LabelError(f"label {label!r} is not {where}")
             return self.by_name[label]
+        if isinstance(label, float) and label.is_integer():  # so pandas writes numbers where a cell is empty
+            label = int(label)
         if not isinstance(label, int) or isinstance(label, bool):
             raise LabelError(f"label {label!r} is not a whole number")
         inside = 0 <= label < len(self.to_model)
@@ -254,7 +258,7 @@ def restricted(valid: Sequence[int], classes: int) -> str:
 
 
 def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
-    if column.kind == "text":
+    if column.kind == "text" and not (column.decimal and class_map.origin == IDENTITY):
         by_name = class_map.by_name(classes)
         names = [""] * classes
         for name, model_class in by_name.items():

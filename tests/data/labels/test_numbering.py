@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Value
 from timm.data.imagenet_info import ImageNetInfo
 
 from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.numbering import LabelError, number_labels
 from headprobe.data.labels.read_class_map import read_class_map
-from headprobe.data.sources.source import LabelColumn
+from headprobe.data.sources.source import LabelColumn, Request
+from headprobe.data.sources.streamed import label_column
 from headprobe.errors import UsageError
 
 PETS = LabelColumn("class", ("cat", "dog", "eel"))
@@ -169,7 +171,7 @@ def test_the_digest_knows_the_content_and_not_its_layout(tmp_path: Path) -> None
     assert class_map(tmp_path, json.dumps([2, 1])).digest not in digests
 
 
-@pytest.mark.parametrize("label", [True, 1.0, "cat", [1]])
+@pytest.mark.parametrize("label", [True, 1.5, float("inf"), "cat", [1]])
 def test_a_label_that_is_no_class_number_is_refused(label: object) -> None:
     with pytest.raises(LabelError):
         number_labels(PETS, 3, None)(label)
@@ -205,3 +207,23 @@ def test_plain_numbers_may_count_from_one(tmp_path: Path) -> None:
     numbering = number_labels(NUMBERS, 10, class_map(tmp_path, one_based))
     assert [numbering(label) for label in range(1, 11)] == list(range(10))
     assert numbering.valid_classes is None
+
+
+def test_a_whole_number_that_pandas_wrote_as_a_float_is_a_class_number() -> None:
+    numbering = number_labels(NUMBERS, 3, read_class_map("identity"))
+    assert numbering(2.0) == 2
+    with pytest.raises(LabelError, match="no label in this row"):
+        numbering(float("nan"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_column_of_floats_may_hold_class_numbers(dtype: str) -> None:
+    assert label_column(Value(dtype), Request("images")).kind == "number"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("bool", "True and False the numbers"), ("decimal128(5, 0)", "decimals")]
+)
+def test_a_column_of_another_kind_is_refused_with_the_way_to_convert_it(dtype: str, remedy: str) -> None:
+    with pytest.raises(UsageError, match=rf"{remedy}.*astype\(int\).*got label"):
+        label_column(Value(dtype), Request("images"))
