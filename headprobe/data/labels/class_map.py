@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_order import ORDERS_OF, composed, in_order, order_in_doubt
+from headprobe.data.labels.class_order import ORDERS_OF, composed, in_order, order_in_doubt, places_of
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
 
@@ -171,6 +171,10 @@ class ClassMap:
 
     def _object(self, entries: dict[str, int], column: LabelColumn) -> list[int]:
         names = column.names
+        if names is not None and self.lists_model:
+            places = places_of(names, list(entries))
+            if None not in places:
+                return [list(entries.values())[place] for place in places if place is not None]
         numbers = self._numbered(entries, column)
         count = len(names) if names is not None else max(numbers, default=-1) + 1
         if names is None and 0 < count <= MOST_NUMBERS:

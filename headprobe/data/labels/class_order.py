@@ -76,5 +76,11 @@ def places_of(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
     return exact if None in loose or len(set(loose)) < len(loose) else loose
 
 
+def plain_places(places: Mapping[str, int]) -> dict[str, int]:
+    """Return places by `plain` name, for names that are not found as written; empty where two are then the same."""
+    found = {plain(composed(name)): place for name, place in places.items()}
+    return found if len(found) == len(places) else {}
+
+
 def _found(names: Sequence[str], places: Mapping[str, int]) -> list[int | None]:
     return [places.get(composed(name)) for name in names]

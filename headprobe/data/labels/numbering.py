@@ -4,10 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headprobe.data.labels.class_map import BY_NAME, IDENTITY, UNKNOWN, ClassMap, check_different
-from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
+from headprobe.data.labels.class_order import composed, in_order, order_in_doubt, places_of, plain, plain_places
 from headprobe.data.labels.imagenet_names import ImageNetNames
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
@@ -43,6 +43,7 @@ class Numbering:
         names: Dataset name of each model class, "" where the dataset has none; None if the dataset names no classes.
         matched: How the classes were matched, in words.
         doubtful: Whether another way to match them is as plausible as this one.
+        by_plain_name: The same but for case, `_` and `-`, where the texts are a list of the model's names.
     """
 
     to_model: tuple[int, ...]
@@ -51,6 +52,12 @@ class Numbering:
     names: list[str] | None
     matched: str = ""
     doubtful: bool = False
+    by_plain_name: dict[str, int] = field(default_factory=dict)
+
+    def class_of(self, text: str) -> int | None:
+        """Return the model class of a label that is a text, None if it has none."""
+        found = self.by_name.get(text)
+        return self.by_plain_name.get(plain(composed(text))) if found is None else found
 
     def __call__(self, label: object) -> int:
         """Return the model class of a cell of the label column.
@@ -63,10 +70,11 @@ class Numbering:
         if isinstance(label, str) and not self.by_name and label.isdecimal():  # numbers as texts, with `identity`
             label = int(label)
         if isinstance(label, str):
-            if label not in self.by_name:
+            found = self.class_of(label)
+            if found is None:
                 where = "among the model's class names" if self.matched == MODEL_NAMES else "in the class map"
                 raise LabelError(f"label {label!r} is not {where}")
-            return self.by_name[label]
+            return found
         if isinstance(label, float) and label.is_integer():  # so pandas writes numbers where a cell is empty
             label = int(label)
         if not isinstance(label, int) or isinstance(label, bool):
@@ -81,7 +89,9 @@ class Numbering:
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the class of every label."""
-        content = json.dumps([self.to_model, sorted(self.by_name.items()), self.classes, self.names])
+        content = json.dumps(
+            [self.to_model, sorted(self.by_name.items()), self.classes, self.names, bool(self.by_plain_name)]
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -201,7 +211,8 @@ def _by_model_names(column: LabelColumn, classes: int, model_names: Sequence[str
         if _are_numbers(model_names):
             return None
         by_name = {name: number for number, name in enumerate(model_names) if name}
-        return Numbering((), by_name, classes, list(model_names), MODEL_NAMES)
+        loose = plain_places(by_name)
+        return Numbering((), by_name, classes, list(model_names), MODEL_NAMES, by_plain_name=loose)
     names = column.names
     if names is None:
         return None
@@ -234,7 +245,7 @@ def check_texts(labels: Sequence[object], numbering: Numbering) -> None:
         UsageError: None has: the whole dataset would be read for nothing.
     """
     texts = [label for label in labels if isinstance(label, str)]
-    if texts and not any(label in numbering.by_name for label in texts):
+    if texts and all(numbering.class_of(label) is None for label in texts):
         raise UsageError(
             f"none of the first {len(texts)} labels is a class name that is known, {numbering.matched}: give "
             f"--data.class_map a file with {BY_NAME} (known: {some(list(numbering.by_name))}), "
@@ -263,5 +274,6 @@ def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numberi
         names = [""] * classes
         for name, model_class in by_name.items():
             names[model_class] = name
-        return Numbering((), by_name, classes, names, class_map.says)
+        loose = plain_places(by_name) if class_map.lists_model else {}
+        return Numbering((), by_name, classes, names, class_map.says, by_plain_name=loose)
     return _numbering(column.names, class_map.by_number(column, classes), classes, class_map.says)

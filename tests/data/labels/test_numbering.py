@@ -6,7 +6,7 @@ from datasets import Value
 from timm.data.imagenet_info import ImageNetInfo
 
 from headprobe.data.labels.class_map import ClassMap
-from headprobe.data.labels.numbering import LabelError, number_labels
+from headprobe.data.labels.numbering import LabelError, check_texts, number_labels
 from headprobe.data.labels.read_class_map import read_class_map
 from headprobe.data.sources.source import LabelColumn, Request
 from headprobe.data.sources.streamed import label_column
@@ -227,3 +227,23 @@ def test_a_column_of_floats_may_hold_class_numbers(dtype: str) -> None:
 def test_a_column_of_another_kind_is_refused_with_the_way_to_convert_it(dtype: str, remedy: str) -> None:
     with pytest.raises(UsageError, match=rf"{remedy}.*astype\(int\).*got label"):
         label_column(Value(dtype), Request("images"))
+
+
+def test_texts_match_the_models_names_but_for_case_as_folders_do() -> None:
+    numbering = number_labels(TEXTS, 3, None, ["Cat", "sea_eel", "Dog"])
+    assert [numbering(label) for label in ("cat", "Sea eel", "Dog", "DOG")] == [0, 1, 2, 2]
+    check_texts(["cat"], numbering)
+
+
+def test_texts_match_as_written_where_case_alone_tells_two_names_apart() -> None:
+    numbering = number_labels(TEXTS, 3, None, ["Cat", "cat", "Dog"])
+    assert [numbering("Cat"), numbering("cat")] == [0, 1]
+    with pytest.raises(LabelError, match="'dog' is not among the model's class names"):
+        numbering("dog")
+
+
+@pytest.mark.parametrize(("content", "name"), [('["Eel", "CAT", "dog"]', "map.json"), ("Eel\nCAT\ndog\n", "map.txt")])
+def test_a_list_of_the_models_names_matches_but_for_case(tmp_path: Path, content: str, name: str) -> None:
+    given = class_map(tmp_path, content, name)
+    assert number_labels(PETS, 3, given).to_model == (1, 2, 0)
+    assert [number_labels(TEXTS, 3, given)(label) for label in ("eel", "Cat", "dog")] == [0, 1, 2]
