@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -191,6 +192,7 @@ class ClassMap:
             raise UsageError(
                 f"{self.origin}: must name every class of the dataset"
                 + (f" (it names {some(others)}, which the dataset does not have)" if others else "")
+                + ("; to give names with numbers, write {class name: model class} as JSON" if _pairs(others) else "")
                 + f", got none for {missing[:5]}"
             )
         return [numbers[number] for number in range(count)]
@@ -256,6 +258,11 @@ def check_different(names: Sequence[str]) -> None:
                 "two of the dataset's classes have one number: rename one, or give --data.class_map a file with "
                 f"{BY_NAME}, got {other}, {name}"
             )
+
+
+def _pairs(lines: Sequence[str]) -> bool:
+    """Return whether all names look like lines of a name and a number (`cat 0`, `0,cat`)."""
+    return bool(lines) and all(re.fullmatch(r"\d+[\s,;:=]+\S.*|.*\S[\s,;:=]+\d+", line) for line in lines)
 
 
 def _form(entries: Sequence[int] | dict[str, int] | None) -> str:

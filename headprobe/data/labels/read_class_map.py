@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from headprobe.data.labels.class_map import WORDS, ClassMap
+from headprobe.data.labels.class_map import BY_NAME, WORDS, ClassMap
 from headprobe.errors import UsageError
 
 CLASS_MAP_FORMS = (
@@ -34,6 +34,8 @@ def read_class_map(path: str) -> ClassMap:
         return _of_lines(content, path)
     if not isinstance(content, (list, dict)) or not content:
         raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}, got {path}")
+    if isinstance(content, dict):
+        content = _names_of_config(content)
     if isinstance(content, list):
         if all(isinstance(name, str) for name in content):
             return _names(content, origin)
@@ -44,6 +46,16 @@ def read_class_map(path: str) -> ClassMap:
             raise UsageError(f"{origin}: two of the model's classes have one name, got {_repeated(content.values())}")
         return ClassMap(names, origin, lists_model=True)
     return ClassMap(_object(content, origin), origin)
+
+
+def _names_of_config(content: dict[Any, Any]) -> Any:
+    """Return the names of the model's classes where an object is a `config.json` of timm or transformers, else it."""
+    inner = content.get("pretrained_cfg")
+    for config in (content, inner if isinstance(inner, dict) else {}):
+        for key in ("label_names", "id2label"):
+            if isinstance(config.get(key), (list, dict)) and config[key]:
+                return config[key]
+    return content
 
 
 class _Lines(list[str]):
@@ -128,6 +140,7 @@ def _object(content: dict[Any, Any], origin: str) -> dict[str, int]:
 def _number(value: object, origin: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):  # a bool is an int
         raise UsageError(
-            f"{origin}: model classes must be whole numbers (or all of the list names, in quotes), got {value!r}"
+            f"{origin}: model classes must be whole numbers, without quotes (or the file holds {BY_NAME}), got "
+            f"{shown if len(shown := repr(value)) < 60 else type(value).__name__}"
         )
     return value

@@ -134,8 +134,8 @@ def test_a_name_that_is_a_number_is_a_name_first(tmp_path: Path) -> None:
         ("[0, 1]", "one line for each of the dataset's 3 classes, got 2"),
         ("[0, 1, 6]", r"must be in 0\.\.5, got 6"),
         ("[0, 1, -1]", r"must be in 0\.\.5, got -1"),
-        ("[0, 1, true]", r"whole numbers \(or all of the list names, in quotes\), got True"),
-        ("[0, 1, 2.0]", r"whole numbers .*, got 2\.0"),
+        ("[0, 1, true]", r"whole numbers, without quotes \(.*\), got True"),
+        ("[0, 1, 2.0]", r"whole numbers.*, got 2\.0"),
         ('{"cat": 0, "dog": 1}', r"every class of the dataset, got none for \['eel'\]"),
         ('{"cat": 0, "dog": 1, "fox": 3}', r"it names fox, which the dataset does not have.*none for \['eel'\]"),
         ('{"cat": 0, "dog": 1, "eel": 2, "3": 3}', "no such class, got 3"),
@@ -247,3 +247,31 @@ def test_a_list_of_the_models_names_matches_but_for_case(tmp_path: Path, content
     given = class_map(tmp_path, content, name)
     assert number_labels(PETS, 3, given).to_model == (1, 2, 0)
     assert [number_labels(TEXTS, 3, given)(label) for label in ("eel", "Cat", "dog")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "vit", "num_classes": 3, "label_names": ["eel", "cat", "dog"]},
+        {"architecture": "vit", "pretrained_cfg": {"num_classes": 3, "label_names": ["eel", "cat", "dog"]}},
+        {"model_type": "vit", "id2label": {"0": "eel", "1": "cat", "2": "dog"}, "label2id": {"eel": 0}},
+    ],
+)
+def test_the_names_of_a_models_configuration_are_read(tmp_path: Path, config: object) -> None:
+    numbering = number_labels(PETS, 3, class_map(tmp_path, json.dumps(config), "config.json"))
+    assert numbering.to_model == (1, 2, 0)
+
+
+@pytest.mark.parametrize("line", ["cat 0", "0 cat", "cat,0", "cat\t0", "0: cat"])
+def test_lines_of_a_name_and_a_number_are_refused_with_the_form_to_give(tmp_path: Path, line: str) -> None:
+    others = [line.replace("cat", "dog").replace("0", "1"), line.replace("cat", "eel").replace("0", "2")]
+    lines = class_map(tmp_path, "\n".join([line, *others]), "map.txt")
+    with pytest.raises(UsageError, match=r"write \{class name: model class\} as JSON, got none for"):
+        number_labels(PETS, 3, lines)
+    named = LabelColumn("class", (line, *others))  # so the classes themselves may be called
+    assert number_labels(named, 3, lines).to_model == (0, 1, 2)
+
+
+def test_numbers_in_quotes_are_refused_with_the_form_to_give(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"whole numbers, without quotes .*class name: model class.*got '0'"):
+        class_map(tmp_path, '{"cat": "0", "dog": "1"}')
