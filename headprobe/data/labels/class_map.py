@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_order import ORDERS_OF, composed, in_order, order_in_doubt, places_of
+from headprobe.data.labels.class_order import ORDERS_OF, composed, count_of, in_order, order_in_doubt, places_of
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
 
@@ -155,7 +155,8 @@ class ClassMap:
 
         if len(entries) != len(names):
             raise UsageError(
-                f"{self.origin}: must have one line for each of the dataset's {len(names)} classes, got {len(entries)}"
+                f"{self.origin}: must have one line for each of the dataset's "
+                f"{count_of(len(names))}, got {len(entries)}"
             )
         self._check_range(entries, classes)
         # The same list, had the names been sorted as timm does.
@@ -233,7 +234,7 @@ class ClassMap:
         if length is not None and length != classes:
             raise UsageError(
                 f"{self.origin}: a list of class names must name each of the model's {classes} classes in its order "
-                f"(or be an object {{class name: model class}}), got {length} names"
+                f"(or be an object {{class name: model class}}), got {length} in it"
             )
 
     def _check_one_order(self, column: LabelColumn) -> None:
@@ -263,6 +264,20 @@ def check_different(names: Sequence[str]) -> None:
 def _pairs(lines: Sequence[str]) -> bool:
     """Return whether all names look like lines of a name and a number (`cat 0`, `0,cat`)."""
     return bool(lines) and all(re.fullmatch(r"\d+[\s,;:=]+\S.*|.*\S[\s,;:=]+\d+", line) for line in lines)
+
+
+def word_for(column: LabelColumn, classes: int) -> str:
+    """Return, as the end of a remedy, the word that would be taken for these labels; empty where none would be."""
+    names = column.names or ()
+    if not column.numbered and len(names) == classes and order_in_doubt(names):
+        return ", or the word sorted or natural if the model has these classes in that order"
+    try:
+        ClassMap(None, IDENTITY).by_number(column, classes)
+    except UsageError:
+        return ""
+    if names and all(name.isdecimal() for name in names):
+        return ", or the word identity if their names are the model's own numbers"
+    return ", or the word identity if the dataset's k-th class is the model's k-th"
 
 
 def _form(entries: Sequence[int] | dict[str, int] | None) -> str:

@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from headprobe.text import counted
+
 ORDERS_OF = {"sorted": "the order of characters (torchvision, Keras, datasets)", "natural": "timm's natural order"}
 """The orders that class folders are numbered in, by the word of `--data.class_map` that chooses them."""
 
@@ -46,6 +48,11 @@ def _same_to_timm(names: Sequence[str]) -> tuple[str, str] | None:
         if natural_key(first) == natural_key(second):
             return first, second
     return None
+
+
+def count_of(classes: int) -> str:
+    """Return `1 class` or `1000 classes`: without the commas of `counted`, as other numbers of classes are shown."""
+    return counted(classes, "class").replace(",", "")
 
 
 # -- names among names -------------------------------------------------------------------------------------------------

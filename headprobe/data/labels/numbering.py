@@ -6,11 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from headprobe.data.labels.class_map import BY_NAME, IDENTITY, UNKNOWN, ClassMap, check_different
-from headprobe.data.labels.class_order import composed, in_order, order_in_doubt, places_of, plain, plain_places
+from headprobe.data.labels.class_map import BY_NAME, IDENTITY, UNKNOWN, ClassMap, check_different, word_for
+from headprobe.data.labels.class_order import (
+    composed,
+    count_of,
+    in_order,
+    order_in_doubt,
+    places_of,
+    plain,
+    plain_places,
+)
 from headprobe.data.labels.imagenet_names import ImageNetNames
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
+from headprobe.text import counted
 
 # What a label column without class names holds, for messages.
 _KINDS = {"number": "plain numbers without class names", "text": "texts"}
@@ -147,11 +156,11 @@ def number_labels(
         if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
             return _numbering(names, range(classes), classes, BY_POSITION)
     if imagenet is not None and len(names) <= classes:
-        return _numbering(names, imagenet.match(names), classes, imagenet.says(names))
+        return _numbering(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
     if len(names) != classes:
         raise UsageError(
-            f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
-            f"which is which, a model of {len(names)} classes, or another --data.path, got {some(names)}"
+            f"the dataset has {count_of(len(names))} and the model {classes}: give --data.class_map a file that says "
+            f"which is which, a model of {count_of(len(names))}, or another --data.path, got {some(names)}"
         )
     return _by_position(column, names, trains)
 
@@ -224,11 +233,12 @@ def _by_model_names(column: LabelColumn, classes: int, model_names: Sequence[str
         return None
     imagenet = imagenet_names(classes)
     if imagenet is not None:
-        return _numbering(names, imagenet.match(names), classes, imagenet.says(names))
+        return _numbering(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
     raise UsageError(
         f"the model names its classes ({some(list(filter(None, model_names)))}), and these of the dataset's "
-        f"{len(names)} are not among them: give --data.class_map a file {{class name: model class}}, or the word "
-        f"identity if the dataset's k-th class is the model's k-th, got {some(unknown)}"
+        f"{len(names)} are not among them: give --data.class_map a file {{class name: model class}}"
+        f"{word_for(column, classes)}, got "
+        f"{some(unknown)}"
     )
 
 
@@ -247,8 +257,8 @@ def check_texts(labels: Sequence[object], numbering: Numbering) -> None:
     texts = [label for label in labels if isinstance(label, str)]
     if texts and all(numbering.class_of(label) is None for label in texts):
         raise UsageError(
-            f"none of the first {len(texts)} labels is a class name that is known, {numbering.matched}: give "
-            f"--data.class_map a file with {BY_NAME} (known: {some(list(numbering.by_name))}), "
+            f"none of the first {counted(len(texts), 'label')} is a class name that is known, {numbering.matched}: "
+            f"give --data.class_map a file with {BY_NAME} (known: {some(list(numbering.by_name))}), "
             f"got {some(list(dict.fromkeys(texts)))}"
         )
 

@@ -275,3 +275,20 @@ def test_lines_of_a_name_and_a_number_are_refused_with_the_form_to_give(tmp_path
 def test_numbers_in_quotes_are_refused_with_the_form_to_give(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"whole numbers, without quotes .*class name: model class.*got '0'"):
         class_map(tmp_path, '{"cat": "0", "dog": "1"}')
+
+
+def test_identity_is_offered_only_where_it_is_taken() -> None:
+    folders = ("000_n01440764", "001_n01443537")
+    with pytest.raises(UsageError, match="2 classes and the model 1000") as refused:
+        number_labels(LabelColumn("class", folders), 1000, None)
+    assert "identity" not in str(refused.value)
+    with pytest.raises(UsageError, match="or the word identity"):
+        number_labels(LabelColumn("class", folders, numbered=True), 1000, None)
+    with pytest.raises(UsageError, match="the model names its classes") as refused:
+        number_labels(LabelColumn("class", folders), 3, None, ["cat", "dog", "eel"])
+    assert "identity" not in str(refused.value)
+
+
+def test_one_class_is_in_the_singular() -> None:
+    with pytest.raises(UsageError, match=r"has 1 class and the model 3: .* a model of 1 class,"):
+        number_labels(LabelColumn("class", ("cat",)), 3, None)
