@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from headprobe.data.labels.class_order import ORDERS_OF, composed, count_of, in_order, order_in_doubt, places_of
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
+from headprobe.text import counted
 
 IDENTITY = "identity"
 WORDS = (IDENTITY, *ORDERS_OF)
@@ -234,7 +235,7 @@ class ClassMap:
         if length is not None and length != classes:
             raise UsageError(
                 f"{self.origin}: a list of class names must name each of the model's {classes} classes in its order "
-                f"(or be an object {{class name: model class}}), got {length} in it"
+                f"(or be an object {{class name: model class}}), got {counted(length, 'name')}"
             )
 
     def _check_one_order(self, column: LabelColumn) -> None:
