@@ -25,6 +25,7 @@ from headprobe.data.sources.source import (
     Request,
     Source,
     local_name,
+    no_labels,
     safe_text,
     some,
 )
@@ -98,7 +99,7 @@ def _open(request: Request, root: Path, file: Path, table: pa.Table, names: str,
                 f"{file.name} has the columns {found}: set --data.{option} to one of them{folders}, got {column}"
             )
 
-    labels = _labels(table[request.label_column], file, request)
+    labels = _labels(table, file, request)
     rows = list(zip(_paths(table[names], file), labels.cells, strict=True))
     if not within:
         within = _split_of_rows([path for path, _ in rows], file)
@@ -143,16 +144,42 @@ class _Labels:
         self.cells = cells
 
 
-def _labels(column: pa.ChunkedArray, file: Path, request: Request) -> _Labels:
+def _labels(table: pa.Table, file: Path, request: Request) -> _Labels:
+    column = table[request.label_column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
-        return _Labels(LabelColumn("number"), column.to_pylist())
+        padded = _padded(file, request.label_column)
+        if padded:
+            texts = {text for text in padded if text}
+            return _Labels(LabelColumn("text", decimal=len(set(map(int, texts))) == len(texts)), padded)
+        names = _class_names(table, request.label_column)
+        return _Labels(
+            LabelColumn("class", names, numbered=True) if names else LabelColumn("number"), column.to_pylist()
+        )
+    if pa.types.is_floating(kind):  # pandas writes whole numbers so where a cell is empty
+        cells = column.to_pylist()
+        if all(cell is None or cell != cell or cell.is_integer() for cell in cells):
+            return _Labels(LabelColumn("number"), cells)
     if _is_text(kind):
         return _Labels(LabelColumn("text"), column.to_pylist())
-    raise UsageError(
-        f"--data.label_column must name a column of class numbers or names in {file.name}, got {request.label_column} "
-        f"({kind})"
-    )
+    raise no_labels(request, kind, f" in {file.name}")
+
+
+def _padded(file: Path, column: str) -> list[str | None]:
+    """Return the labels of a CSV or TSV file as they stand there if one begins with a zero (`007`), else nothing."""
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return []
+    texts = [text or None for text in read_table(file, column)[column].to_pylist()]
+    return texts if any(text and len(text) > 1 and text[0] == "0" for text in texts) else []
+
+
+def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
+    """Return the class names of a column that `datasets` wrote as a ClassLabel."""
+    try:
+        feature = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else ()
+    except (KeyError, ValueError, TypeError):
+        return ()
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -62,11 +62,26 @@ class LabelColumn:
         names: Class names by number; None unless `kind` is `class`.
         numbered: Whether the data themselves number the classes (a hub's ClassLabel). If not, only the sorted order of
             the names does, as in class folders.
+        decimal: Whether texts are whole numbers, each written in one way (`007`).
     """
 
     kind: Literal["class", "number", "text"]
     names: tuple[str, ...] | None = None
     numbered: bool = False
+    decimal: bool = False
+
+
+def no_labels(request: Request, kind: object, where: str = "") -> UsageError:
+    """Return the message for a label column of a kind that cannot say classes."""
+    remedy = ""
+    if "bool" in str(kind):
+        remedy = "; make True and False the numbers 1 and 0 first, as astype(int) of pandas does"
+    elif "decimal" in str(kind):
+        remedy = "; make decimals whole numbers first, as astype(int) of pandas does"
+    return UsageError(
+        f"--data.label_column must name a column of class numbers or names{where}{remedy}, got {request.label_column} "
+        f"({kind})"
+    )
 
 
 @dataclass(frozen=True)

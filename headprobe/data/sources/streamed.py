@@ -23,6 +23,7 @@ from headprobe.data.sources.source import (
     check_inside,
     choose_split,
     file_name,
+    no_labels,
     safe_text,
 )
 from headprobe.errors import RunError, UsageError
@@ -143,13 +144,11 @@ def label_column(feature: object, request: Request) -> LabelColumn:
     if isinstance(feature, ClassLabel):
         return LabelColumn("class", tuple(feature.names), numbered=True) if feature.names else LabelColumn("number")
     dtype = feature.dtype if isinstance(feature, Value) else ""
-    if dtype.startswith(("int", "uint")):
+    if dtype.startswith(("int", "uint", "float")):  # pandas writes whole numbers as 1.0 where a cell is empty
         return LabelColumn("number")
     if dtype in ("string", "large_string", "string_view"):
         return LabelColumn("text")
-    raise UsageError(
-        f"--data.label_column must name a column of class numbers or names, got {request.label_column} ({feature})"
-    )
+    raise no_labels(request, feature)
 
 
 def _features_of_first_row(stream: IterableDataset) -> dict[str, Any]:
