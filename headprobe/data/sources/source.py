@@ -10,7 +10,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -286,7 +285,9 @@ def _local(path: str) -> Path:
 
 
 def _holds_parquet(folder: Path) -> bool:
+    if any(file.name != "metadata.parquet" and file.name[0] != "." for file in folder.glob("*.parquet")):
+        return True
+    from headprobe.data.sources.listing import holds_parquet
+
     # Three levels, as the hub's layouts have: walking through a whole folder of images would take long.
-    patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-    found = chain.from_iterable(folder.glob(pattern) for pattern in patterns)
-    return any(file.name != "metadata.parquet" for file in found)  # that describes a folder of images
+    return holds_parquet(folder, levels=3)

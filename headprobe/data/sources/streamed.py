@@ -4,6 +4,7 @@ import glob
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +209,15 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     """
     stop_download_counts()
     root = folder.resolve()
+    files: dict[str, list[str]] = {}
     try:
         builder = datasets.load_dataset_builder(str(root), request.name)
+        for name, found in (builder.config.data_files or {}).items():
+            files[str(name)] = [str(file) for file in found]
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script, which is not run
-        raise _explain(error, request) from None
-
-    files: dict[str, list[str]] = {}
-    for name, found in (builder.config.data_files or {}).items():
-        files[str(name)] = [str(file) for file in found]
+        if not (files := _without_own(root)):
+            raise _explain(error, request) from None
+    files = _without_own(root, files) or files
     split = choose_split(request.split, list(files), request.shown)
     check_inside(files[split], f"{root.as_posix()}/", request.shown)
     if all(file.endswith(".tar") for file in files[split]):
@@ -231,6 +233,29 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     source = _open_files(files[split], split, request)
     source.decisions = _missing_parts(files[split])
     return source
+
+
+def _without_own(root: Path, files: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
+    """Return a folder's Parquet files as one split if headprobe's results came among them.
+
+    So `datasets` has files that name no split; where files name one, it takes them alone, and this is no question.
+
+    Args:
+        root: The folder.
+        files: What `datasets` found; None where it failed.
+
+    Returns:
+        The split and its files; nothing where no results are among them.
+    """
+    if files is not None and all(Path(file).parent == root for found in files.values() for file in found):
+        return {}
+    from headprobe.data.sources.listing import is_own_file
+
+    found = [file.as_posix() for file in sorted(root.glob("**/*.parquet")) if file.is_file()]
+    among = found if files is None else list(chain.from_iterable(files.values()))
+    if not any(is_own_file(file, root) for file in among):
+        return {}
+    return {"train": [file for file in found if not is_own_file(file, root)]}
 
 
 def open_parquet_files(request: Request, pattern: str) -> Source:

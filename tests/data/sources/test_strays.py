@@ -1,0 +1,36 @@
+"""Files and folders beside the data that are no data: headprobe's own results, other tools' tables, hidden folders."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.parquet_sets import bound, png, table, write_table
+from tests.data.sources.folders import crossed, write
+
+STRAY = pa.table({"x": [1]})
+
+
+def results(folder: Path) -> None:
+    """Write what a run leaves behind, as far as it matters here."""
+    folder.mkdir(parents=True)
+    for name in ("run.json", "masks.csv"):
+        (folder / name).write_text("{}")
+    pq.write_table(STRAY, folder / "images.parquet")
+    (folder / "figure.png").write_bytes(png(1))
+
+
+@pytest.mark.parametrize("place", ["lightning_logs/version_0", "logs/a/b", "cats/results", "results"])
+def test_headprobes_own_results_are_no_part_of_class_folders(tmp_path: Path, place: str) -> None:
+    results(write(tmp_path, crossed(["cats", "dogs"], [""])) / place)
+    data = bound(tmp_path, classes=2)
+    assert (data.class_names, data.expected_images) == (["cats", "dogs"], 4)
+    assert not [found for found in data.decisions() if found.about in ("empty classes", "folders in classes")]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "test.parquet", "data/a.parquet"])
+def test_headprobes_own_results_are_no_part_of_parquet_files(tmp_path: Path, name: str) -> None:
+    write_table((tmp_path / name).parent, table([png(1), png(2)], [0, 1]), Path(name).name)
+    results(tmp_path / "lightning_logs" / "version_0")
+    assert bound(tmp_path, classes=10).expected_images == 2
