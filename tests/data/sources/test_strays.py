@@ -1,5 +1,6 @@
 """Files and folders beside the data that are no data: headprobe's own results, other tools' tables, hidden folders."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,3 +35,15 @@ def test_headprobes_own_results_are_no_part_of_parquet_files(tmp_path: Path, nam
     write_table((tmp_path / name).parent, table([png(1), png(2)], [0, 1]), Path(name).name)
     results(tmp_path / "lightning_logs" / "version_0")
     assert bound(tmp_path, classes=10).expected_images == 2
+
+
+def test_other_images_of_the_same_names_and_sizes_are_other_data(tmp_path: Path) -> None:
+    for name in ("clean", "noisy"):
+        write(tmp_path / name, crossed(["a", "b"], [""]), content=name.encode())
+        for file in (tmp_path / name).glob("*/*.png"):
+            os.utime(file, (1, 1))
+    clean = bound(tmp_path / "clean", classes=2).identity()
+    assert clean == bound(tmp_path / "clean", classes=2).identity()
+    assert clean != bound(tmp_path / "noisy", classes=2).identity()
+    (tmp_path / "clean" / "a" / "1.png").write_bytes(b"dirty")
+    assert clean != bound(tmp_path / "clean", classes=2).identity()
