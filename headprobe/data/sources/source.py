@@ -239,6 +239,11 @@ def open_source(request: Request) -> Source:
     """
     path = request.path
     local = _local(path)
+    if path == BUNDLED_DATA and Path(path).is_dir() and not Path(path).samefile(local):
+        raise UsageError(
+            f"--data.path {path} means the bundled images, and there is a folder of that name here: write ./{path} for "
+            f"the folder, or run elsewhere for the bundled images, got {path}"
+        )
     if request.revision is not None and is_local(path):
         raise UsageError(f"--data.revision is for hub datasets; {path} is on this machine, got {request.revision}")
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from headprobe.errors import UsageError
 from tests.data.parquet_sets import bound, png, table, write_table
 from tests.data.sources.folders import crossed, write
 
@@ -47,3 +48,11 @@ def test_other_images_of_the_same_names_and_sizes_are_other_data(tmp_path: Path)
     assert clean != bound(tmp_path / "noisy", classes=2).identity()
     (tmp_path / "clean" / "a" / "1.png").write_bytes(b"dirty")
     assert clean != bound(tmp_path / "clean", classes=2).identity()
+
+
+def test_a_folder_called_like_the_bundled_images_is_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "digits", crossed(["a", "b"], [""]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"write \./digits for the folder"):
+        bound("digits")
+    assert bound("./digits", classes=2).expected_images == 4
