@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headprobe.errors import UsageError
+from tests.cli_runs import command
 from tests.data.parquet_sets import bound, png, table, write_table
 from tests.data.sources.folders import crossed, write
 
@@ -56,3 +57,16 @@ def test_a_folder_called_like_the_bundled_images_is_ambiguous(tmp_path: Path, mo
     with pytest.raises(UsageError, match=r"write \./digits for the folder"):
         bound("digits")
     assert bound("./digits", classes=2).expected_images == 4
+
+
+def test_names_that_are_no_text_end_no_run(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9_%d" % number) for number in range(10)]
+    write(tmp_path / "set", crossed(names, [""]))
+    (tmp_path / "set" / names[3] / os.fsdecode(b"b\xe4d.png")).write_bytes(b"none")
+    ended = command(
+        tmp_path, "test", "--data.path", "set", "--data.num_workers", "0", "--mask-spec", "layer:1", "--records",
+        "--model.per_class", "true", "--data.on_bad_image", "skip",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert r"caf\udce9_3" in (ended.directory() / "classes.csv").read_text(encoding="utf-8")
+    assert r"b\udce4d.png" in (ended.directory() / "bad_images.csv").read_text(encoding="utf-8")
