@@ -24,7 +24,7 @@ def now() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step, as UTF-8; bytes of file names that are no text become escapes (`\\udce9`).
+    """Write `text` to `path` in one step, as UTF-8; bytes of file names that are no text become escapes.
 
     Raises:
         RunError: As `write_bytes` does.

@@ -46,7 +46,7 @@ def open_image_folder(request: Request, root: Path) -> Source:
         return open_metadata(request, root, split)
 
     listing = list_images(root / split, root)
-    if not listing.sizes and not listing.loose:
+    if not listing.sizes and not listing.loose and chosen != THE_FOLDER_ITSELF:
         from headprobe.data.sources.other_places import open_folder_without_images
 
         return open_folder_without_images(request, root, listing)

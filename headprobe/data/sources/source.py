@@ -267,6 +267,10 @@ def open_source(request: Request) -> Source:
 
 
 def _open_folder(request: Request, folder: Path) -> Source:
+    if request.split == ".":  # the folders are classes, whatever else lies beside or in them
+        from headprobe.data.sources.folder import open_image_folder
+
+        return open_image_folder(request, folder)
     if _holds_parquet(folder):
         from headprobe.data.sources.streamed import open_data_folder
 

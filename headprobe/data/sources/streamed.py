@@ -131,8 +131,14 @@ def check_columns(features: Mapping[str, object], request: Request) -> None:
         if column not in features:
             found = ", ".join(features)
             raise UsageError(
-                f"{request.shown} has the columns {found}: set --data.{option} to one of them, got {column}"
+                f"{request.shown} has the columns {found}: set --data.{option} to one of them{or_classes(request)}, "
+                f"got {column}"
             )
+
+
+def or_classes(request: Request) -> str:
+    """Return what else to do where a stray file makes a folder of class folders look like something else."""
+    return " (or give --data.split . if its folders are the classes)" if Path(request.path).is_dir() else ""
 
 
 def label_column(feature: object, request: Request) -> LabelColumn:
@@ -228,7 +234,7 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     if others:
         raise UsageError(
             f"--data.path must hold Parquet files alone, where it holds any: give it their glob "
-            f"('{folder}/*.parquet'), or a folder of images alone, got {file_name(others[0])}"
+            f"('{folder}/*.parquet'), or --data.split . if its folders are the classes, got {file_name(others[0])}"
         )
     source = _open_files(files[split], split, request)
     source.decisions = _missing_parts(files[split])
@@ -341,4 +347,6 @@ def _explain(error: Exception, request: Request) -> UsageError | RunError:
     # The errors of datasets are OSErrors too, but only the system's own have a number.
     if isinstance(error, OSError) and error.errno is not None:
         return RunError(f"datasets cannot use its folder: {safe_text(error)}. Set HF_HOME to a folder you can write to")
-    return UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.shown}")
+    return UsageError(
+        f"--data.path holds no Parquet dataset: {safe_text(error)}{or_classes(request)}, got {request.shown}"
+    )

@@ -70,3 +70,29 @@ def test_names_that_are_no_text_end_no_run(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert r"caf\udce9_3" in (ended.directory() / "classes.csv").read_text(encoding="utf-8")
     assert r"b\udce4d.png" in (ended.directory() / "bad_images.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stray", ["feat.parquet", "cats/feat.parquet", "extra/emb/e.parquet", "state.json"])
+def test_a_stray_file_beside_class_folders_is_no_dataset_with_split_dot(tmp_path: Path, stray: str) -> None:
+    file = write(tmp_path, crossed(["cats", "dogs"], [""])) / stray
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(STRAY, file)
+    with pytest.raises(UsageError, match=r"--data\.split \. if its folders are the classes"):
+        bound(tmp_path, classes=2)
+    assert bound(tmp_path, classes=2, split=".").class_names == ["cats", "dogs"]
+
+
+def test_a_hidden_folders_parquet_file_is_no_dataset(tmp_path: Path) -> None:
+    write_table(write(tmp_path, crossed(["cats", "dogs"], [""])) / ".cache" / "x", STRAY)
+    assert bound(tmp_path, classes=2).class_names == ["cats", "dogs"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("images", "masks"), ("images", "labels"), ("img", "annotations"), ("images", "gt"), ("images", "GroundTruth"),
+     ("PublicTest", "PrivateTest"), ("gallery", "query"), ("gallery", "probe"), ("public", "hidden")],
+)  # fmt: skip
+def test_folders_that_are_no_classes_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="are no names of classes"):
+        bound(write(tmp_path, crossed(names, [""])), classes=2)
+    assert bound(tmp_path, classes=2, split=".").class_names == sorted(names)
