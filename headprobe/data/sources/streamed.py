@@ -215,6 +215,11 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     """
     stop_download_counts()
     root = folder.resolve()
+    if glob.has_magic(str(root)):  # datasets takes a folder's name for a pattern, and escapes do not help
+        raise UsageError(
+            f"a folder of Parquet files or tars, and those around it, may have no [, * or ? in its name: rename it, or "
+            f"give --data.path one file, got {root}"
+        )
     files: dict[str, list[str]] = {}
     try:
         builder = datasets.load_dataset_builder(str(root), request.name)

@@ -96,3 +96,30 @@ def test_folders_that_are_no_classes_are_refused(tmp_path: Path, names: tuple[st
     with pytest.raises(UsageError, match="are no names of classes"):
         bound(write(tmp_path, crossed(names, [""])), classes=2)
     assert bound(tmp_path, classes=2, split=".").class_names == sorted(names)
+
+
+def test_a_list_with_a_column_of_splits_says_that_all_are_scored(tmp_path: Path) -> None:
+    write(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "labels.csv").write_text("image,label,Usage\n1.png,0,train\n2.png,1,test\n")
+    (said,) = [
+        found
+        for found in bound(tmp_path / "labels.csv", class_map="identity").decisions()
+        if found.about == "splits of the list"
+    ]
+    assert "column Usage with test, train" in said.text
+    assert said.shown
+
+
+@pytest.mark.parametrize("head", ["filename,label", "file_name;label"])
+def test_metadata_without_the_right_column_lists_those_found(tmp_path: Path, head: str) -> None:
+    write(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "metadata.csv").write_text(f"{head}\n1.png,0\n".replace(",", head[-6]))
+    with pytest.raises(UsageError, match=f"got the columns .*{head.split(',')[0]}"):
+        bound(tmp_path)
+
+
+def test_a_bracket_in_the_name_of_a_folder_of_parquet_files_has_a_remedy(tmp_path: Path) -> None:
+    write_table(tmp_path / "d [1]", table([png(1)], [0]))
+    with pytest.raises(UsageError, match="rename it, or give --data.path one file"):
+        bound(tmp_path / "d [1]")
+    assert bound(tmp_path / "d [1]" / "validation.parquet").expected_images == 1
