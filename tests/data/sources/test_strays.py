@@ -120,6 +120,6 @@ def test_metadata_without_the_right_column_lists_those_found(tmp_path: Path, hea
 
 def test_a_bracket_in_the_name_of_a_folder_of_parquet_files_has_a_remedy(tmp_path: Path) -> None:
     write_table(tmp_path / "d [1]", table([png(1)], [0]))
-    with pytest.raises(UsageError, match="rename it, or give --data.path one file"):
+    with pytest.raises(UsageError, match=r"rename it, or give --data\.path one file"):
         bound(tmp_path / "d [1]")
     assert bound(tmp_path / "d [1]" / "validation.parquet").expected_images == 1
