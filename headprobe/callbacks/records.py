@@ -146,7 +146,7 @@ def write_images(records: Sequence[Path], bad: Sequence[Mapping[str, Any]], path
             reasons = pa.nulls(len(baseline), pa.string())
             writer.write_table(baseline.append_column("reason", reasons).cast(IMAGES))
         if bad:
-            unread = [{**row, "source": _text(row["source"])} for row in bad]
+            unread = [{**row, "source": _text(row["source"]), "reason": _text(row["reason"])} for row in bad]
             writer.write_table(pa.Table.from_pylist(unread, schema=IMAGES))
 
 

@@ -17,7 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from headprobe.data.sources.folder import FolderSource, ImageFiles, left_out, open_class_folders
-from headprobe.data.sources.layout import THE_FOLDER_ITSELF, check_classes
+from headprobe.data.sources.layout import THE_FOLDER_ITSELF, check_classes, names_split
 from headprobe.data.sources.listing import METADATA_FILES, list_images
 from headprobe.data.sources.source import (
     PREFERRED_SPLITS,
@@ -32,6 +32,9 @@ from headprobe.data.sources.source import (
 from headprobe.errors import UsageError
 from headprobe.text import Decision, counted
 
+SPLIT_COLUMNS = frozenset(
+    {"split", "splits", "subset", "usage", "set", "fold", "partition", "phase", "data set", "dataset"}
+)
 FILE_NAME = "file_name"  # the column that `datasets` looks for
 
 
@@ -55,13 +58,20 @@ def open_metadata(request: Request, root: Path, split: str) -> Source:
     if not listing.sizes:
         raise UsageError(
             f"the file of metadata in {local_name(root / split)} must have a column {FILE_NAME}, with the path of each "
-            f"image in the folder: rename the one that it has, got {request.shown}"
+            f"image in the folder, and columns are parted by commas: rename the one that it has, got the columns "
+            f"{_columns(root / split) or _columns(root)}"
         )
     check_classes(listing, request, root, split)
     source = open_class_folders(root / split, split, listing)
     unread = Decision("metadata", f"not read: it has no column {FILE_NAME}; the folders are the classes", shown=True)
     source.decisions = [*source.decisions, unread]
     return source
+
+
+def _columns(place: Path) -> str:
+    """Return the columns of the file of metadata in a folder, "" where there is none."""
+    found = [place / name for name in METADATA_FILES if (place / name).is_file()]
+    return some(read_table(found[0], FILE_NAME).column_names) if found else ""
 
 
 def open_table(request: Request, file: Path) -> Source:
@@ -121,7 +131,23 @@ def _open(request: Request, root: Path, file: Path, table: pa.Table, names: str,
         )
     digest = hashlib.sha256(json.dumps(sorted(rows), default=str).encode("utf-8", "surrogateescape")).hexdigest()
     images = ImageFiles(file.parent, split, sizes, dict(rows), labels.column, {"labels_sha256": digest})
-    return FolderSource(images, _decisions(file, root, within, sizes))
+    return FolderSource(images, [*_decisions(file, root, within, sizes), *_splits(table, file)])
+
+
+def _splits(table: pa.Table, file: Path) -> list[Decision]:
+    """Say that a column names the splits of the rows, all of which are scored."""
+    found = []
+    for column in table.column_names:
+        if not _is_text(table[column].type) or column.strip().lower() not in SPLIT_COLUMNS:
+            continue
+        names = sorted({cell for cell in table[column].to_pylist() if cell})
+        if len(names) > 1 and all(map(names_split, names)):
+            text = (
+                f"{file.name} has a column {column} with {some(names)}: the rows of all of them are scored; keep those "
+                "that you want in a list of their own"
+            )
+            found.append(Decision("splits of the list", text, shown=True))
+    return found
 
 
 def _decisions(file: Path, root: Path, within: str, sizes: dict[str, int]) -> list[Decision]:
@@ -215,8 +241,6 @@ def _split_of_rows(paths: Sequence[str], file: Path) -> str:
     Raises:
         UsageError: They are splits, and none of them is usual.
     """
-    from headprobe.data.sources.layout import names_split
-
     first = sorted({path.split("/", 1)[0] if "/" in path else "" for path in paths})
     if not all(map(names_split, first)):
         return ""
