@@ -28,6 +28,9 @@ BUNDLED = ("digits_vit", "digits_swin")
 OVERLAY = "pretrained_cfg_overlay"
 """The option of `timm.create_model` that replaces entries of a configuration."""
 
+WEIGHTS_ENTRIES = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "custom_load")
+"""Entries of a configuration that say where weights come from, or how they are loaded."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -113,10 +116,22 @@ def _check_options(source: ModelSource) -> None:
         )
     if source.options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
-    if "checkpoint_path" in source.options:
+    _refuse_other_weights(source.options)
+
+
+def _refuse_other_weights(options: Mapping[str, Any]) -> None:
+    """Refuse options by which timm would load other weights than those that decisions and run.json name."""
+    found = ["checkpoint_path"] if "checkpoint_path" in options else []
+    for name in (OVERLAY, "pretrained_cfg"):
+        given = options.get(name)
+        entries = given if isinstance(given, Mapping) else vars(given) if hasattr(given, "__dict__") else {}
+        found += [f"{name}.{entry}" for entry in WEIGHTS_ENTRIES if entries.get(entry)]
+    if "pretrained" in options:
         raise UsageError(
-            "model.options.checkpoint_path is not read; give the weights as safetensors, by --model.weights"
+            f"model.options.pretrained is not read; give --model.pretrained {str(options['pretrained']).lower()}"
         )
+    if found:
+        raise UsageError(f"model.options.{found[0]} is not read; give the weights as safetensors, by --model.weights")
 
 
 def _place_of(source: ModelSource) -> Place | None:
@@ -382,6 +397,7 @@ def _recipe_options(source: ModelSource) -> dict[str, Any]:
             f"give --model.name {recipe['name']}, got {source.name!r}"
         )
     options: dict[str, Any] = recipe["options"]
+    _refuse_other_weights(options)
     return options
 
 
