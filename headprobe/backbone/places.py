@@ -206,12 +206,19 @@ def _read(name: str, folder: Path) -> Place:
         )
     if not timm.is_model(architecture):
         raise UsageError(f"timm {timm.__version__} has no model called {architecture!r}, which {name!r} names")
-    # timm's older form has the configuration at the top
+    arguments, inner = written.get("model_args", {}), written.get("pretrained_cfg")
+    if not isinstance(arguments, dict):
+        raise UsageError(f"model_args of the config.json of {name!r} must be a dictionary, got {arguments!r}")
+    # timm's older form has the configuration at the top, and no arguments
+    if not isinstance(inner, dict) and ("pretrained_cfg" in written or "model_args" in written):
+        raise UsageError(
+            f"pretrained_cfg of the config.json of {name!r} must be a dictionary with mean, std, ..., as timm's "
+            f"save_for_hf writes it, got {inner!r}"
+        )
     config = {**(written.get("pretrained_cfg") or written)}
     for key in ("num_classes", "label_names"):
         if key in written:
             config[key] = written[key]
-    arguments = written.get("model_args") or {}
     return Place(f"{FOLDER}:{folder}", architecture, config, arguments, folder)
 
 

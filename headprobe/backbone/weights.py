@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -20,7 +22,7 @@ from headprobe.backbone.own_weights import build_filtered, changes, refuse_weigh
 from headprobe.backbone.places import PLACES, Place, located, near_name, unbuildable, unreadable
 from headprobe.backbone.pretrained import with_pretrained
 from headprobe.errors import RunError, UsageError
-from headprobe.text import Decision, first_line
+from headprobe.text import Decision, counted, first_line
 
 BUNDLED = ("digits_vit", "digits_swin")
 """Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""
@@ -30,6 +32,10 @@ OVERLAY = "pretrained_cfg_overlay"
 
 WEIGHTS_ENTRIES = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "custom_load")
 """Entries of a configuration that say where weights come from, or how they are loaded."""
+
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,58 @@ def _place_of(source: ModelSource) -> Place | None:
     """Return where a model lies that is not in timm's own table; its weights are fetched only where they are used."""
     if not source.name.lower().startswith(PLACES):
         return None
-    return located(source.name, weights=source.pretrained and source.weights is None)
+    place = located(source.name, weights=source.pretrained and source.weights is None)
+    check_entries(place.config, f"of the config.json of {source.name!r}")
+    return place
+
+
+def check_entries(config: Mapping[str, Any], whose: str) -> None:
+    """Refuse entries of a configuration with which images would be prepared wrongly, or not at all.
+
+    timm takes its own default for an entry of null and for a `crop_mode` that it does not have.
+
+    Args:
+        config: timm's entries `mean`, `std`, `interpolation`, ...; those that are missing are not checked.
+        whose: Where they stand, for the message.
+
+    Raises:
+        UsageError: An entry is none of its choices.
+    """
+    for name, (valid, choices) in ENTRIES.items():
+        if name in config and not (valid(config[name]) or (config[name] is None and name.startswith("test_"))):
+            raise UsageError(f"{name} {whose} must be {choices}, got {config[name]!r}")
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_crop(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 2
+
+
+def _is_size(value: Any) -> bool:
+    return _are_numbers(value) and len(value) == 3 and all(isinstance(number, int) and number > 0 for number in value)
+
+
+ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "mean": (_are_numbers, "a list of numbers, one for each channel"),
+    "std": (
+        lambda value: _are_numbers(value) and min(value) > 0,
+        "a list of numbers above 0, one for each channel",
+    ),
+    "interpolation": (INTERPOLATIONS.__contains__, f"one of {', '.join(INTERPOLATIONS)}"),
+    "crop_mode": (CROP_MODES.__contains__, f"one of {', '.join(CROP_MODES)}"),
+    "crop_pct": (_is_crop, "a number above 0 and at most 2"),
+    "test_crop_pct": (_is_crop, "a number above 0 and at most 2"),
+    "input_size": (_is_size, "three whole numbers above 0, [CHANNELS, HEIGHT, WIDTH]"),
+    "test_input_size": (_is_size, "three whole numbers above 0, [CHANNELS, HEIGHT, WIDTH]"),
+}
+"""For each entry of a configuration that the images depend on, what it must be, also in words."""
 
 
 def _config_of(source: ModelSource, place: Place | None) -> Mapping[str, Any]:
@@ -160,10 +217,18 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     classifier = config.get("classifier") or "head"
     head = classifier if isinstance(classifier, str) else classifier[0]
     classes = classes_in(state, head)
+    written = config.get("num_classes") if place is not None and source.weights is None else None
+    if classes and written and written != classes and "num_classes" not in options:
+        raise UsageError(
+            f"the config.json of {source.name!r} has num_classes {written}, and the classifier in {path!r} has "
+            f"{counted(classes, 'class')}; correct the config.json, or give num_classes {classes} "
+            "(--model.num_classes) where the weights are right"
+        )
     if classes is not None:
         options.setdefault("num_classes", classes)
     backbone = _created(name, False, options, source)
-    decisions = [Decision("weights", Path(path).name if place is None else f"the safetensors of {source.name}")]
+    read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
+    decisions = [Decision("weights", read)]
     own = backbone.state_dict()
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)
@@ -302,8 +367,10 @@ def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifie
             "of a fine-tuned model with --model.weights FILE.safetensors"
         )
     _check_channels(config, source.options.get("in_chans"))
+    _check_size(config, source.options)
     decisions += _size_decisions(backbone, source.train_size)
-    return Classifier(backbone, config, num_classes, options, class_names(backbone, num_classes), decisions)
+    names, about_names = class_names(backbone, num_classes)
+    return Classifier(backbone, config, num_classes, options, names, decisions + about_names)
 
 
 def _size_decisions(backbone: nn.Module, train_size: bool) -> list[Decision]:
@@ -323,16 +390,35 @@ def _size_text(config: Mapping[str, Any]) -> str:
     return f"{height} x {width} pixels with crop_pct {config['crop_pct']:g}"
 
 
-def class_names(backbone: nn.Module, num_classes: int) -> list[str] | None:
-    """Return the names of a model's classes from its configuration (`label_names`), None if it has none for each."""
+def class_names(backbone: nn.Module, num_classes: int) -> tuple[list[str] | None, list[Decision]]:
+    """Return the names of a model's classes from its configuration (`label_names`).
+
+    Returns:
+        The names in the classifier's order, None if it has none for each class, or one name for two classes; and what
+        was decided where it has names that are not used.
+    """
     config: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    names = config.get("label_names")
-    if isinstance(names, Mapping):  # {number: name}, the numbers as text where they come from JSON
-        numbered = {int(number): name for number, name in names.items() if str(number).isdecimal()}
-        names = (
-            [numbered[number] for number in sorted(numbered)] if sorted(numbered) == list(range(num_classes)) else None
-        )
-    return [str(name) for name in names] if names and len(names) == num_classes else None
+    written = config.get("label_names")
+    if not written or not isinstance(written, Mapping | list | tuple):
+        return None, []
+    names: list[Any] = list(written)
+    if isinstance(written, Mapping):  # {number: name}, the numbers as text where they come from JSON
+        numbered = {int(number): name for number, name in written.items() if str(number).isdecimal()}
+        names = [numbered[number] for number in sorted(numbered)]
+        if sorted(numbered) != list(range(num_classes)):
+            names = names[: num_classes - 1]  # too few, whatever their number
+    texts = [str(name) for name in names]
+    twice = [name for name, times in Counter(texts).items() if times > 1 and name]
+    if len(texts) == num_classes and not twice:
+        return texts, []
+    why = (
+        f"several classes are called {twice[0]!r}"
+        if len(texts) == num_classes
+        else f"they are {len(written):,}, not one for each of the model's {num_classes:,} classes"
+    )
+    return None, [
+        Decision("names of classes", f"label_names of the model's configuration are not used: {why}", shown=True)
+    ]
 
 
 def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
@@ -349,8 +435,19 @@ def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
     found |= {"input_size": config["input_size"][0], "mean": len(config["mean"]), "std": len(config["std"])}
     if len(set(found.values())) > 1:
         raise UsageError(
-            "the model's options give different numbers of channels; set input_size, mean and std in "
+            "the model's options or its config.json give different numbers of channels; set input_size, mean and std in "
             f"model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
+        )
+
+
+def _check_size(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse an `input_size` in the overlay that a model built for another size does not follow."""
+    asked = (options.get(OVERLAY) or {}).get("input_size")
+    if asked and tuple(asked[1:]) != tuple(config["input_size"][1:]):
+        height, width = config["input_size"][1:]
+        raise UsageError(
+            f"this model is built for images of {height} x {width} pixels; use model.options.img_size for another "
+            f"size, got input_size {list(asked)} in model.options.{OVERLAY}"
         )
 
 
@@ -444,6 +541,12 @@ def _sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
         options: Arguments of `timm.create_model`; not every model keeps its `img_size` itself.
         config: timm's configuration of the model.
     """
+    for name in (OVERLAY, "pretrained_cfg"):
+        given = options.get(name)
+        if isinstance(given, Mapping):
+            check_entries(given, f"in model.options.{name}")
+        elif given is not None and (name == OVERLAY or not isinstance(given, str)):
+            raise UsageError(f"model.options.{name} must be entries of a configuration, got {given!r}")
     overlay = dict(options.get(OVERLAY) or {})
     size = options.get("img_size")
     if size is not None and "input_size" not in overlay:
