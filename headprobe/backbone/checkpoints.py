@@ -132,11 +132,23 @@ def find_weights(checkpoint: Any, *, ema: bool = True, key: str | None = None, p
     odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if odd:
         raise UsageError(f"sparse and quantised tensors cannot be converted; the weights hold {_some(odd)}")
+    whole = whole_numbers(tensors)
+    if whole:
+        raise UsageError(
+            "weights of whole numbers, perhaps quantised, cannot be converted; give those before they were quantised, "
+            f"got {_some(whole)} as {str(tensors[whole[0]].dtype).removeprefix('torch.')}"
+        )
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     lines.append("types: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
     # A tensor may share memory with another, which safetensors refuses, or be a view into a larger one.
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return Found(own, lines, _arguments(checkpoint))
+
+
+def whole_numbers(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of weights and biases that are no floating point; counters and indices are none of them."""
+    learnt = (".weight", ".bias", "cls_token", "pos_embed")
+    return [name for name, tensor in tensors.items() if name.endswith(learnt) and not tensor.is_floating_point()]
 
 
 def wrapper_of(names: Mapping[str, Any]) -> str:

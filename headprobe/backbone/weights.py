@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,9 @@ BUNDLED = ("digits_vit", "digits_swin")
 
 OVERLAY = "pretrained_cfg_overlay"
 """The option of `timm.create_model` that replaces entries of a configuration."""
+
+ABOUT_IMAGES = ("img_size", "in_chans", OVERLAY, "pretrained_cfg", "cache_dir")
+"""Options that leave what the weights mean as it is; what they change is said elsewhere."""
 
 WEIGHTS_ENTRIES = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "custom_load")
 """Entries of a configuration that say where weights come from, or how they are loaded."""
@@ -107,11 +110,41 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
         backbone, decisions = with_pretrained(
             create, resolved.name, _sized(asked, config), config, asked, trained=trained
         )
+    decisions += _overridden(source, place)
     if place is not None and place.commit:
         decisions.append(Decision("model", f"{source.name} at commit {place.commit}"))
     # those in a place's config.json too: not all of them show in the weights
     options = {**(place.arguments if place is not None else {}), **built_options(source)}
     return Built(backbone.eval(), options, decisions)
+
+
+def _overridden(source: ModelSource, place: Place | None) -> list[Decision]:
+    """Return which options differ from those that the weights were made with: other heads fit them in shape too."""
+    if source.random or not source.options:
+        return []
+    resolved = _resolved(source)
+    if resolved.weights is None and place is None:
+        given = [f"{name} {value}" for name, value in source.options.items() if name not in ABOUT_IMAGES]
+        if not given:
+            return []
+        text = f"{', '.join(given)}, given beside the released weights, which were trained without (--model.options)"
+        return [Decision("options", text, shown=True)]
+    if source.name in BUNDLED or (resolved.weights is not None and _recipe(resolved.weights) is not None):
+        whose, own = "the weights' own recipe", built_options(replace(source, options={}))
+    elif place is not None:
+        whose, own = "its config.json", dict(place.arguments)
+    else:
+        return []
+    pairs = [(name, value, own.get(name)) for name, value in source.options.items() if name != OVERLAY]
+    entries = own.get(OVERLAY) or {}
+    given_entries = source.options.get(OVERLAY) or {}
+    pairs += [(name, value, entries[name]) for name, value in given_entries.items() if name in entries]
+    texts = [
+        f"{name} {value} where {whose} has {'none' if before is None else before}"
+        for name, value, before in pairs
+        if json.dumps(value, default=str) != json.dumps(before, default=str)
+    ]
+    return [Decision("options", ", ".join(texts), shown=True)] if texts else []
 
 
 def _check_options(source: ModelSource) -> None:
@@ -230,6 +263,7 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
     decisions = [Decision("weights", read)]
     own = backbone.state_dict()
+    decisions += _types(state, own, path)
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)
         return backbone, decisions
@@ -238,6 +272,34 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
         refuse_weights(state, own, source.name, path, head)
     made_to_fit = f"timm's filter of checkpoints {changes(state, filtered)}"
     return filtered, [*decisions, Decision("weights made to fit", made_to_fit, shown=True)]
+
+
+def _types(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> list[Decision]:
+    """Return which types of floating point are read as the model's own; refuse whole numbers in their place."""
+    whole = [
+        name
+        for name, tensor in state.items()
+        if not tensor.is_floating_point()
+        and (own[name].is_floating_point() if name in own else name.endswith((".weight", ".bias")))
+    ]
+    if whole:
+        raise UsageError(
+            f"the weights in {path!r} are whole numbers, perhaps quantised, where the model has floating point; give "
+            f"the weights before they were quantised, got {whole[0]} as {_type_text(state[whole[0]])}"
+        )
+    others = Counter(
+        (_type_text(state[name]), _type_text(tensor))
+        for name, tensor in own.items()
+        if name in state and state[name].dtype != tensor.dtype and tensor.is_floating_point()
+    )
+    if not others:
+        return []
+    texts = [f"{counted(times, 'tensor')} of {read} as {kept}" for (read, kept), times in others.items()]
+    return [Decision("types of weights", f"read {', '.join(texts)}")]
+
+
+def _type_text(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def classes_in(state: Mapping[str, Tensor], head: str) -> int | None:
@@ -435,8 +497,8 @@ def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
     found |= {"input_size": config["input_size"][0], "mean": len(config["mean"]), "std": len(config["std"])}
     if len(set(found.values())) > 1:
         raise UsageError(
-            "the model's options or its config.json give different numbers of channels; set input_size, mean and std in "
-            f"model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
+            "the model's options or its config.json give different numbers of channels; set input_size, mean and "
+            f"std in model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
         )
 
 
@@ -484,8 +546,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 def _recipe_options(source: ModelSource) -> dict[str, Any]:
     """Return the options in a file that `save_backbone` wrote; any other file has none."""
-    with safe_open(source.weights, framework="pt") as opened:
-        recipe = json.loads((opened.metadata() or {}).get("headprobe", "null"))
+    recipe = _recipe(source.weights)
     if recipe is None:
         return {}
     if recipe["name"] != source.name:
@@ -496,6 +557,12 @@ def _recipe_options(source: ModelSource) -> dict[str, Any]:
     options: dict[str, Any] = recipe["options"]
     _refuse_other_weights(options)
     return options
+
+
+def _recipe(weights: str | None) -> dict[str, Any] | None:
+    with safe_open(weights, framework="pt") as opened:
+        recipe: dict[str, Any] | None = json.loads((opened.metadata() or {}).get("headprobe", "null"))
+    return recipe
 
 
 def _resolved(source: ModelSource) -> ModelSource:
