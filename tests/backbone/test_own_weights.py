@@ -118,9 +118,9 @@ def _decided(source: ModelSource) -> dict[str, tuple[str, bool]]:
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     file = tmp_path / "int8.safetensors"
     save_file({name: (value * 10).to(torch.int8) for name, value in tiny("vit").state_dict().items()}, file)
-    with pytest.raises(UsageError, match="whole numbers.* as int8"):
+    with pytest.raises(UsageError, match=r"whole numbers.* as int8"):
         create_classifier(ModelSource("test_vit", str(file)))
-    with pytest.raises(UsageError, match="whole numbers.* as int8"):
+    with pytest.raises(UsageError, match=r"whole numbers.* as int8"):
         find_weights(load_file(file))
 
 
