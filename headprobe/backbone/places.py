@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from headprobe.backbone.checkpoints import cut_short
 from headprobe.errors import RunError, UsageError
 from headprobe.text import first_line
 
@@ -85,6 +86,8 @@ def unreadable(file: Path, error: Exception) -> UsageError:
         )
     if not file.exists():
         return UsageError(f"weights file {str(file)!r} does not exist; give the path of a .safetensors file")
+    if cut_short(file):
+        return UsageError(f"weights file {str(file)!r} is incomplete: copy or download it again")
     return UsageError(
         f"weights file {str(file)!r} is not readable as safetensors ({first_line(error)}); a checkpoint of PyTorch's "
         f"can be converted without running its code: headprobe convert {file} OUT.safetensors"
@@ -155,6 +158,10 @@ def _weights_in(folder: Path) -> Path:
 
 def _on_hub(name: str, where: str, weights: bool) -> Place:
     repository, _, revision = where.partition("@")
+    if not all(repository.partition("/")):
+        raise UsageError(
+            f"a model of the hub needs its owner: hf-hub:OWNER/MODEL or hf-hub:OWNER/MODEL@REVISION, got {name!r}"
+        )
     config = _fetched(name, repository, "config.json", revision or None)
     commit = config.parent.name
     place = replace(_read(name, config.parent), commit=commit)

@@ -243,3 +243,8 @@ def test_another_image_size_by_the_overlay_is_not_dropped_without_a_word() -> No
     overlay = {"input_size": [3, 64, 64]}
     with pytest.raises(UsageError, match=r"built for images of 32 x 32 pixels; use model.options.img_size"):
         create_classifier(ModelSource("digits_vit", options={"pretrained_cfg_overlay": overlay}))
+
+
+def test_a_model_of_the_hub_needs_an_owner() -> None:
+    with pytest.raises(UsageError, match=r"needs its owner: hf-hub:OWNER/MODEL"):
+        located("hf-hub:nosuch", weights=False)
