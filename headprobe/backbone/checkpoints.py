@@ -264,10 +264,8 @@ def _chosen(checkpoint: Mapping[Any, Any], ema: bool, key: str | None) -> tuple[
     if len(found) != 1:
         several = f"several sets of weights ({', '.join(found)}); choose one with --key" if found else ""
         deeper = _deeper(checkpoint)
-        there = f"; those of {deeper} may be them: --key {deeper}" if deeper else ""
-        nothing = (
-            f"no weights in a usual place; its entries are {_some([str(name) for name in checkpoint]) or 'none'}{there}"
-        )
+        there = f"; tensors lie deeper: --key {deeper}" if deeper else ""
+        nothing = f"no weights; its entries are {_some([str(name) for name in checkpoint]) or 'none'}{there}"
         raise UsageError(f"the checkpoint holds {several or nothing}")
     inner, state = _chosen(checkpoint[found[0]], ema, None)
     return ".".join(part for part in (found[0], inner) if part), state
