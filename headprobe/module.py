@@ -23,7 +23,7 @@ from headprobe.backbone.weights import (
     weights_digest,
 )
 from headprobe.describe.base import HeadStatistic, Subject
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import HeadprobeWarning, RunError, UsageError
 from headprobe.masks.spec import ZERO, MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
@@ -248,7 +248,8 @@ class HeadProbe(lightning.LightningModule):
         if not any(getattr(callback, "writes_results", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             lightning.pytorch.utilities.rank_zero_warn(
                 "this Trainer writes no results: use headprobe.ProbeTrainer, which writes the files of the command "
-                "line, or read the `scores` of the HeadProbe afterwards"
+                "line, or read the `scores` of the HeadProbe afterwards",
+                category=HeadprobeWarning,
             )
         data = getattr(self.trainer, "datamodule", None)
         self.plan_passes(int(getattr(data, "batch_size", 32)))

@@ -17,7 +17,7 @@ from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import in_single, is_out_of_memory
 from headprobe.describe.base import HeadStatistic
 from headprobe.describe.observing import Observing
-from headprobe.errors import RunError
+from headprobe.errors import HeadprobeWarning, RunError
 from headprobe.text import counted
 
 TapsOf = Callable[[slice], Sequence[Tap]]
@@ -136,7 +136,8 @@ class ForwardPasses:
         self.take(rows // 2)
         lightning.pytorch.utilities.rank_zero_warn(
             f"out of memory with {counted(rows, 'row')} in a forward pass; going on with {self.plan.most_rows} "
-            f"(--model.row_budget {rows // 2} starts there)"
+            f"(--model.row_budget {rows // 2} starts there)",
+            category=HeadprobeWarning,
         )
 
 
