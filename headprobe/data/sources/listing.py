@@ -209,6 +209,8 @@ def is_own_folder(folder: Path | str) -> bool:
 
 def is_own_file(file: str, root: Path) -> bool:
     """Return whether a file lies in a hidden folder below `root` or in one of headprobe's results."""
+    if ".." in Path(file).parts:  # leads out of the folder: that is refused, and never left out in silence
+        return False
     folders = [folder for folder in Path(file).parents if folder != root and folder.is_relative_to(root)]
     return any(folder.name.startswith(".") or is_own_folder(folder) for folder in folders)
 
