@@ -189,7 +189,11 @@ def prove_map(bench: LayerBench) -> Verdict:
         return Verdict(None, bench.layer.site.why)
     applied = bench.applied()
     if not applied:
-        return Verdict(False, "its attention weights were not captured")
+        return Verdict(
+            False,
+            "its attention weights were not captured: no softmax and no fused attention was seen, and weights made "
+            "otherwise (sigmoid, exp and a division) are not read (docs/heads.md)",
+        )
     worst = 0.0
     for part in applied:
         weights = part.attention.weights(slice(None), slice(None))[0].detach()  # [rows, heads, queries, keys]
