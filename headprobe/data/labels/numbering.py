@@ -151,7 +151,8 @@ def number_labels(
 
     imagenet = imagenet_names(classes)
     if len(names) == classes and all(name.isdecimal() for name in names):
-        check_different(names)
+        if len(set(map(int, names))) < len(names):
+            check_different(names)
         _check_numbers(names)
         if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
             return _numbering(names, range(classes), classes, BY_POSITION)
