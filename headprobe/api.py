@@ -94,6 +94,8 @@ def ablate(
         RunError: A forward pass did not apply the mask exactly once per layer, or there was none at all: the mask would
             have done nothing.
     """
+    if not isinstance(spec, str | MaskSpec):
+        raise UsageError(f"a mask spec must be text such as 'layer:3', or a MaskSpec, got {spec!r}")
     spec = MaskSpec(spec) if isinstance(spec, str) else spec
     _refuse_early(model)
 

@@ -6,12 +6,15 @@ Nothing heavy is imported before the word is known: `--help` answers at once.
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import TextIO
 
 from headprobe import __version__
 from headprobe.commands.help import SCREENS
-from headprobe.errors import RunError, UsageError, was_interrupted
+from headprobe.errors import HeadprobeWarning, RunError, UsageError, was_interrupted
 
 HELP = """\
 usage: headprobe COMMAND [OPTIONS]      (python -m headprobe is the same)
@@ -68,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(_COMMANDS)
         return _fail(f"the first word must be a command ({known}); options come after it, got {command!r}", code=2)
     try:
-        _run(command, words, given=arguments is not None)
+        with _plain_warnings():
+            _run(command, words, given=arguments is not None)
     except UsageError as error:
         return _fail(str(error), code=2)
     except RunError as error:
@@ -83,6 +87,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(INTERRUPTED, code=130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print headprobe's own warnings as one line, without the file and the line of code that they came from."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, HeadprobeWarning):
+            sys.stderr.write(f"headprobe: {message}\n")
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 _COMMANDS = {

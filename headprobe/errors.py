@@ -1,4 +1,7 @@
-"""The two ways a command can fail: a request that cannot be carried out, or a run that breaks half-way; and Ctrl-C."""
+"""The two ways a command can fail: a request that cannot be carried out, or a run that breaks half-way; and Ctrl-C.
+
+And the category of headprobe's own warnings.
+"""
 
 
 class UsageError(ValueError):
@@ -7,6 +10,10 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """A run started and failed; the message says why and what to do next (exit code 1)."""
+
+
+class HeadprobeWarning(UserWarning):
+    """A warning of headprobe's own; the command line prints it as one line, without the file that it came from."""
 
 
 def was_interrupted(error: BaseException) -> bool:

@@ -24,12 +24,12 @@ def now() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step, as UTF-8.
+    """Write `text` to `path` in one step, as UTF-8; bytes of file names that are no text become escapes.
 
     Raises:
         RunError: As `write_bytes` does.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

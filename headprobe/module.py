@@ -45,7 +45,7 @@ from headprobe.calibration.optimal import (
 )
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import HeadprobeWarning, RunError, UsageError
 from headprobe.masks.ablations import FITTED, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
@@ -368,7 +368,8 @@ class HeadProbe(lightning.LightningModule):
         if not any(getattr(callback, "writes_results", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             lightning.pytorch.utilities.rank_zero_warn(
                 "this Trainer writes no results: use headprobe.ProbeTrainer, which writes the files of the command "
-                "line, or read the `scores` of the HeadProbe afterwards"
+                "line, or read the `scores` of the HeadProbe afterwards",
+                category=HeadprobeWarning,
             )
         self._begin_passes()
 

@@ -20,7 +20,7 @@ from headprobe.calibration.optimal import Head
 from headprobe.calibration.trial_pass import LossOf, refuse_cut_off, trial_pass
 from headprobe.describe.base import HeadStatistic
 from headprobe.describe.observing import Observing
-from headprobe.errors import RunError
+from headprobe.errors import HeadprobeWarning, RunError
 from headprobe.text import counted
 
 TapsOf = Callable[[slice], Sequence[Tap]]
@@ -215,7 +215,8 @@ class ForwardPasses:
         self.take(budget)
         lightning.pytorch.utilities.rank_zero_warn(
             f"out of memory with {counted(rows, 'row')} in a forward pass; going on with {self.plan.most_rows} "
-            f"(--model.row_budget {budget} starts there)"
+            f"(--model.row_budget {budget} starts there)",
+            category=HeadprobeWarning,
         )
 
 

@@ -178,3 +178,9 @@ def test_the_report_prints_as_the_command_does() -> None:
     text = str(headprobe.check(tiny("vit")))
     assert text.startswith("test_vit (3 x 160 x 160): 6 layers, 12 heads\n")
     assert "every proof passed" in text
+
+
+@pytest.mark.parametrize("spec", [["layer:1"], None, 5])
+def test_what_is_no_spec_is_refused_in_one_line(spec: Any) -> None:
+    with pytest.raises(UsageError, match="a mask spec must be text"), headprobe.ablate(tiny("vit"), spec):
+        pass

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from headprobe.cli import main
 from headprobe.data.digits import __file__ as digits
+from headprobe.errors import HeadprobeWarning
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 from tests.cli_runs import QUICK, Ended, command, only_message
@@ -381,3 +384,14 @@ def test_an_interrupt_that_another_error_hides_is_still_an_interrupt(
     assert ended.code == 130
     assert only_message(ended).startswith("interrupted; ")
     assert json.loads((ended.directory() / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_a_warning_of_headprobe_is_one_line_without_a_path(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warned(*_: object, **__: object) -> None:
+        warnings.warn("going on with 4", HeadprobeWarning, stacklevel=1)
+
+    monkeypatch.setattr("headprobe.cli._run", warned)
+    assert main(["masks"]) == 0
+    assert capsys.readouterr().err == "headprobe: going on with 4\n"

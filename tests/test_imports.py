@@ -48,7 +48,7 @@ DIRECTLY: dict[str, set[str]] = {
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
         "checkpoints": set(),
-        "places": set(),
+        "places": {"checkpoints"},
         "pretrained": set(),
         "own_weights": {"checkpoints", "pretrained"},
         "weights": {"own_weights", "places", "pretrained"},

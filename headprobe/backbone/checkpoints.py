@@ -1,6 +1,8 @@
 """Checkpoints of training programs: finds the weights in them, without running any code that they hold."""
 
 import argparse
+import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +34,9 @@ INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that a wrapper of a sub-module puts into the middle."""
 
 NAMED = 3
+
+LONGEST_HEADER = 100_000_000
+"""Bytes that a safetensors header may have."""
 
 
 class Placeholder:
@@ -71,6 +76,11 @@ def read_checkpoint(path: Path) -> tuple[Any, list[str]]:
     """
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.is_file())
+        if "config.json" in inside and any(name.endswith(".safetensors") for name in inside):
+            raise UsageError(
+                f"a checkpoint must be one file; the model in the folder {str(path)!r} needs no conversion: "
+                f"--model.name local-dir:{path}"
+            )
         raise UsageError(
             f"a checkpoint must be one file; the folder {str(path)!r} has {', '.join(inside[:5]) or 'no file'}"
         )
@@ -80,11 +90,15 @@ def read_checkpoint(path: Path) -> tuple[Any, list[str]]:
         try:
             return load_file(path), []
         except (SafetensorError, OSError) as error:
+            if cut_short(path):
+                raise UsageError(f"{str(path)!r} is incomplete: copy or download it again") from error
             raise UsageError(f"{str(path)!r} is not readable as safetensors ({first_line(error)})") from error
     replaced = _foreign_classes(path)
     stands = [(type(name.rpartition(".")[2], (Placeholder,), {}), name) for name in replaced]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *stands]):
+        # about protocols of pickle and TorchScript: what cannot be read is refused below
+        with torch.serialization.safe_globals([argparse.Namespace, *stands]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True), replaced
     except (
         UnpicklingError,
@@ -96,10 +110,35 @@ def read_checkpoint(path: Path) -> tuple[Any, list[str]]:
         AttributeError,
         TypeError,
     ) as error:
+        if "TorchScript" in str(error):
+            raise UsageError(
+                f"{str(path)!r} is a TorchScript archive, which holds a program beside its weights; in the program "
+                "that wrote it save only the weights: torch.save(model.state_dict(), FILE)"
+            ) from error
         raise UsageError(
             f"{str(path)!r} is not a checkpoint that can be read without running code ({_reason(error)}); in the "
             "program that wrote it save only the weights: torch.save(model.state_dict(), FILE)"
         ) from error
+
+
+def cut_short(path: Path) -> bool:
+    """Return whether a file begins as safetensors does and ends too early, as after a download that broke off.
+
+    It begins with the length of its header, 8 bytes, and a header in JSON with the place of each tensor behind it.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length, begin = int.from_bytes(file.read(8), "little"), file.read(1)
+            if size < 8 or begin not in (b"{", b"") or length > LONGEST_HEADER:
+                return size == 0
+            if size < 8 + length:
+                return True
+            entries = json.loads(begin + file.read(length - 1))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return bool(ends) and size < 8 + length + max(ends)
 
 
 def find_weights(checkpoint: Any, *, ema: bool = True, key: str | None = None, prefix: str | None = None) -> Found:
@@ -132,11 +171,23 @@ def find_weights(checkpoint: Any, *, ema: bool = True, key: str | None = None, p
     odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if odd:
         raise UsageError(f"sparse and quantised tensors cannot be converted; the weights hold {_some(odd)}")
+    whole = whole_numbers(tensors)
+    if whole:
+        raise UsageError(
+            "weights of whole numbers, perhaps quantised, cannot be converted; give those before they were quantised, "
+            f"got {_some(whole)} as {str(tensors[whole[0]].dtype).removeprefix('torch.')}"
+        )
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     lines.append("types: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
     # A tensor may share memory with another, which safetensors refuses, or be a view into a larger one.
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return Found(own, lines, _arguments(checkpoint))
+
+
+def whole_numbers(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of weights and biases that are no floating point; counters and indices are none of them."""
+    learnt = (".weight", ".bias", "cls_token", "pos_embed")
+    return [name for name, tensor in tensors.items() if name.endswith(learnt) and not tensor.is_floating_point()]
 
 
 def wrapper_of(names: Mapping[str, Any]) -> str:
@@ -212,10 +263,22 @@ def _chosen(checkpoint: Mapping[Any, Any], ema: bool, key: str | None) -> tuple[
         found = others
     if len(found) != 1:
         several = f"several sets of weights ({', '.join(found)}); choose one with --key" if found else ""
-        nothing = f"no weights; its entries are {_some([str(name) for name in checkpoint]) or 'none'}"
+        deeper = _deeper(checkpoint)
+        there = f"; tensors lie deeper: --key {deeper}" if deeper else ""
+        nothing = f"no weights; its entries are {_some([str(name) for name in checkpoint]) or 'none'}{there}"
         raise UsageError(f"the checkpoint holds {several or nothing}")
     inner, state = _chosen(checkpoint[found[0]], ema, None)
     return ".".join(part for part in (found[0], inner) if part), state
+
+
+def _deeper(checkpoint: Mapping[Any, Any], depth: int = 4) -> str | None:
+    """Return the key of the first dictionary of tensors inside of others, such as `a.b.c`, None if there is none."""
+    for name, value in checkpoint.items():
+        if depth and isinstance(value, Mapping) and not _bookkeeping(str(name)):
+            inner = "" if _has_tensors(value) else _deeper(value, depth - 1)
+            if inner is not None:
+                return f"{name}.{inner}".removesuffix(".")
+    return None
 
 
 def _at(checkpoint: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
@@ -234,6 +297,8 @@ def _which(where: str, checkpoint: Mapping[Any, Any]) -> str:
     raw = [name for name in RAW if name in checkpoint]
     if first in EMA and raw:
         return f"weights: {where}, the moving average that training validates; --no-ema takes {raw[0]}"
+    if first in EMA:
+        return f"weights: {where}, a moving average; there are no others"
     averaged = [name for name in EMA if _weights_under(checkpoint.get(name))]
     return f"weights: {where}" + (f", not their moving average {averaged[0]}" if averaged else "")
 

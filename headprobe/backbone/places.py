@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from headprobe.backbone.checkpoints import cut_short
 from headprobe.errors import RunError, UsageError
 from headprobe.text import first_line
 
@@ -85,6 +86,8 @@ def unreadable(file: Path, error: Exception) -> UsageError:
         )
     if not file.exists():
         return UsageError(f"weights file {str(file)!r} does not exist; give the path of a .safetensors file")
+    if cut_short(file):
+        return UsageError(f"weights file {str(file)!r} is incomplete: copy or download it again")
     return UsageError(
         f"weights file {str(file)!r} is not readable as safetensors ({first_line(error)}); a checkpoint of PyTorch's "
         f"can be converted without running its code: headprobe convert {file} OUT.safetensors"
@@ -155,6 +158,10 @@ def _weights_in(folder: Path) -> Path:
 
 def _on_hub(name: str, where: str, weights: bool) -> Place:
     repository, _, revision = where.partition("@")
+    if not all(repository.partition("/")):
+        raise UsageError(
+            f"a model of the hub needs its owner: hf-hub:OWNER/MODEL or hf-hub:OWNER/MODEL@REVISION, got {name!r}"
+        )
     config = _fetched(name, repository, "config.json", revision or None)
     commit = config.parent.name
     place = replace(_read(name, config.parent), commit=commit)
@@ -206,12 +213,19 @@ def _read(name: str, folder: Path) -> Place:
         )
     if not timm.is_model(architecture):
         raise UsageError(f"timm {timm.__version__} has no model called {architecture!r}, which {name!r} names")
-    # timm's older form has the configuration at the top
+    arguments, inner = written.get("model_args", {}), written.get("pretrained_cfg")
+    if not isinstance(arguments, dict):
+        raise UsageError(f"model_args of the config.json of {name!r} must be a dictionary, got {arguments!r}")
+    # timm's older form has the configuration at the top, and no arguments
+    if not isinstance(inner, dict) and ("pretrained_cfg" in written or "model_args" in written):
+        raise UsageError(
+            f"pretrained_cfg of the config.json of {name!r} must be a dictionary with mean, std, ..., as timm's "
+            f"save_for_hf writes it, got {inner!r}"
+        )
     config = {**(written.get("pretrained_cfg") or written)}
     for key in ("num_classes", "label_names"):
         if key in written:
             config[key] = written[key]
-    arguments = written.get("model_args") or {}
     return Place(f"{FOLDER}:{folder}", architecture, config, arguments, folder)
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -20,13 +22,23 @@ from headprobe.backbone.own_weights import build_filtered, changes, refuse_weigh
 from headprobe.backbone.places import PLACES, Place, located, near_name, unbuildable, unreadable
 from headprobe.backbone.pretrained import with_pretrained
 from headprobe.errors import RunError, UsageError
-from headprobe.text import Decision, first_line
+from headprobe.text import Decision, counted, first_line
 
 BUNDLED = ("digits_vit", "digits_swin")
 """Models that ship with headprobe, trained on scikit-learn's digits by its own `fit`."""
 
 OVERLAY = "pretrained_cfg_overlay"
 """The option of `timm.create_model` that replaces entries of a configuration."""
+
+ABOUT_IMAGES = ("img_size", "in_chans", OVERLAY, "pretrained_cfg", "cache_dir")
+"""Options that leave what the weights mean as it is; what they change is said elsewhere."""
+
+WEIGHTS_ENTRIES = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "custom_load")
+"""Entries of a configuration that say where weights come from, or how they are loaded."""
+
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -98,11 +110,41 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
         backbone, decisions = with_pretrained(
             create, resolved.name, _sized(asked, config), config, asked, trained=trained
         )
+    decisions += _overridden(source, place)
     if place is not None and place.commit:
         decisions.append(Decision("model", f"{source.name} at commit {place.commit}"))
     # those in a place's config.json too: not all of them show in the weights
     options = {**(place.arguments if place is not None else {}), **built_options(source)}
     return Built(backbone.eval(), options, decisions)
+
+
+def _overridden(source: ModelSource, place: Place | None) -> list[Decision]:
+    """Return which options differ from those that the weights were made with: other heads fit them in shape too."""
+    if source.random or not source.options:
+        return []
+    resolved = _resolved(source)
+    if resolved.weights is None and place is None:
+        given = [f"{name} {value}" for name, value in source.options.items() if name not in ABOUT_IMAGES]
+        if not given:
+            return []
+        text = f"{', '.join(given)}, given beside the released weights, which were trained without (--model.options)"
+        return [Decision("options", text, shown=True)]
+    if source.name in BUNDLED or (resolved.weights is not None and _recipe(resolved.weights) is not None):
+        whose, own = "the weights' own recipe", built_options(replace(source, options={}))
+    elif place is not None:
+        whose, own = "its config.json", dict(place.arguments)
+    else:
+        return []
+    pairs = [(name, value, own.get(name)) for name, value in source.options.items() if name != OVERLAY]
+    entries = own.get(OVERLAY) or {}
+    given_entries = source.options.get(OVERLAY) or {}
+    pairs += [(name, value, entries[name]) for name, value in given_entries.items() if name in entries]
+    texts = [
+        f"{name} {value} where {whose} has {'none' if before is None else before}"
+        for name, value, before in pairs
+        if json.dumps(value, default=str) != json.dumps(before, default=str)
+    ]
+    return [Decision("options", ", ".join(texts), shown=True)] if texts else []
 
 
 def _check_options(source: ModelSource) -> None:
@@ -113,17 +155,80 @@ def _check_options(source: ModelSource) -> None:
         )
     if source.options.get("features_only"):
         raise UsageError("features_only builds a model without a classifier, which cannot be scored; remove the option")
-    if "checkpoint_path" in source.options:
+    _refuse_other_weights(source.options)
+
+
+def _refuse_other_weights(options: Mapping[str, Any]) -> None:
+    """Refuse options by which timm would load other weights than those that decisions and run.json name."""
+    found = ["checkpoint_path"] if "checkpoint_path" in options else []
+    for name in (OVERLAY, "pretrained_cfg"):
+        given = options.get(name)
+        entries = given if isinstance(given, Mapping) else vars(given) if hasattr(given, "__dict__") else {}
+        found += [f"{name}.{entry}" for entry in WEIGHTS_ENTRIES if entries.get(entry)]
+    if "pretrained" in options:
         raise UsageError(
-            "model.options.checkpoint_path is not read; give the weights as safetensors, by --model.weights"
+            f"model.options.pretrained is not read; give --model.pretrained {str(options['pretrained']).lower()}"
         )
+    if found:
+        raise UsageError(f"model.options.{found[0]} is not read; give the weights as safetensors, by --model.weights")
 
 
 def _place_of(source: ModelSource) -> Place | None:
     """Return where a model lies that is not in timm's own table; its weights are fetched only where they are used."""
     if not source.name.lower().startswith(PLACES):
         return None
-    return located(source.name, weights=source.pretrained and source.weights is None)
+    place = located(source.name, weights=source.pretrained and source.weights is None)
+    check_entries(place.config, f"of the config.json of {source.name!r}")
+    return place
+
+
+def check_entries(config: Mapping[str, Any], whose: str) -> None:
+    """Refuse entries of a configuration with which images would be prepared wrongly, or not at all.
+
+    timm takes its own default for an entry of null and for a `crop_mode` that it does not have.
+
+    Args:
+        config: timm's entries `mean`, `std`, `interpolation`, ...; those that are missing are not checked.
+        whose: Where they stand, for the message.
+
+    Raises:
+        UsageError: An entry is none of its choices.
+    """
+    for name, (valid, choices) in ENTRIES.items():
+        if name in config and not (valid(config[name]) or (config[name] is None and name.startswith("test_"))):
+            raise UsageError(f"{name} {whose} must be {choices}, got {config[name]!r}")
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_crop(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 2
+
+
+def _is_size(value: Any) -> bool:
+    return _are_numbers(value) and len(value) == 3 and all(isinstance(number, int) and number > 0 for number in value)
+
+
+ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "mean": (_are_numbers, "a list of numbers, one for each channel"),
+    "std": (
+        lambda value: _are_numbers(value) and min(value) > 0,
+        "a list of numbers above 0, one for each channel",
+    ),
+    "interpolation": (INTERPOLATIONS.__contains__, f"one of {', '.join(INTERPOLATIONS)}"),
+    "crop_mode": (CROP_MODES.__contains__, f"one of {', '.join(CROP_MODES)}"),
+    "crop_pct": (_is_crop, "a number above 0 and at most 2"),
+    "test_crop_pct": (_is_crop, "a number above 0 and at most 2"),
+    "input_size": (_is_size, "three whole numbers above 0, [CHANNELS, HEIGHT, WIDTH]"),
+    "test_input_size": (_is_size, "three whole numbers above 0, [CHANNELS, HEIGHT, WIDTH]"),
+}
+"""For each entry of a configuration that the images depend on, what it must be, also in words."""
 
 
 def _config_of(source: ModelSource, place: Place | None) -> Mapping[str, Any]:
@@ -145,11 +250,20 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     classifier = config.get("classifier") or "head"
     head = classifier if isinstance(classifier, str) else classifier[0]
     classes = classes_in(state, head)
+    written = config.get("num_classes") if place is not None and source.weights is None else None
+    if classes and written and written != classes and "num_classes" not in options:
+        raise UsageError(
+            f"the config.json of {source.name!r} has num_classes {written}, and the classifier in {path!r} has "
+            f"{counted(classes, 'class')}; correct the config.json, or give num_classes {classes} "
+            "(--model.num_classes) where the weights are right"
+        )
     if classes is not None:
         options.setdefault("num_classes", classes)
     backbone = _created(name, False, options, source)
-    decisions = [Decision("weights", Path(path).name if place is None else f"the safetensors of {source.name}")]
+    read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
+    decisions = [Decision("weights", read)]
     own = backbone.state_dict()
+    decisions += _types(state, own, path)
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)
         return backbone, decisions
@@ -158,6 +272,34 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
         refuse_weights(state, own, source.name, path, head)
     made_to_fit = f"timm's filter of checkpoints {changes(state, filtered)}"
     return filtered, [*decisions, Decision("weights made to fit", made_to_fit, shown=True)]
+
+
+def _types(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> list[Decision]:
+    """Return which types of floating point are read as the model's own; refuse whole numbers in their place."""
+    whole = [
+        name
+        for name, tensor in state.items()
+        if not tensor.is_floating_point()
+        and (own[name].is_floating_point() if name in own else name.endswith((".weight", ".bias")))
+    ]
+    if whole:
+        raise UsageError(
+            f"the weights in {path!r} are whole numbers, perhaps quantised, where the model has floating point; give "
+            f"the weights before they were quantised, got {whole[0]} as {_type_text(state[whole[0]])}"
+        )
+    others = Counter(
+        (_type_text(state[name]), _type_text(tensor))
+        for name, tensor in own.items()
+        if name in state and state[name].dtype != tensor.dtype and tensor.is_floating_point()
+    )
+    if not others:
+        return []
+    texts = [f"{counted(times, 'tensor')} of {read} as {kept}" for (read, kept), times in others.items()]
+    return [Decision("types of weights", f"read {', '.join(texts)}")]
+
+
+def _type_text(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def classes_in(state: Mapping[str, Tensor], head: str) -> int | None:
@@ -287,8 +429,10 @@ def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifie
             "of a fine-tuned model with --model.weights FILE.safetensors"
         )
     _check_channels(config, source.options.get("in_chans"))
+    _check_size(config, source.options)
     decisions += _size_decisions(backbone, source.train_size)
-    return Classifier(backbone, config, num_classes, options, class_names(backbone, num_classes), decisions)
+    names, about_names = class_names(backbone, num_classes)
+    return Classifier(backbone, config, num_classes, options, names, decisions + about_names)
 
 
 def _size_decisions(backbone: nn.Module, train_size: bool) -> list[Decision]:
@@ -308,16 +452,35 @@ def _size_text(config: Mapping[str, Any]) -> str:
     return f"{height} x {width} pixels with crop_pct {config['crop_pct']:g}"
 
 
-def class_names(backbone: nn.Module, num_classes: int) -> list[str] | None:
-    """Return the names of a model's classes from its configuration (`label_names`), None if it has none for each."""
+def class_names(backbone: nn.Module, num_classes: int) -> tuple[list[str] | None, list[Decision]]:
+    """Return the names of a model's classes from its configuration (`label_names`).
+
+    Returns:
+        The names in the classifier's order, None if it has none for each class, or one name for two classes; and what
+        was decided where it has names that are not used.
+    """
     config: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    names = config.get("label_names")
-    if isinstance(names, Mapping):  # {number: name}, the numbers as text where they come from JSON
-        numbered = {int(number): name for number, name in names.items() if str(number).isdecimal()}
-        names = (
-            [numbered[number] for number in sorted(numbered)] if sorted(numbered) == list(range(num_classes)) else None
-        )
-    return [str(name) for name in names] if names and len(names) == num_classes else None
+    written = config.get("label_names")
+    if not written or not isinstance(written, Mapping | list | tuple):
+        return None, []
+    names: list[Any] = list(written)
+    if isinstance(written, Mapping):  # {number: name}, the numbers as text where they come from JSON
+        numbered = {int(number): name for number, name in written.items() if str(number).isdecimal()}
+        names = [numbered[number] for number in sorted(numbered)]
+        if sorted(numbered) != list(range(num_classes)):
+            names = names[: num_classes - 1]  # too few, whatever their number
+    texts = [str(name) for name in names]
+    twice = [name for name, times in Counter(texts).items() if times > 1 and name]
+    if len(texts) == num_classes and not twice:
+        return texts, []
+    why = (
+        f"several classes are called {twice[0]!r}"
+        if len(texts) == num_classes
+        else f"they are {len(written):,}, not one for each of the model's {num_classes:,} classes"
+    )
+    return None, [
+        Decision("names of classes", f"label_names of the model's configuration are not used: {why}", shown=True)
+    ]
 
 
 def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
@@ -334,8 +497,19 @@ def _check_channels(config: Mapping[str, Any], channels: int | None) -> None:
     found |= {"input_size": config["input_size"][0], "mean": len(config["mean"]), "std": len(config["std"])}
     if len(set(found.values())) > 1:
         raise UsageError(
-            "the model's options give different numbers of channels; set input_size, mean and std in "
-            f"model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
+            "the model's options or its config.json give different numbers of channels; set input_size, mean and "
+            f"std in model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
+        )
+
+
+def _check_size(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse an `input_size` in the overlay that a model built for another size does not follow."""
+    asked = (options.get(OVERLAY) or {}).get("input_size")
+    if asked and tuple(asked[1:]) != tuple(config["input_size"][1:]):
+        height, width = config["input_size"][1:]
+        raise UsageError(
+            f"this model is built for images of {height} x {width} pixels; use model.options.img_size for another "
+            f"size, got input_size {list(asked)} in model.options.{OVERLAY}"
         )
 
 
@@ -372,8 +546,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 def _recipe_options(source: ModelSource) -> dict[str, Any]:
     """Return the options in a file that `save_backbone` wrote; any other file has none."""
-    with safe_open(source.weights, framework="pt") as opened:
-        recipe = json.loads((opened.metadata() or {}).get("headprobe", "null"))
+    recipe = _recipe(source.weights)
     if recipe is None:
         return {}
     if recipe["name"] != source.name:
@@ -382,7 +555,14 @@ def _recipe_options(source: ModelSource) -> dict[str, Any]:
             f"give --model.name {recipe['name']}, got {source.name!r}"
         )
     options: dict[str, Any] = recipe["options"]
+    _refuse_other_weights(options)
     return options
+
+
+def _recipe(weights: str | None) -> dict[str, Any] | None:
+    with safe_open(weights, framework="pt") as opened:
+        recipe: dict[str, Any] | None = json.loads((opened.metadata() or {}).get("headprobe", "null"))
+    return recipe
 
 
 def _resolved(source: ModelSource) -> ModelSource:
@@ -428,6 +608,12 @@ def _sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
         options: Arguments of `timm.create_model`; not every model keeps its `img_size` itself.
         config: timm's configuration of the model.
     """
+    for name in (OVERLAY, "pretrained_cfg"):
+        given = options.get(name)
+        if isinstance(given, Mapping):
+            check_entries(given, f"in model.options.{name}")
+        elif given is not None and (name == OVERLAY or not isinstance(given, str)):
+            raise UsageError(f"model.options.{name} must be entries of a configuration, got {given!r}")
     overlay = dict(options.get(OVERLAY) or {})
     size = options.get("img_size")
     if size is not None and "input_size" not in overlay:

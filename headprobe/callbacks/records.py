@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headprobe.callbacks.identity import run_directory
 from headprobe.callbacks.resume import resume_callback
+from headprobe.errors import HeadprobeWarning
 from headprobe.files import cannot_write, partial_path, writing
 from headprobe.masks.spec import NONE
 from headprobe.metrics.accuracy.paired_accuracy import top_five
@@ -101,7 +102,8 @@ class RecordsWriter(AfterBatch):
         if missing:
             lightning.pytorch.utilities.rank_zero_warn(
                 f"the records of {counted(missing, 'unit')} are not on this machine's disk: they are where the "
-                f"processes ran that scored these units, in {self._directory} there; images.parquet lacks their images"
+                f"processes ran that scored these units, in {self._directory} there; images.parquet lacks their images",
+                category=HeadprobeWarning,
             )
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -146,7 +148,7 @@ def write_images(records: Sequence[Path], bad: Sequence[Mapping[str, Any]], path
             reasons = pa.nulls(len(baseline), pa.string())
             writer.write_table(baseline.append_column("reason", reasons).cast(IMAGES))
         if bad:
-            unread = [{**row, "source": _text(row["source"])} for row in bad]
+            unread = [{**row, "source": _text(row["source"]), "reason": _text(row["reason"])} for row in bad]
             writer.write_table(pa.Table.from_pylist(unread, schema=IMAGES))
 
 

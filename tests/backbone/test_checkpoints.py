@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import os
+import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headprobe.backbone.checkpoints import find_weights, read_checkpoint
+from headprobe.backbone.places import unreadable
 from headprobe.errors import UsageError
 
 
@@ -159,7 +163,7 @@ def test_an_old_format_and_a_script_are_read_or_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": weights()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert same(find_weights(read_checkpoint(tmp_path / "old.pth")[0]).tensors, weights())
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "script.pt"))
-    with pytest.raises(UsageError, match="without running code"):
+    with pytest.raises(UsageError, match="TorchScript archive"):
         read_checkpoint(tmp_path / "script.pt")
 
 
@@ -178,3 +182,47 @@ def test_no_model_of_timms_has_names_that_look_wrapped() -> None:
         with torch.device("meta"):
             state = timm.create_model(name).state_dict()
         assert (wrapper_of(state), inside_of(state)) == ("", "")
+
+
+def _refused(path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UsageError) as error:
+            read_checkpoint(path)
+    return str(error.value)
+
+
+def test_files_of_other_programs_are_refused_without_raw_warnings(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(layer.state_dict(), protocol=4))
+    assert "not a checkpoint" in _refused(tmp_path / "plain.pkl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 2)), tmp_path / "script.pt")
+    assert "is a TorchScript archive" in _refused(tmp_path / "script.pt")
+
+
+def test_a_moving_average_alone_is_called_one() -> None:
+    found = find_weights({"ema": {"module": {"a.weight": torch.zeros(2)}}})
+    assert found.lines[0] == "weights: ema.module, a moving average; there are no others"
+
+
+def test_weights_deeper_inside_are_named_by_their_key() -> None:
+    with pytest.raises(UsageError, match=r"--key a\.b\.c$"):
+        find_weights({"n": 1, "a": {"b": {"c": {"d.weight": torch.zeros(2)}}}})
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_broken_download_is_called_incomplete(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({f"{number}.weight": torch.zeros(100) for number in range(20)}, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    assert "is incomplete" in _refused(file)
+    assert "is incomplete" in str(unreadable(file, OSError()))
+
+
+def test_a_folder_of_timm_is_given_by_its_name(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert f"--model.name local-dir:{tmp_path}" in _refused(tmp_path)

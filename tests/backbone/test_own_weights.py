@@ -7,10 +7,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor
 
+from headprobe.backbone.checkpoints import find_weights
 from headprobe.backbone.weights import ModelSource, create_classifier
 from headprobe.errors import UsageError
+from tests.backbone.hub_cache import offline, released
+from tests.conftest import tiny
 
 VIT: dict[str, Any] = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
@@ -105,3 +109,48 @@ def test_a_folder_and_a_pickle_are_refused_with_the_remedy(tmp_path: Path) -> No
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "model.pth")
     with pytest.raises(UsageError, match=r"headprobe convert .*model.pth OUT.safetensors"):
         create_classifier(ModelSource("test_vit", str(tmp_path / "model.pth")))
+
+
+def _decided(source: ModelSource) -> dict[str, tuple[str, bool]]:
+    return {one.about: (one.text, one.shown) for one in create_classifier(source).decisions}
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    file = tmp_path / "int8.safetensors"
+    save_file({name: (value * 10).to(torch.int8) for name, value in tiny("vit").state_dict().items()}, file)
+    with pytest.raises(UsageError, match=r"whole numbers.* as int8"):
+        create_classifier(ModelSource("test_vit", str(file)))
+    with pytest.raises(UsageError, match=r"whole numbers.* as int8"):
+        find_weights(load_file(file))
+
+
+def test_another_type_of_floating_point_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "double.safetensors"
+    save_file({name: value.double() for name, value in tiny("vit", 7).state_dict().items()}, file)
+    text, shown = _decided(ModelSource("test_vit", str(file)))["types of weights"]
+    assert "of float64 as float32" in text
+    assert not shown
+    save_file(tiny("vit", 7).state_dict(), tmp_path / "single.safetensors")
+    assert "types of weights" not in _decided(ModelSource("test_vit", str(tmp_path / "single.safetensors")))
+
+
+def test_other_heads_than_those_of_the_recipe_are_said() -> None:
+    own = create_classifier(ModelSource("digits_vit")).options["num_heads"]
+    found = _decided(ModelSource("digits_vit", options={"num_heads": 2 * own}))
+    assert found["options"] == (f"num_heads {2 * own} where the weights' own recipe has {own}", True)
+    assert "options" not in _decided(ModelSource("digits_vit", options={"num_heads": own}))
+
+
+def test_other_heads_than_those_of_a_config_are_said(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=32, depth=1, embed_dim=48, num_heads=3)
+    save_for_hf(model, str(tmp_path / "mine"), safe_serialization=True)
+    found = _decided(ModelSource(f"local-dir:{tmp_path / 'mine'}", options={"num_heads": 6}))
+    assert found["options"] == ("num_heads 6 where its config.json has 3", True)
+
+
+def test_options_beside_released_weights_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    released(tmp_path, "test_vit")
+    offline(monkeypatch, tmp_path)
+    text, shown = _decided(ModelSource("test_vit", options={"num_heads": 4}))["options"]
+    assert "num_heads 4, given beside the released weights" in text
+    assert shown

@@ -183,3 +183,68 @@ def test_a_model_is_fetched_from_the_hub_at_one_commit_and_never_as_a_pickle(tmp
     assert (data[0], none[0], revision[0]) == ("UsageError", "UsageError", "UsageError")
     assert "has no config.json" in data[1]
     assert not any(word in request for request in asked for word in (".bin", ".py"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("mean", None), ("mean", [0.5, "0.5", 0.5]), ("mean", [0.5, float("nan"), 0.5]), ("mean", 0.5),
+        ("std", [0.5, -1, 0.5]), ("interpolation", "random"), ("interpolation", "foo"), ("crop_mode", "foo"),
+        ("crop_pct", "0.9"), ("crop_pct", 0), ("crop_pct", 2.5), ("crop_pct", True), ("input_size", 32),
+        ("input_size", [3, 32]), ("input_size", [3, 32.5, 32]), ("test_input_size", [3, 0, 32]), ("test_crop_pct", -1),
+    ],
+)  # fmt: skip
+def test_what_images_depend_on_is_checked_wherever_it_stands(tmp_path: Path, entry: str, value: Any) -> None:
+    saved(tmp_path / "mine")
+    with pytest.raises(UsageError, match=rf"^{entry} in model.options.pretrained_cfg_overlay must be .*, got "):
+        create_classifier(ModelSource("digits_vit", options={"pretrained_cfg_overlay": {entry: value}}))
+    file = tmp_path / "mine" / "config.json"
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"][entry] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=rf"^{entry} of the config.json of 'local-dir:.* must be .*, got "):
+        create_classifier(ModelSource(f"local-dir:{tmp_path / 'mine'}"))
+
+
+@pytest.mark.parametrize(("entry", "value"), [("pretrained_cfg", None), ("model_args", [1]), ("num_classes", 7)])
+def test_a_wrong_config_is_blamed(tmp_path: Path, entry: str, value: Any) -> None:
+    saved(tmp_path / "mine")
+    file = tmp_path / "mine" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), entry: value}))
+    with pytest.raises(UsageError, match=r"config.json of 'local-dir:"):
+        create_classifier(ModelSource(f"local-dir:{tmp_path / 'mine'}"))
+
+
+def test_a_config_without_pretrained_cfg_is_blamed(tmp_path: Path) -> None:
+    saved(tmp_path / "mine")
+    file = tmp_path / "mine" / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pretrained_cfg"}))
+    with pytest.raises(UsageError, match=r"pretrained_cfg of the config.json"):
+        create_classifier(ModelSource(f"local-dir:{tmp_path / 'mine'}"))
+
+
+@pytest.mark.parametrize("names", [NAMES[:9], ["a"] * 10, [*NAMES, "one more"]])
+def test_names_that_do_not_name_each_class_are_not_used_and_said(tmp_path: Path, names: list[str]) -> None:
+    saved(tmp_path / "mine", names=names)
+    made = create_classifier(ModelSource(f"local-dir:{tmp_path / 'mine'}"))
+    assert made.class_names is None
+    assert [one.shown for one in made.decisions if one.about == "names of classes"] == [True]
+
+
+def test_the_file_of_weights_that_was_read_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "mine")
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((tmp_path / "mine" / "model.safetensors").read_bytes())
+    made = create_classifier(ModelSource(f"local-dir:{tmp_path / 'mine'}", str(other)))
+    assert made.decisions[0].text == "other.safetensors"
+
+
+def test_another_image_size_by_the_overlay_is_not_dropped_without_a_word() -> None:
+    overlay = {"input_size": [3, 64, 64]}
+    with pytest.raises(UsageError, match=r"built for images of 32 x 32 pixels; use model.options.img_size"):
+        create_classifier(ModelSource("digits_vit", options={"pretrained_cfg_overlay": overlay}))
+
+
+def test_a_model_of_the_hub_needs_an_owner() -> None:
+    with pytest.raises(UsageError, match=r"needs its owner: hf-hub:OWNER/MODEL"):
+        located("hf-hub:nosuch", weights=False)

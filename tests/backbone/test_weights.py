@@ -119,3 +119,19 @@ def test_a_bundled_model_trained_again_can_be_loaded_by_either_name(tmp_path: Pa
     save_backbone(model, tmp_path / "model.safetensors", source)
     again = create_backbone(ModelSource(name, str(tmp_path / "model.safetensors")))
     assert weights_digest(again) == weights_digest(model)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("option", ["pretrained_cfg_overlay", "pretrained_cfg"])
+@pytest.mark.parametrize(
+    "entry", ["file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "custom_load"]
+)
+def test_weights_are_not_taken_from_an_option(option: str, entry: str, pretrained: bool) -> None:
+    options = {option: {entry: "other.pth"}}
+    with pytest.raises(UsageError, match=rf"model.options.{option}.{entry} is not read.*--model.weights"):
+        create_backbone(ModelSource("test_vit", pretrained=pretrained, options=options))
+
+
+def test_pretrained_is_no_option() -> None:
+    with pytest.raises(UsageError, match=r"--model.pretrained false"):
+        create_backbone(ModelSource("test_vit", options={"pretrained": False}))

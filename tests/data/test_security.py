@@ -19,7 +19,8 @@ from tests.data.parquet_sets import bound, features, numbers, png, write_files
 
 PACKAGE = Path(__file__).parents[2] / "headprobe"
 RUNS_CODE = (
-    r"^\s*(import|from)\s+(pickle|dill|cloudpickle|joblib|shelve|marshal)\b",
+    # UnpicklingError is what torch.load(weights_only=True) raises
+    r"^\s*(import|from)\s+(pickle|dill|cloudpickle|joblib|shelve|marshal)\b(?! import UnpicklingError\n)",
     r"\.Unpickler|\bpickle\.load",
     r"trust_remote_code",
     r"allow_pickle\s*=\s*(?!False)",

@@ -14,7 +14,7 @@ from headprobe.backbone.masking.ablation import masked_logits
 from headprobe.backbone.proofs.layer_alone import LayerBench, layer_benches
 from headprobe.backbone.proofs.report import LayerReport, Verdict
 from headprobe.backbone.sandbox import agree, evaluating, example_images, relative, trying
-from headprobe.errors import UsageError
+from headprobe.errors import HeadprobeWarning, UsageError
 from headprobe.text import first_line
 
 MAP_TOLERANCE = 1e-4
@@ -41,13 +41,16 @@ def prove_masks(backbone: nn.Module, layout: HeadLayout) -> None:
             raise UsageError(f"model {layout.model!r}: a mask that keeps every head changes the logits")
         if agree(masked_logits(backbone, layout, images, keep), plain):
             warnings.warn(
-                f"masking half of the heads of {layout.model!r} changes no logit; are its weights trained?",
+                f"masking half of the heads of {layout.model!r} changes no logit, as where its last "
+                "layers are zero, which they often are before training",
+                HeadprobeWarning,
                 stacklevel=2,
             )
         if layout.headless:
             warnings.warn(
                 f"{len(layout.headless)} modules of {layout.model!r} compute attention without heads, which no mask "
                 f"reaches; the first is {layout.headless[0]}",
+                HeadprobeWarning,
                 stacklevel=2,
             )
 
@@ -186,7 +189,11 @@ def prove_map(bench: LayerBench) -> Verdict:
         return Verdict(None, bench.layer.site.why)
     applied = bench.applied()
     if not applied:
-        return Verdict(False, "its attention weights were not captured")
+        return Verdict(
+            False,
+            "its attention weights were not captured: no softmax and no fused attention was seen, and weights made "
+            "otherwise (sigmoid, exp and a division) are not read (docs/heads.md)",
+        )
     worst = 0.0
     for part in applied:
         weights = part.attention.weights(slice(None), slice(None))[0].detach()  # [rows, heads, queries, keys]

@@ -2,16 +2,23 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headprobe.data.labels.class_order import ORDERS_OF, composed, in_order, order_in_doubt
+from headprobe.data.labels.class_order import ORDERS_OF, composed, count_of, in_order, order_in_doubt, places_of
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
+from headprobe.text import counted
 
 IDENTITY = "identity"
 WORDS = (IDENTITY, *ORDERS_OF)
 """What may stand in place of a file."""
+
+UNKNOWN = -1
+"""Stands for the model class of a number that a class map does not name."""
+
+MOST_NUMBERS = 10_000_000  # so many places are kept in memory
 
 BY_NAME = "{class name: model class} or the model's class names in its order"
 """The two forms of a file that depend on no order of the dataset."""
@@ -68,6 +75,8 @@ class ClassMap:
     def by_number(self, column: LabelColumn, classes: int) -> list[int]:
         """Return the model class of each dataset class, in the dataset's order.
 
+        Where labels are plain numbers, those that a file by number does not name have `UNKNOWN`: they are no classes.
+
         Raises:
             UsageError: A class is missing, or one is named that the dataset does not have; or what the map says depends
                 on the order of the dataset's names, which nothing says.
@@ -97,6 +106,7 @@ class ClassMap:
             raise UsageError(f"--data.class_map {IDENTITY} needs at most {classes} dataset classes, got {len(names)}")
         if all(name.isdecimal() for name in names):
             numbers = [int(name) for name in names]
+            check_different(names)
             if max(numbers) >= classes:
                 raise UsageError(
                     f"--data.class_map {IDENTITY}: the model's classes are 0..{classes - 1}, got {max(numbers)}"
@@ -146,7 +156,8 @@ class ClassMap:
 
         if len(entries) != len(names):
             raise UsageError(
-                f"{self.origin}: must have one line for each of the dataset's {len(names)} classes, got {len(entries)}"
+                f"{self.origin}: must have one line for each of the dataset's "
+                f"{count_of(len(names))}, got {len(entries)}"
             )
         self._check_range(entries, classes)
         # The same list, had the names been sorted as timm does.
@@ -163,15 +174,27 @@ class ClassMap:
 
     def _object(self, entries: dict[str, int], column: LabelColumn) -> list[int]:
         names = column.names
+        if names is not None and self.lists_model:
+            places = places_of(names, list(entries))
+            if None not in places:
+                return [list(entries.values())[place] for place in places if place is not None]
         numbers = self._numbered(entries, column)
         count = len(names) if names is not None else max(numbers, default=-1) + 1
-        missing = [names[number] if names else str(number) for number in range(count) if number not in numbers]
+        if names is None and 0 < count <= MOST_NUMBERS:
+            return [numbers.get(number, UNKNOWN) for number in range(count)]
+        if names is None:
+            raise UsageError(
+                f"{self.origin}: labels that are plain numbers must be below {MOST_NUMBERS:,}: count the classes from "
+                f"0, got {count - 1}"
+            )
+        missing = [names[number] for number in range(count) if number not in numbers]
         if missing or not count:
-            known = {composed(name) for name in names or ()}
+            known = {composed(name) for name in names}
             others = [key for key in entries if composed(key) not in known]
             raise UsageError(
                 f"{self.origin}: must name every class of the dataset"
-                + (f" (it names {some(others)}, which the dataset does not have)" if names and others else "")
+                + (f" (it names {some(others)}, which the dataset does not have)" if others else "")
+                + ("; to give names with numbers, write {class name: model class} as JSON" if _pairs(others) else "")
                 + f", got none for {missing[:5]}"
             )
         return [numbers[number] for number in range(count)]
@@ -212,7 +235,7 @@ class ClassMap:
         if length is not None and length != classes:
             raise UsageError(
                 f"{self.origin}: a list of class names must name each of the model's {classes} classes in its order "
-                f"(or be an object {{class name: model class}}), got {length} names"
+                f"(or be an object {{class name: model class}}), got {counted(length, 'name')}"
             )
 
     def _check_one_order(self, column: LabelColumn) -> None:
@@ -225,6 +248,37 @@ class ClassMap:
                 + ("--data.class_map sorted or natural, or " if self.entries is None else "")
                 + f"a file with {BY_NAME}, got {_form(self.entries)}"
             )
+
+
+def check_different(names: Sequence[str]) -> None:
+    """Refuse names that are numbers where two are the same one (`1` and `01`)."""
+    first: dict[int, str] = {}
+    for name in names:
+        other = first.setdefault(int(name), name)
+        if other != name:
+            raise UsageError(
+                "two of the dataset's classes have one number: rename one, or give --data.class_map a file with "
+                f"{BY_NAME}, got {other}, {name}"
+            )
+
+
+def _pairs(lines: Sequence[str]) -> bool:
+    """Return whether all names look like lines of a name and a number (`cat 0`, `0,cat`)."""
+    return bool(lines) and all(re.fullmatch(r"\d+[\s,;:=]+\S.*|.*\S[\s,;:=]+\d+", line) for line in lines)
+
+
+def word_for(column: LabelColumn, classes: int) -> str:
+    """Return, as the end of a remedy, the word that would be taken for these labels; empty where none would be."""
+    names = column.names or ()
+    if not column.numbered and len(names) == classes and order_in_doubt(names):
+        return ", or the word sorted or natural if the model has these classes in that order"
+    try:
+        ClassMap(None, IDENTITY).by_number(column, classes)
+    except UsageError:
+        return ""
+    if names and all(name.isdecimal() for name in names):
+        return ", or the word identity if their names are the model's own numbers"
+    return ", or the word identity if the dataset's k-th class is the model's k-th"
 
 
 def _form(entries: Sequence[int] | dict[str, int] | None) -> str:

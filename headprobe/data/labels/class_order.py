@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from headprobe.text import counted
+
 ORDERS_OF = {"sorted": "the order of characters (torchvision, Keras, datasets)", "natural": "timm's natural order"}
 """The orders that class folders are numbered in, by the word of `--data.class_map` that chooses them."""
 
@@ -48,6 +50,11 @@ def _same_to_timm(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
+def count_of(classes: int) -> str:
+    """Return `1 class` or `1000 classes`: without the commas of `counted`, as other numbers of classes are shown."""
+    return counted(classes, "class").replace(",", "")
+
+
 # -- names among names -------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +81,12 @@ def places_of(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
         return exact
     loose = _found([plain(name) for name in names], places)
     return exact if None in loose or len(set(loose)) < len(loose) else loose
+
+
+def plain_places(places: Mapping[str, int]) -> dict[str, int]:
+    """Return places by `plain` name, for names that are not found as written; empty where two are then the same."""
+    found = {plain(composed(name)): place for name, place in places.items()}
+    return found if len(found) == len(places) else {}
 
 
 def _found(names: Sequence[str], places: Mapping[str, int]) -> list[int | None]:

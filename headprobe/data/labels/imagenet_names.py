@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from headprobe.data.labels.class_order import plain
+from headprobe.data.labels.class_order import count_of, plain
 from headprobe.data.sources.source import some
 from headprobe.errors import UsageError
+from headprobe.text import counted
 
 WORDNET_ID = re.compile(r"(n\d{8})(?![0-9A-Za-z])")  # also `n02085620-Chihuahua`
 
@@ -40,8 +41,8 @@ class ImageNetNames:
             for words in (description, *description.split(",")):
                 self._by_words.setdefault(plain(words), set()).add(number)
 
-    def match(self, names: Sequence[str]) -> list[int]:
-        """Return the model class of each name.
+    def match(self, names: Sequence[str], remedy: str = "") -> list[int]:
+        """Return the model class of each name; `remedy` is what messages offer besides a file.
 
         Where there are as many names as the model has classes, at least half of them are known, and all known ones are
         in the model's order, the others are taken to be so too: a few names in other words do not matter then.
@@ -58,7 +59,7 @@ class ImageNetNames:
         if len(names) == len(self.ids) and _in_place(possible):
             return list(range(len(names)))
         _narrow(possible)
-        self._check(names, possible)
+        self._check(names, possible, remedy)
         return [number for numbers in possible for number in numbers]
 
     def says(self, names: Sequence[str]) -> str:
@@ -66,7 +67,7 @@ class ImageNetNames:
         if all(WORDNET_ID.match(name) for name in names):
             return "by WordNet id"
         unknown = [name for name in names if not self._possible(name)]
-        others = f"; {len(unknown)} unknown names by position ({some(unknown)})" if unknown else ""
+        others = f"; {counted(len(unknown), 'unknown name')} by position ({some(unknown)})" if unknown else ""
         return f"by ImageNet's WordNet ids and words{others}"
 
     def _of_ids(self, ids: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -95,7 +96,7 @@ class ImageNetNames:
             return {self._by_id[found[1]]} if found[1] in self._by_id else set()
         return set(self._by_words.get(plain(name), ()))
 
-    def _check(self, names: Sequence[str], possible: Sequence[set[int]]) -> None:
+    def _check(self, names: Sequence[str], possible: Sequence[set[int]], remedy: str) -> None:
         """Check that each name means exactly one class, and no two names the same one."""
         taken: dict[int, str] = {}
         for position, (name, numbers) in enumerate(zip(names, possible, strict=True)):
@@ -111,8 +112,8 @@ class ImageNetNames:
             else:
                 reason = f"{taken[number]!r} and {name!r} both mean class {number} ({self.descriptions[number]})"
             raise UsageError(
-                f"the dataset has {len(names)} classes and the model {len(self.ids)}: give --data.class_map a file "
-                "that says which is which, or the word identity if the dataset's numbers are the model's. By their "
+                f"the dataset has {count_of(len(names))} and the model {len(self.ids)}: give --data.class_map "
+                f"a file that says which is which{remedy}. By their "
                 f"names they cannot all be told: class {position} of the dataset, {reason}; class {position} of the "
                 f"model is {self.descriptions[position]!r}, got {some(names)}"
             )

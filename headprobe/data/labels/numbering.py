@@ -4,13 +4,22 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from headprobe.data.labels.class_map import BY_NAME, ClassMap
-from headprobe.data.labels.class_order import in_order, order_in_doubt, places_of
+from headprobe.data.labels.class_map import BY_NAME, IDENTITY, UNKNOWN, ClassMap, check_different, word_for
+from headprobe.data.labels.class_order import (
+    composed,
+    count_of,
+    in_order,
+    order_in_doubt,
+    places_of,
+    plain,
+    plain_places,
+)
 from headprobe.data.labels.imagenet_names import ImageNetNames
 from headprobe.data.sources.source import LabelColumn, some
 from headprobe.errors import UsageError
+from headprobe.text import counted
 
 # What a label column without class names holds, for messages.
 _KINDS = {"number": "plain numbers without class names", "text": "texts"}
@@ -36,12 +45,14 @@ class Numbering:
     """Which class of the model each class of the dataset is.
 
     Attributes:
-        to_model: Model class by dataset class number; empty where labels are text.
+        to_model: Model class by dataset class number, `UNKNOWN` for a number that is no class; empty where labels are
+            text.
         by_name: Model class by the text of the label; empty where labels are numbers.
         classes: Number of classes of the model.
         names: Dataset name of each model class, "" where the dataset has none; None if the dataset names no classes.
         matched: How the classes were matched, in words.
         doubtful: Whether another way to match them is as plausible as this one.
+        by_plain_name: The same but for case, `_` and `-`, where the texts are a list of the model's names.
     """
 
     to_model: tuple[int, ...]
@@ -50,6 +61,12 @@ class Numbering:
     names: list[str] | None
     matched: str = ""
     doubtful: bool = False
+    by_plain_name: dict[str, int] = field(default_factory=dict)
+
+    def class_of(self, text: str) -> int | None:
+        """Return the model class of a label that is a text, None if it has none."""
+        found = self.by_name.get(text)
+        return self.by_plain_name.get(plain(composed(text))) if found is None else found
 
     def __call__(self, label: object) -> int:
         """Return the model class of a cell of the label column.
@@ -57,29 +74,39 @@ class Numbering:
         Raises:
             LabelError: It has none.
         """
-        if label is None:
+        if label is None or label != label:  # NaN, an empty cell of pandas
             raise LabelError("there is no label in this row")
+        if isinstance(label, str) and not self.by_name and label.isdecimal():  # numbers as texts, with `identity`
+            label = int(label)
         if isinstance(label, str):
-            if label not in self.by_name:
+            found = self.class_of(label)
+            if found is None:
                 where = "among the model's class names" if self.matched == MODEL_NAMES else "in the class map"
                 raise LabelError(f"label {label!r} is not {where}")
-            return self.by_name[label]
+            return found
+        if isinstance(label, float) and label.is_integer():  # so pandas writes numbers where a cell is empty
+            label = int(label)
         if not isinstance(label, int) or isinstance(label, bool):
             raise LabelError(f"label {label!r} is not a whole number")
-        if not 0 <= label < len(self.to_model):
+        inside = 0 <= label < len(self.to_model)
+        if not inside and UNKNOWN not in self.to_model:
             raise LabelError(f"label {label} outside 0..{len(self.to_model) - 1}")
+        if not inside or self.to_model[label] == UNKNOWN:
+            raise LabelError(f"label {label} is not in the class map")
         return self.to_model[label]
 
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the class of every label."""
-        content = json.dumps([self.to_model, sorted(self.by_name.items()), self.classes, self.names])
+        content = json.dumps(
+            [self.to_model, sorted(self.by_name.items()), self.classes, self.names, bool(self.by_plain_name)]
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def valid_classes(self) -> list[int] | None:
         """Sorted model classes that the dataset has, None if it has them all."""
-        present = sorted({*self.to_model, *self.by_name.values()})
+        present = sorted({*self.to_model, *self.by_name.values()} - {UNKNOWN})
         return present if len(present) < self.classes else None
 
 
@@ -124,15 +151,17 @@ def number_labels(
 
     imagenet = imagenet_names(classes)
     if len(names) == classes and all(name.isdecimal() for name in names):
+        if len(set(map(int, names))) < len(names):
+            check_different(names)
         _check_numbers(names)
         if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
             return _numbering(names, range(classes), classes, BY_POSITION)
     if imagenet is not None and len(names) <= classes:
-        return _numbering(names, imagenet.match(names), classes, imagenet.says(names))
+        return _numbering(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
     if len(names) != classes:
         raise UsageError(
-            f"the dataset has {len(names)} classes and the model {classes}: give --data.class_map a file that says "
-            f"which is which, a model of {len(names)} classes, or another --data.path, got {some(names)}"
+            f"the dataset has {count_of(len(names))} and the model {classes}: give --data.class_map a file that says "
+            f"which is which, a model of {count_of(len(names))}, or another --data.path, got {some(names)}"
         )
     return _by_position(column, names, trains)
 
@@ -192,7 +221,8 @@ def _by_model_names(column: LabelColumn, classes: int, model_names: Sequence[str
         if _are_numbers(model_names):
             return None
         by_name = {name: number for number, name in enumerate(model_names) if name}
-        return Numbering((), by_name, classes, list(model_names), MODEL_NAMES)
+        loose = plain_places(by_name)
+        return Numbering((), by_name, classes, list(model_names), MODEL_NAMES, by_plain_name=loose)
     names = column.names
     if names is None:
         return None
@@ -204,11 +234,12 @@ def _by_model_names(column: LabelColumn, classes: int, model_names: Sequence[str
         return None
     imagenet = imagenet_names(classes)
     if imagenet is not None:
-        return _numbering(names, imagenet.match(names), classes, imagenet.says(names))
+        return _numbering(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
     raise UsageError(
         f"the model names its classes ({some(list(filter(None, model_names)))}), and these of the dataset's "
-        f"{len(names)} are not among them: give --data.class_map a file {{class name: model class}}, or the word "
-        f"identity if the dataset's k-th class is the model's k-th, got {some(unknown)}"
+        f"{len(names)} are not among them: give --data.class_map a file {{class name: model class}}"
+        f"{word_for(column, classes)}, got "
+        f"{some(unknown)}"
     )
 
 
@@ -225,10 +256,10 @@ def check_texts(labels: Sequence[object], numbering: Numbering) -> None:
         UsageError: None has: the whole dataset would be read for nothing.
     """
     texts = [label for label in labels if isinstance(label, str)]
-    if texts and not any(label in numbering.by_name for label in texts):
+    if texts and all(numbering.class_of(label) is None for label in texts):
         raise UsageError(
-            f"none of the first {len(texts)} labels is a class name that is known, {numbering.matched}: give "
-            f"--data.class_map a file with {BY_NAME} (known: {some(list(numbering.by_name))}), "
+            f"none of the first {counted(len(texts), 'label')} is a class name that is known, {numbering.matched}: "
+            f"give --data.class_map a file with {BY_NAME} (known: {some(list(numbering.by_name))}), "
             f"got {some(list(dict.fromkeys(texts)))}"
         )
 
@@ -249,10 +280,11 @@ def restricted(valid: Sequence[int], classes: int) -> str:
 
 
 def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
-    if column.kind == "text":
+    if column.kind == "text" and not (column.decimal and class_map.origin == IDENTITY):
         by_name = class_map.by_name(classes)
         names = [""] * classes
         for name, model_class in by_name.items():
             names[model_class] = name
-        return Numbering((), by_name, classes, names, class_map.says)
+        loose = plain_places(by_name) if class_map.lists_model else {}
+        return Numbering((), by_name, classes, names, class_map.says, by_plain_name=loose)
     return _numbering(column.names, class_map.by_number(column, classes), classes, class_map.says)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from headprobe.data.labels.class_map import WORDS, ClassMap
+from headprobe.data.labels.class_map import BY_NAME, WORDS, ClassMap
 from headprobe.errors import UsageError
 
 CLASS_MAP_FORMS = (
@@ -34,6 +34,8 @@ def read_class_map(path: str) -> ClassMap:
         return _of_lines(content, path)
     if not isinstance(content, (list, dict)) or not content:
         raise UsageError(f"--data.class_map must be {CLASS_MAP_FORMS}, got {path}")
+    if isinstance(content, dict):
+        content = _names_of_config(content)
     if isinstance(content, list):
         if all(isinstance(name, str) for name in content):
             return _names(content, origin)
@@ -46,6 +48,16 @@ def read_class_map(path: str) -> ClassMap:
     return ClassMap(_object(content, origin), origin)
 
 
+def _names_of_config(content: dict[Any, Any]) -> Any:
+    """Return the names of the model's classes where an object is a `config.json` of timm or transformers, else it."""
+    inner = content.get("pretrained_cfg")
+    for config in (content, inner if isinstance(inner, dict) else {}):
+        for key in ("label_names", "id2label"):
+            if isinstance(config.get(key), (list, dict)) and config[key]:
+                return config[key]
+    return content
+
+
 class _Lines(list[str]):
     """Lines of a text file."""
 
@@ -54,8 +66,18 @@ def _parse(text: str, suffix: str) -> object:
     if suffix == ".json":
         return json.loads(text, object_pairs_hook=_without_repeats)
     if suffix in (".yaml", ".yml"):
-        return yaml.safe_load(text)
+        return _parse_yaml(text)
     return _Lines(text.splitlines())
+
+
+def _parse_yaml(text: str) -> object:
+    """Refuse a key that stands twice, as `_without_repeats` does for JSON: YAML too would keep the last value."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if isinstance(root, yaml.MappingNode):
+        keys = [str(key.value) for key, _ in root.value]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a class stands twice, {_repeated(keys)}")
+    return yaml.safe_load(text)
 
 
 def _of_lines(lines: list[str], path: str) -> ClassMap:
@@ -98,7 +120,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a key that stands twice; JSON would keep the last value and silently drop the others."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a class stands twice")
+        raise ValueError(f"a class stands twice, {_repeated(key for key, _ in pairs)}")
     return content
 
 
@@ -109,6 +131,8 @@ def _object(content: dict[Any, Any], origin: str) -> dict[str, int]:
         number = _number(value, origin)
         if isinstance(key, bool) or not isinstance(key, (str, int)):
             raise UsageError(f"{origin}: classes must be names or numbers (quote it), got {key!r}")
+        if str(key) in entries:  # "1" and 0x1 in YAML
+            raise UsageError(f"{origin}: each class may stand once, got {key} again")
         entries[str(key)] = number
     return entries
 
@@ -116,6 +140,7 @@ def _object(content: dict[Any, Any], origin: str) -> dict[str, int]:
 def _number(value: object, origin: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):  # a bool is an int
         raise UsageError(
-            f"{origin}: model classes must be whole numbers (or all of the list names, in quotes), got {value!r}"
+            f"{origin}: model classes must be whole numbers, without quotes (or the file holds {BY_NAME}), got "
+            f"{shown if len(shown := repr(value)) < 60 else type(value).__name__}"
         )
     return value

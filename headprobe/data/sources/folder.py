@@ -46,7 +46,7 @@ def open_image_folder(request: Request, root: Path) -> Source:
         return open_metadata(request, root, split)
 
     listing = list_images(root / split, root)
-    if not listing.sizes and not listing.loose:
+    if not listing.sizes and not listing.loose and chosen != THE_FOLDER_ITSELF:
         from headprobe.data.sources.other_places import open_folder_without_images
 
         return open_folder_without_images(request, root, listing)
@@ -180,10 +180,22 @@ class FolderSource(Source):
         return self._files[unit * IMAGES_PER_UNIT : (unit + 1) * IMAGES_PER_UNIT]
 
     def _digest(self, sizes: dict[str, int]) -> list[dict[str, object]]:
-        """Digest names and sizes; reading every image twice would be too dear."""
-        lines = "".join(f"{file}\0{sizes[file]}\n" for file in self._files)
+        """Digest names, sizes and what the system says of each file; reading every image twice would be too dear.
+
+        Uncompressed images of one shape have one size, and copying tools may keep times: so the file's own number too.
+        """
+        lines = "".join(f"{file}\0{sizes[file]}\0{_stamp(self._root / file)}\n" for file in self._files)
         digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-        return [{"name": "", "images": self.images, "names_and_sizes_sha256": digest}]
+        return [{"name": "", "images": self.images, "names_sizes_and_times_sha256": digest}]
+
+
+def _stamp(file: Path) -> str:
+    """Return when a file was last changed and its number on its disk; "" where nobody can say."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return ""
+    return f"{facts.st_mtime_ns} {facts.st_ino}"
 
 
 def _hash(file: str) -> bytes:

@@ -34,7 +34,8 @@ _SPLIT = (
     r"pred(iction)?s?|unlabell?ed"
 )
 _AROUND = r"ilsvrc|imagenet|images?|imgs?|jpe?gs?|pngs?|photos?|pictures?|pics?|data(set)?s?|archives?|files?|folders?|"
-_AROUND += r"seg|sets?|all|raw|full|extracted|sorted|cropped|resized|my|the|new|final|class(es)?"
+_AROUND += r"seg|sets?|all|raw|full|extracted|sorted|cropped|resized|my|the|new|final|class(es)?|"
+_AROUND += r"masks?|labels?|annotations?|groundtruths?|gts?|gallery|quer(y|ies)|probes?|hidden|public|private"
 LONGEST_NAME = 40  # of letters: these patterns take long on long names
 NO_CLASS = re.compile(rf"({_SPLIT}|{_AROUND})+")
 NUMBERED_CLASS = re.compile(r"class[ _-]?\d+", re.IGNORECASE)  # as anonymous as it is, a class

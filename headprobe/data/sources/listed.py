@@ -17,7 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from headprobe.data.sources.folder import FolderSource, ImageFiles, left_out, open_class_folders
-from headprobe.data.sources.layout import THE_FOLDER_ITSELF, check_classes
+from headprobe.data.sources.layout import THE_FOLDER_ITSELF, check_classes, names_split
 from headprobe.data.sources.listing import METADATA_FILES, list_images
 from headprobe.data.sources.source import (
     PREFERRED_SPLITS,
@@ -25,12 +25,16 @@ from headprobe.data.sources.source import (
     Request,
     Source,
     local_name,
+    no_labels,
     safe_text,
     some,
 )
 from headprobe.errors import UsageError
 from headprobe.text import Decision, counted
 
+SPLIT_COLUMNS = frozenset(
+    {"split", "splits", "subset", "usage", "set", "fold", "partition", "phase", "data set", "dataset"}
+)
 FILE_NAME = "file_name"  # the column that `datasets` looks for
 
 
@@ -54,13 +58,20 @@ def open_metadata(request: Request, root: Path, split: str) -> Source:
     if not listing.sizes:
         raise UsageError(
             f"the file of metadata in {local_name(root / split)} must have a column {FILE_NAME}, with the path of each "
-            f"image in the folder: rename the one that it has, got {request.shown}"
+            f"image in the folder, and columns are parted by commas: rename the one that it has, got the columns "
+            f"{_columns(root / split) or _columns(root)}"
         )
     check_classes(listing, request, root, split)
     source = open_class_folders(root / split, split, listing)
     unread = Decision("metadata", f"not read: it has no column {FILE_NAME}; the folders are the classes", shown=True)
     source.decisions = [*source.decisions, unread]
     return source
+
+
+def _columns(place: Path) -> str:
+    """Return the columns of the file of metadata in a folder, "" where there is none."""
+    found = [place / name for name in METADATA_FILES if (place / name).is_file()]
+    return some(read_table(found[0], FILE_NAME).column_names) if found else ""
 
 
 def open_table(request: Request, file: Path) -> Source:
@@ -98,7 +109,7 @@ def _open(request: Request, root: Path, file: Path, table: pa.Table, names: str,
                 f"{file.name} has the columns {found}: set --data.{option} to one of them{folders}, got {column}"
             )
 
-    labels = _labels(table[request.label_column], file, request)
+    labels = _labels(table, file, request)
     rows = list(zip(_paths(table[names], file), labels.cells, strict=True))
     if not within:
         within = _split_of_rows([path for path, _ in rows], file)
@@ -120,7 +131,23 @@ def _open(request: Request, root: Path, file: Path, table: pa.Table, names: str,
         )
     digest = hashlib.sha256(json.dumps(sorted(rows), default=str).encode("utf-8", "surrogateescape")).hexdigest()
     images = ImageFiles(file.parent, split, sizes, dict(rows), labels.column, {"labels_sha256": digest})
-    return FolderSource(images, _decisions(file, root, within, sizes))
+    return FolderSource(images, [*_decisions(file, root, within, sizes), *_splits(table, file)])
+
+
+def _splits(table: pa.Table, file: Path) -> list[Decision]:
+    """Say that a column names the splits of the rows, all of which are scored."""
+    found = []
+    for column in table.column_names:
+        if not _is_text(table[column].type) or column.strip().lower() not in SPLIT_COLUMNS:
+            continue
+        names = sorted({cell for cell in table[column].to_pylist() if cell})
+        if len(names) > 1 and all(map(names_split, names)):
+            text = (
+                f"{file.name} has a column {column} with {some(names)}: the rows of all of them are scored; keep those "
+                "that you want in a list of their own"
+            )
+            found.append(Decision("splits of the list", text, shown=True))
+    return found
 
 
 def _decisions(file: Path, root: Path, within: str, sizes: dict[str, int]) -> list[Decision]:
@@ -143,16 +170,42 @@ class _Labels:
         self.cells = cells
 
 
-def _labels(column: pa.ChunkedArray, file: Path, request: Request) -> _Labels:
+def _labels(table: pa.Table, file: Path, request: Request) -> _Labels:
+    column = table[request.label_column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
-        return _Labels(LabelColumn("number"), column.to_pylist())
+        padded = _padded(file, request.label_column)
+        if padded:
+            texts = {text for text in padded if text}
+            return _Labels(LabelColumn("text", decimal=len(set(map(int, texts))) == len(texts)), padded)
+        names = _class_names(table, request.label_column)
+        return _Labels(
+            LabelColumn("class", names, numbered=True) if names else LabelColumn("number"), column.to_pylist()
+        )
+    if pa.types.is_floating(kind):  # pandas writes whole numbers so where a cell is empty
+        cells = column.to_pylist()
+        if all(cell is None or cell != cell or cell.is_integer() for cell in cells):
+            return _Labels(LabelColumn("number"), cells)
     if _is_text(kind):
         return _Labels(LabelColumn("text"), column.to_pylist())
-    raise UsageError(
-        f"--data.label_column must name a column of class numbers or names in {file.name}, got {request.label_column} "
-        f"({kind})"
-    )
+    raise no_labels(request, kind, f" in {file.name}")
+
+
+def _padded(file: Path, column: str) -> list[str | None]:
+    """Return the labels of a CSV or TSV file as they stand there if one begins with a zero (`007`), else nothing."""
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return []
+    texts = [text or None for text in read_table(file, column)[column].to_pylist()]
+    return texts if any(text and len(text) > 1 and text[0] == "0" for text in texts) else []
+
+
+def _class_names(table: pa.Table, column: str) -> tuple[str, ...]:
+    """Return the class names of a column that `datasets` wrote as a ClassLabel."""
+    try:
+        feature = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else ()
+    except (KeyError, ValueError, TypeError):
+        return ()
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -188,8 +241,6 @@ def _split_of_rows(paths: Sequence[str], file: Path) -> str:
     Raises:
         UsageError: They are splits, and none of them is usual.
     """
-    from headprobe.data.sources.layout import names_split
-
     first = sorted({path.split("/", 1)[0] if "/" in path else "" for path in paths})
     if not all(map(names_split, first)):
         return ""

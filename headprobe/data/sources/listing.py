@@ -44,6 +44,9 @@ SYSTEM_FOLDERS = frozenset(
 )
 
 
+OWN_FOLDER, OWN_FILES = "lightning_logs", ("run.json", "masks.csv")  # of headprobe's results
+
+
 @dataclass
 class LeftOut:
     """What a listing leaves out, by kind.
@@ -80,7 +83,8 @@ class FolderFacts:
         direct: Images directly in it.
         inner: Names of all folders below it that hold images, at any depth.
         deeper: Path of the first image below one of these, "" for none.
-        others: Files that are plainly no images, aside from hidden ones and those that systems make.
+        others: Files that are plainly no images, aside from hidden ones and those that systems make; and folders of
+            headprobe's results.
         metadata: Whether a file of `METADATA_FILES` lies directly in it.
     """
 
@@ -125,6 +129,8 @@ def list_images(root: Path, dataset: Path) -> Listing:
     inside = os.path.join(os.path.realpath(dataset), "")
     for entry in entries(root):
         if is_folder(entry):
+            if is_own_folder(entry.path):
+                continue
             if is_system_folder(entry.name):
                 listing.left_out.add(_kind_of_system(entry.name), entry.name)
                 continue
@@ -148,6 +154,9 @@ def _list_folder(root: Path, name: str, dataset: Path, inside: str, listing: Lis
             here = f"{path}/{entry.name}"
             kind = no_image(entry.name)
             if is_folder(entry) and not _is_lost_file(entry):
+                if is_own_folder(entry.path):
+                    facts.others += 1
+                    continue
                 if is_system_folder(entry.name):
                     listing.left_out.add(_kind_of_system(entry.name), here)
                     continue
@@ -191,12 +200,50 @@ def is_system_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
+def is_own_folder(folder: Path | str) -> bool:
+    """Return whether headprobe wrote a folder: its results are never part of the data that they lie beside or in."""
+    if os.path.basename(folder) == OWN_FOLDER:
+        return True
+    return all(os.path.isfile(os.path.join(folder, name)) for name in OWN_FILES)
+
+
+def is_own_file(file: str, root: Path) -> bool:
+    """Return whether a file lies in a hidden folder below `root` or in one of headprobe's results."""
+    if ".." in Path(file).parts:  # leads out of the folder: that is refused, and never left out in silence
+        return False
+    folders = [folder for folder in Path(file).parents if folder != root and folder.is_relative_to(root)]
+    return any(folder.name.startswith(".") or is_own_folder(folder) for folder in folders)
+
+
+def holds_parquet(folder: Path, levels: int) -> bool:
+    """Return whether a folder or those in it hold Parquet files, other than a description of images.
+
+    Args:
+        folder: The folder; hidden ones in it and headprobe's own are left out.
+        levels: How many levels to look at.
+    """
+    try:
+        with os.scandir(folder) as found:
+            there = list(found)
+    except OSError:  # whoever lists the images says so
+        return False
+    deeper = []
+    for entry in there:
+        if is_system_folder(entry.name):
+            continue
+        if entry.name.endswith(".parquet") and entry.name != "metadata.parquet" and not os.path.isdir(entry.path):
+            return True
+        if levels > 1 and os.path.isdir(entry.path) and not is_own_folder(entry.path):
+            deeper.append(Path(entry.path))
+    return any(holds_parquet(inner, levels - 1) for inner in deeper)
+
+
 def _kind_of_system(name: str) -> str:
     return "hidden" if name.startswith(".") else name
 
 
 def subfolders(folder: Path) -> dict[str, bool]:
-    """Return the names of the folders in a folder, those of the system left out, and whether each is a link.
+    """Return the names of the folders in a folder, and whether each is a link; the system's and ours are left out.
 
     A link that leads nowhere counts as one: it may be a folder on a disk that is not there now.
 
@@ -204,7 +251,7 @@ def subfolders(folder: Path) -> dict[str, bool]:
         UsageError: The folder cannot be listed.
     """
     found = (entry for entry in entries(folder) if not is_system_folder(entry.name))
-    return {entry.name: is_link(entry) for entry in found if is_folder(entry)}
+    return {entry.name: is_link(entry) for entry in found if is_folder(entry) and not is_own_folder(entry.path)}
 
 
 def refuse_link(folder: Path, is_link: bool, dataset: Path) -> None:

@@ -54,7 +54,8 @@ def open_saved(request: Request, folder: Path) -> Source:
         raise
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, *DAMAGE) as error:
         raise UsageError(
-            f"{request.shown} cannot be read as a folder of save_to_disk: {safe_text(error)}; save it again, got "
+            f"{request.shown} cannot be read as a folder of save_to_disk: {safe_text(error)}; save it again, "
+            "or give --data.split . if its folders are the classes, got "
             f"{request.shown}"
         ) from None
     if not len(data):

@@ -10,7 +10,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,11 +61,26 @@ class LabelColumn:
         names: Class names by number; None unless `kind` is `class`.
         numbered: Whether the data themselves number the classes (a hub's ClassLabel). If not, only the sorted order of
             the names does, as in class folders.
+        decimal: Whether texts are whole numbers, each written in one way (`007`).
     """
 
     kind: Literal["class", "number", "text"]
     names: tuple[str, ...] | None = None
     numbered: bool = False
+    decimal: bool = False
+
+
+def no_labels(request: Request, kind: object, where: str = "") -> UsageError:
+    """Return the message for a label column of a kind that cannot say classes."""
+    remedy = ""
+    if "bool" in str(kind):
+        remedy = "; make True and False the numbers 1 and 0 first, as astype(int) of pandas does"
+    elif "decimal" in str(kind):
+        remedy = "; make decimals whole numbers first, as astype(int) of pandas does"
+    return UsageError(
+        f"--data.label_column must name a column of class numbers or names{where}{remedy}, got {request.label_column} "
+        f"({kind})"
+    )
 
 
 @dataclass(frozen=True)
@@ -240,6 +254,11 @@ def open_source(request: Request) -> Source:
     """
     path = request.path
     local = _local(path)
+    if path == BUNDLED_DATA and Path(path).is_dir() and not Path(path).samefile(local):
+        raise UsageError(
+            f"--data.path {path} means the bundled images, and there is a folder of that name here: write ./{path} for "
+            f"the folder, or run elsewhere for the bundled images, got {path}"
+        )
     if request.revision is not None and is_local(path):
         raise UsageError(f"--data.revision is for hub datasets; {path} is on this machine, got {request.revision}")
 
@@ -263,6 +282,10 @@ def open_source(request: Request) -> Source:
 
 
 def _open_folder(request: Request, folder: Path) -> Source:
+    if request.split == ".":  # the folders are classes, whatever else lies beside or in them
+        from headprobe.data.sources.folder import open_image_folder
+
+        return open_image_folder(request, folder)
     if _holds_parquet(folder):
         from headprobe.data.sources.streamed import open_data_folder
 
@@ -286,7 +309,9 @@ def _local(path: str) -> Path:
 
 
 def _holds_parquet(folder: Path) -> bool:
+    if any(file.name != "metadata.parquet" and file.name[0] != "." for file in folder.glob("*.parquet")):
+        return True
+    from headprobe.data.sources.listing import holds_parquet
+
     # Three levels, as the hub's layouts have: walking through a whole folder of images would take long.
-    patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-    found = chain.from_iterable(folder.glob(pattern) for pattern in patterns)
-    return any(file.name != "metadata.parquet" for file in found)  # that describes a folder of images
+    return holds_parquet(folder, levels=3)

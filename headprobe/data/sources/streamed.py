@@ -4,6 +4,7 @@ import glob
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from headprobe.data.sources.source import (
     check_inside,
     choose_split,
     file_name,
+    no_labels,
     safe_text,
 )
 from headprobe.errors import RunError, UsageError
@@ -130,8 +132,14 @@ def check_columns(features: Mapping[str, object], request: Request) -> None:
         if column not in features:
             found = ", ".join(features)
             raise UsageError(
-                f"{request.shown} has the columns {found}: set --data.{option} to one of them, got {column}"
+                f"{request.shown} has the columns {found}: set --data.{option} to one of them{or_classes(request)}, "
+                f"got {column}"
             )
+
+
+def or_classes(request: Request) -> str:
+    """Return what else to do where a stray file makes a folder of class folders look like something else."""
+    return " (or give --data.split . if its folders are the classes)" if Path(request.path).is_dir() else ""
 
 
 def label_column(feature: object, request: Request) -> LabelColumn:
@@ -143,13 +151,11 @@ def label_column(feature: object, request: Request) -> LabelColumn:
     if isinstance(feature, ClassLabel):
         return LabelColumn("class", tuple(feature.names), numbered=True) if feature.names else LabelColumn("number")
     dtype = feature.dtype if isinstance(feature, Value) else ""
-    if dtype.startswith(("int", "uint")):
+    if dtype.startswith(("int", "uint", "float")):  # pandas writes whole numbers as 1.0 where a cell is empty
         return LabelColumn("number")
     if dtype in ("string", "large_string", "string_view"):
         return LabelColumn("text")
-    raise UsageError(
-        f"--data.label_column must name a column of class numbers or names, got {request.label_column} ({feature})"
-    )
+    raise no_labels(request, feature)
 
 
 def _features_of_first_row(stream: IterableDataset) -> dict[str, Any]:
@@ -208,14 +214,20 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     """
     stop_download_counts()
     root = folder.resolve()
+    if glob.has_magic(str(root)):  # datasets takes a folder's name for a pattern, and escapes do not help
+        raise UsageError(
+            f"a folder of Parquet files or tars, and those around it, may have no [, * or ? in its name: rename it, or "
+            f"give --data.path one file, got {root}"
+        )
+    files: dict[str, list[str]] = {}
     try:
         builder = datasets.load_dataset_builder(str(root), request.name)
+        for name, found in (builder.config.data_files or {}).items():
+            files[str(name)] = [str(file) for file in found]
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script, which is not run
-        raise _explain(error, request) from None
-
-    files: dict[str, list[str]] = {}
-    for name, found in (builder.config.data_files or {}).items():
-        files[str(name)] = [str(file) for file in found]
+        if not (files := _without_own(root)):
+            raise _explain(error, request) from None
+    files = _without_own(root, files) or files
     split = choose_split(request.split, list(files), request.shown)
     check_inside(files[split], f"{root.as_posix()}/", request.shown)
     if all(file.endswith(".tar") for file in files[split]):
@@ -226,11 +238,34 @@ def open_data_folder(request: Request, folder: Path) -> Source:
     if others:
         raise UsageError(
             f"--data.path must hold Parquet files alone, where it holds any: give it their glob "
-            f"('{folder}/*.parquet'), or a folder of images alone, got {file_name(others[0])}"
+            f"('{folder}/*.parquet'), or --data.split . if its folders are the classes, got {file_name(others[0])}"
         )
     source = _open_files(files[split], split, request)
     source.decisions = _missing_parts(files[split])
     return source
+
+
+def _without_own(root: Path, files: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
+    """Return a folder's Parquet files as one split if headprobe's results came among them.
+
+    So `datasets` has files that name no split; where files name one, it takes them alone, and this is no question.
+
+    Args:
+        root: The folder.
+        files: What `datasets` found; None where it failed.
+
+    Returns:
+        The split and its files; nothing where no results are among them.
+    """
+    if files is not None and all(Path(file).parent == root for found in files.values() for file in found):
+        return {}
+    from headprobe.data.sources.listing import is_own_file
+
+    found = [file.as_posix() for file in sorted(root.glob("**/*.parquet")) if file.is_file()]
+    among = found if files is None else list(chain.from_iterable(files.values()))
+    if not any(is_own_file(file, root) for file in among):
+        return {}
+    return {"train": [file for file in found if not is_own_file(file, root)]}
 
 
 def open_parquet_files(request: Request, pattern: str) -> Source:
@@ -316,4 +351,6 @@ def _explain(error: Exception, request: Request) -> UsageError | RunError:
     # The errors of datasets are OSErrors too, but only the system's own have a number.
     if isinstance(error, OSError) and error.errno is not None:
         return RunError(f"datasets cannot use its folder: {safe_text(error)}. Set HF_HOME to a folder you can write to")
-    return UsageError(f"--data.path holds no Parquet dataset: {safe_text(error)}, got {request.shown}")
+    return UsageError(
+        f"--data.path holds no Parquet dataset: {safe_text(error)}{or_classes(request)}, got {request.shown}"
+    )

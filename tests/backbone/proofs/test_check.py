@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
@@ -684,3 +685,23 @@ def test_attention_without_heads_to_be_found_is_refused() -> None:
 def test_several_heads_in_plain_products_that_are_not_to_be_found_are_refused() -> None:
     with pytest.raises(UsageError, match=r"attention in 'blocks\.1\.attention' .*Nameless.* headprobe cannot mask it"):
         check_backbone(home_made(HomeMade, NamelessInPlainProducts), SIZE, "home-made")
+
+
+class _Sigmoid(nn.Module):
+    """Attention whose weights a sigmoid makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 3, nn.Linear(48, 144), nn.Linear(48, 48)
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
+        images, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(images, tokens, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        return self.proj(((q @ k.mT).sigmoid() @ v).transpose(1, 2).reshape(images, tokens, width))
+
+
+def test_weights_that_no_softmax_makes_are_named_so() -> None:
+    options: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    model: Any = timm.create_model("vit_tiny_patch16_224", **options)
+    model.blocks[0].attn = _Sigmoid()
+    assert "no softmax and no fused attention was seen" in str(check_backbone(model.eval(), (3, 32, 32), "mine"))

@@ -89,7 +89,7 @@ def test_two_names_in_each_others_place_are_never_taken_by_their_place() -> None
 def test_a_thousand_names_that_are_not_imagenets_are_refused_and_the_user_may_say_identity() -> None:
     names = tuple(f"product {number}" for number in range(1000))
     with pytest.raises(
-        UsageError, match=r"identity.*class 0 of the dataset, 'product 0' names none.*'tench, Tinca tinca'"
+        UsageError, match=r"sorted or natural.*class 0 of the dataset, 'product 0' names none.*'tench, Tinca tinca'"
     ):
         matched(*names)
     column = LabelColumn("class", names, numbered=True)

@@ -167,3 +167,36 @@ def test_the_line_of_the_docs_lists_tiny_imagenets_images(tmp_path: Path) -> Non
     subprocess.run(["/bin/sh", "-c", line[0]], cwd=tmp_path, check=True)
     (tmp_path / "map.json").write_text('{"n03444034": 2, "n04067472": 1}')
     assert labels_of(folder, class_map=str(tmp_path / "map.json")) == {0: 2, 1: 1}
+
+
+def test_labels_with_leading_zeros_stay_as_they_are_written(tmp_path: Path) -> None:
+    write(tmp_path, FILES[:3])
+    write_list(tmp_path / "metadata.csv", FILES[:3], ["01", "1", "2"])
+    (tmp_path / "map.json").write_text('{"01": 2, "1": 1, "2": 0}')
+    assert labels_of(tmp_path, class_map=str(tmp_path / "map.json")) == {0: 2, 1: 1, 2: 0}
+
+
+def test_labels_with_leading_zeros_may_be_the_models_own_numbers(tmp_path: Path) -> None:
+    write(tmp_path, FILES[:3])
+    write_list(tmp_path / "metadata.csv", FILES[:3], ["00", "02", "01"])
+    assert labels_of(tmp_path, class_map="identity") == {0: 0, 1: 2, 2: 1}
+    write_list(tmp_path / "metadata.csv", FILES[:3], ["02", "2", "01"])
+    with pytest.raises(UsageError, match="labels that are texts need a file"):
+        labels_of(tmp_path, class_map="identity")
+
+
+def test_whole_numbers_with_a_point_are_class_numbers(tmp_path: Path) -> None:
+    write(tmp_path, FILES[:3])
+    write_list(tmp_path / "metadata.csv", FILES[:3], ["1.0", "2.0", "0.0"])
+    assert labels_of(tmp_path, class_map="identity") == {0: 1, 1: 2, 2: 0}
+
+
+def test_class_names_in_a_metadata_file_of_datasets_are_used(tmp_path: Path) -> None:
+    write(tmp_path, FILES[:3])
+    features = datasets.Features(
+        {"file_name": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}
+    )
+    rows = {"file_name": FILES[:3], "label": [0, 1, 2]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "metadata.parquet")
+    (tmp_path / "map.json").write_text('{"cat": 2, "dog": 0, "eel": 1}')
+    assert labels_of(tmp_path, class_map=str(tmp_path / "map.json")) == {0: 2, 1: 0, 2: 1}
