@@ -76,7 +76,9 @@ def open_hub(request: Request) -> Source:
 
             if (source := open_snapshot(request)) is not None:
                 return source
-        raise final_error() or explain(error, request) from None
+        if (ended := final_error()) is not None:  # whoever mistyped a folder must not look for the fault in the network
+            raise RunError(f"{request.path} is no file or folder here, and is looked for on the hub: {ended}") from None
+        raise explain(error, request) from None
 
     split = choose_split(request.split, [str(name) for name in streams], request.path)
     known = (builder.info.splits or {}).get(split)
