@@ -68,15 +68,18 @@ def open_hub(request: Request) -> Source:
             there[name] = [str(file) for file in found]
         check_inside(list(chain.from_iterable(there.values())), f"hf://datasets/{request.path}@", request.path)
         streams = builder.as_streaming_dataset()
-    except (UsageError, RunError):
+    except UsageError:
         raise
+    except RunError as error:
+        raise (error if final_error() is None else _not_here(request, error)) from None
     except HUB_ERRORS as error:
         if is_offline(error):
             from headprobe.data.sources.hub_cache import open_snapshot
 
             if (source := open_snapshot(request)) is not None:
                 return source
-        raise final_error() or explain(error, request) from None
+        ended = final_error()
+        raise (explain(error, request) if ended is None else _not_here(request, ended)) from None
 
     split = choose_split(request.split, [str(name) for name in streams], request.path)
     known = (builder.info.splits or {}).get(split)
@@ -87,6 +90,11 @@ def open_hub(request: Request) -> Source:
 
         mark_cached(source, request, builder.cache_dir, builder.config.name)
     return source
+
+
+def _not_here(request: Request, ended: RunError) -> RunError:
+    """Return the error of a hub that stayed away: whoever mistyped a folder must not look for the fault there."""
+    return RunError(f"{request.path} is no file or folder here, and is looked for on the hub: {ended}")
 
 
 def _cut(

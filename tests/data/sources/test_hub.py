@@ -131,6 +131,7 @@ def test_a_hub_that_cannot_be_reached_is_given_up_soon(tmp_path: Path) -> None:
     (answer,) = read_all(tmp_path, "http://127.0.0.1:9", [{"path": "owner/set"}])
     assert answer.error == "RunError"
     assert "the hub cannot be reached" in answer.failures[0]
+    assert "is no file or folder here, and is looked for on the hub" in answer.failures[0]
     assert answer.seconds < 10  # with the waits of read_all, a twentieth of what users get
     assert retries.OPENING <= 60
 
