@@ -333,18 +333,27 @@ class HeadProbe(lightning.LightningModule):
         """Neighbouring rows of a unit that must be in one batch."""
         return 1 if self.resampled is None else GROUP
 
+    def begin_stage(self, stage: str) -> None:
+        """Begin to calibrate (`validate`) or to judge (`test`).
+
+        A trainer that calibrates calls it before Lightning does anything: callbacks find a run's key before `setup`.
+        """
+        calibrated, self.calibrating = self.calibrating, stage == "validate"
+        if not self.calibrating:
+            self.search = None  # one that broke off
+        if self.search is not None:
+            self.statistics = ()
+        elif self.calibrating:
+            self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
+        elif calibrated:
+            self.statistics = ()
+
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
         if stage in ("test", "validate"):
             data = data_of(self.trainer)
-            self.calibrating = stage == "validate"
-            if not self.calibrating:
-                self.search = None  # one that broke off
-            if self.search is not None:
-                self.statistics = ()
-            elif self.calibrating:
-                self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
-            elif self.rows_together > getattr(data, "rows_together", 1):
+            self.begin_stage(stage)
+            if not self.calibrating and self.rows_together > getattr(data, "rows_together", 1):
                 raise UsageError(
                     "the ablation resample needs batches of whole groups of rows: use headprobe.ProbeTrainer with "
                     f"headprobe.ImageNetDataModule, got {type(self.trainer).__name__} and {type(data).__name__}"

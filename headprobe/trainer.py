@@ -145,10 +145,13 @@ class ProbeTrainer(lightning.Trainer):
             return
         # A run to resume by its name is the judged one: a calibration is found by its own key.
         self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])
+        model.begin_stage("validate")
         self.validate(model, datamodule=data, verbose=False)
         model.begin_search()
         while model.search is not None:  # a round each, at most `MOST_ROUNDS`
+            model.begin_stage("validate")
             self.validate(model, datamodule=data, verbose=False)
+        model.begin_stage("test")
         if model.calibration is not None and (warning := warning_of(model.calibration)):
             lightning.pytorch.utilities.rank_zero_warn(warning)
 
