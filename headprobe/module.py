@@ -19,7 +19,7 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
-from headprobe.backbone.masking.replacement import Constant
+from headprobe.backbone.masking.replacement import Constant, Replacement
 from headprobe.backbone.weights import (
     ModelSource,
     create_classifier,
@@ -423,11 +423,16 @@ class HeadProbe(lightning.LightningModule):
             self.normalised,
             batch_size,
             budget=min(given, default=usual),
-            replacements=replacements_of(
-                self.variants_now, self.layout, self.calibration, 0 if self.resampled is None else self.resampled.seed
-            ),
+            replacements=self._replacements(),
         )
         return self.passes.plan
+
+    def _replacements(self) -> list[Replacement]:
+        """Return what fills the masked slots of each variant; nothing where all are set to zero."""
+        if {variant.ablation for variant in self.variants_now} <= {ZERO}:
+            return []
+        seed = 0 if self.resampled is None else self.resampled.seed
+        return replacements_of(self.variants_now, self.layout, self.calibration, seed)
 
     def _plan_round(self, search: Search, batch_size: int, usual: int) -> RowPlan:
         """Plan the passes of a round: a variant per head, in which it alone is replaced by its trial constant."""
