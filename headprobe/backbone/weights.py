@@ -571,8 +571,7 @@ def _resolved(source: ModelSource) -> ModelSource:
         return source
     file = resources.files("headprobe").joinpath("data", "digits", f"{source.name}.safetensors")
     with resources.as_file(file) as path:
-        with safe_open(path, framework="pt") as opened:
-            recipe = json.loads(opened.metadata()["headprobe"])
+        recipe = _recipe(str(path)) or {}
         weights = source.weights or (str(path) if source.pretrained else None)
         classes = source.num_classes or (None if weights else recipe["num_classes"])
         options = _merged(recipe["options"], source.options)
