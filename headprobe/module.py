@@ -16,12 +16,8 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.replacement import REPLACEMENTS
-from headprobe.backbone.weights import (
-    ModelSource,
-    create_classifier,
-    normalised,
-    weights_digest,
-)
+from headprobe.backbone.preparation import normalised
+from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
 from headprobe.masks.spec import ZERO, MaskSpec, Variant, expand_all

@@ -9,8 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headprobe.masks.draws import Head
-from headprobe.masks.numbers import Numbers
-from headprobe.masks.piece import Piece
+from headprobe.masks.pieces import Numbers, Piece
 
 MAX_MASKS = 100_000
 

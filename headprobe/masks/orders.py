@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from headprobe.masks.clauses import Clause, Member, Model, Point, check_layers, check_masks, span
 from headprobe.masks.draws import one_per_layer, random_order
-from headprobe.masks.numbers import Numbers
-from headprobe.masks.piece import Piece
+from headprobe.masks.pieces import Numbers, Piece
 from headprobe.masks.tables import order_by_column
 from headprobe.text import counted
 

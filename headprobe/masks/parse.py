@@ -6,9 +6,8 @@ import difflib
 from collections.abc import Callable, Sequence
 
 from headprobe.masks.clauses import All, Clause, Each, Heads, Indices, Layers, check_masks
-from headprobe.masks.numbers import MAX_NUMBERS, Numbers, parse_numbers
 from headprobe.masks.orders import GrowColumn, GrowRandom, OnePerLayer, Random
-from headprobe.masks.piece import MaskSpecError, Piece
+from headprobe.masks.pieces import MAX_NUMBERS, MaskSpecError, Numbers, Piece, parse_numbers
 from headprobe.masks.tables import SavedMask
 from headprobe.masks.tree import Tree
 

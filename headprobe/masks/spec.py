@@ -29,7 +29,7 @@ from headprobe.masks.clauses import Clause, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.parse import parse
-from headprobe.masks.piece import MaskSpecError
+from headprobe.masks.pieces import MaskSpecError
 from headprobe.masks.tree import Tree
 
 __all__ = ["MaskSpec", "MaskSpecError", "MaskSpecs", "NamedMask", "Variant", "expand_all"]

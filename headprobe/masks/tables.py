@@ -14,7 +14,7 @@ from headprobe.errors import UsageError
 from headprobe.masks.clauses import Clause, Member, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
-from headprobe.masks.piece import Piece
+from headprobe.masks.pieces import Piece
 from headprobe.mixture import refuse_mixture
 
 SINGLE_HEAD = re.compile(r"head:(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")

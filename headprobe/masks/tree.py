@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from headprobe.masks.clauses import All, Clause, Heads, Indices, Layers, Point
-from headprobe.masks.numbers import number_text
+from headprobe.masks.pieces import number_text
 
 SAFE_IN_A_SLUG = re.compile(r"(layer|index|head|random|one-per-layer):[0-9:.]+")
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprobe.masks.numbers import number_text, parse_numbers
-from headprobe.masks.piece import MaskSpecError, Piece
+from headprobe.masks.pieces import MaskSpecError, Piece, number_text, parse_numbers
 
 
 def whole(text: str) -> Piece:

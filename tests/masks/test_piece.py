@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from headprobe.errors import UsageError
-from headprobe.masks.piece import MaskSpecError, Piece
+from headprobe.masks.pieces import MaskSpecError, Piece
 
 
 def test_a_mask_spec_error_is_a_usage_error_and_a_value_error() -> None:
