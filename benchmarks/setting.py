@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.peers.common import Setting, batches, build, decoded
+from headprobe.backbone.preparation import data_config
 from headprobe.backbone.sandbox import perturbed
-from headprobe.backbone.weights import BUNDLED, ModelSource, built_options, create_backbone, data_config
+from headprobe.backbone.weights import BUNDLED, ModelSource, built_options, create_backbone
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.data.decode import image_bytes
 from headprobe.data.sources.source import Request, open_source

@@ -26,8 +26,9 @@ from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Shortcuts
 from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.backbone.preparation import data_config
 from headprobe.backbone.sandbox import perturbed
-from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config
+from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone
 from headprobe.errors import RunError, UsageError
 
 PLAIN = "plain hooks, a pass per mask"

@@ -8,11 +8,8 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from headprobe.backbone.weights import (
-    ModelSource,
-    create_classifier,
-    normalised,
-)
+from headprobe.backbone.preparation import normalised
+from headprobe.backbone.weights import ModelSource, create_classifier
 from headprobe.errors import RunError
 
 
@@ -35,7 +32,7 @@ class Fit(lightning.LightningModule):
     Attributes:
         source: What was built, and where its weights came from.
         backbone: The timm model.
-        data_config: Its evaluation transform, as `headprobe.backbone.weights.data_config` returns it.
+        data_config: Its evaluation transform, as `headprobe.backbone.preparation.data_config` returns it.
         num_classes: Classes of its classifier.
 
     Raises:

@@ -20,12 +20,8 @@ from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Constant, Replacement
-from headprobe.backbone.weights import (
-    ModelSource,
-    create_classifier,
-    normalised,
-    weights_digest,
-)
+from headprobe.backbone.preparation import normalised
+from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
     Calibration,
     check_finite,

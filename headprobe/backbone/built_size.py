@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from headprobe.backbone.weights import image_sides
+from headprobe.backbone.preparation import image_sides
 
 KEPT_IN = (("patch_embed", "img_size"), ("patch_embed", "image_size"))
 """Where a module for patches keeps its image size: timm's and its kin, and others'."""

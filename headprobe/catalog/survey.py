@@ -14,7 +14,8 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
 from headprobe.backbone.heads.sites import one_head_by_design, site_of
 from headprobe.backbone.places import PLACES
-from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config
+from headprobe.backbone.preparation import data_config
+from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone
 from headprobe.catalog.families import NO_HEADS, FamilyTable, ModelRecord, Tally
 from headprobe.errors import UsageError
 from headprobe.metrics.attention.offsets import WITHOUT_MAP

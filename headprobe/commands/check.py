@@ -42,9 +42,10 @@ def check_model(name: str, model: Any, *, as_json: bool) -> None:
     Raises:
         RunError: A proof failed.
     """
+    from headprobe.backbone.preparation import data_config
     from headprobe.backbone.proofs.check import check_backbone
     from headprobe.backbone.proofs.report import report_data, report_text
-    from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config
+    from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone
 
     pretrained = model.pretrained or name in BUNDLED
     source = ModelSource(name, model.weights, pretrained, model.num_classes, dict(model.options))

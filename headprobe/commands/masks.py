@@ -33,7 +33,8 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
         UsageError: The model's name is wrong, or the spec does not fit it.
     """
     from headprobe.backbone.heads.find import find_heads
-    from headprobe.backbone.weights import ModelSource, create_backbone, data_config
+    from headprobe.backbone.preparation import data_config
+    from headprobe.backbone.weights import ModelSource, create_backbone
 
     backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))
     layout = find_heads(backbone, data_config(backbone)["input_size"], name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from lightning import LightningDataModule
@@ -161,8 +162,7 @@ class ImageNetDataModule(LightningDataModule):
         """
         if self._checked:  # our command line calls this before Lightning does
             return
-        source = self._open()
-        labels = first_labels(source)
+        source, labels = self._open(), self._first_labels
         if labels and all(label == -1 for label in labels):
             raise UsageError(
                 f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
@@ -202,10 +202,10 @@ class ImageNetDataModule(LightningDataModule):
         source = self._open()
         numbering = number_labels(source.labels, num_classes, self._map, class_names, self.trains)
         if numbering.by_name:
-            check_texts(first_labels(source), numbering)
+            check_texts(self._first_labels, numbering)
         reader = ImageReader(data_config)
-        self._data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
-        self._data = replace(self._data, together=self.rows_together)
+        data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
+        self._data = replace(data, together=self.rows_together)
         valid = numbering.valid_classes if self._restrict else None  # the property needs the rows that are cut below
         if 1 in (num_classes, len(valid or ())):
             raise UsageError(
@@ -315,7 +315,8 @@ class ImageNetDataModule(LightningDataModule):
     def identity(self) -> dict[str, Any]:
         """Return what identifies the images and labels of this run, as JSON values: equal means the same numbers.
 
-        Local data are known by name and size of their files, Parquet also by footer and labels, wherever they lie.
+        Local files are known by name and size, Parquet also by footer and labels, wherever they lie. Images in folders
+        are known by time and number on their disk too: others may have their names and sizes.
         """
         data = self._fitted
         local = is_local(self._request.path)
@@ -392,6 +393,11 @@ class ImageNetDataModule(LightningDataModule):
         if self._source is None:
             self._source = open_source(self._request)
         return self._source
+
+    @cached_property
+    def _first_labels(self) -> list[Any]:
+        """Labels of the first rows; on the hub they take a request."""
+        return first_labels(self._open())
 
     @property
     def _fitted(self) -> FittedData:

@@ -5,6 +5,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -246,7 +247,7 @@ class FittedData:
     chosen: list[list[int]] | None = None
     together: int = 1
 
-    @property
+    @cached_property  # progress looks at it after every batch
     def shares(self) -> list[int] | None:
         """Rows to read of each unit, None for all; where sizes are unknown, as if each unit had enough rows."""
         if self.max_images is None:
@@ -254,7 +255,7 @@ class FittedData:
         sizes = self.source.unit_sizes
         return even_shares(sizes if sizes is not None else [self.max_images] * self.source.units, self.max_images)
 
-    @property
+    @cached_property
     def rows(self) -> list[Sequence[int]] | None:
         """Numbers of the rows to read of each unit, ascending; None for all.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import headprobe
 from headprobe.backbone.built_size import built_size
-from headprobe.backbone.weights import data_config
+from headprobe.backbone.preparation import data_config
 from headprobe.errors import UsageError
 
 

@@ -6,7 +6,8 @@ import pytest
 import timm
 from timm.data import resolve_data_config
 
-from headprobe.backbone.weights import ModelSource, create_classifier, data_config
+from headprobe.backbone.preparation import data_config
+from headprobe.backbone.weights import ModelSource, create_classifier
 
 HYBRID = "mobilenetv4_hybrid_medium.e500_r224_in1k"
 TESTED = timm.list_models("edgenext*", pretrained=True)[:2]

@@ -6,7 +6,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, data_config, save_backbone, weights_digest
+from headprobe.backbone.preparation import data_config
+from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone, save_backbone, weights_digest
 from headprobe.errors import UsageError
 from tests.conftest import tiny
 

@@ -346,6 +346,8 @@ def test_rows_that_fitted_once_are_kept_when_going_on(folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GrowingPass, "logits", scarce)
+        # its own line on the halved rows is no part of the message that is looked at
+        patch.setattr("lightning.pytorch.utilities.rank_zero_warn", lambda *_, **__: None)
         broken_off(folder, 3)
     ended = command(folder, *RUN)
     assert ended.code == 0, ended.err

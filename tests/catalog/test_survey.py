@@ -8,7 +8,7 @@ import torch
 
 from headprobe.backbone.capture.layer_facts import layer_facts
 from headprobe.backbone.heads.find import find_heads
-from headprobe.backbone.weights import data_config
+from headprobe.backbone.preparation import data_config
 from headprobe.catalog.families import NO_HEADS, FamilyTable, Tally, shipped_families
 from headprobe.catalog.survey import family_of_names, survey, walk
 

@@ -46,13 +46,13 @@ def open_image_folder(request: Request, root: Path) -> Source:
         return open_metadata(request, root, split)
 
     listing = list_images(root / split, root)
-    if not listing.sizes and not listing.loose and chosen != THE_FOLDER_ITSELF:
+    if not listing.images and not listing.loose and chosen != THE_FOLDER_ITSELF:
         from headprobe.data.sources.other_places import open_folder_without_images
 
         return open_folder_without_images(request, root, listing)
     if chosen != THE_FOLDER_ITSELF:
         check_classes(listing, request, root, split)
-    elif not listing.sizes:
+    elif not listing.images:
         raise UsageError(f"--data.split . needs a folder of images for each class in --data.path, got {request.shown}")
     return open_class_folders(root / split, split, listing)
 
@@ -64,8 +64,8 @@ def open_class_folders(root: Path, split: str, listing: Listing) -> Source:
     """
     names = sorted(name for name, facts in listing.folders.items() if facts.images or not facts.others)
     number = {name: index for index, name in enumerate(names)}
-    labels = {file: number[file.split("/", 1)[0]] for file in listing.sizes}
-    files = ImageFiles(root, split, listing.sizes, labels, LabelColumn("class", tuple(names)))
+    labels = {file: number[file.split("/", 1)[0]] for file in listing.images}
+    files = ImageFiles(root, split, listing.images, labels, LabelColumn("class", tuple(names)))
     return FolderSource(files, _decisions(listing, names))
 
 
@@ -102,7 +102,7 @@ class ImageFiles:
     Attributes:
         root: The folder.
         split: Name of the split, "" for none.
-        sizes: Bytes of each image by its path in the folder; -1 where nobody can say.
+        stamps: What the system says of each image (`stamp` of `listing`), by its path in the folder.
         labels: Label of each of them.
         column: How they are labelled.
         identity: What identifies the labels, where names and sizes of files do not.
@@ -110,7 +110,7 @@ class ImageFiles:
 
     root: Path
     split: str
-    sizes: dict[str, int]
+    stamps: dict[str, str]
     labels: dict[str, Any]
     column: LabelColumn
     identity: dict[str, Any] | None = None
@@ -134,7 +134,7 @@ class FolderSource(Source):
     def __init__(self, files: ImageFiles, decisions: Sequence[Decision]) -> None:
         self._root = files.root
         self._labels = files.labels
-        self._files = sorted(files.sizes, key=_hash)
+        self._files = sorted(files.stamps, key=_hash)
 
         self.images = len(self._files)
         self.units = -(-self.images // IMAGES_PER_UNIT)
@@ -145,7 +145,7 @@ class FolderSource(Source):
             "split": files.split,
             "revision": None,
             "unit": f"{IMAGES_PER_UNIT} images",
-            "files": self._digest(files.sizes),
+            "files": self._digest(files.stamps),
             **(files.identity or {}),
         }
 
@@ -179,23 +179,11 @@ class FolderSource(Source):
     def _of_unit(self, unit: int) -> list[str]:
         return self._files[unit * IMAGES_PER_UNIT : (unit + 1) * IMAGES_PER_UNIT]
 
-    def _digest(self, sizes: dict[str, int]) -> list[dict[str, object]]:
-        """Digest names, sizes and what the system says of each file; reading every image twice would be too dear.
-
-        Uncompressed images of one shape have one size, and copying tools may keep times: so the file's own number too.
-        """
-        lines = "".join(f"{file}\0{sizes[file]}\0{_stamp(self._root / file)}\n" for file in self._files)
+    def _digest(self, stamps: dict[str, str]) -> list[dict[str, object]]:
+        """Digest names and what the system says of each file; reading every image twice would be too dear."""
+        lines = "".join(f"{file}\0{stamps[file]}\n" for file in self._files)
         digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
         return [{"name": "", "images": self.images, "names_sizes_and_times_sha256": digest}]
-
-
-def _stamp(file: Path) -> str:
-    """Return when a file was last changed and its number on its disk; "" where nobody can say."""
-    try:
-        facts = file.stat()
-    except OSError:
-        return ""
-    return f"{facts.st_mtime_ns} {facts.st_ino}"
 
 
 def _hash(file: str) -> bytes:

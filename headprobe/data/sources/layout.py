@@ -102,7 +102,7 @@ def check_classes(listing: Listing, request: Request, root: Path, split: str) ->
 def _check_one(filled: Mapping[str, FolderFacts], listing: Listing, request: Request, root: Path, split: str) -> None:
     """Check that the only folder with images is a class: that it is called like one and holds no classes."""
     place = root / split
-    folders = {file.rpartition("/")[0] for file in listing.sizes}
+    folders = {file.rpartition("/")[0] for file in listing.images}
     around = os.path.commonpath(folders) if folders else ""
     only, facts = next(iter(filled.items()), ("", FolderFacts()))
     if 2 * facts.direct < facts.images and len(folders) > 1:

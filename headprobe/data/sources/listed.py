@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from headprobe.data.sources.folder import FolderSource, ImageFiles, left_out, open_class_folders
 from headprobe.data.sources.layout import THE_FOLDER_ITSELF, check_classes, names_split
-from headprobe.data.sources.listing import METADATA_FILES, list_images
+from headprobe.data.sources.listing import leads_out, list_images, metadata_files, stamp
 from headprobe.data.sources.source import (
     PREFERRED_SPLITS,
     LabelColumn,
@@ -47,7 +47,7 @@ def open_metadata(request: Request, root: Path, split: str) -> Source:
         UsageError: There are two metadata files, or one that does not say what is needed.
     """
     for place, within in ((root / split, ""), (root, split)):
-        found = [place / name for name in METADATA_FILES if (place / name).is_file()]
+        found = metadata_files(place)
         if len(found) > 1:
             names = " and ".join(file.name for file in found)
             raise UsageError(f"{local_name(place)} has several files of metadata: keep one of them, got {names}")
@@ -55,7 +55,7 @@ def open_metadata(request: Request, root: Path, split: str) -> Source:
             return _open(request, root, found[0], table, FILE_NAME, split, within)
 
     listing = list_images(root / split, root)
-    if not listing.sizes:
+    if not listing.images:
         raise UsageError(
             f"the file of metadata in {local_name(root / split)} must have a column {FILE_NAME}, with the path of each "
             f"image in the folder, and columns are parted by commas: rename the one that it has, got the columns "
@@ -70,7 +70,7 @@ def open_metadata(request: Request, root: Path, split: str) -> Source:
 
 def _columns(place: Path) -> str:
     """Return the columns of the file of metadata in a folder, "" where there is none."""
-    found = [place / name for name in METADATA_FILES if (place / name).is_file()]
+    found = metadata_files(place)
     return some(read_table(found[0], FILE_NAME).column_names) if found else ""
 
 
@@ -123,15 +123,15 @@ def _open(request: Request, root: Path, file: Path, table: pa.Table, names: str,
     if twice:
         raise UsageError(f"{file.name} lists an image twice: remove one of the rows, got {twice[0]}")
 
-    sizes = {path: _size(file.parent / path, root) for path, _ in rows}
-    if not any(size >= 0 for size in sizes.values()):
+    stamps = {path: _stamp(file.parent / path, root) for path, _ in rows}
+    if not any(stamps.values()):
         raise UsageError(
             f"none of the images that {file.name} lists is there: its column {names} must have the path of each from "
             f"{local_name(file.parent)}, with its suffix, got {rows[0][0]}"
         )
     digest = hashlib.sha256(json.dumps(sorted(rows), default=str).encode("utf-8", "surrogateescape")).hexdigest()
-    images = ImageFiles(file.parent, split, sizes, dict(rows), labels.column, {"labels_sha256": digest})
-    return FolderSource(images, [*_decisions(file, root, within, sizes), *_splits(table, file)])
+    images = ImageFiles(file.parent, split, stamps, dict(rows), labels.column, {"labels_sha256": digest})
+    return FolderSource(images, [*_decisions(file, root, within, stamps), *_splits(table, file)])
 
 
 def _splits(table: pa.Table, file: Path) -> list[Decision]:
@@ -150,10 +150,10 @@ def _splits(table: pa.Table, file: Path) -> list[Decision]:
     return found
 
 
-def _decisions(file: Path, root: Path, within: str, sizes: dict[str, int]) -> list[Decision]:
+def _decisions(file: Path, root: Path, within: str, stamps: dict[str, str]) -> list[Decision]:
     listing = list_images(file.parent / within, root)
-    there = {f"{within}/{path}" if within else path for path in (*listing.sizes, *listing.loose)}
-    more = sorted(there - sizes.keys())
+    there = {f"{within}/{path}" if within else path for path in (*listing.images, *listing.loose)}
+    more = sorted(there - stamps.keys())
     text = f"{file.name} says which images there are and what they are"
     found = [Decision("labels", text), *left_out(listing)]
     if more:
@@ -250,16 +250,10 @@ def _split_of_rows(paths: Sequence[str], file: Path) -> str:
     raise UsageError(f"{file.name} lists images of several splits: choose --data.split from {some(first)}, got none")
 
 
-def _size(path: Path, root: Path) -> int:
+def _stamp(path: Path, root: Path) -> str:
     if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
-        raise UsageError(
-            "links out of --data.path are not followed: put the files there instead of links, or give --data.path a "
-            f"folder that holds both, got {os.path.relpath(path, root)}"
-        )
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+        raise leads_out(os.path.relpath(path, root))
+    return stamp(path)
 
 
 def read_table(file: Path, text_column: str) -> pa.Table:

@@ -12,7 +12,8 @@ from pathlib import Path
 from headprobe.errors import UsageError
 from headprobe.text import counted
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # what may list images
+TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".json")
+TABLES = (*TEXT_TABLES, ".parquet")  # what may list images
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of datasets' own folders of images
 
 
@@ -101,14 +102,14 @@ class Listing:
     """Everything below one folder.
 
     Attributes:
-        sizes: Bytes of every image by its path, in folders of the first level and below; -1 where nobody can say.
+        images: What the system says of every image (`stamp`), by its path in folders of the first level and below.
         folders: What lies in each folder of the first level.
         loose: Images directly in the folder itself.
         tables: Names of text files directly in the folder itself, which may list images.
         left_out: Files that are plainly no images, other than directly in the folder itself.
     """
 
-    sizes: dict[str, int] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     folders: dict[str, FolderFacts] = field(default_factory=dict)
     loose: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
@@ -167,7 +168,7 @@ def _list_folder(root: Path, name: str, dataset: Path, inside: str, listing: Lis
                 facts.others += kind.startswith(".")  # not `Thumbs.db`
                 facts.metadata |= path == name and entry.name in METADATA_FILES
             elif is_file(entry, inside, dataset):
-                listing.sizes[here] = _size(entry)
+                listing.images[here] = stamp(entry)
                 images += 1
                 if path != name:
                     facts.deeper = min(facts.deeper or here, here)
@@ -231,11 +232,16 @@ def holds_parquet(folder: Path, levels: int) -> bool:
     for entry in there:
         if is_system_folder(entry.name):
             continue
-        if entry.name.endswith(".parquet") and entry.name != "metadata.parquet" and not os.path.isdir(entry.path):
+        if entry.name.endswith(".parquet") and entry.name != "metadata.parquet" and not _leads_to_folder(entry):
             return True
-        if levels > 1 and os.path.isdir(entry.path) and not is_own_folder(entry.path):
+        if levels > 1 and _leads_to_folder(entry) and not is_own_folder(entry.path):
             deeper.append(Path(entry.path))
     return any(holds_parquet(inner, levels - 1) for inner in deeper)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether this is a folder that is there; without a call of the system for what is no link."""
+    return os.path.isdir(entry.path) if is_link(entry) else entry.is_dir()
 
 
 def _kind_of_system(name: str) -> str:
@@ -302,11 +308,16 @@ def is_file(entry: os.DirEntry[str], inside: str, dataset: Path) -> bool:
     if not is_link(entry):
         return entry.is_file()
     if not os.path.realpath(entry.path).startswith(inside):
-        raise UsageError(
-            "links out of --data.path are not followed: put the files there instead of links, or give --data.path a "
-            f"folder that holds both, got {_arrow(Path(entry.path), dataset)}"
-        )
+        raise leads_out(_arrow(Path(entry.path), dataset))
     return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+
+
+def leads_out(link: str) -> UsageError:
+    """Return the refusal of a link to a file outside of the dataset."""
+    return UsageError(
+        "links out of --data.path are not followed: put the files there instead of links, or give --data.path a folder "
+        f"that holds both, got {link}"
+    )
 
 
 def _is_lost_file(entry: os.DirEntry[str]) -> bool:
@@ -318,8 +329,19 @@ def _arrow(link: Path, dataset: Path) -> str:
     return f"{os.path.relpath(link, dataset)} -> {os.readlink(link)}"
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def stamp(file: os.DirEntry[str] | Path) -> str:
+    """Return size, time of the last change and number on its disk of a file; "" where nobody can say.
+
+    A file may be gone since it was listed, or be a link that leads nowhere. Uncompressed images of one shape have one
+    size, and copying tools may keep times: so the file's own number too.
+    """
     try:
-        return entry.stat().st_size
-    except OSError:  # gone since it was listed, or a link that leads nowhere
-        return -1
+        facts = file.stat()
+    except OSError:
+        return ""
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """Return the files of metadata that lie directly in a folder."""
+    return [folder / name for name in METADATA_FILES if (folder / name).is_file()]

@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-from headprobe.data.sources.listing import Listing, no_image
+from headprobe.data.sources.listing import TEXT_TABLES, Listing, no_image
 from headprobe.data.sources.source import PREFERRED_SPLITS, Request, Source, local_name
 from headprobe.errors import UsageError
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ARROW = (
     "python -c \"import datasets; datasets.load_dataset('arrow', data_files='{0}', split='train')"
@@ -32,7 +31,7 @@ def open_other_file(request: Request, path: Path) -> Source | None:
         UsageError: It is something else, with what to do.
     """
     name = path.name.lower()
-    if name.endswith(TABLE_SUFFIXES) and path.is_file():
+    if name.endswith(TEXT_TABLES) and path.is_file():
         from headprobe.data.sources.listed import open_table
 
         return open_table(request, path)

@@ -88,7 +88,6 @@ def _label_digest(data: datasets.Dataset, column: str) -> str | None:
 # -- tars --------------------------------------------------------------------------------------------------------------
 
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 FIELD = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's: everything from the first dot of the file's own name
 
 

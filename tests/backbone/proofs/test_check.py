@@ -337,7 +337,7 @@ def test_a_head_whose_projection_is_zero_is_silent_and_no_failure(key: str, name
     report = checked(key, model)
     assert report.passed
     assert {number: one.silent for number, one in enumerate(report.layers) if one.silent} == {1: [2]}
-    assert "with the model's own weights the projection of 1 heads is zero: 1.2" in report.notes
+    assert "with the model's own weights the projection of 1 head is zero: 1.2" in report.notes
     assert not any(one.silent for one in checked(key, model, own_weights=False).layers)
 
 

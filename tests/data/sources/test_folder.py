@@ -88,9 +88,11 @@ def test_the_description_changes_with_the_files_and_not_with_their_place(tmp_pat
     first = write_classes(tmp_path / "1" / "set", {"a": 2, "z": 0})
     second = write_classes(tmp_path / "2" / "set", {"a": 2, "z": 0})
     description = bound(first, classes=2).identity()
-    assert description == bound(second, classes=2).identity()
-    (second / "a" / "more.png").write_bytes(png(9))
-    assert description != bound(second, classes=2).identity()
+    assert description != bound(second, classes=2).identity()  # other files, perhaps other pixels, of the same sizes
+    moved = (tmp_path / "1").rename(tmp_path / "3") / "set"
+    assert description == bound(moved, classes=2).identity()
+    (moved / "a" / "more.png").write_bytes(png(9))
+    assert description != bound(moved, classes=2).identity()
 
 
 def test_a_link_to_a_file_of_the_same_dataset_is_as_good_as_the_file(tmp_path: Path) -> None:
