@@ -291,10 +291,12 @@ class HeadProbe(lightning.LightningModule):
         text = f"heads of another image among {GROUP} neighbouring rows of a unit"
         share = None if self.donor_labels is None else self.donor_labels.share
         if share is None:
-            return Decision(RESAMPLE, text)
+            return Decision("resample", text)
         many = share > MANY_OF_ONE_CLASS
         text += f"; donors are of the image's own class in {share:.0%} of rows"
-        return Decision(RESAMPLE, text + (", as in data sorted by class: drops are understated" if many else ""), many)
+        if many:
+            text += ", as in data sorted by class: drops are understated"
+        return Decision("resample", text, shown=many)
 
     # -- test ------------------------------------------------------------------------------------------------------
 

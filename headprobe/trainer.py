@@ -29,7 +29,7 @@ from headprobe.callbacks.progress import progress_for
 from headprobe.callbacks.records import RecordsWriter
 from headprobe.callbacks.results import ResultsWriter
 from headprobe.callbacks.resume import AUTO, NEVER, Resume
-from headprobe.errors import UsageError
+from headprobe.errors import HeadprobeWarning, UsageError
 from headprobe.files import make_folders, next_version, shown
 from headprobe.module import HeadProbe
 from headprobe.processes import from_launcher, refuse_lonely_nodes, refuse_other_processes
@@ -153,7 +153,7 @@ class ProbeTrainer(lightning.Trainer):
             self.validate(model, datamodule=data, verbose=False)
         model.begin_stage("test")
         if model.calibration is not None and (warning := warning_of(model.calibration)):
-            lightning.pytorch.utilities.rank_zero_warn(warning)
+            lightning.pytorch.utilities.rank_zero_warn(warning, category=HeadprobeWarning)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train a model from nothing on a small data set; how the bundled models were made.

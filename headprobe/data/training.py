@@ -25,8 +25,8 @@ class TrainingDataModule(ImageNetDataModule):
         train_split: Split to train on.
         augment: Whether to shift, turn and scale training images a little at random.
         seed: Seed of the order of the training images.
-        **options: The arguments of `ImageNetDataModule`, but for `restrict_classes` and `on_bad_image`. Its `split` and
-            `max_images` choose the images of the validation.
+        **options: The arguments of `ImageNetDataModule`, but for `restrict_classes`, `on_bad_image`, `calibration` and
+            `calibration_images`. Its `split` and `max_images` choose the images of the validation.
 
     Raises:
         UsageError: An option is out of its range.

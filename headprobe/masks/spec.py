@@ -29,9 +29,8 @@ from headprobe.masks.ablations import ZERO, Ablations
 from headprobe.masks.clauses import Clause, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
-from headprobe.masks.parse import parse
 from headprobe.masks.pieces import MaskSpecError
-from headprobe.masks.tree import Tree
+from headprobe.masks.tree import Tree, parse
 
 __all__ = ["MaskSpec", "MaskSpecError", "MaskSpecs", "NamedMask", "Variant", "expand_all"]
 

@@ -1,15 +1,21 @@
-"""A parsed spec: the clauses that mask, those that keep, and the canonical text of both together."""
+"""A mask spec as a tree: read from a text, from left to right, and written as its one canonical text.
+
+Reading points at the first thing that does not fit.
+"""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from headprobe.masks.clauses import All, Clause, Heads, Indices, Layers, Point
-from headprobe.masks.pieces import number_text
+from headprobe.masks.clauses import All, Clause, Each, Heads, Indices, Layers, Point, check_masks
+from headprobe.masks.orders import GrowColumn, GrowRandom, OnePerLayer, Random
+from headprobe.masks.pieces import MAX_NUMBERS, MaskSpecError, Numbers, Piece, number_text, parse_numbers
+from headprobe.masks.tables import SavedMask
 
 SAFE_IN_A_SLUG = re.compile(r"(layer|index|head|random|one-per-layer):[0-9:.]+")
 
@@ -75,6 +81,199 @@ class Tree:
         inside = any(id(clause) in varying for clause in self.keep or ())
         word = ["keep"] if inside else ["kept"] if self.keep else []
         return mask + word + kept
+
+
+def parse(text: str) -> Tree:
+    """Read a mask spec.
+
+    Raises:
+        MaskSpecError: at the first clause, word or number that does not fit.
+    """
+    if not text:
+        raise MaskSpecError(
+            text, 0, "the mask spec is empty: write 'none' for the unmasked model, or layer:3, head:3.1, ..."
+        )
+    mask: list[Clause] = []
+    keep: list[Clause] | None = None
+    for piece in Piece(text, 0, len(text)).split("+"):
+        body = piece
+        if piece.split(":")[0].text == "keep":
+            _check_keep(piece, first=keep is None)
+            keep = []
+            body = piece.after(len("keep:"))
+        clause = _parse_clause(body, "keep:" if body is not piece else "")
+        if clause is not None:
+            _check_one_form(clause, mask + (keep or []))
+            (mask if keep is None else keep).append(clause)
+    return Tree(tuple(mask), None if keep is None else tuple(keep))
+
+
+def _check_keep(piece: Piece, *, first: bool) -> None:
+    if not first:
+        raise piece.error("a spec has one keep: it applies to everything after it, such as keep:layer:3+head:5.1")
+    after = piece.after(len("keep:")) if ":" in piece.text else piece.after(len("keep"))
+    if not after.text:
+        raise after.error("keep: needs a clause, such as keep:layer:3 (mask everything but layer 3)")
+    if after.split(":")[0].text == "keep":
+        raise after.error("a spec has one keep: write keep:CLAUSE, such as keep:layer:3")
+
+
+def _check_one_form(clause: Clause, before: Sequence[Clause]) -> None:
+    if clause.many and any(other.many for other in before):
+        form = next(other for other in before if other.many)
+        raise clause.piece.error(
+            f"a spec has one form of many masks, and {form.piece.text} is one already: join it to single masks, "
+            "or give two specs"
+        )
+
+
+def _parse_clause(piece: Piece, prefix: str) -> Clause | None:
+    """The clause of a piece; None for `none`, which masks nothing."""
+    word, *values = piece.split(":")
+    if word.text == "none":
+        _expect(piece, values, 0, "none takes no value: write none")
+        return None
+    if word.text in BUILDERS:
+        return BUILDERS[word.text](piece, values)
+    raise _unknown_word(piece, word, prefix)
+
+
+def _unknown_word(piece: Piece, word: Piece, prefix: str) -> MaskSpecError:
+    if not piece.text:
+        return piece.error("expected a clause here, such as layer:3: '+' joins two clauses")
+    before = piece.source[: piece.start - len(prefix)].rpartition("+")[0].rpartition("+")[2]
+    if before.startswith(("file:", "grow:")):
+        reason = f"expected a clause after '+', got {piece.text!r}: a PATH may hold anything but ':' and '+'"
+        return piece.error(reason)
+    piece.check_characters()
+    if not word.text or word.text[0].isdigit() or word.text[0] in "-.,/":
+        return piece.error(f"every clause starts with a word, such as layer:3 or head:3.1, got {piece.text!r}")
+    return word.error(f"expected {_choices([*WORDS])}, got {word.text!r}{_did_you_mean(word.text, WORDS)}")
+
+
+def _parse_all(piece: Piece, values: list[Piece]) -> Clause:
+    _expect(piece, values, 0, "all takes no value: write all")
+    return All(piece)
+
+
+def _parse_layer(piece: Piece, values: list[Piece]) -> Clause:
+    (layers,) = _expect(piece, values, 1, "layer takes layer numbers: write layer:3, layer:0-5 or layer:0-5,9")
+    if "." in layers.text:
+        dot = layers.text.index(".")
+        raise layers.error(f"layer takes whole layers: a single head is head:{layers.text}", dot)
+    return Layers(piece, parse_numbers(layers, "layer"))
+
+
+def _parse_index(piece: Piece, values: list[Piece]) -> Clause:
+    (indices,) = _expect(piece, values, 1, "index takes head numbers: write index:2 (head 2 of every layer)")
+    return Indices(piece, parse_numbers(indices, "head"))
+
+
+def _parse_head(piece: Piece, values: list[Piece]) -> Clause:
+    (value,) = _expect(piece, values, 1, "head takes LAYER.HEAD: write head:3.1 or head:3.0-2")
+    layers, *heads = value.split(".")
+    if not heads:
+        value.check_characters()
+        raise value.error(f"head takes LAYER.HEAD: write head:3.1 for head 1 of layer 3, got {value.text!r}")
+    if len(heads) > 1:
+        raise heads[1].error("head takes one LAYER.HEAD: join two with '+', such as head:1.2+head:3.4", -1)
+    clause = Heads(piece, parse_numbers(layers, "layer"), parse_numbers(heads[0], "head"))
+    pairs = len(clause.layers.values) * len(clause.heads.values)
+    if pairs > MAX_NUMBERS:
+        raise value.error(f"{pairs:,} heads are too many: at most {MAX_NUMBERS:,}")
+    return clause
+
+
+def _parse_random(piece: Piece, values: list[Piece]) -> Clause:
+    usage = "random takes COUNT or COUNT:SEED: write random:24 or random:24:7"
+    count, *seed = _expect(piece, values, 1, usage, at_most=2)
+    counts = parse_numbers(count, "count")
+    seeds = parse_numbers(seed[0], "seed") if seed else Numbers.single(0, piece)
+    check_masks(count, len(counts.values) * len(seeds.values))
+    return Random(piece, counts, seeds)
+
+
+def _parse_one_per_layer(piece: Piece, values: list[Piece]) -> Clause:
+    usage = "one-per-layer takes SEED or SEED:LAYERS: write one-per-layer:5 or one-per-layer:0-19"
+    seed, *layers = _expect(piece, values, 1, usage, at_most=2)
+    return OnePerLayer(piece, parse_numbers(seed, "seed"), parse_numbers(layers[0], "layer") if layers else None)
+
+
+def _parse_file(piece: Piece, values: list[Piece]) -> Clause:
+    usage = "file takes a PATH: write file:mask.json; a PATH may hold anything but ':' and '+'"
+    (path,) = _expect(piece, values, 1, usage)
+    _check_path(path)
+    return SavedMask(piece, path)
+
+
+def _parse_each(piece: Piece, values: list[Piece]) -> Clause:
+    (what,) = _expect(piece, values, 1, "each takes layer, index or head: write each:layer, each:index or each:head")
+    if what.text not in EACH:
+        what.check_characters()
+        raise what.error(f"expected {_choices(EACH)} after each:, got {what.text!r}{_did_you_mean(what.text, EACH)}")
+    return Each(piece, what.text)
+
+
+def _parse_grow(piece: Piece, values: list[Piece]) -> Clause:
+    usage = "grow takes random:SEEDS or PATH:COLUMN: write grow:random:0-4, grow:PATH:COLUMN or grow:PATH:COLUMN:most"
+    if values and values[0].text == "random":
+        usage = "grow:random takes SEEDS: write grow:random:0-4; for some counts only, random:0-36/6:0-4"
+        _, seeds = _expect(piece, values, 2, usage)
+        return GrowRandom(piece, parse_numbers(seeds, "seed"))
+    path, column, *more = _expect(piece, values, 2, usage, at_most=4)
+    _check_path(path)
+    if not column.text:
+        raise column.error("expected a column's name here: write grow:PATH:COLUMN")
+    column.check_characters()
+    direction = more[0].text if more else "least"
+    if direction not in DIRECTIONS:
+        more[0].check_characters()
+        hint = _did_you_mean(direction, DIRECTIONS)
+        raise more[0].error(f"expected {_choices(DIRECTIONS)} (which heads are masked first), got {direction!r}{hint}")
+    counts = parse_numbers(more[1], "count") if len(more) > 1 else None
+    return GrowColumn(piece, path, column, direction, counts)
+
+
+def _check_path(path: Piece) -> None:
+    if not path.text:
+        raise path.error("expected a PATH here: anything without ':' and '+'")
+    for offset, character in enumerate(path.text):
+        if not character.isprintable():
+            raise path.error(f"a PATH holds printable characters only, got {character!r}", offset)
+
+
+def _expect(piece: Piece, values: list[Piece], at_least: int, usage: str, at_most: int | None = None) -> list[Piece]:
+    """The values after a word, where there are as many as it takes; the caret shows the lack or the first too many."""
+    if len(values) < at_least:
+        raise piece.error(usage, len(piece.text))
+    if len(values) > (at_most or at_least):
+        raise values[at_most or at_least].error(usage, -1)
+    return values
+
+
+def _choices(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + f" or {words[-1]}"
+
+
+def _did_you_mean(text: str, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text.lower(), words, n=1)
+    return f": did you mean '{near[0]}'?" if near else ""
+
+
+BUILDERS: dict[str, Callable[[Piece, list[Piece]], Clause]] = {
+    "all": _parse_all,
+    "layer": _parse_layer,
+    "index": _parse_index,
+    "head": _parse_head,
+    "random": _parse_random,
+    "one-per-layer": _parse_one_per_layer,
+    "file": _parse_file,
+    "each": _parse_each,
+    "grow": _parse_grow,
+}
+WORDS = ("none", *BUILDERS, "keep")
+EACH = ("layer", "index", "head")
+DIRECTIONS = ("least", "most")
 
 
 def _has_all(clauses: Sequence[Clause]) -> bool:

@@ -97,7 +97,7 @@ def options_of(kind: type[ImageNetDataModule]) -> set[str]:
 def test_fit_and_test_have_the_options_that_each_of_them_uses() -> None:
     fit, test = options_of(TrainingDataModule), options_of(ImageNetDataModule)
     assert fit - test == {"train_split", "augment", "seed"}
-    assert test - fit == {"restrict_classes", "on_bad_image"}
+    assert test - fit == {"restrict_classes", "on_bad_image", "calibration", "calibration_images"}
     assert test == set(inspect.signature(ImageNetDataModule).parameters)
 
 
