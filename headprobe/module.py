@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from headprobe.calibration.constants import (
     to_bytes,
 )
 from headprobe.calibration.fills import replacements_of
+from headprobe.calibration.gradient_pass import ImageGradients
 from headprobe.calibration.optimal import (
     Round,
     Search,
@@ -39,11 +40,12 @@ from headprobe.calibration.optimal import (
     in_words,
     refuse_missing,
 )
+from headprobe.calibration.scores import ScoreStatistic
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
-from headprobe.masks.ablations import FITTED, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
-from headprobe.masks.spec import MaskSpec, Variant, expand_all
+from headprobe.masks.ablations import FITTED, LINEAR, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
+from headprobe.masks.spec import MaskSpec, Scores, Variant, expand_all
 from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
@@ -187,7 +189,9 @@ class HeadProbe(lightning.LightningModule):
         self._options, self.class_names, self._decisions = classifier[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
+        self.specs: list[MaskSpec] = []
         self.ablations = Ablations(ZERO)
+        self.score_heads = False
         self.calibration: Calibration | None = None  # what fills slots now
         self.given_calibration: Calibration | None = None
         self.calibrating = False
@@ -221,13 +225,20 @@ class HeadProbe(lightning.LightningModule):
             self._layout = layout
         return self._layout
 
-    def choose_masks(self, specs: str | Sequence[str], ablation: str | Sequence[str] | Ablations = ZERO) -> None:
+    def choose_masks(
+        self,
+        specs: str | Sequence[str],
+        ablation: str | Sequence[str] | Ablations = ZERO,
+        score_heads: bool = False,
+    ) -> None:
         """Choose what to score beside the baseline, which is always scored.
 
         Args:
             specs: A mask spec such as `each:layer`, or several.
             ablation: What the slots of masked heads are filled with, such as `zero,mean,resample:4`; each mask is
                 scored under every one.
+            score_heads: Compute every importance score of every head on calibration images, for scores.csv; without
+                it only where masks are ordered by one (`grow:calibration:SCORE`).
 
         Raises:
             UsageError: A spec is wrong or names a layer or head that the model does not have, or there is no such
@@ -235,9 +246,13 @@ class HeadProbe(lightning.LightningModule):
         """
         self.ablations = Ablations(ablation)
         texts = [specs] if isinstance(specs, str) or not isinstance(specs, Iterable) else specs
-        checked = [MaskSpec(text) for text in texts]
-        self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, self.ablations)
+        self.specs = [MaskSpec(text) for text in texts]
+        self.score_heads = score_heads or any(spec.needs_scores for spec in self.specs)
+        self._expand(None)
 
+    def _expand(self, scores: Scores | None) -> None:
+        """Make the variants of the specs; without scores those that are ordered by one mask any heads."""
+        self.variants = expand_all(self.specs, self.layout.heads_per_layer, self.source.name, self.ablations, scores)
         keep = [variant.mask.mask.keep() for variant in self.variants]  # each [layers, max heads]
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack(keep) if keep else empty
@@ -311,7 +326,7 @@ class HeadProbe(lightning.LightningModule):
                 or it lacks the constants of an ablation.
         """
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
-        refuse_another(found, self.identity(), self.fitted_kinds)
+        refuse_another(found, self.identity(), self.fitted_kinds, self.score_heads)
         refuse_missing(found, self.variants)
         self.given_calibration = found
 
@@ -319,6 +334,11 @@ class HeadProbe(lightning.LightningModule):
     def fitted_kinds(self) -> list[str]:
         """Kinds of ablation among the variants that are fitted on calibration images."""
         return sorted({variant.ablation for variant in self.variants} & FITTED)
+
+    @property
+    def fits(self) -> bool:
+        """Whether something is fitted or scored on calibration images."""
+        return bool(self.fitted_kinds) or self.score_heads
 
     @property
     def resampled(self) -> Ablation | None:
@@ -342,9 +362,17 @@ class HeadProbe(lightning.LightningModule):
         if self.search is not None:
             self.statistics = ()
         elif self.calibrating:
-            self.calibration, self.statistics = None, (SlotStatistic(self.fitted_kinds),)
+            self.calibration, self.statistics = None, self._calibrating_statistics()
         elif calibrated:
             self.statistics = ()
+        if not self.calibrating and self.calibration is not None and any(spec.needs_scores for spec in self.specs):
+            self._expand(self.calibration.scores)
+
+    def _calibrating_statistics(self) -> tuple[HeadStatistic, ...]:
+        """Return what a calibration sums: scores need the covariances that linear ablation needs."""
+        if not self.score_heads:
+            return (SlotStatistic(self.fitted_kinds),)
+        return SlotStatistic({*self.fitted_kinds, LINEAR}), ScoreStatistic(self.backbone)
 
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
@@ -382,17 +410,17 @@ class HeadProbe(lightning.LightningModule):
 
     def begin_calibration(self, fitting: bool = True) -> None:
         """Begin to calibrate on a unit of noise; without `fitting` only the passes run. For dry runs."""
-        self.calibrating, self.statistics = True, (SlotStatistic(self.fitted_kinds),) if fitting else ()
+        self.calibrating, self.statistics = True, self._calibrating_statistics() if fitting else ()
         self.begin_units(1)
         self.plan_passes(32)
         self.observe_heads()
 
     def end_calibration(self) -> int:
         """End a calibration on noise and return the bytes of its sums."""
-        self.statistics = (SlotStatistic(self.fitted_kinds),)
+        self.statistics = self._calibrating_statistics()
         self.begin_units(1)
         self.observe_heads()
-        sums = self.statistics[0].empty_sums().values()
+        sums = [metric for statistic in self.statistics for metric in statistic.empty_sums().values()]
         self.calibrating, self.statistics, self.unit_sums = False, (), None
         return sum(getattr(metric, name).nbytes for metric in sums for name in metric.layout)
 
@@ -412,6 +440,8 @@ class HeadProbe(lightning.LightningModule):
         usual = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
         if self.search is not None:
             return self._plan_round(self.search, batch_size, usual // ROWS_OF_GRADIENTS)
+        if self._scoring is not None:
+            usual //= ROWS_OF_GRADIENTS
         fitted = None if self._finished is None else self._finished.least_budget
         given = [rows for rows in (self.row_budget, fitted) if rows is not None]
         self.passes = ForwardPasses(
@@ -424,6 +454,11 @@ class HeadProbe(lightning.LightningModule):
             replacements=self._replacements(),
         )
         return self.passes.plan
+
+    @property
+    def _scoring(self) -> ScoreStatistic | None:
+        """The statistic of this stage that needs gradients, if there is one."""
+        return next((one for one in self.statistics if isinstance(one, ScoreStatistic)), None)
 
     def _replacements(self) -> list[Replacement]:
         """Return what fills the masked slots of each variant; nothing where all are set to zero."""
@@ -491,7 +526,7 @@ class HeadProbe(lightning.LightningModule):
             statistic.begin(subject)
         self.passes.observe(self.statistics, variant)
         if self.device.type == "cuda":
-            self.passes.rehearse(self.device)
+            self.passes.rehearse(self.device, None if self._scoring is None else self._scoring.scoring)
 
     def begin_units(
         self,
@@ -537,7 +572,10 @@ class HeadProbe(lightning.LightningModule):
         if donated is not None and self.donor_labels is not None and donated.rows:
             donors = torch.stack(list(self.passes.donors(donated).values()))  # [draws, images]
             opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
-        logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
+        if self._scoring is not None and len(batch.images):
+            logits = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes]
+        else:
+            logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
         labels = batch.labels  # [images]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
@@ -547,6 +585,17 @@ class HeadProbe(lightning.LightningModule):
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
+
+    def _scored(self, statistic: ScoreStatistic, batch: Any, taps_of: TapsOf, opened: OpenUnit) -> Tensor:
+        """Return the unmasked logits `[1, images, classes]`; add the batch's gradients to the unit's sums."""
+        if self.passes is None:
+            raise RunError("plan_passes must be called before heads are scored")
+        sums = opened.statistics[statistic.name]
+
+        def take(gradients: list[ImageGradients], labelled: int) -> None:
+            statistic.add(gradients, labelled, sums)
+
+        return self.passes.score(batch.images, batch.labels, taps_of, self._nll, statistic.scoring, take)
 
     def _donor_groups(self, batch: Any, name: str) -> DonorGroups | None:
         """Return which images of a batch are each other's donors; None where no heads are resampled."""
@@ -680,10 +729,15 @@ class HeadProbe(lightning.LightningModule):
         check_coverage(whole[COVERAGE], data_of(self.trainer))
         if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
             raise RunError(bad_calibration_message(whole[COVERAGE].bad))
-        (statistic,) = self.statistics
+        statistic = self.statistics[0]
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")
-        calibration = Calibration(statistic.constants(), self._about_calibration(whole[COVERAGE]))
+        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE])
+        if self._scoring is not None:
+            scores = self._scoring.scores(constants)
+            constants = [replace(layer, scores=own) for layer, own in zip(constants, scores, strict=True)]
+            about["undefined_scores"] = self._scoring.undefined()
+        calibration = Calibration(constants, about)
         check_finite(calibration)
         return to_bytes(calibration)
 

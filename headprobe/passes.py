@@ -16,6 +16,7 @@ from headprobe.backbone.masking.donors import DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Replacement, Resample
 from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import in_single, is_out_of_memory, towards_inputs
+from headprobe.calibration.gradient_pass import SCORES_FOLLOW, ImageGradients, Scoring, gradient_pass
 from headprobe.calibration.optimal import Head
 from headprobe.calibration.trial_pass import LossOf, refuse_cut_off, trial_pass
 from headprobe.describe.base import HeadStatistic
@@ -152,6 +153,49 @@ class ForwardPasses:
                 losses, gradients, done = losses + found[0], gradients + found[1], now.stop
         return losses, gradients
 
+    def score(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        taps_of: TapsOf,
+        loss_of: LossOf,
+        scoring: Scoring,
+        take: Callable[[list[ImageGradients], int], None],
+    ) -> Tensor:
+        """Return logits `[1, images, classes]` of uint8 images, and hand each pass's gradients over.
+
+        Args:
+            images: `[images, channels, height, width]`.
+            labels: `[images]`, negative for images without a label.
+            taps_of: Gives the taps of each pass.
+            loss_of: The loss of each image from logits and labels.
+            scoring: What a pass needs to know of the model.
+            take: Takes a pass's gradients and its number of labelled images.
+
+        Raises:
+            UsageError: The model's forward pass cuts the gradient off.
+            RunError: Not even one image fits, or memory ended while statistics observed.
+        """
+        found: list[Tensor] = []
+        done = 0
+        with towards_inputs(self.growing.backbone):
+            images, labels = images.clone(), labels.to(images.device, copy=True)  # they come from an inference mode
+            while done < len(images):
+                now = slice(done, done + self.plan.images)
+                try:
+                    with self.growing:
+                        inputs, own = self.normalised(images[now]), labels[now]
+                        taps = taps_of(now)
+                        logits, gradients = gradient_pass(self.growing, self.plan, inputs, own, taps, loss_of, scoring)
+                except RuntimeError as error:
+                    refuse_cut_off(error, self.growing.layout.model, SCORES_FOLLOW)
+                    self._halve_rows(error, images.device)
+                    continue
+                take(gradients, int((own >= 0).sum()))
+                found.append(logits)
+                done = now.stop
+        return torch.cat(found, dim=1)
+
     def _images_of_pass(self, first: int, groups: DonorGroups | None) -> slice:
         """Return the images of the next pass of a batch, from image `first` on."""
         if groups is None:
@@ -171,10 +215,14 @@ class ForwardPasses:
         """
         self.observing = Observing(statistics, self.growing, variant)
 
-    def rehearse(self, device: torch.device) -> None:
+    def rehearse(self, device: torch.device, scoring: Scoring | None = None) -> None:
         """Find the rows that fit while statistics observe, on images that do not count.
 
         A run cannot go on after an out-of-memory in the middle of a described pass: some sums hold its images by then.
+
+        Args:
+            device: Where the model runs.
+            scoring: What passes with gradients need to know of the model.
         """
         observing = self.observing
         while observing is not None:
@@ -184,14 +232,21 @@ class ForwardPasses:
                 kind.donors = torch.arange(most, device=device).roll(1)
             try:
                 with self.growing:
-                    taps = observing.rehearsal(len(images))
-                    self.growing.logits(self.normalised(images), self.plan, taps)
+                    self._rehearse_pass(observing.rehearsal(most), images, scoring)
             except RuntimeError as error:
                 observing.end_rehearsal()
                 self._halve_rows(error, device)
                 continue
             observing.end_rehearsal()
             return
+
+    def _rehearse_pass(self, taps: Sequence[Tap], images: Tensor, scoring: Scoring | None) -> None:
+        if scoring is None:
+            self.growing.logits(self.normalised(images), self.plan, taps)
+            return
+        with towards_inputs(self.growing.backbone):
+            inputs, labels = self.normalised(images.clone()), torch.zeros(len(images), dtype=torch.int64)
+            gradient_pass(self.growing, self.plan, inputs, labels.to(images.device), taps, _any_loss, scoring)
 
     def _halve_rows(self, error: RuntimeError, device: torch.device) -> None:
         """Plan with half the rows after an out-of-memory; raise any other error again."""
@@ -218,6 +273,11 @@ class ForwardPasses:
             f"(--model.row_budget {budget} starts there)",
             category=HeadprobeWarning,
         )
+
+
+def _any_loss(logits: Tensor, _: Tensor) -> Tensor:
+    """Return a loss of images that do not count, which have no labels."""
+    return logits.double().logsumexp(dim=-1)
 
 
 def _proven(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) -> tuple[tuple[Join, ...], Shortcuts]:

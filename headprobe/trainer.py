@@ -130,8 +130,8 @@ class ProbeTrainer(lightning.Trainer):
     def split_data(probe: HeadProbe, data: Any) -> None:
         """Keep images that are judged apart from images that fit, and donors together; before the data are opened."""
         given = probe.given_calibration
-        fitted_on = None if given is None or not probe.fitted_kinds else given.about["data"]
-        data.split_off(bool(probe.fitted_kinds) and given is None, fitted_on)
+        fitted_on = None if given is None or not probe.fits else given.about["data"]
+        data.split_off(probe.fits and given is None, fitted_on)
         data.keep_together(probe.rows_together)
 
     def _calibrate(self, resume: str, model: Any = None, dataloaders: Any = None, *args: Any, **kwargs: Any) -> None:

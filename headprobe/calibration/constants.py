@@ -21,6 +21,8 @@ from headprobe.metrics.arrays import FloatArray
 
 CONSTANTS, ABOUT = "calibration.safetensors", "calibration.json"
 
+SCORES = "scores"
+
 METADATA = "headprobe"  # the key of the file's metadata that says where the constants come from
 
 RANK_FACTOR = 4.0
@@ -39,6 +41,7 @@ class LayerConstants:
         position: Mean by token position `[positions, heads, head_dim]`, in the order of the slots' rows and tokens;
             None where nothing needs it.
         optimal: The best constant of each head `[heads, head_dim]`, NaN for heads that were not optimised; or None.
+        scores: Importance scores by name `[heads]`, NaN where one is not defined; none where they were not asked for.
     """
 
     samples: int
@@ -47,6 +50,7 @@ class LayerConstants:
     resolution: float = float(np.finfo(np.float32).eps)
     position: FloatArray | None = None
     optimal: FloatArray | None = None
+    scores: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Calibration:
 
     layers: Sequence[LayerConstants]
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, dict[tuple[int, int], float]]:
+        """The importance scores by name and (layer, head); empty where there are none."""
+        found: dict[str, dict[tuple[int, int], float]] = {}
+        for number, layer in enumerate(self.layers):
+            for name, values in layer.scores.items():
+                found.setdefault(name, {}).update({(number, head): float(one) for head, one in enumerate(values)})
+        return found
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ def to_bytes(calibration: Calibration) -> bytes:
 
     Keys are `layers.N.samples` int64 `[]`, `layers.N.mean` float64 `[heads, head_dim]`, `layers.N.resolution` float64
     `[]`, and where they were fitted `layers.N.covariance` `[channels, channels]`, `layers.N.position`
-    `[positions, heads, head_dim]`, `layers.N.optimal` `[heads, head_dim]`.
+    `[positions, heads, head_dim]`, `layers.N.optimal` `[heads, head_dim]`, `layers.N.scores.NAME` `[heads]`.
     """
     tensors: dict[str, Any] = {}
     for number, layer in enumerate(calibration.layers):
@@ -142,6 +155,8 @@ def to_bytes(calibration: Calibration) -> bytes:
             values = getattr(layer, name)
             if values is not None:
                 tensors[f"layers.{number}.{name}"] = np.ascontiguousarray(values, dtype=np.float64)
+        for name, values in layer.scores.items():
+            tensors[f"layers.{number}.{SCORES}.{name}"] = np.ascontiguousarray(values, dtype=np.float64)
     return save(tensors, metadata={METADATA: _about_text(calibration)})
 
 
@@ -205,20 +220,27 @@ def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:
     if covariance is not None and covariance.shape != (mean.size, mean.size):
         raise ValueError(f"layers.{number}.covariance must be [{mean.size}, {mean.size}]")
     samples, resolution = int(tensors[f"{prefix}samples"]), float(tensors[f"{prefix}resolution"])
-    return LayerConstants(samples, mean, covariance, resolution, optional["position"], optional["optimal"])
+    start = f"{prefix}{SCORES}."
+    scores = {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)}
+    if any(values.shape != mean.shape[:1] for values in scores.values()):
+        raise ValueError(f"layers.{number}.{SCORES} must be [{len(mean)}]")
+    return LayerConstants(samples, mean, covariance, resolution, optional["position"], optional["optimal"], scores)
 
 
 OF_MODEL = ("name", "weights_sha256", "options", "num_classes", "data_config", "heads_per_layer", "layers", "semantics")
 """What must be equal in a model's identity where constants are used again."""
 
 
-def refuse_another(calibration: Calibration, model: Mapping[str, Any], kinds: Sequence[str]) -> None:
+def refuse_another(
+    calibration: Calibration, model: Mapping[str, Any], kinds: Sequence[str], scores: bool = False
+) -> None:
     """Refuse constants that are not this model's, or that lack what an ablation needs.
 
     Args:
         calibration: The constants.
         model: The identity of the model.
         kinds: Kinds of ablation that are fitted.
+        scores: Whether scores of heads are wanted.
 
     Raises:
         UsageError: With what differs.
@@ -237,6 +259,10 @@ def refuse_another(calibration: Calibration, model: Mapping[str, Any], kinds: Se
     held = {"mean", *("linear" for layer in calibration.layers[:1] if layer.covariance is not None)}
     held |= {"position" for layer in calibration.layers[:1] if layer.position is not None}
     held |= {"optimal" for layer in calibration.layers[:1] if layer.optimal is not None}
+    if scores and not calibration.scores:
+        raise UsageError(
+            "the calibration holds no scores of heads: fit it anew without --calibration-file, got one without scores"
+        )
     missing = [kind for kind in kinds if kind not in held]
     if missing:
         raise UsageError(

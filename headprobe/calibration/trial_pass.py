@@ -14,6 +14,8 @@ from headprobe.calibration.optimal import Head
 from headprobe.errors import RunError, UsageError
 from headprobe.text import first_line
 
+OPTIMAL_FOLLOWS = "the ablation optimal follows"
+
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Turns logits `[variants, images, classes]` and labels `[images]` into each image's loss `[variants, images]`."""
 
@@ -56,14 +58,19 @@ def trial_pass(
             layer, head = heads[variant]
             gradient = found[layer]
             if gradient is None:
-                raise _cut_off(growing.layout.model, f"none at layer {growing.layout.layers[layer].name!r}")
+                raise cut_off(growing.layout.model, f"none at layer {growing.layout.layers[layer].name!r}")
             losses[variant] = loss
             gradients[variant, : gradient.shape[1]] = gradient[head].double().cpu()
     return losses, gradients
 
 
-def refuse_cut_off(error: RuntimeError, model: str) -> None:
+def refuse_cut_off(error: RuntimeError, model: str, wanted: str = OPTIMAL_FOLLOWS) -> None:
     """Refuse a model whose error says that it has no gradients; pass over any other error.
+
+    Args:
+        error: The error.
+        model: The model's name.
+        wanted: What needs the gradients.
 
     Raises:
         UsageError: The model's forward or backward pass fails where gradients are on.
@@ -71,7 +78,7 @@ def refuse_cut_off(error: RuntimeError, model: str) -> None:
     text = str(error).lower()
     ours = isinstance(error, RunError) or is_out_of_memory(error)
     if not ours and (about_gradients(text) or "derivative" in text or "backward" in text):
-        raise _cut_off(model, first_line(error)) from error
+        raise cut_off(model, first_line(error), wanted) from error
 
 
 def _gradients(losses: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -81,9 +88,9 @@ def _gradients(losses: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | No
     return torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
 
 
-def _cut_off(model: str, reason: str) -> UsageError:
+def cut_off(model: str, reason: str, wanted: str = OPTIMAL_FOLLOWS) -> UsageError:
+    """Return the refusal of a model without gradients."""
     return UsageError(
-        "the ablation optimal follows gradients back to the heads, and the forward pass of model "
-        f"{model!r} gives none: choose mean or linear, or leave no_grad, detach and quantised weights "
-        f"out of it, got {reason}"
+        f"{wanted} gradients back to the heads, and the forward pass of model {model!r} gives none: choose mean or "
+        f"linear, or leave no_grad, detach and quantised weights out of it, got {reason}"
     )

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.calibration.constants import save_calibration
+from headprobe.calibration.scores import score_rows
 from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
 from headprobe.callbacks.identity import (
     command_line,
@@ -132,6 +133,9 @@ class ResultsWriter(AfterBatch):
         write_masks(directory / "masks.json", probe.variants)
         if probe.calibration is not None:
             save_calibration(probe.calibration, directory)
+            scored = score_rows(probe.calibration.layers, int(probe.calibration.about["images"]))
+            if scored:
+                write_rows(directory / "scores.csv", scored)
         if probe.per_class:
             classes = _scored_classes(trainer, probe)
             write_rows(directory / "classes.csv", class_rows(probe.variants, scores, classes))

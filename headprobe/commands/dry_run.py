@@ -40,7 +40,7 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
     images, processes = data.expected_images, trainer.world_size
-    fits = [] if probe.given_calibration is not None else probe.fitted_kinds
+    fits = [] if probe.given_calibration is not None else [*probe.fitted_kinds, *["scores"] * probe.score_heads]
     if fits:
         probe.calibration = stand_in(probe.layout)
     with torch.inference_mode():
@@ -93,10 +93,11 @@ def _calibration_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -
             times.append(_best_of_three(probe, noise))
     memory = probe.end_calibration()
     images = data.calibration_expected
+    fitted = [*probe.fitted_kinds, *["scores of heads"] * probe.score_heads]
     shown = "an unknown number of images" if images is None else counted(images, "image")
     seconds = "" if images is None else f", about {duration(images * times[0] / len(noise) / trainer.world_size)}"
     return (
-        f"calibration: {shown} fit {', '.join(probe.fitted_kinds)}{seconds}, {times[0] / times[1]:.2f} plain forward "
+        f"calibration: {shown} fit {', '.join(fitted)}{seconds}, {times[0] / times[1]:.2f} plain forward "
         f"passes an image; sums of {memory / 2**20:.1f} MiB"
     )
 

@@ -29,7 +29,7 @@ from headprobe.trainer import OFF, ProbeTrainer, refuse_limits
 NO_OPTIONS = {"model", "datamodule", "ckpt_path", "weights_only"}
 """Arguments of the trainer's methods that are no options. Checkpoints are none, because they are pickles."""
 
-OF_TEST = {"--mask-spec", "--dry-run", "--resume", "--records"}
+OF_TEST = {"--mask-spec", "--dry-run", "--resume", "--records", "--score-heads"}
 """Options that `fit` refuses by name."""
 
 register_type(MaskSpecs, serializer=plain_specs, deserializer=MaskSpecs)
@@ -137,13 +137,18 @@ class TestCLI(RunCLI):
             help="Print the masks, the forward passes, time, memory and the smallest resolvable drop; write nothing.",
         )
         parser.add_argument(
+            "--score-heads",
+            action="store_true",
+            help="Also compute every importance score of every head on calibration images: scores.csv.",
+        )
+        parser.add_argument(
             "--records", action="store_true", help="Also write one row per image and variant (Parquet)."
         )
 
     def after_instantiate_classes(self) -> None:
         """Choose the masks after the model is built: linked arguments would let YAML score the unmasked model."""
         config = self.config["test"]
-        self.model.choose_masks(config.mask_spec, config.ablation)
+        self.model.choose_masks(config.mask_spec, config.ablation, config.score_heads)
         if config.calibration_file is not None:
             self.model.use_calibration(config.calibration_file)
         self.trainer.split_data(self.model, self.datamodule)  # type: ignore[attr-defined]  # a ProbeTrainer

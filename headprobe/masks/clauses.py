@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,10 +16,17 @@ MAX_MASKS = 100_000
 
 @dataclass(frozen=True)
 class Model:
-    """What masks are made for: a name for messages, and the number of heads of each layer."""
+    """What masks are made for.
+
+    Attributes:
+        name: its name, for messages.
+        heads_per_layer: the number of heads of each layer.
+        scores: the values of each score of the run's own calibration, by head; None before it has run.
+    """
 
     name: str
     heads_per_layer: tuple[int, ...]
+    scores: Mapping[str, Mapping[Head, float]] | None = None
 
     @cached_property
     def heads(self) -> frozenset[Head]:

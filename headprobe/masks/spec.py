@@ -13,14 +13,15 @@
 | `each:layer`, `each:index`, `each:head` | one mask per layer, per index, per head |
 | `random:0-36/6:0-4`, `one-per-layer:0-19` | one mask for each count and seed |
 | `grow:random:0-4` | nested masks of 1, 2, ... all heads, in a random order per seed |
-| `grow:PATH:COLUMN[:least or most[:COUNTS]]` | nested masks by a column of a run's heads.csv or masks.csv |
+| `grow:PATH:COLUMN[:least or most[:COUNTS]]` | nested masks by a column of a run's tables |
+| `grow:calibration:SCORE[:least or most[:COUNTS]]` | nested masks by a score of this run's own calibration |
 
 `+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,9 @@ from headprobe.masks.ablations import ZERO, Ablations
 from headprobe.masks.clauses import Clause, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
+from headprobe.masks.orders import GrowColumn
 from headprobe.masks.pieces import MaskSpecError
+from headprobe.masks.tables import CALIBRATION
 from headprobe.masks.tree import Tree, parse
 
 __all__ = ["MaskSpec", "MaskSpecError", "MaskSpecs", "NamedMask", "Variant", "expand_all"]
@@ -38,6 +41,9 @@ NONE = "none"
 """Name of the baseline in every file: the canonical spec that masks no head."""
 
 ONLY_ZERO = Ablations(ZERO)
+
+Scores = Mapping[str, Mapping[Head, float]]
+"""Values of each score by head."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +94,26 @@ class MaskSpec(str):
         """The text that is the same for all ways to write this spec."""
         return self._tree.text
 
-    def expand(self, heads_per_layer: Sequence[int], model: str) -> list[NamedMask]:
+    @property
+    def needs_scores(self) -> bool:
+        """Whether heads are ordered by the scores of the run's own calibration."""
+        return any(isinstance(clause, GrowColumn) and clause.path.text == CALIBRATION for clause in self._tree.clauses)
+
+    def expand(self, heads_per_layer: Sequence[int], model: str, scores: Scores | None = None) -> list[NamedMask]:
         """The masks that the spec stands for on a model; none for `none`, as the baseline always runs.
 
         Args:
             heads_per_layer: the number of heads of each layer, in the model's order.
             model: the model's name, for messages.
+            scores: of the run's own calibration, by name and head. Without them a spec that needs them gives masks of
+                the right sizes and of any heads.
 
         Raises:
             MaskSpecError: if the model lacks a layer or head that is named, if a file cannot be used, or if a form of
                 many masks adds no head to what is masked anyway.
         """
         tree = self._tree
-        target = Model(model, tuple(int(heads) for heads in heads_per_layer))
+        target = Model(model, tuple(int(heads) for heads in heads_per_layer), scores)
         curves = tree if tree.many else parse(tree.text)  # layer:3+layer:3 is on the curve of layer:3
         named = []
         for member, heads in _masks(tree, target):
@@ -136,7 +149,11 @@ class Variant:
 
 
 def expand_all(
-    specs: Sequence[MaskSpec], heads_per_layer: Sequence[int], model: str, ablations: Ablations = ONLY_ZERO
+    specs: Sequence[MaskSpec],
+    heads_per_layer: Sequence[int],
+    model: str,
+    ablations: Ablations = ONLY_ZERO,
+    scores: Scores | None = None,
 ) -> list[Variant]:
     """The variants of several specs: each mask once, in the order of first appearance, under every ablation.
 
@@ -148,13 +165,14 @@ def expand_all(
         heads_per_layer: the number of heads of each layer, in the model's order.
         model: the model's name, for messages.
         ablations: what the masked heads are replaced by, one variant of each mask for each and each of its draws.
+        scores: of the run's own calibration, by name and head.
 
     Raises:
         MaskSpecError: as `MaskSpec.expand` does.
     """
     masks: dict[str, NamedMask] = {}
     for spec in specs:
-        for mask in spec.expand(heads_per_layer, model):
+        for mask in spec.expand(heads_per_layer, model, scores):
             known = masks.get(mask.name, mask)
             families = {*known.test_families, *mask.test_families}
             # One of many lies on the curve of the many, also where it was asked for by itself before.

@@ -1,4 +1,4 @@
-"""Heads in the order of a column of an earlier run's `heads.csv` or `masks.csv`."""
+"""Heads in the order of a column: of an earlier run's tables, or of the run's own calibration."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.pieces import Piece
 from headprobe.mixture import refuse_mixture
+from headprobe.text import counted
+
+CALIBRATION = "calibration"
+"""In place of a PATH: the scores of the run's own calibration. A folder of this name is ./calibration."""
+
+SCORES = (
+    "gradient_abs",
+    "gradient_abs_l2",
+    "gradient_fisher",
+    "taylor_zero",
+    "taylor_mean",
+    "variance_after_projection",
+    "residual_variance_after_projection",
+    "stable_rank",
+    "direct_logit",
+)
+"""Scores of heads in `scores.csv`, which a calibration computes; `headprobe.calibration.scores` defines them."""
 
 SINGLE_HEAD = re.compile(r"head:(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})")
@@ -50,7 +67,8 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
     """Every head of the model, sorted by the column's value; equal ones by (layer, head).
 
     Args:
-        path: a `heads.csv`, `heads_change.csv` or `masks.csv`, or the folder of a run that holds the first or the last.
+        path: a `scores.csv`, `heads.csv`, `heads_change.csv` or `masks.csv`, or the folder of a run that holds one; or
+            `calibration`, for the scores of the run's own calibration.
         column: the column to sort by.
         model: the heads to expect.
         most_first: whether the largest value comes first, not the smallest.
@@ -60,6 +78,10 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
             listed), a column whose order would mislead, a cell that is no number, a head that is missing, given twice
             or not the model's.
     """
+    sign = -1 if most_first else 1
+    if path.text == CALIBRATION:
+        own = _of_calibration(column, model)
+        return sorted(own, key=lambda head: (sign * own[head], head))
     table = _open_table(path, column)
     values: dict[Head, float] = {}
     for line, head, row in _rows_of_heads(table, path, column):
@@ -77,8 +99,21 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
         raise path.error(
             f"{table.path} lacks {len(missing)} of the {len(model.heads)} heads of {model.name}, got no {few}"
         )
-    sign = -1 if most_first else 1
     return sorted(values, key=lambda head: (sign * values[head], head))
+
+
+def _of_calibration(column: Piece, model: Model) -> Mapping[Head, float]:
+    """The scores of the run's own calibration; before that has run, all heads alike, as their number counts then."""
+    if column.text not in SCORES:
+        raise column.error(f"expected a score of the run's own calibration: {', '.join(SCORES)}, got {column.text}")
+    if model.scores is None:
+        return dict.fromkeys(model.heads, 0.0)
+    values = model.scores[column.text]
+    without = sorted(head for head in model.heads if not math.isfinite(values.get(head, math.nan)))
+    if without:
+        reason = f"{counted(len(without), 'head')} of {model.name} have no such score, {_name(without[0])} for one"
+        raise column.error(f"{reason} (run.json says why, under undefined): choose another one, got {column.text}")
+    return values
 
 
 def _open_table(path: Piece, column: Piece) -> Table:
@@ -90,9 +125,10 @@ def _open_table(path: Piece, column: Piece) -> Table:
         raise path.error(str(error)) from None
     files = [folder]
     if folder.is_dir():
-        files = [file for file in (folder / "heads.csv", folder / "masks.csv") if file.is_file()]
+        tables = ("scores.csv", "heads.csv", "masks.csv")
+        files = [folder / table for table in tables if (folder / table).is_file()]
         if not files:
-            raise path.error(f"expected a run's folder with heads.csv or masks.csv, got {folder} without them")
+            raise path.error(f"expected a run's folder with {', '.join(tables[:2])} or {tables[2]}, got {folder}")
     have = []
     for file in files:
         table = _read_table(file, path)
