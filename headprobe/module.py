@@ -576,10 +576,13 @@ class HeadProbe(lightning.LightningModule):
             logits = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes]
         else:
             logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
-        labels = batch.labels  # [images]
+        labels, rows = batch.labels, batch.rows  # each [images]
+        if self.calibrating:  # constants need no labels
+            known = labels >= 0
+            logits, labels, rows = logits[:, known.to(logits.device)], labels[known], rows[known.to(rows.device)]
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
-        groups = torch.tensor(image_groups(batch.unit, batch.rows.tolist()), dtype=torch.int64)
+        groups = torch.tensor(image_groups(batch.unit, rows.tolist()), dtype=torch.int64)
         device = _double_device(logits.device)
         opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
         if batch.last:
