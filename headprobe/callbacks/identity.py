@@ -22,6 +22,7 @@ from headprobe import __version__
 from headprobe.calibration.constants import digest_of
 from headprobe.describe.base import HeadStatistic
 from headprobe.module import HeadProbe, data_of
+from headprobe.run.orders import order_decisions
 from headprobe.text import Decision, safe_command, without_secrets
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "pillow", "numpy")
@@ -89,7 +90,11 @@ def _arithmetic_of(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, An
 
 def decisions_of(trainer: lightning.Trainer, probe: HeadProbe) -> list[Decision]:
     """Return what headprobe decided about the model and the data of a test, the model's first."""
-    return [*probe.decisions(), *data_of(trainer).decisions()]
+    found = [*probe.decisions(), *data_of(trainer).decisions()]
+    columns = [column for spec in probe.specs for column in spec.columns]
+    if columns and not probe.calibrating:
+        found += order_decisions(columns, data_of(trainer).identity())
+    return found
 
 
 def what_counts(identity: dict[str, Any], trainer: lightning.Trainer) -> dict[str, Any]:

@@ -158,6 +158,9 @@ class ResultsWriter(AfterBatch):
             write_descriptions(probe.statistics, directory, images_read(coverage))
             self._record["undefined"] = undefined(probe.statistics)
             write_record(directory, self._record)  # figures are made from files, this one included
+        if probe.calibration is not None and probe.calibration.about.get("undefined_scores"):
+            reasons = probe.calibration.about["undefined_scores"]
+            self._record["undefined"] = {**(self._record.get("undefined") or {}), **reasons}
         write_tensorboard(trainer.loggers, directory)
         self._finish("failed" if bad and policy == "error" else "done")
         self._record |= {

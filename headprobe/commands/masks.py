@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from headprobe.commands.parser import Parser
+from headprobe.errors import UsageError
 from headprobe.masks.spec import MaskSpec, NamedMask
 from headprobe.text import counted, ranges
 
@@ -39,12 +40,21 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
     backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))
     layout = find_heads(backbone, data_config(backbone)["input_size"], name)
     masks = spec.expand(layout.heads_per_layer, name)
+    if as_json and spec.needs_scores:
+        raise UsageError(
+            "which heads these masks hit is known once a run has calibrated, and its masks.json has them: leave --json "
+            f"out, got {spec}"
+        )
     if as_json:
         data = {named.name: {**named.mask.to_json(), "digest": named.mask.digest} for named in masks}
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
     layers, heads = counted(len(layout.layers), "layer"), counted(sum(layout.heads_per_layer), "head")
     sys.stdout.write(f"{name}: {layers}, {heads}; {spec} stands for {counted(len(masks), 'mask')}\n")
+    if spec.needs_scores:
+        sys.stdout.write("which heads they hit is known once a run has calibrated\n")
+        sys.stdout.writelines(f"{named.name}  {counted(named.mask.count, 'head')}\n" for named in masks)
+        return
     sys.stdout.writelines(f"{_line(named)}\n" for named in masks)
 
 

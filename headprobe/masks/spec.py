@@ -99,6 +99,12 @@ class MaskSpec(str):
         """Whether heads are ordered by the scores of the run's own calibration."""
         return any(isinstance(clause, GrowColumn) and clause.path.text == CALIBRATION for clause in self._tree.clauses)
 
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Path and column of each order that an earlier run gives."""
+        grown = [clause for clause in self._tree.clauses if isinstance(clause, GrowColumn)]
+        return [(one.path.text, one.column.text) for one in grown if one.path.text != CALIBRATION]
+
     def expand(self, heads_per_layer: Sequence[int], model: str, scores: Scores | None = None) -> list[NamedMask]:
         """The masks that the spec stands for on a model; none for `none`, as the baseline always runs.
 

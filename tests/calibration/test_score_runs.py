@@ -1,0 +1,170 @@
+"""Runs that score heads and mask them in the order of a score: what they write, to the bit, and what is flagged."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from headprobe.errors import RunError
+from headprobe.masks.tables import SCORES
+from headprobe.module import HeadProbe
+from tests.cli_runs import Ended, command, only_message
+
+FEW = ("--data.max_images", "60", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
+SPEC = ("--mask-spec", "grow:calibration:gradient_abs:most:1-24/6", "--ablation", "zero,linear")
+
+
+def scores_of(ended: Ended, number: int = 0) -> list[dict[str, str]]:
+    with (ended.directory(number) / "scores.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def masked_of(ended: Ended, number: int = 0) -> dict[str, set[tuple[int, int]]]:
+    masks = json.loads((ended.directory(number) / "masks.json").read_text())
+    return {
+        name: {(int(layer), head) for layer, heads in mask["masked_heads"].items() for head in heads}
+        for name, mask in masks.items()
+    }
+
+
+def record(ended: Ended, number: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ended.directory(number) / "run.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    ended = command(tmp_path_factory.mktemp("grown"), "test", *SPEC, *FEW)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_masks_grow_in_the_order_of_the_run_s_own_scores(grown: Ended) -> None:
+    rows = scores_of(grown)
+    assert list(rows[0]) == ["layer", "head", "images", *SCORES]
+    assert len(rows) == 24
+    order = sorted(rows, key=lambda row: -float(row["gradient_abs"]))
+    heads = [(int(row["layer"]), int(row["head"])) for row in order]
+    masked = masked_of(grown)
+    for count in (1, 7, 13, 19):
+        assert masked[f"grow:calibration:gradient_abs:most:{count}"] == set(heads[:count])
+
+
+def test_scores_come_from_the_images_that_calibrate_and_are_kept_with_the_constants(grown: Ended) -> None:
+    about = json.loads((grown.directory(0) / "calibration.json").read_text())
+    rows = scores_of(grown)
+    assert {row["images"] for row in rows} == {str(about["images"])}
+    assert about["images"] + record(grown)["data"]["images"] == 60
+    kept = load_file(grown.directory(0) / "calibration.safetensors")
+    for row in rows:
+        for name in SCORES:
+            value = kept[f"layers.{row['layer']}.scores.{name}"][int(row["head"])]
+            assert float(row[name]) == pytest.approx(float(value), rel=1e-9)
+
+
+def test_the_bundled_swin_says_why_scores_are_empty(tmp_path: Path) -> None:
+    words = ("--model.name", "digits_swin", "--score-heads", "--mask-spec", "none", *FEW)
+    ended = command(tmp_path, "test", *words)
+    assert ended.code == 0, ended.err
+    assert {row["direct_logit"] for row in scores_of(ended)} == {""}
+    assert "not a plain vision transformer" in str(record(ended)["undefined"]["direct_logit"])
+    refused = command(tmp_path, "test", *words[:2], "--mask-spec", "grow:calibration:direct_logit", *FEW)
+    assert refused.code == 2
+    assert "have no such score" in only_message(refused)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("grow:calibration:gradient", "expected a score of the run's own calibration: gradient_abs,"),
+        ("grow:calibration:gradient_abs:first", "expected least or most"),
+        ("grow:calibration", "grow takes random:SEEDS or PATH:COLUMN"),
+    ],
+)
+def test_what_is_no_order_is_one_message_before_anything_runs(tmp_path: Path, spec: str, reason: str) -> None:
+    ended = command(tmp_path, "test", "--mask-spec", spec, *FEW)
+    assert ended.code == 2
+    assert reason in only_message(ended)
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_scores_of_an_earlier_calibration_order_the_same_masks(grown: Ended) -> None:
+    again = command(grown.folder, "test", *SPEC, *FEW, "--calibration-file", "lightning_logs/version_0")
+    assert again.code == 0, again.err
+    last = max(int(path.name.split("_")[1]) for path in grown.folder.glob("lightning_logs/version_*"))
+    assert masked_of(again, last) == masked_of(grown)
+
+
+def test_a_calibration_without_scores_orders_nothing(tmp_path: Path) -> None:
+    assert command(tmp_path, "test", "--mask-spec", "layer:3", "--ablation", "linear", *FEW).code == 0
+    ended = command(tmp_path, "test", *SPEC, *FEW, "--calibration-file", "lightning_logs/version_0")
+    assert ended.code == 2
+    assert "holds no scores of heads" in only_message(ended)
+
+
+def test_an_order_by_images_that_are_judged_is_said_to_flatter(grown: Ended) -> None:
+    """Scores of the half that calibrates do not flatter the other half; rises that were measured on it do."""
+    source = Path("lightning_logs/version_0")
+    apart = command(grown.folder, "test", "--mask-spec", f"grow:{source}:stable_rank:least:6", *FEW)
+    assert apart.code == 0, apart.err
+    assert "which flatters" in apart.out  # without --data.calibration half all images are judged
+    half = ("--data.calibration", "half")
+    apart = command(grown.folder, "test", "--mask-spec", f"grow:{source}:stable_rank:least:6", *half, *FEW)
+    assert apart.code == 0, apart.err
+    assert "which flatters" not in apart.out
+    assert command(grown.folder, "test", "--mask-spec", "each:head", *half, *FEW).code == 0
+    last = max(int(path.name.split("_")[1]) for path in grown.folder.glob("lightning_logs/version_*"))
+    measured = f"grow:lightning_logs/version_{last}:nll_rise:least:6"
+    flattering = command(grown.folder, "test", "--mask-spec", measured, *half, *FEW)
+    assert flattering.code == 0, flattering.err
+    assert "nll_rise of lightning_logs" in flattering.out
+    assert "which flatters" in flattering.out
+
+
+def test_the_masks_command_says_that_heads_are_known_later(tmp_path: Path) -> None:
+    ended = command(tmp_path, "masks", "grow:calibration:stable_rank:least:3")
+    assert ended.code == 0, ended.err
+    assert "known once a run has calibrated" in ended.out
+    assert "0.0" not in ended.out
+    assert command(tmp_path, "masks", "grow:calibration:stable_rank", "--json").code == 2
+
+
+# -- to the bit --------------------------------------------------------------------------------------------------------
+
+
+def broken_off(folder: Path, stage: str, batches: int) -> None:
+    real = getattr(HeadProbe, stage)
+    seen: list[int] = []
+
+    def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
+        if len(seen) == batches:
+            raise RunError("the machine went away")
+        seen.append(batch_idx)
+        return real(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadProbe, stage, step)
+        assert only_message(command(folder, "test", *SPEC, *FEW)) == "the machine went away\n"
+
+
+def test_a_run_that_broke_off_in_either_stage_has_the_same_scores_masks_and_numbers(
+    tmp_path: Path, grown: Ended
+) -> None:
+    broken_off(tmp_path, "validation_step", 2)
+    broken_off(tmp_path, "test_step", 7)  # the rest of the calibration, and some of what is judged
+    ended = command(tmp_path, "test", *SPEC, *FEW)
+    assert ended.code == 0, ended.err
+    last = max(int(path.name.split("_")[1]) for path in tmp_path.glob("lightning_logs/version_*"))
+    for name in ("scores.csv", "masks.csv", "masks.json", "calibration.safetensors"):
+        assert (ended.directory(last) / name).read_bytes() == (grown.directory(0) / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_scores_to_the_bit(tmp_path: Path, grown: Ended) -> None:
+    two = command(tmp_path, "test", *SPEC, *FEW, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert two.code == 0, two.err
+    for name in ("scores.csv", "masks.csv", "masks.json"):
+        assert (two.directory(0) / name).read_bytes() == (grown.directory(0) / name).read_bytes(), name
