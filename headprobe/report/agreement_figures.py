@@ -182,5 +182,8 @@ def _has_room(box: FloatArray, dots: FloatArray, names: Sequence[FloatArray]) ->
     if (box < 0).any() or (box > 1).any():
         return False
     room = np.array([DOT_WIDTH, LETTER_HEIGHT / 2])
-    covered = ((dots > box[:2] - room) & (dots < box[2:] + room)).all(axis=1)
-    return not (covered.any() or any(((box[:2] < one[2:]) & (one[:2] < box[2:])).all() for one in names))
+    low, high = box[:2] - room, box[2:] + room
+    return not (
+        ((dots > low) & (dots < high)).all(axis=1).any()
+        or any(((one[2:] > low) & (one[:2] < high)).all() for one in names)
+    )

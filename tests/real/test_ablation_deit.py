@@ -210,6 +210,6 @@ def test_every_head_scores_as_plain_hooks_with_constants_fitted_by_hand_do(
 
 
 def test_heads_lose_less_in_all_if_their_layer_predicts_them_than_if_their_mean_stands_for_them(run: Ended) -> None:
-    # all 500 images, 258 judged, on 2026-11-26: TODO
+    # of all 500 images, 258 judged, on 2026-11-26: 0.947 and 1.759 nats, difference -0.812 [-1.055, -0.569]
     rises = in_table(run, "nll_rise")
     assert rises.linear.sum() < rises.mean.sum()
