@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tests.cli_runs import Ended, command
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]  # on busy cores the run takes long
 
 LAYERS, HEADS, DIM = 12, 3, 64
 OF_EACH_FILE = 10  # of 71 or 72: a plain pass takes 40 ms an image, and each head is masked four times
@@ -180,8 +180,8 @@ def test_every_head_scores_as_plain_hooks_with_the_saved_constants_do(run: Ended
         return constant(mean[head]), prediction(slope, mean[head] - slope @ mean.flatten()[others])
 
     by_hand, table = judged_by_hand(judge, fills), in_table(run, "nll")
-    assert np.abs(by_hand.mean - table.mean).max() <= 1e-4
-    assert np.abs(by_hand.linear - table.linear).max() <= 1e-4
+    assert np.abs(by_hand.mean - table.mean).max() <= 1e-5
+    assert np.abs(by_hand.linear - table.linear).max() <= 1e-5
 
 
 def test_every_head_scores_as_plain_hooks_with_constants_fitted_by_hand_do(
@@ -201,15 +201,16 @@ def test_every_head_scores_as_plain_hooks_with_constants_fitted_by_hand_do(
         own, others = channels(head)
         slots = kept[layer]
         with_one = np.hstack([slots[:, others], np.ones((len(slots), 1))])
-        solution: Array = np.linalg.lstsq(with_one, slots[:, own])[0].astype(np.float64)  # [kept + 1, masked]
+        solution: Array = np.linalg.lstsq(with_one, slots[:, own], rcond=None)[0].astype(np.float64)
         return constant(slots[:, own].mean(axis=0)), prediction(solution[:-1].T, solution[-1])
 
     by_hand, table = judged_by_hand(judge, fills), in_table(run, "nll")
-    np.testing.assert_allclose(table.mean, by_hand.mean, rtol=1e-3)
-    np.testing.assert_allclose(table.linear, by_hand.linear, rtol=1e-3)
+    np.testing.assert_allclose(table.mean, by_hand.mean, rtol=1e-4)
+    np.testing.assert_allclose(table.linear, by_hand.linear, rtol=1e-4)
 
 
 def test_heads_lose_less_in_all_if_their_layer_predicts_them_than_if_their_mean_stands_for_them(run: Ended) -> None:
-    # of all 500 images, 258 judged, on 2026-11-26: 0.947 and 1.759 nats, difference -0.812 [-1.055, -0.569]
+    # Of these 70 images 1.55 and 1.99 nats. Of all 500, 258 judged, on 2026-11-26: 0.947 and 1.759, and the difference
+    # -0.812 [-1.055, -0.569].
     rises = in_table(run, "nll_rise")
     assert rises.linear.sum() < rises.mean.sum()
