@@ -69,11 +69,11 @@ TINY: dict[str, tuple[str, dict[str, object]]] = {
 """Smallest representative of each supported attention class: timm name and options."""
 
 
-def tiny(kind: str, classes: int = 10) -> Any:
-    """Build one of the tiny models with perturbed weights."""
+def tiny(kind: str, classes: int = 10, **changed: Any) -> Any:
+    """Build one of the tiny models with perturbed weights, its options changed by `changed`."""
     name, options = TINY[kind]
     torch.manual_seed(0)
-    return perturbed(timm.create_model(name, num_classes=classes, **options))
+    return perturbed(timm.create_model(name, num_classes=classes, **{**options, **changed}))
 
 
 @pytest.fixture(params=sorted(TINY))

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -22,8 +23,11 @@ from headprobe.run.results import FAMILIES_JOINED
 NAMED = 8
 """How many masks get their names at most: those with the largest rises."""
 
-NAME_WIDTH, NAME_HEIGHT = 0.15, 0.04
-"""Room of a name, in parts of the axes."""
+LEAST_NAMED = 0.1
+"""Only rises of this part of the largest have names."""
+
+LETTER_WIDTH, LETTER_HEIGHT, DOT_WIDTH = 0.015, 0.035, 0.014
+"""Room of a letter and of half a dot, in parts of the axes."""
 
 HEAD = "head:"
 
@@ -140,27 +144,46 @@ def _colour_bar(figure: Figure, axes: list[Axes], layers: IntArray) -> None:
 
 
 def _name(axes: Axes, x: FloatArray, y: FloatArray, names: Sequence[str]) -> None:
-    """Write the names of the largest values beside their dots, where no other name stands already."""
-    spans = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
-    middle = float(np.mean(axes.get_xlim()))
+    """Write the names of the largest values beside their dots, where they cover no other dot and no other name."""
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    named: list[int] = []
-    for number in known[np.argsort(-np.maximum(x, y)[known], kind="stable")]:
-        near = [
-            other
-            for other in named
-            if abs(x[other] - x[number]) < NAME_WIDTH * spans[0] and abs(y[other] - y[number]) < NAME_HEIGHT * spans[1]
-        ]
-        if near or len(named) == NAMED:
-            continue
-        named.append(number)
-        left = x[number] > middle  # inwards, so that no name leaves the axes
-        axes.annotate(
-            names[number],
-            (x[number], y[number]),
-            xytext=(-5 if left else 5, 4),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=7,
-            color="0.25",
-        )
+    sizes = np.maximum(x, y)[known]
+    limits = (axes.get_xlim(), axes.get_ylim())
+    # [masks, 2], in parts of the axes
+    at = np.stack([(of - low) / (high - low) for of, (low, high) in zip((x, y), limits, strict=True)], axis=1)
+    taken: list[FloatArray] = []
+    for number in known[np.argsort(-sizes, kind="stable")]:
+        if len(taken) == NAMED or max(x[number], y[number]) < LEAST_NAMED * sizes.max():
+            break
+        inwards = -1 if at[number, 0] > 0.5 else 1
+        for side in (inwards, -inwards):
+            box = _box(at[number], len(names[number]), side)
+            if _has_room(box, at[known[known != number]], taken):
+                taken.append(box)
+                _write(axes, names[number], (x[number], y[number]), side)
+                break
+
+
+def _write(axes: Axes, name: str, dot: tuple[float, float], side: int) -> None:
+    """Write a name beside a dot: 1 right of it, -1 left."""
+    text = axes.annotate(name, dot, xytext=(6 * side, 0), textcoords="offset points", fontsize=7, color="0.25")
+    text.set(ha="left" if side > 0 else "right", va="center")
+    text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # the line may run through it
+
+
+def _box(dot: FloatArray, letters: int, side: int) -> FloatArray:
+    """Return left, lower, right and upper edge of a name beside a dot, all in parts of the axes."""
+    near, far = DOT_WIDTH, DOT_WIDTH + LETTER_WIDTH * letters
+    left, right = (near, far) if side > 0 else (-far, -near)
+    return np.array([dot[0] + left, dot[1] - LETTER_HEIGHT / 2, dot[0] + right, dot[1] + LETTER_HEIGHT / 2])
+
+
+def _has_room(box: FloatArray, dots: FloatArray, names: Sequence[FloatArray]) -> bool:
+    """Return whether a name stays within the axes and covers no dot of `[dots, 2]` and no other name."""
+    if (box < 0).any() or (box > 1).any():
+        return False
+    room = np.array([DOT_WIDTH, LETTER_HEIGHT / 2])
+    low, high = box[:2] - room, box[2:] + room
+    return not (
+        ((dots > low) & (dots < high)).all(axis=1).any()
+        or any(((one[2:] > low) & (one[:2] < high)).all() for one in names)
+    )

@@ -56,10 +56,13 @@ def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def about_masks(run: Run) -> str:
-    """Return what titles say of a run: its model, its images, and a warning where these fitted the constants too."""
+    """Return what titles say of a run: its model, its images, and which fitted the constants, if there are any."""
     images = counted(int(run.masks[0]["images"]), "image")
     about = f"{run.record['model']['name']}, {images}"
-    return f"{about}, {JUDGED_ON_SAME}" if run.calibration == SAME else about
+    if run.calibration == SAME:
+        return f"{about}, {JUDGED_ON_SAME}"
+    fitted = run.record.get("calibration_images")
+    return f"{about}, {counted(fitted, 'other')} fitted the constants" if fitted else about
 
 
 def _suffix(row: Row) -> str:

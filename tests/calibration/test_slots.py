@@ -9,10 +9,12 @@ from torch import Tensor
 
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.module import HeadProbe
+from tests.describe import oracles
 from tests.describe.driving import describe, noise, tiny_probe
 
 KINDS = ["vit", "distilled", "beit", "eva_inner_norm", "siglip"]
 WINDOWED = ["swin", "swin_v2", "swin_v2_cr"]
+PADDED = {"img_size": (56, 72)}  # 14 x 18 and 7 x 9 patches in windows of 4 x 4
 
 
 def calibrated(probe: HeadProbe, images: Tensor, kinds: list[str], **options: Any) -> list[Any]:
@@ -62,9 +64,10 @@ def test_mean_covariance_and_positions_are_those_of_all_slots(kind: str, fitted:
             np.testing.assert_allclose(layer.position, slots.mean(0), atol=1e-6 * scale)
 
 
+@pytest.mark.parametrize("options", [{}, PADDED], ids=["", "padded"])
 @pytest.mark.parametrize("kind", WINDOWED)
-def test_padding_of_windows_counts_in_no_mean_but_has_positions(kind: str) -> None:
-    probe = tiny_probe(kind)
+def test_padding_of_windows_counts_in_no_mean_but_has_positions(kind: str, options: dict[str, Any]) -> None:
+    probe = tiny_probe(kind, **options)
     images = noise(probe, 6)
     found = calibrated(probe, images, ["position", "linear"])
     for number, (layer, slots) in enumerate(zip(found, kept_slots(probe, images), strict=True)):
@@ -74,6 +77,20 @@ def test_padding_of_windows_counts_in_no_mean_but_has_positions(kind: str) -> No
         assert layer.samples == len(images) * patches
         if patches == slots.shape[1]:
             np.testing.assert_allclose(layer.mean, slots.mean((0, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["swin", "swin_v2"])
+def test_mean_and_covariance_of_padded_windows_are_those_of_the_image_s_own_tokens(kind: str) -> None:
+    probe = tiny_probe(kind, **PADDED)
+    images = noise(probe, 5)
+    normalised = probe.normalised(images).double().numpy()
+    found = calibrated(probe, images, ["linear"], batch=2)
+    for layer, truth in zip(found, oracles.forward(probe.backbone, normalised), strict=True):
+        flat = truth.z.reshape(-1, truth.z.shape[2] * truth.z.shape[3])  # [images * patches, channels]
+        assert layer.samples == len(flat)
+        np.testing.assert_allclose(layer.mean.reshape(-1), flat.mean(0), atol=2e-6 * np.abs(flat).max())
+        expected = np.cov(flat, rowvar=False, bias=True)
+        np.testing.assert_allclose(layer.covariance, expected, atol=5e-6 * np.abs(flat).max() ** 2)
 
 
 def test_constants_do_not_depend_on_batches_or_rows() -> None:

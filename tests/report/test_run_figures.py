@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from PIL import Image
 from scipy.stats import spearmanr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from headprobe.report.agreement_figures import rises_against
 from headprobe.report.run_figures import run_figures
 from headprobe.run.load import load_run
 from headprobe.run.results import write_arrays
@@ -183,6 +186,29 @@ def test_two_ablations_are_drawn_against_each_other_with_their_agreement(tmp_pat
     agree = spearmanr(rises["zero"], rises["mean"]).statistic
     assert f"rank agreement (Spearman) of NLL rises {agree:+.2f}" in title_of(figure)
     assert drawn(figure).misplaced == []
+
+
+def test_names_of_large_rises_cover_no_dot_and_no_other_name() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.exponential(0.05, size=(2, 60))
+    first[:9], second[:9] = 0.3, 0.3 - 0.002 * np.arange(9)  # a pile of large ones
+    figure = rises_against(first, second, ("zero", "mean"), [f"head:{n}.0" for n in range(60)], "title")
+    assert drawn(figure).misplaced == []
+    (axes, _), renderer = figure.axes, FigureCanvasAgg(figure).get_renderer()
+    written = [child for child in axes.get_children() if isinstance(child, Annotation)]
+    assert 3 <= len(written) <= 8
+    boxes = [name.get_window_extent(renderer) for name in written]
+    dots = axes.transData.transform(np.stack([first, second], axis=1))
+    for box in boxes:
+        assert box.count_overlaps(boxes) == 1  # itself
+        assert not any(box.contains(x, y) for x, y in dots)
+
+
+def test_titles_say_how_many_other_images_fitted_the_constants(tmp_path: Path) -> None:
+    data = {"path": "digits", "split": "test", "rows": {"rule": "half", "calibrates": False}}
+    write_run(tmp_path, ["each:head"], ablations=["zero", "mean"], data=data, calibration_images=1200)
+    for name, figure in run_figures(load_run(tmp_path)):
+        assert "tiny, 40 images, 1,200 others fitted the constants" in title_of(figure), name
 
 
 def test_the_map_of_heads_holds_each_ablations_own_drops(tmp_path: Path) -> None:

@@ -16,13 +16,25 @@ from headprobe.backbone.masking.replacement import AffineMap, Constant, Linear, 
 from headprobe.backbone.sandbox import example_images
 from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec, expand_all
-from tests.conftest import tiny
+from tests.conftest import TINY, tiny
 
 SPECS = ["head:0.1", "layer:1", "head:0.0+head:1.1", "each:head"]
 
+PADDED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{kind} with padding": (kind, {"img_size": (56, 72)}) for kind in ("swin", "swin_v2", "swin_v2_cr")
+}
+"""14 x 18 patches in windows of 4 x 4, shifted in every second block: padding below and to the right."""
+
+
+@pytest.fixture(params=[*sorted(TINY), *PADDED])
+def tiny_kind(request: pytest.FixtureRequest) -> str:
+    """Run a test on every kind of tiny model, and on windows with padding."""
+    return str(request.param)
+
 
 def setup(kind: str) -> tuple[Any, HeadLayout, Tensor]:
-    model = tiny(kind)
+    known, changed = PADDED.get(kind, (kind, {}))
+    model = tiny(known, **changed)
     layout = find_heads(model, (3, *model.patch_embed.img_size), kind)
     return model, layout, example_images(model, layout.input_size, 4)
 
@@ -112,11 +124,8 @@ def fills(layout: HeadLayout, keeps: Tensor) -> list[Replacement]:
     ]
     made: list[Replacement] = []
     for number, keep in enumerate(keeps):
-        kinds: list[Replacement] = [
-            Constant("mean", random_constants(layout)),
-            Position(positions),
-            Linear(random_maps(layout, keep)),
-        ]
+        maps = [one if len(one.masked) else None for one in random_maps(layout, keep)]
+        kinds: list[Replacement] = [Constant("mean", random_constants(layout)), Position(positions), Linear(maps)]
         made.append(kinds[number % 3])
     return made
 
