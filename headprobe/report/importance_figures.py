@@ -1,6 +1,8 @@
 """Scores of heads against what the heads cost: the rises themselves, and how well each score predicts them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,6 +30,9 @@ COLOURS = {CALIBRATION: ONE_COLOUR, JUDGED: MASKED_COLOUR, "": "0.35"}
 NAMES = {CALIBRATION: "chosen on calibration images", JUDGED: "chosen on the judged images", "": "chosen on no image"}
 
 WITHIN_COLOUR = "0.62"
+
+DASHES = (0, (4, 2))
+"""The line of a ceiling."""
 
 
 def importance_figures(run: Run) -> Iterator[tuple[str, Figure]]:
@@ -101,19 +106,18 @@ def _correlations(run: Run, rows: Sequence[Row]) -> Figure:
     panels = figure.subplots(1, len(ablations), sharey=True, squeeze=False)[0]
     for axes, ablation in zip(panels, ablations, strict=True):
         for scope, shift in ((ALL, -0.14), (WITHIN_LAYERS, 0.2)):
-            own = [by_key[(ablation, scope, *key)] for key in order]
-            _dots(axes, own, shift)
-        _frame(axes, by_key[(ablation, ALL, *order[0])], ablation)
+            _dots(axes, [by_key[(ablation, scope, *key)] for key in order], shift)
+        # The ceiling is of the heads that a score is defined for: the most of them.
+        widest = max((by_key[(ablation, ALL, *key)] for key in order), key=lambda row: int(row["heads"]))
+        _frame(axes, widest, ablation)
     panels[0].set_yticks(range(len(order)), [name for name, _ in order], fontsize=8)
     for label, (_, source) in zip(panels[0].get_yticklabels(), order, strict=True):
         label.set_color(COLOURS[source])
     panels[0].set_ylim(len(order) - 0.4, -0.6)
-    figure.legend(
-        handles=_keys({source for _, source in order}), loc="outside lower left", ncols=3, frameon=False, fontsize=8
-    )
     about = f"Which score predicts the NLL rise without a head: Spearman's rank correlation\n{about_masks(run)}"
+    write_title(figure, about, "")
     left_out = [name for name, source in candidates if (name, source) not in order]
-    write_title(figure, about, f"Not shown, as they give no order: {', '.join(left_out)}." if left_out else "")
+    _explain(figure, {source for _, source in order}, left_out)
     return figure
 
 
@@ -134,7 +138,7 @@ def _frame(axes: Axes, row: Row, ablation: str) -> None:
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     ceiling = float(row["ceiling"])
     for side in (-ceiling, ceiling) if np.isfinite(ceiling) else ():
-        axes.axvline(side, color="0.3", linewidth=1.0, linestyle=(0, (4, 2)), zorder=0)
+        axes.axvline(side, color="0.3", linewidth=1.0, linestyle=DASHES, zorder=0)
     axes.set(xlim=(-1.05, 1.05), xticks=[-1, -0.5, 0, 0.5, 1])
     axes.set_title(
         f"{ablation}: ceiling {ceiling:.2f}" if np.isfinite(ceiling) else f"{ablation}: no ceiling", fontsize=9
@@ -145,12 +149,17 @@ def _frame(axes: Axes, row: Row, ablation: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _keys(sources: set[str]) -> list[Line2D]:
-    """Return what the dots and lines mean."""
-    kinds: Mapping[str, str] = {source: name for source, name in NAMES.items() if source in sources}
+def _explain(figure: Figure, sources: set[str], left_out: Sequence[str]) -> None:
+    """Write below the panels what dots and lines mean, and which scores are not there."""
+    kinds = {source: name for source, name in NAMES.items() if source in sources}
     keys = [
         Line2D([], [], color=COLOURS[source], marker="o", markersize=5, label=name) for source, name in kinds.items()
     ]
     keys.append(Line2D([], [], color=WITHIN_COLOUR, marker="D", markersize=3, label="within layers"))
-    keys.append(Line2D([], [], color="0.3", linestyle=(0, (4, 2)), linewidth=1, label="ceiling: the true order itself"))
-    return keys
+    keys.append(Line2D([], [], color="0.3", linestyle=DASHES, linewidth=1, label="ceiling: the true order itself"))
+    note = "Lines: 95% intervals over images."
+    note += f" Not shown, as they give no order: {', '.join(left_out)}." if left_out else ""
+    wide = figure.get_size_inches()[0]
+    note = textwrap.fill(note, int(13 * wide))  # letters of this size an inch
+    style: dict[str, Any] = {"frameon": False, "fontsize": 8, "title_fontsize": 8, "alignment": "left"}
+    figure.legend(handles=keys, loc="outside lower left", ncols=3 if wide > 8 else 2, title=note, **style)

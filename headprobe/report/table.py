@@ -122,8 +122,10 @@ def importance_table(rows: Sequence[Row]) -> Table:
         notes.append(
             f"the best {MOST_SCORES} of {scores} scores under each ablation; the rest, tau-b and drops: importance.csv"
         )
-    if any(row["rows"] == "judged" for row in best) or rows[0]["calibration"] == SAME:
-        notes.append("judged: on the same images as the rise, whose noise it may share")
+    if rows[0]["calibration"] == SAME:
+        notes.append("all scores are of the same images as the rises, whose noise they may share")
+    elif any(row["rows"] == "judged" for row in best):
+        notes.append("judged: of the same images as the rises, whose noise such a score may share")
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
