@@ -15,9 +15,10 @@ from headprobe import cli
 from headprobe.callbacks.records import SCHEMA
 from headprobe.masks.spec import MaskSpec
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
+from headprobe.run.importance import importance_of
 from headprobe.run.load import load_run
-from headprobe.run.results import class_rows, variant_rows
-from tests.run.small_runs import write_run
+from headprobe.run.results import class_rows, variant_rows, write_rows
+from tests.run.small_runs import HEADS, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -219,6 +220,15 @@ def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_
     run = load_run(write_run(tmp_path, ["each:head"], ["zero", "mean"]))
     assert documented_columns("ablations.csv") == list(run.table("ablations.csv") or ())
     assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
+
+
+def test_every_column_of_importance_csv_is_documented_in_its_order(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:head"])
+    places = [(layer, head) for layer, count in enumerate(HEADS) for head in range(count)]
+    scores = [{"layer": layer, "head": head, "images": 9, "gradient_abs": 1.5 * layer} for layer, head in places]
+    write_rows(tmp_path / "scores.csv", scores)
+    rows = importance_of(load_run(tmp_path))
+    assert documented_columns("importance.csv") == list(rows[0])
 
 
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:

@@ -31,9 +31,10 @@ from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
-from headprobe.report.table import agreement_table, console, masks_table
+from headprobe.report.table import agreement_table, console, importance_table, masks_table
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.load import Row, calibration_of
+from headprobe.run.importance import importance_of
+from headprobe.run.load import Row, calibration_of, read_run
 from headprobe.run.results import (
     class_rows,
     group_arrays,
@@ -141,11 +142,21 @@ class ResultsWriter(AfterBatch):
             write_rows(directory / "classes.csv", class_rows(probe.variants, scores, classes))
         if bad:
             write_rows(directory / "bad_images.csv", bad)
+        unscored = {} if probe.calibration is None else probe.calibration.about.get("undefined_scores", {})
+        if probe.statistics:
+            write_descriptions(probe.statistics, directory, images_read(coverage))
+        if probe.statistics or unscored:
+            self._record["undefined"] = {**undefined(probe.statistics), **unscored}
+            write_record(directory, self._record)  # figures are made from files, this one included
+        predicted = _predicted(directory) if (directory / "scores.csv").exists() else []
         if self.table:
             _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown], calibration)
             if compared:
                 console.print()
                 console.print(agreement_table(compared))
+            if predicted:
+                console.print()
+                console.print(importance_table(predicted))
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
@@ -154,13 +165,6 @@ class ResultsWriter(AfterBatch):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     console.print(f"Look at: tensorboard --logdir {Path(logger.log_dir).parent}", soft_wrap=True)
-        if probe.statistics:
-            write_descriptions(probe.statistics, directory, images_read(coverage))
-            self._record["undefined"] = undefined(probe.statistics)
-            write_record(directory, self._record)  # figures are made from files, this one included
-        if probe.calibration is not None and probe.calibration.about.get("undefined_scores"):
-            reasons = probe.calibration.about["undefined_scores"]
-            self._record["undefined"] = {**(self._record.get("undefined") or {}), **reasons}
         write_tensorboard(trainer.loggers, directory)
         self._finish("failed" if bad and policy == "error" else "done")
         self._record |= {
@@ -198,6 +202,14 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
     if not isinstance(module, HeadProbe):
         raise TypeError(f"ResultsWriter works with HeadProbe, got {type(module).__name__}")
     return module
+
+
+def _predicted(directory: Path) -> list[Row]:
+    """Write `importance.csv`, where there are single heads to predict, and return its rows."""
+    predicted = importance_of(read_run(directory))
+    if predicted:
+        write_rows(directory / "importance.csv", predicted)
+    return predicted
 
 
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def rises_against(
         axis.set_major_locator(MaxNLocator(6, integer=True))
     ranks.set(xlabel=f"rank, {kinds[0]} (1: smallest rise)", ylabel=f"rank, {kinds[1]}", title="ranks")
     if layers is not None:
-        _colour_bar(figure, [rises, ranks], layers)
+        layer_bar(figure, [rises, ranks], layers)
     named = "layer.head" if heads else "the mask's name"
     write_title(figure, title, f"A dot per mask. Line: the same under both. Large rises carry {named}.")
     return figure
@@ -120,7 +120,7 @@ def rises_against(
 def _scatter(axes: Axes, x: FloatArray, y: FloatArray, layers: IntArray | None) -> None:
     """Draw a dot per mask, and the line of equal values; each axis as far as its own values go."""
     known = np.isfinite(x) & np.isfinite(y)
-    dots: dict[str, Any] = {"color": ONE_COLOUR} if layers is None else {"c": layers[known], **_colours(layers)}
+    dots: dict[str, Any] = {"color": ONE_COLOUR} if layers is None else {"c": layers[known], **layer_colours(layers)}
     axes.scatter(x[known], y[known], s=36, edgecolors="0.2", linewidths=0.5, zorder=3, **dots)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # the line must not widen them
     axes.axline((0, 0), slope=1, color="0.6", linewidth=1, zorder=1)
@@ -131,15 +131,16 @@ def _scatter(axes: Axes, x: FloatArray, y: FloatArray, layers: IntArray | None) 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _colours(layers: IntArray) -> dict[str, Any]:
+def layer_colours(layers: IntArray) -> dict[str, Any]:
     """Return the colours of layers, as arguments of matplotlib: one step for each."""
     count = int(layers.max()) + 1
     return {"cmap": VALUE_COLOURS, "norm": BoundaryNorm(np.arange(count + 1) - 0.5, 256)}
 
 
-def _colour_bar(figure: Figure, axes: list[Axes], layers: IntArray) -> None:
+def layer_bar(figure: Figure, axes: list[Axes], layers: IntArray) -> None:
+    """Draw beside the axes which colour a layer has."""
     count = int(layers.max()) + 1
-    bar = figure.colorbar(ScalarMappable(**_colours(layers)), ax=axes, label="layer", fraction=0.05, pad=0.02)
+    bar = figure.colorbar(ScalarMappable(**layer_colours(layers)), ax=axes, label="layer", fraction=0.05, pad=0.02)
     bar.set_ticks(list(some(count, 16)))
 
 

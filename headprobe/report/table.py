@@ -21,6 +21,9 @@ MOST_ROWS = 40
 FEW_IMAGES = 200
 """With fewer images the intervals of the NLL may be too narrow: docs/results.md says how much."""
 
+MOST_SCORES = 5
+"""A run shows so many scores under each ablation, the best; all of them are in `importance.csv`."""
+
 SMALLEST_P = 1e-300
 """A p below it, which a float may round to 0, is shown as below it."""
 
@@ -87,6 +90,53 @@ def agreement_table(rows: Sequence[Row]) -> Table:
             with_limits(row, "b_minus_a", "+.3f"),
         )
     return table
+
+
+def importance_table(rows: Sequence[Row]) -> Table:
+    """Return for each ablation the scores that predict best what single heads cost, from the rows of `importance.csv`.
+
+    Each line also has the score's correlation within layers; the last line of an ablation has the ceilings.
+    """
+    rises = [row for row in rows if row["target"] == "nll_rise"]
+    best = [row for row in rises if row["scope"] == "all"]
+    inside = {(row["ablation"], row["score"], row["rows"]): row for row in rises if row["scope"] != "all"}
+    scores = len({(row["score"], row["rows"]) for row in best})
+    judged = counted(int(best[0]["images_judged"]), "image")
+    measured = max(int(row["heads"]) + int(row["heads_without_score"]) for row in best)
+    title = f"which score of a head predicts the NLL rise without it: {measured} heads, judged on {judged}"
+    table = _plain_table(title)
+    for heading in ("ablation", "score"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("chosen on", "Spearman [95%]", "within layers [95%]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for ablation in dict.fromkeys(str(row["ablation"]) for row in best):
+        own = [row for row in best if row["ablation"] == ablation]
+        for row in own[:MOST_SCORES]:
+            within = inside[ablation, row["score"], row["rows"]]
+            numbers = (with_limits(one, "spearman", "+.2f") for one in (row, within))
+            table.add_row(ablation, str(row["score"]), _chosen_on(row), *numbers)
+        ceilings = (_ceiling(row) for row in (own[0], inside[ablation, own[0]["score"], own[0]["rows"]]))
+        table.add_row(ablation, "(ceiling: the true order itself)", "", *ceilings, style="dim")
+    notes = []
+    if scores > MOST_SCORES:
+        notes.append(
+            f"the best {MOST_SCORES} of {scores} scores under each ablation; the rest, tau-b and drops: importance.csv"
+        )
+    if rows[0]["calibration"] == SAME:
+        notes.append("all scores are of the same images as the rises, whose noise they may share")
+    elif any(row["rows"] == "judged" for row in best):
+        notes.append("judged: of the same images as the rises, whose noise such a score may share")
+    table.caption, table.caption_justify = "\n".join(notes), "left"
+    return table
+
+
+def _chosen_on(row: Row) -> str:
+    """Return on which images a score was computed, as a cell."""
+    return f"{row['images_chosen']:,} {row['rows']}" if row["rows"] else "nothing"
+
+
+def _ceiling(row: Row) -> str:
+    return "unknown" if math.isnan(float(row["ceiling"])) else f"{float(row['ceiling']):.2f}"
 
 
 def _plain_table(title: str) -> Table:

@@ -31,7 +31,7 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
         calibration: Which images fitted the constants: `half`, `same`, `split:NAME`; nothing where nothing was fitted.
     """
     kinds = list(dict.fromkeys(str(row["ablation"]) for row in rows[1:]))
-    of_variants = _by_variant(rows, groups) if len(kinds) > 1 else {}
+    of_variants = sums_by_variant(rows, groups) if len(kinds) > 1 else {}
     images = np.asarray(groups["images"], dtype=np.int64)
     draws = {kind: 1 + max(int(row["draw"]) for row in rows if row["ablation"] == kind) for kind in kinds}
     found: list[Row] = []
@@ -54,7 +54,7 @@ def _families(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {family: list(masks) for family, masks in members.items() if len(masks) >= FEWEST_ORDERED}
 
 
-def _by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:
+def sums_by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:
     """Return for each ablation and mask its quantities' sums over draws and over the images of each group."""
     with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
         rises = np.asarray(groups["nll"] - groups["nll"][0], dtype=np.float64)  # [rows, groups]
