@@ -216,7 +216,7 @@ def test_unknown_numbers_of_images_leave_the_time_of_one() -> None:
 
 def test_the_cost_of_fitting_is_the_least_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(dry_fitting.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("headprobe.commands.dry_fitting.time.perf_counter", lambda: clock[0])
     spent = {"plain": iter([9.0, 1.0, 5.0, 2.0]), "ours": iter([9.0, 7.0, 1.2, 3.0])}
 
     def run(name: str) -> torch.Tensor:
