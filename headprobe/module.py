@@ -380,18 +380,18 @@ class HeadProbe(lightning.LightningModule):
             )
         self._begin_passes()
 
-    def begin_calibration(self, fitting: bool = True) -> None:
-        """Begin to calibrate on a unit of noise; without `fitting` only the passes run. For dry runs."""
-        self.calibrating, self.statistics = True, (SlotStatistic(self.fitted_kinds),) if fitting else ()
+    def begin_calibration(self, batch_size: int) -> RowPlan:
+        """Begin to calibrate on a unit of noise, for dry runs."""
+        self.calibrating, self.statistics = True, (SlotStatistic(self.fitted_kinds),)
         self.begin_units(1)
-        self.plan_passes(32)
+        self.plan_passes(batch_size)
         self.observe_heads()
+        if self.passes is None:
+            raise RunError("the forward passes are not planned")
+        return self.passes.plan  # on a GPU the statistic may have halved the rows
 
     def end_calibration(self) -> int:
-        """End a calibration on noise and return the bytes of its sums."""
-        self.statistics = (SlotStatistic(self.fitted_kinds),)
-        self.begin_units(1)
-        self.observe_heads()
+        """End a calibration on noise and return the bytes of a unit's sums."""
         sums = self.statistics[0].empty_sums().values()
         self.calibrating, self.statistics, self.unit_sums = False, (), None
         return sum(getattr(metric, name).nbytes for metric in sums for name in metric.layout)

@@ -297,6 +297,18 @@ class ImageNetDataModule(LightningDataModule):
         """Images that calibrate, good and bad; None where nothing does, or where only reading would show them."""
         return None if self._calibration is None else self._calibration.images
 
+    def calibrates_on(self, processes: int) -> tuple[int | None, int, int]:
+        """Return how many images calibrate (None: nobody knows), units of a process, and how many it reads at once.
+
+        Raises:
+            RunError: Nothing calibrates, or the data are not bound.
+        """
+        before, self.calibrating = self.calibrating, True
+        try:
+            return self.expected_images, -(-self.units // processes), max(1, self._workers(processes))
+        finally:
+            self.calibrating = before
+
     @property
     def images_to_do(self) -> int | None:
         """Images of the units in `todo`, good and bad; None where only reading would show them."""
