@@ -6,7 +6,7 @@ subclass of `Replacement`; windows, waves and shortcuts need no change for it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -332,7 +332,16 @@ def check_replacements(layout: HeadLayout, replacements: Sequence[Replacement], 
     """
     if len(replacements) != variants:
         raise UsageError(f"{variants} variants need a replacement each, got {len(replacements)}")
-    others = sorted({kind.name for kind in replacements if kind.name != ZERO})
+    refuse_at_operator(layout, {kind.name for kind in replacements})
+
+
+def refuse_at_operator(layout: HeadLayout, kinds: Collection[str]) -> None:
+    """Refuse kinds of ablation that a model's layers do not allow.
+
+    Raises:
+        UsageError: Heads are masked in the attention operator's output, which can only be set to zero.
+    """
+    others = sorted(set(kinds) - {ZERO})
     at_operator = [layer.name for layer in layout.layers if layer.masked_at_operator]
     if others and at_operator:
         raise UsageError(
