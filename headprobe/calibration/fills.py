@@ -87,12 +87,13 @@ def _linear(variant: Variant, layout: HeadLayout, calibration: Calibration) -> L
     return Linear(maps)
 
 
-FEW_IMAGES, FEW_TOKENS = 20, 10
+FEW_IMAGES, FEW_TOKENS = 20, 50
 """Below so many images, or for `linear` tokens a channel of the layer, constants fit these images and few others.
 
-Measured with `each:head` of the bundled models, judged on 249 other images: the rises of linear sum to 71 and 4.9 nats
-where 1 image fits, 1.9 and 1.3 with 10, 0.50 and 0.41 with 20 (5 tokens a channel), 0.31 and 0.25 with 50, 0.27 with
-200; those of the mean to 2.2 and 1.2 with 1 image, 0.88 and 0.74 with 10, and 0.70 and 0.67 with 20.
+Measured with `each:head` of the bundled models (ViT, Swin), judged on 249 other images. The rises of linear sum to 71
+and 4.9 nats where 1 image fits, 1.9 and 1.3 with 10, 0.50 and 0.41 with 20, 0.31 and 0.25 with 50 (in the ViT 51 tokens
+a channel: tokens of an image are alike), 0.27 with 200. Those of the mean sum to 2.2 and 1.2 with 1 image, 0.88 and
+0.74 with 10, 0.70 and 0.67 with 20.
 """
 
 

@@ -129,7 +129,15 @@ class ImageNetDataModule(LightningDataModule):
         Args:
             fits: Whether something is fitted in this run; by default one half of the images calibrates then.
             fitted_on: The identity of the data that given constants were fitted on: these images are not judged.
+
+        Raises:
+            UsageError: Nothing is to be fitted, and an option says on how many images.
         """
+        if fitted_on is not None and self.calibration_images is not None:
+            raise UsageError(
+                "--data.calibration_images is for constants that are fitted now, and --calibration-file gives them: leave "
+                f"one of the two out, got {self.calibration_images:,}"
+            )
         self.fits, self._fitted_on = fits, fitted_on
         if fits and self.calibration is None:
             self.calibration = CalibrationRows("half")

@@ -70,10 +70,9 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
 
 def agreement_table(rows: Sequence[Row]) -> Table:
     """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
-    title = "kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats"
+    table = _plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
     if any(row.get("calibration") == SAME for row in rows):
-        title += f"; {JUDGED_ON_SAME}"
-    table = _plain_table(title)
+        table.caption, table.caption_justify = JUDGED_ON_SAME, "left"
     for heading in ("ablations", "masks"):
         table.add_column(heading, no_wrap=True)
     for heading in ("Spearman [95%]", "sums", "difference [95%]"):

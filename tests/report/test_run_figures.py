@@ -197,8 +197,8 @@ def test_titles_of_what_was_not_fitted_name_no_calibration(tmp_path: Path) -> No
 def test_figures_of_a_described_mask_name_its_ablation_and_what_fitted_it(tmp_path: Path) -> None:
     data = {"path": "digits", "rows": {"rule": "same", "calibrates": False}}
     write_run(tmp_path, ["layer:0"], ["mean"], data=data, calibration="0" * 64, calibration_images=40)
-    write_heads(tmp_path, {"entropy_nats": np.arange(7.0)}, mask="layer:0")
-    (title,) = [title_of(figure) for name, figure in run_figures(load_run(tmp_path)) if name == "entropy_nats/by_layer"]
+    write_heads(tmp_path, {"confidence": np.arange(7.0)}, mask="layer:0")
+    (title,) = [title_of(figure) for name, figure in run_figures(load_run(tmp_path)) if name == "confidence/by_layer"]
     assert "mean ablation, judged on the images that fitted the constants" in " ".join(title.split())
 
 
