@@ -135,8 +135,8 @@ class ImageNetDataModule(LightningDataModule):
         """
         if fitted_on is not None and self.calibration_images is not None:
             raise UsageError(
-                "--data.calibration_images is for constants that are fitted now, and --calibration-file gives them: leave "
-                f"one of the two out, got {self.calibration_images:,}"
+                "--data.calibration_images is for constants that are fitted now, and --calibration-file gives them: "
+                f"leave one of the two out, got {self.calibration_images:,}"
             )
         self.fits, self._fitted_on = fits, fitted_on
         if fits and self.calibration is None:

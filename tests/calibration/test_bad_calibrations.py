@@ -19,6 +19,7 @@ from headprobe.backbone.weights import save_backbone
 from headprobe.calibration import slots
 from headprobe.calibration.constants import Calibration, LayerConstants, read_calibration
 from headprobe.data.parts import calibrates
+from headprobe.describe.head_outputs import head_outputs
 from headprobe.errors import UsageError
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
@@ -220,7 +221,7 @@ def test_nan_in_a_head_is_one_message_with_the_layer(tmp_path: Path, kind: str) 
 def test_an_image_that_makes_a_head_nan_fits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    real = slots.head_outputs
+    real = head_outputs
 
     def broken(record: Any, facts: Any) -> torch.Tensor:
         found = real(record, facts).clone()
