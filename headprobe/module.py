@@ -19,7 +19,7 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
-from headprobe.backbone.masking.replacement import Constant, Replacement
+from headprobe.backbone.masking.replacement import Constant, Replacement, refuse_kinds
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
@@ -30,7 +30,7 @@ from headprobe.calibration.constants import (
     refuse_another,
     to_bytes,
 )
-from headprobe.calibration.fills import replacements_of
+from headprobe.calibration.fills import few_in_words, replacements_of
 from headprobe.calibration.optimal import (
     Round,
     Search,
@@ -237,6 +237,7 @@ class HeadProbe(lightning.LightningModule):
         texts = [specs] if isinstance(specs, str) or not isinstance(specs, Iterable) else specs
         checked = [MaskSpec(text) for text in texts]
         self.variants = expand_all(checked, self.layout.heads_per_layer, self.source.name, self.ablations)
+        refuse_kinds(self.layout, {variant.ablation for variant in self.variants})
 
         keep = [variant.mask.mask.keep() for variant in self.variants]  # each [layers, max heads]
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
@@ -277,6 +278,8 @@ class HeadProbe(lightning.LightningModule):
         found = [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
         if self.resampled is not None:
             found.append(self._donors_in_words())
+        if self.calibration is not None:
+            found += _of_calibration(self.calibration, self.fitted_kinds)
         if self.calibration is not None and OPTIMAL in self.calibration.about:
             found.append(Decision("optimal", in_words(self.calibration.about[OPTIMAL]), shown=True))
         return found
@@ -310,9 +313,19 @@ class HeadProbe(lightning.LightningModule):
             UsageError: It is no calibration, or one of another model, other weights, another transform or resolution,
                 or it lacks the constants of an ablation.
         """
+        if not self.fitted_kinds:
+            raise UsageError(
+                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}: leave it out, got "
+                f"{self.ablations.text}"
+            )
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
         refuse_another(found, self.identity(), self.fitted_kinds)
         refuse_missing(found, self.variants)
+        if not {"data", "images"} <= found.about.keys():
+            raise UsageError(
+                "the calibration does not say which images it was fitted on, which could judge themselves: fit it anew "
+                f"without --calibration-file, got {', '.join(sorted(found.about))}"
+            )
         self.given_calibration = found
 
     @property
@@ -715,6 +728,18 @@ def _normalisation(source: ModelSource, config: Mapping[str, Any]) -> Decision:
     """Return how images are normalised: a file of weights does not say which normalisation they were trained with."""
     numbers = ", ".join(f"{name} {tuple(round(float(value), 4) for value in config[name])}" for name in ("mean", "std"))
     return Decision("normalisation", f"{numbers}, as {source.name} is configured (pretrained_cfg_overlay)")
+
+
+def _of_calibration(calibration: Calibration, kinds: Sequence[str]) -> list[Decision]:
+    """Return what is to be known of the images that fitted the constants of a run."""
+    found = []
+    if left_out := calibration.about.get("images_left_out", 0):
+        read = counted(calibration.about["images"], "other")
+        text = f"{counted(left_out, 'calibration image')} could not be read; constants are of the {read}"
+        found.append(Decision("unread calibration images", text, shown=True))
+    if few := few_in_words(calibration, kinds):
+        found.append(Decision("few calibration images", few, shown=True))
+    return found
 
 
 def _of_layers(layout: HeadLayout) -> list[Decision]:

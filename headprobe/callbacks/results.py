@@ -122,7 +122,8 @@ class ResultsWriter(AfterBatch):
     def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores) -> None:
         directory, bad = self._directory, coverage.bad
         policy = data_of(trainer).on_bad_image
-        rows, calibration = variant_rows(probe.variants, scores), calibration_of(self._record)
+        calibration = calibration_of(self._record)
+        rows = variant_rows(probe.variants, scores, calibration)
         write_rows(directory / "masks.csv", rows)
         groups = group_arrays(rows, scores)
         write_arrays(directory / "groups.npz", groups)
@@ -138,7 +139,7 @@ class ResultsWriter(AfterBatch):
         if bad:
             write_rows(directory / "bad_images.csv", bad)
         if self.table:
-            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown], calibration)
+            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
             if compared:
                 console.print()
                 console.print(agreement_table(compared))
@@ -236,12 +237,12 @@ def _accepted(bad: int, policy: str, images: int) -> str:
     return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
-def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision], calibration: str) -> None:
+def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
     """Print what was decided and may surprise, the table, and a warning of NaN or infinite logits."""
     console.print()
     for decision in decisions:
         console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
-    console.print(masks_table(rows, probe.title, calibration=calibration))
+    console.print(masks_table(rows, probe.title))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")
