@@ -28,9 +28,8 @@ from headprobe.backbone.sandbox import in_single, quiet
 from headprobe.backbone.weights import weights_digest
 from headprobe.calibration.constants import Calibration, read_calibration, refuse_another
 from headprobe.calibration.fills import replacements_of
-from headprobe.calibration.slots import position_shapes
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.ablations import FITTED, POSITION, RESAMPLE, ZERO, Ablations
+from headprobe.masks.ablations import FITTED, RESAMPLE, ZERO, Ablations
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.text import counted
 
@@ -145,21 +144,19 @@ def _fills(
         "layers": [layer.name for layer in layout.layers],
     }
     refuse_another(calibration, own, [kind])
-    if kind == POSITION:
-        _refuse_other_tokens(calibration, layout)
+    _refuse_other_size(calibration, layout)
     check_replacements(layout, fills := replacements_of(variants, layout, calibration), 1)
     return fills
 
 
-def _refuse_other_tokens(calibration: Calibration, layout: HeadLayout) -> None:
-    """Raise a UsageError where images of this size have other token positions than those of the calibration."""
-    for number, (positions, heads, head_dim) in enumerate(position_shapes(layout)):
-        fitted = calibration.layers[number].position
-        if fitted is not None and fitted.shape != (positions, heads, head_dim):
-            raise UsageError(
-                f"the calibration has {len(fitted)} token positions in layer {number}, where images of "
-                f"{layout.input_size} have {positions}: fit it at this size, or choose mean, got position"
-            )
+def _refuse_other_size(calibration: Calibration, layout: HeadLayout) -> None:
+    """Raise a UsageError where images of this size are others than those of the calibration."""
+    fitted = calibration.about.get("model", {}).get("data_config", {}).get("input_size")
+    if fitted is not None and tuple(fitted) != tuple(layout.input_size):
+        raise UsageError(
+            f"the calibration was fitted on images of {tuple(fitted)}: give input_size that size if yours have it, or "
+            f"fit it anew, got {tuple(layout.input_size)}"
+        )
 
 
 @contextmanager

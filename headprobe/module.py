@@ -19,7 +19,7 @@ from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
-from headprobe.backbone.masking.replacement import Constant, Replacement
+from headprobe.backbone.masking.replacement import Constant, Replacement, refuse_kinds
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
@@ -30,7 +30,7 @@ from headprobe.calibration.constants import (
     refuse_another,
     to_bytes,
 )
-from headprobe.calibration.fills import replacements_of
+from headprobe.calibration.fills import few_in_words, replacements_of
 from headprobe.calibration.gradient_pass import ImageGradients
 from headprobe.calibration.optimal import (
     Round,
@@ -249,6 +249,7 @@ class HeadProbe(lightning.LightningModule):
         self.specs = [MaskSpec(text) for text in texts]
         self.score_heads = score_heads or any(spec.needs_scores for spec in self.specs)
         self._expand(None)
+        refuse_kinds(self.layout, {variant.ablation for variant in self.variants})
 
     def _expand(self, scores: Scores | None) -> None:
         """Make the variants of the specs; without scores those that are ordered by one mask any heads."""
@@ -292,6 +293,8 @@ class HeadProbe(lightning.LightningModule):
         found = [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
         if self.resampled is not None:
             found.append(self._donors_in_words())
+        if self.calibration is not None:
+            found += _of_calibration(self.calibration, self.fitted_kinds)
         if self.calibration is not None and OPTIMAL in self.calibration.about:
             found.append(Decision("optimal", in_words(self.calibration.about[OPTIMAL]), shown=True))
         return found
@@ -325,9 +328,19 @@ class HeadProbe(lightning.LightningModule):
             UsageError: It is no calibration, or one of another model, other weights, another transform or resolution,
                 or it lacks the constants of an ablation.
         """
+        if not self.fits:
+            raise UsageError(
+                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, and for scores: "
+                f"leave it out, got {self.ablations.text}"
+            )
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
         refuse_another(found, self.identity(), self.fitted_kinds, self.score_heads)
         refuse_missing(found, self.variants)
+        if not {"data", "images"} <= found.about.keys():
+            raise UsageError(
+                "the calibration does not say which images it was fitted on, which could judge themselves: fit it anew "
+                f"without --calibration-file, got {', '.join(sorted(found.about))}"
+            )
         self.given_calibration = found
 
     @property
@@ -408,18 +421,18 @@ class HeadProbe(lightning.LightningModule):
             )
         self._begin_passes()
 
-    def begin_calibration(self, fitting: bool = True) -> None:
-        """Begin to calibrate on a unit of noise; without `fitting` only the passes run. For dry runs."""
-        self.calibrating, self.statistics = True, self._calibrating_statistics() if fitting else ()
+    def begin_calibration(self, batch_size: int) -> RowPlan:
+        """Begin to calibrate on a unit of noise, for dry runs."""
+        self.calibrating, self.statistics = True, self._calibrating_statistics()
         self.begin_units(1)
-        self.plan_passes(32)
+        self.plan_passes(batch_size)
         self.observe_heads()
+        if self.passes is None:
+            raise RunError("the forward passes are not planned")
+        return self.passes.plan  # on a GPU the statistic may have halved the rows
 
     def end_calibration(self) -> int:
-        """End a calibration on noise and return the bytes of its sums."""
-        self.statistics = self._calibrating_statistics()
-        self.begin_units(1)
-        self.observe_heads()
+        """End a calibration on noise and return the bytes of a unit's sums."""
         sums = [metric for statistic in self.statistics for metric in statistic.empty_sums().values()]
         self.calibrating, self.statistics, self.unit_sums = False, (), None
         return sum(getattr(metric, name).nbytes for metric in sums for name in metric.layout)
@@ -772,6 +785,18 @@ def _normalisation(source: ModelSource, config: Mapping[str, Any]) -> Decision:
     """Return how images are normalised: a file of weights does not say which normalisation they were trained with."""
     numbers = ", ".join(f"{name} {tuple(round(float(value), 4) for value in config[name])}" for name in ("mean", "std"))
     return Decision("normalisation", f"{numbers}, as {source.name} is configured (pretrained_cfg_overlay)")
+
+
+def _of_calibration(calibration: Calibration, kinds: Sequence[str]) -> list[Decision]:
+    """Return what is to be known of the images that fitted the constants of a run."""
+    found = []
+    if left_out := calibration.about.get("images_left_out", 0):
+        read = counted(calibration.about["images"], "other")
+        text = f"{counted(left_out, 'calibration image')} could not be read; constants are of the {read}"
+        found.append(Decision("unread calibration images", text, shown=True))
+    if few := few_in_words(calibration, kinds):
+        found.append(Decision("few calibration images", few, shown=True))
+    return found
 
 
 def _of_layers(layout: HeadLayout) -> list[Decision]:

@@ -115,8 +115,8 @@ class ProbeTrainer(lightning.Trainer):
             UsageError: An option would score a part of the images; or a logger names a folder that is there already.
             RunError: The run's folder cannot be made.
         """
-        limits = (self.fast_dev_run, self.limit_test_batches, self.overfit_batches)  # type: ignore[attr-defined]  # options
-        refuse_limits(*limits)
+        limits = (self.limit_test_batches, self.overfit_batches, self.limit_val_batches)  # type: ignore[attr-defined]
+        refuse_limits(self.fast_dev_run, *limits)  # type: ignore[attr-defined]  # options of Lightning's
         _refuse_changed_batches(self)
         frame = inspect.currentframe()
         if not self.command.startswith("headprobe "):
@@ -295,30 +295,38 @@ def _listed(callbacks: Any) -> list[lightning.Callback]:
     return [callbacks] if isinstance(callbacks, lightning.Callback) else list(callbacks)
 
 
-def refuse_limits(fast_dev_run: Any, limit_test_batches: Any, overfit_batches: Any) -> None:
-    """Refuse Lightning's ways to end a test early: they count batches per process and would break units.
+def refuse_limits(
+    fast_dev_run: Any, limit_test_batches: Any, overfit_batches: Any, limit_val_batches: Any = None
+) -> None:
+    """Refuse Lightning's ways to end a test or its calibration early: they count batches and would break units.
 
     Args:
         fast_dev_run: Lightning's option of this name: a number of batches, or true for one.
         limit_test_batches: The same: all batches are 1.0 or None; the whole number 1, equal to it, is a single batch.
         overfit_batches: The same; it limits the batches of a training.
+        limit_val_batches: The same; the images that calibrate are Lightning's validation.
 
     Raises:
         UsageError: One of them is given.
     """
-    everything = limit_test_batches is None or (isinstance(limit_test_batches, float) and limit_test_batches == 1)
-    if not (fast_dev_run or overfit_batches) and everything:
-        return
-    if fast_dev_run:
-        name, got = "fast_dev_run", fast_dev_run
-    elif overfit_batches:
-        name, got = "overfit_batches", overfit_batches
-    else:
-        name, got = "limit_test_batches", limit_test_batches
-    raise UsageError(
-        f"--trainer.{name} counts batches of a process, and a test scores whole units of the data, each image once; "
-        f"leave it out and use --data.max_images instead, got {got}"
+    of_test = "a test scores whole units of the data, each image once; leave it out and use --data.max_images instead"
+    of_fitting = (
+        "what is fitted before a test takes whole units of the data; leave it out and use --data.calibration_images "
+        "instead"
     )
+    limits = (
+        ("fast_dev_run", fast_dev_run, bool(fast_dev_run), of_test),
+        ("overfit_batches", overfit_batches, bool(overfit_batches), of_test),
+        ("limit_test_batches", limit_test_batches, not _everything(limit_test_batches), of_test),
+        ("limit_val_batches", limit_val_batches, not _everything(limit_val_batches), of_fitting),
+    )
+    for name, got, limits_something, instead in limits:
+        if limits_something:
+            raise UsageError(f"--trainer.{name} counts batches of a process, and {instead}, got {got}")
+
+
+def _everything(limit: Any) -> bool:
+    return limit is None or (isinstance(limit, float) and limit == 1)
 
 
 def _refuse_changed_batches(trainer: lightning.Trainer) -> None:

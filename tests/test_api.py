@@ -143,7 +143,10 @@ def test_a_model_compiled_before_is_refused(call: Any) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("each:layer", "a spec of one mask, got each:layer with 6 masks"), ("layer:9", "has no layer 9")],
+    [
+        ("each:layer", "a spec of one mask and one ablation, got each:layer under zero with 6 variants"),
+        ("layer:9", "has no layer 9"),
+    ],
 )
 def test_a_spec_that_does_not_suit_is_refused(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message), headprobe.ablate(tiny("vit"), spec):

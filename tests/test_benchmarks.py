@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import describe, streaming, units
+from benchmarks import calibration, describe, streaming, units
 from tests.data.parquet_sets import encoded
 from tests.data.test_decode import noise
 
@@ -24,6 +24,20 @@ def test_the_benchmark_of_described_heads_prints_and_writes_a_ratio_for_each_cal
     assert all(f"| {name} |" in printed for name in named)
     assert cases[0]["ratio_of_minima"] == 1
     assert all(case["seconds"] > 0 for case in cases)
+
+
+def test_the_benchmark_of_fitting_prints_and_writes_a_ratio_for_each_set_of_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    file = tmp_path / "numbers.json"
+    words = ["--model", "test_vit", "--batch", "2", "--threads", "1", "--repeats", "1", "--json", str(file)]
+    calibration.main(words)
+    printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
+    named = [case["case"] for case in cases]
+    assert {calibration.PLAIN, calibration.WITHOUT, "mean", "mean, linear"} <= set(named)
+    assert all(f"| {name} |" in printed for name in named)
+    assert cases[0]["clock_ratio_of_minima"] == 1
 
 
 def test_the_benchmark_of_reading_images_prints_and_writes_a_ratio(

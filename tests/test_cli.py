@@ -45,6 +45,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         (["--mask-spec", "head:3"], "write head:3.1 for head 1 of layer 3"),
         (["--mask-spec", ""], "the mask spec is empty"),
         (["--mask-spec", "layer:1", "--mask-spec", "layer:2"], "--mask-spec stands more than once"),
+        (["--ablation", "mean", "--ablation", "zero"], "--ablation stands more than once: join several with a comma"),
         (["--mask-spec", "[]"], "the list of mask specs is empty"),
         (["--bogus", "3"], "unrecognized arguments: --bogus 3"),
         (["--data.batchsize", "3"], "did you mean --data.batch_size"),
@@ -62,6 +63,8 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         (["--trainer.limit_test_batches", "0.5"], "use --data.max_images instead, got 0.5"),
         (["--trainer.fast_dev_run", "true"], "--trainer.fast_dev_run counts batches"),
         (["--trainer.fast_dev_run", "5"], "use --data.max_images instead, got 5"),
+        (["--trainer.limit_val_batches", "2"], "use --data.calibration_images instead, got 2"),
+        (["--trainer.limit_val_batches", "0"], "use --data.calibration_images instead, got 0"),
         (["--trainer.overfit_batches", "1"], "--trainer.overfit_batches counts batches"),
         (["--model.row_budget", "0"], "row_budget must be 1 or more, got 0"),
     ],
@@ -137,6 +140,7 @@ def test_a_class_or_value_that_does_not_do_is_one_line_with_its_option(
     [
         ("mask_spec: 3:5", "YAML reads a bare 3:5 as 185"),
         ("mask_spec: 3.5", "YAML reads a bare 3.5 as a number"),
+        ("ablation:\nseed_everything: 1", "ablation: in a config file must have a value"),
         ("mask_spec:\nseed_everything: 1", "mask_spec: in a config file must have a value"),
         ("data:\nmask_spec: none", "data: in a config file must hold options or be left out"),
         ("data: {batch_size: null}", "data.batch_size: in a config file must have a value"),
@@ -354,6 +358,13 @@ def test_a_config_that_would_replace_the_masks_asked_for_is_refused(tmp_path: Pa
     ended = command(tmp_path, "test", "--mask-spec", "layer:3", "--config", "own.yaml", *QUICK)
     assert ended.code == 2
     assert "put --mask-spec last" in only_message(ended)
+
+
+def test_a_config_that_would_replace_the_ablation_asked_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("ablation: zero\n")
+    ended = command(tmp_path, "test", "--mask-spec", "layer:3", "--ablation", "mean", "--config", "own.yaml", *QUICK)
+    assert ended.code == 2
+    assert "put --ablation last" in only_message(ended)
 
 
 def test_a_config_without_masks_may_stand_behind_them(tmp_path: Path) -> None:

@@ -135,13 +135,15 @@ def test_standard_callbacks_stand_once_around_the_users(tmp_path: Path) -> None:
         {"fast_dev_run": True},
         {"fast_dev_run": 3},
         {"overfit_batches": 1},
+        {"limit_val_batches": 1},
+        {"limit_val_batches": 0},
     ],
 )
 def test_limits_that_would_score_parts_of_units_are_refused_in_python_too(
     tmp_path: Path, limit: dict[str, Any]
 ) -> None:
     trainer = headprobe.ProbeTrainer(accelerator="cpu", default_root_dir=str(tmp_path), **limit)
-    with pytest.raises(headprobe.UsageError, match=rf"--trainer\.{next(iter(limit))} .* use --data\.max_images"):
+    with pytest.raises(headprobe.UsageError, match=rf"--trainer\.{next(iter(limit))} .* use --data\."):
         trainer.test(headprobe.HeadProbe(), datamodule=headprobe.ImageNetDataModule())
     assert list(tmp_path.iterdir()) == []
 

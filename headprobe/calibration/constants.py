@@ -169,6 +169,8 @@ def from_bytes(content: bytes) -> Calibration:
     length = int.from_bytes(content[:8], "little")  # of the header, by the format's own definition
     about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA])
     tensors = load(content)
+    if not isinstance(about, dict):
+        raise ValueError(f"{METADATA} must be an object, got {type(about).__name__}")
     count = 1 + max(int(name.split(".")[1]) for name in tensors)
     return Calibration([_layer(tensors, number) for number in range(count)], about)
 
@@ -219,6 +221,9 @@ def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:
     covariance = optional["covariance"]
     if covariance is not None and covariance.shape != (mean.size, mean.size):
         raise ValueError(f"layers.{number}.covariance must be [{mean.size}, {mean.size}]")
+    for name, values in {"mean": mean, "covariance": covariance, "position": optional["position"]}.items():
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError(f"{prefix}{name} holds NaN or infinity")
     samples, resolution = int(tensors[f"{prefix}samples"]), float(tensors[f"{prefix}resolution"])
     start = f"{prefix}{SCORES}."
     scores = {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)}
@@ -255,6 +260,12 @@ def refuse_another(
             f"the calibration was fitted on another model, or on images prepared in another way ({listed} differ): fit "
             f"it anew without --calibration-file, got {name} {_shown(fitted.get(name))} where the model has "
             f"{_shown(model[name])}"
+        )
+    heads, wanted = [len(layer.mean) for layer in calibration.layers], list(model["heads_per_layer"])
+    if heads != wanted:
+        raise UsageError(
+            f"the calibration must have constants of every head, {wanted} in its layers: fit it anew without "
+            f"--calibration-file, got {heads}"
         )
     held = {"mean", *("linear" for layer in calibration.layers[:1] if layer.covariance is not None)}
     held |= {"position" for layer in calibration.layers[:1] if layer.position is not None}

@@ -147,16 +147,15 @@ class SlotStatistic(HeadStatistic):
     def constants(self) -> list[LayerConstants]:
         """Return every layer's constants, once the sums over all units are there."""
         whole, layout = self.whole, self.subject.layout
-        moments = whole[MOMENTS].compute() if MOMENTS in whole else None
         found = []
         for number, layer in enumerate(layout.layers):
             position = whole[POSITIONS].mean(number) if POSITIONS in whole else None
-            if moments is None:
+            if MOMENTS not in whole:
                 means: SlotSums = whole[MEANS]
                 samples, mean = int(means.counts[number]), means.mean(number)[0]
                 found.append(LayerConstants(samples, mean, None, float(means.resolution), position))
                 continue
-            own = moments[number]
+            own = whole[MOMENTS].of_block(number)  # one layer at a time: covariances of all are large
             samples = int(own.own.samples)
             mean = own.mean.reshape(layer.heads, layer.head_dim)
             covariance = own.own.products / max(samples, 1)

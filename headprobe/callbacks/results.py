@@ -124,7 +124,8 @@ class ResultsWriter(AfterBatch):
     def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores) -> None:
         directory, bad = self._directory, coverage.bad
         policy = data_of(trainer).on_bad_image
-        rows, calibration = variant_rows(probe.variants, scores), calibration_of(self._record)
+        calibration = calibration_of(self._record)
+        rows = variant_rows(probe.variants, scores, calibration)
         write_rows(directory / "masks.csv", rows)
         groups = group_arrays(rows, scores)
         write_arrays(directory / "groups.npz", groups)
@@ -150,7 +151,7 @@ class ResultsWriter(AfterBatch):
             write_record(directory, self._record)  # figures are made from files, this one included
         predicted = _predicted(directory) if (directory / "scores.csv").exists() else []
         if self.table:
-            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown], calibration)
+            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
             if compared:
                 console.print()
                 console.print(agreement_table(compared))
@@ -255,12 +256,12 @@ def _accepted(bad: int, policy: str, images: int) -> str:
     return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
 
 
-def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision], calibration: str) -> None:
+def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
     """Print what was decided and may surprise, the table, and a warning of NaN or infinite logits."""
     console.print()
     for decision in decisions:
         console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
-    console.print(masks_table(rows, probe.title, calibration=calibration))
+    console.print(masks_table(rows, probe.title))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
         console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")

@@ -13,7 +13,7 @@ from PIL import Image
 from headprobe.files import write_bytes
 from headprobe.masks.ablations import ZERO
 from headprobe.report.run_figures import run_figures
-from headprobe.run.load import Columns, Row, Run, read_run
+from headprobe.run.load import SAME, Columns, Row, Run, read_run
 
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
 BASELINE_COLUMNS = ("top1", "top5", "nll")
@@ -34,6 +34,8 @@ def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
         for step, values in sorted(scalars.items()):
             logger.log_metrics(values, step=step)
         if isinstance(logger, TensorBoardLogger):
+            if said := run.record.get("decisions", {}).get("calibration"):
+                logger.experiment.add_text("calibration", said, global_step=0)
             logger.log_hyperparams(_hyperparameters(run), {"baseline/top1": float(run.masks[0]["top1"])})
     save_figures(loggers, directory, run_figures(run))
     for model, columns in run.described("heads").items():
@@ -60,7 +62,10 @@ def save_figures(loggers: Sequence[Logger], directory: Path, figures: Iterable[t
 
 
 def _scalars(run: Run) -> dict[int, dict[str, float]]:
-    """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name."""
+    """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name.
+
+    Those whose constants were fitted on the judged images end in `_same` too.
+    """
     scalars: dict[int, dict[str, float]] = {}
     for suffix, rows in _by_variant(run.masks).items():
         for row in rows:
@@ -77,11 +82,13 @@ def _scalars(run: Run) -> dict[int, dict[str, float]]:
 def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of `masks.csv` without the baseline, by what is appended to the names of curves.
 
-    Nothing for the ablation `zero`, and otherwise the ablation and its draw: `_mean`, `_resample_draw_1`.
+    Nothing for the ablation `zero`, and otherwise the ablation and its draw: `_mean`, `_mean_same`,
+    `_resample_draw_1`.
     """
     found: dict[str, list[Row]] = {}
     for row in rows[1:]:
         suffix = "" if row["ablation"] == ZERO else f"_{row['ablation']}"
+        suffix += f"_{SAME}" if row.get("calibration") == SAME else ""
         suffix += f"_draw_{row['draw']}" if row["draw"] else ""
         found.setdefault(suffix, []).append(row)
     return found
@@ -96,6 +103,7 @@ def _hyperparameters(run: Run) -> dict[str, Any]:
         "weights": model["weights"] or ("pretrained" if model["pretrained"] else "random"),
         "masks": ", ".join(run.record["specs"]) or "none",
         "ablation": ", ".join(ablations) or "none",
+        "calibration": run.calibration or "none",
         "data": str(data.get("path")),
         "split": str(data.get("split")),
     }

@@ -3,15 +3,13 @@
 import math
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
-from headprobe.calibration.fills import stand_in
-from headprobe.calibration.optimal import MOST_ROUNDS, Search, heads_to_optimise
+from headprobe.commands.dry_fitting import Fitting, plan_fitting
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -39,22 +37,16 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> No
     probe.to(device)
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
-    images, processes = data.expected_images, trainer.world_size
-    fits = [] if probe.given_calibration is not None else [*probe.fitted_kinds, *["scores"] * probe.score_heads]
-    if fits:
-        probe.calibration = stand_in(probe.layout)
     with torch.inference_mode():
-        optimal = _optimal_line(trainer, probe, data)
+        fitting = plan_fitting(trainer, probe, data)
         probe.plan_passes(data.batch_size)
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
+    images = data.expected_images
     decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
-    lines = [*decisions, *_masks_lines(probe), _plan_line(probe)]
-    if fits:
-        lines.append(_calibration_line(trainer, probe, data))
+    lines = [*decisions, *_masks_lines(probe), *(fitting.lines() if fitting else ()), _plan_line(probe)]
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
-    lines += _time_lines(seconds, images, processes)
-    lines += optimal
+    lines += _time_lines(seconds, images, trainer.world_size, fitting)
     if images is not None and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
@@ -82,53 +74,6 @@ def _plan_line(probe: HeadProbe) -> str:
     )
 
 
-def _calibration_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> str:
-    """Return what fitting costs: images, time and the memory of the sums, measured on noise."""
-    size = probe.data_config["input_size"]
-    noise = torch.randint(0, 256, (data.batch_size, *size), dtype=torch.uint8, device=probe.device)
-    times = []
-    with torch.inference_mode(), trainer.precision_plugin.forward_context():
-        for fitting in (True, False):  # the passes alone come second: what the sums add to them
-            probe.begin_calibration(fitting)
-            times.append(_best_of_three(probe, noise))
-    memory = probe.end_calibration()
-    images = data.calibration_expected
-    fitted = [*probe.fitted_kinds, *["scores of heads"] * probe.score_heads]
-    shown = "an unknown number of images" if images is None else counted(images, "image")
-    seconds = "" if images is None else f", about {duration(images * times[0] / len(noise) / trainer.world_size)}"
-    return (
-        f"calibration: {shown} fit {', '.join(fitted)}{seconds}, {times[0] / times[1]:.2f} plain forward "
-        f"passes an image; sums of {memory / 2**20:.1f} MiB"
-    )
-
-
-def _best_of_three(probe: HeadProbe, noise: torch.Tensor) -> float:
-    """Return the least time of a batch of three, in seconds: other programs only add to it."""
-    times = []
-    for number in range(3):
-        began = time.perf_counter()
-        labels, rows = torch.zeros(len(noise), dtype=torch.int64), torch.arange(len(noise)) + number * len(noise)
-        probe.test_step(Noise(noise, labels.to(noise.device), rows), 0)
-        if noise.is_cuda:
-            torch.cuda.synchronize(noise.device)
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """A batch of images that do not count."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    rows: torch.Tensor
-    unit: int = 0
-    last: bool = False
-    bad: tuple[()] = ()
-    failure: str | None = None
-    name: str = "noise"
-
-
 def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:
     """Time whole batches of noise under all masks, as the run will compute them, and return the median, per image."""
     size = probe.data_config["input_size"]
@@ -148,42 +93,6 @@ def _timed(probe: HeadProbe, images: torch.Tensor) -> float:
     return time.perf_counter() - began
 
 
-def _optimal_line(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> list[str]:
-    """Return what the search for optimal constants costs, measured on noise; nothing where nothing is sought."""
-    heads = heads_to_optimise(probe.variants)
-    if not heads or not data.fits:
-        return []
-    images = data.calibration_expected
-    seconds = _seconds_per_trial(trainer, probe, data.batch_size, Search(heads, stand_in(probe.layout)))
-    rounds = f"at most {MOST_ROUNDS} rounds of a forward and backward pass over the calibration images, with a variant "
-    rounds += f"for each of {counted(len(heads), 'head')} until it has converged"
-    each = f"{seconds * 1000:.3g} ms an image and round"
-    if images is None:
-        return [f"optimal: {rounds}; {each}"]
-    most = MOST_ROUNDS * images * seconds / trainer.world_size
-    return [f"optimal: {rounds}; at most about {duration(most)} for {counted(images, 'image')} ({each})"]
-
-
-def _seconds_per_trial(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int, search: Search) -> float:
-    """Time passes of noise with gradients, and return the median, per image.
-
-    Raises:
-        UsageError: The model's forward pass cuts gradients off.
-    """
-    probe.search = search
-    plan = probe.plan_passes(batch_size)
-    size = probe.data_config["input_size"]
-    noise = torch.randint(0, 256, (plan.images, *size), dtype=torch.uint8, device=probe.device)
-    times: list[float] = []
-    with trainer.precision_plugin.forward_context():
-        while len(times) < 1 + TIMED_PASSES:  # the first allocates, and may halve the rows
-            began = time.perf_counter()
-            probe.trial_losses(noise, torch.zeros(len(noise), dtype=torch.int64, device=probe.device))
-            times.append(time.perf_counter() - began)
-    probe.search = None
-    return sorted(times[1:])[TIMED_PASSES // 2] / len(noise)
-
-
 def _plan(probe: HeadProbe) -> RowPlan:
     """Return the current row plan, which an out-of-memory during the trial replaces."""
     if probe.plan is None:
@@ -191,15 +100,24 @@ def _plan(probe: HeadProbe) -> RowPlan:
     return probe.plan
 
 
-def _time_lines(seconds: float, images: int | None, processes: int) -> list[str]:
+def _time_lines(seconds: float, images: int | None, processes: int, fitting: Fitting | None) -> list[str]:
+    """Return the time of both stages, and what it is of an image."""
     each = f"{seconds * 1000:.3g} ms an image on this machine"
-    if images is None:
-        return [f"time: {each}, model only; the data set does not say how many images it has"]
     on = "one process" if processes == 1 else f"{processes} processes"
-    return [
-        f"time: about {duration(images * seconds / processes)} for {counted(images, 'image')} on {on} ({each}, model "
+    fit = fitting.time_lines(processes) if fitting else []
+    judge = "time to judge" if fitting else "time"
+    if images is None:
+        return [*fit, f"{judge}: {each}, model only; the data set does not say how many images it has"]
+    whole = images * seconds / processes
+    lines = [
+        *fit,
+        f"{judge}: about {duration(whole)} for {counted(images, 'image')} on {on} ({each}, model "
         "only; reading and decoding go on beside it)",
     ]
+    if fitting and fitting.images is not None:
+        most = "at most about" if fitting.heads else "about"
+        lines.append(f"time in all: {most} {duration(whole + fitting.images * fitting.most_seconds / processes)}")
+    return lines
 
 
 def _resolves_line(images: int, probe: HeadProbe) -> str:

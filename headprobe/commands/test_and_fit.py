@@ -29,7 +29,7 @@ from headprobe.trainer import OFF, ProbeTrainer, refuse_limits
 NO_OPTIONS = {"model", "datamodule", "ckpt_path", "weights_only"}
 """Arguments of the trainer's methods that are no options. Checkpoints are none, because they are pickles."""
 
-OF_TEST = {"--mask-spec", "--dry-run", "--resume", "--records", "--score-heads"}
+OF_TEST = {"--mask-spec", "--ablation", "--calibration-file", "--dry-run", "--resume", "--records", "--score-heads"}
 """Options that `fit` refuses by name."""
 
 register_type(MaskSpecs, serializer=plain_specs, deserializer=MaskSpecs)
@@ -84,7 +84,7 @@ class RunCLI(LightningCLI):
         for section in ("trainer", "model", "data"):
             if config[section] is None:
                 raise UsageError(f"{section}: in a config file must hold options or be left out, got an empty value")
-        for key in ("mask_spec", "resume", "model.name", "data.path", "data.batch_size"):
+        for key in ("mask_spec", "ablation", "resume", "model.name", "data.path", "data.batch_size"):
             if key in config and config[key] in (None, ""):
                 raise UsageError(f"{key}: in a config file must have a value or be left out, got an empty one")
 
@@ -103,7 +103,8 @@ class TestCLI(RunCLI):
         """Refuse options that would score a part of the images, before anything is built or fetched."""
         super().before_instantiate_classes()
         trainer = self.config["test"].trainer
-        refuse_limits(trainer.fast_dev_run, trainer.limit_test_batches, trainer.overfit_batches)
+        limits = (trainer.limit_test_batches, trainer.overfit_batches, trainer.limit_val_batches)
+        refuse_limits(trainer.fast_dev_run, *limits)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -264,18 +265,25 @@ _CANNOT_WRITE = frozenset(
 
 
 def _refuse_repeats(words: Sequence[str]) -> None:
-    """Refuse a repeated --mask-spec: argparse would keep only the last and silently drop the others."""
-    specs = [word for word in words if word.split("=", 1)[0] == "--mask-spec"]
-    if len(specs) > 1:
-        raise UsageError(
-            "--mask-spec stands more than once: join heads into one mask with +, or score several masks together with "
-            f"a YAML list under mask_spec: in a --config file, got it {len(specs)} times"
-        )
-    if specs and any(_names_masks(config) for config in _configs(words[words.index(specs[0]) + 1 :])):
-        raise UsageError(
-            "--mask-spec stands before a --config with a mask_spec of its own, which would silently replace it: "
-            f"put --mask-spec last, got {specs[0]} first"
-        )
+    """Refuse a repeated --mask-spec or --ablation: argparse would keep only the last and drop the others silently."""
+    for option, remedy in SAID_ONCE.items():
+        given = [word for word in words if word.split("=", 1)[0] == option]
+        key = option.removeprefix("--").replace("-", "_")
+        if len(given) > 1:
+            raise UsageError(f"{option} stands more than once: {remedy}, got it {len(given)} times")
+        if given and any(_has(config, key) for config in _configs(words[words.index(given[0]) + 1 :])):
+            raise UsageError(
+                f"{option} stands before a --config with {key} of its own, which would silently replace it: "
+                f"put {option} last, got {given[0]} first"
+            )
+
+
+SAID_ONCE = {
+    "--mask-spec": "join heads into one mask with +, or score several masks together with a YAML list under "
+    "mask_spec: in a --config file",
+    "--ablation": "join several with a comma, as in --ablation zero,mean",
+}
+"""Options that may stand once, and how several values are said."""
 
 
 def _configs(words: Sequence[str]) -> list[str]:
@@ -288,14 +296,14 @@ def _configs(words: Sequence[str]) -> list[str]:
     return names
 
 
-def _names_masks(config: str) -> bool:
-    """Return whether a config file chooses masks; reading the file itself reports what is wrong with it."""
+def _has(config: str, key: str) -> bool:
+    """Return whether a config file has an option; reading the file itself reports what is wrong with it."""
     try:
         content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
     sections = [content, content.get("test")] if isinstance(content, dict) else []
-    return any(isinstance(section, dict) and "mask_spec" in section for section in sections)
+    return any(isinstance(section, dict) and key in section for section in sections)
 
 
 # -- messages of libraries ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from headprobe.data.sources.source import (
 from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers, fewer_rows
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
-from headprobe.text import Decision
+from headprobe.text import Decision, counted
 
 
 class FinishedUnits(Protocol):
@@ -129,7 +129,15 @@ class ImageNetDataModule(LightningDataModule):
         Args:
             fits: Whether something is fitted in this run; by default one half of the images calibrates then.
             fitted_on: The identity of the data that given constants were fitted on: these images are not judged.
+
+        Raises:
+            UsageError: Nothing is to be fitted, and an option says on how many images.
         """
+        if fitted_on is not None and self.calibration_images is not None:
+            raise UsageError(
+                "--data.calibration_images is for constants that are fitted now, and --calibration-file gives them: "
+                f"leave one of the two out, got {self.calibration_images:,}"
+            )
         self.fits, self._fitted_on = fits, fitted_on
         if fits and self.calibration is None:
             self.calibration = CalibrationRows("half")
@@ -297,6 +305,18 @@ class ImageNetDataModule(LightningDataModule):
         """Images that calibrate, good and bad; None where nothing does, or where only reading would show them."""
         return None if self._calibration is None else self._calibration.images
 
+    def calibrates_on(self, processes: int) -> tuple[int | None, int, int]:
+        """Return how many images calibrate (None: nobody knows), units of a process, and how many it reads at once.
+
+        Raises:
+            RunError: Nothing calibrates, or the data are not bound.
+        """
+        before, self.calibrating = self.calibrating, True
+        try:
+            return self.expected_images, -(-self.units // processes), max(1, self._workers(processes))
+        finally:
+            self.calibrating = before
+
     @property
     def images_to_do(self) -> int | None:
         """Images of the units in `todo`, good and bad; None where only reading would show them."""
@@ -353,20 +373,29 @@ class ImageNetDataModule(LightningDataModule):
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
         if self.valid_classes is not None:
             found.append(Decision("restricted classes", restricted(self.valid_classes, self.classes), shown=True))
-        if self.calibration is not None:
-            found.append(Decision("calibration", self._calibration_in_words(self.calibration), shown=True))
+        if words := self._calibration_in_words():
+            found.append(Decision("calibration", words, shown=True))
         if self.max_images is not None:
             found.append(Decision("images", data.shares_in_words, shown=not data.spreads))
         found.append(Decision("transform", " ".join(data.reader.text.split())))
         return found
 
-    def _calibration_in_words(self, rows: CalibrationRows) -> str:
-        """Return which images choose and which judge."""
+    def _calibration_in_words(self) -> str:
+        """Return which images choose and which judge; nothing where all are judged and nothing is fitted."""
+        rows, given = self.calibration, self._fitted_on
         judged = "an unknown number of" if self._data is None or self._data.images is None else f"{self._data.images:,}"
-        fit = self._calibration.images if self._calibration is not None else None
-        chose = "constants of an earlier run" if self._fitted_on is not None else f"{fit:,} images" if fit else "images"
+        if given is not None:
+            again = rows is not None and rows.rule == "same"
+            others = f"{judged} images, these among them, which flatters (same)" if again else f"{judged} others"
+            return f"fitted by an earlier run on {_fitted_in_words(given)}; judged on {others}"
+        if rows is None or (not self.fits and rows.rule != "half"):
+            return ""
+        if not self.fits:
+            return f"nothing is fitted; judged on {judged} images of one half (--data.calibration {rows.text})"
         if rows.rule == "same":
             return f"judged on the very images that it was fitted on, {judged} of them, which flatters (same)"
+        fit = self._calibration.images if self._calibration is not None else None
+        chose = "images" if fit is None else counted(fit, "image")
         where = f"of the split {rows.split}" if rows.rule == "split" else "of one half, by a hash of unit and row"
         return f"fitted on {chose} {where}; judged on {judged} others (--data.calibration {rows.text})"
 
@@ -419,6 +448,14 @@ class ImageNetDataModule(LightningDataModule):
 def _at_least(least: int, option: str, value: int | None) -> None:
     if value is not None and value < least:
         raise UsageError(f"--data.{option} must be at least {least}, got {value}")
+
+
+def _fitted_in_words(data: Mapping[str, Any]) -> str:
+    """Return which images fitted constants that were given, by the identity of their data."""
+    images = "images" if data["images"] is None else counted(data["images"], "image")
+    half = " (half)" if (data.get("rows") or {}).get("rule") == "half" else ""
+    split = f", split {data['split']}" if data["split"] else ""
+    return f"{images} of {data['path']}{split}{half}"
 
 
 def _known(data: FittedData) -> list[Sequence[int]]:

@@ -42,8 +42,19 @@ class SumMetric(Metric):
         # no cache: `merge` changes the states without torchmetrics noticing it
         super().__init__(compute_with_cache=False, sync_on_compute=synced)
         self.layout = dict(layout)
+        for name, (_, dtype) in self.layout.items():
+            # torchmetrics keeps a copy of what a state begins with: of large sums there would be twice as much
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum" if synced else None)
+        self._set_to_zero()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        self._set_to_zero()
+
+    def _set_to_zero(self) -> None:
         for name, (shape, dtype) in self.layout.items():
-            self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum" if synced else None)
+            setattr(self, name, torch.zeros(shape, dtype=dtype, device=getattr(self, name).device))
 
     @property
     def update_called(self) -> bool:

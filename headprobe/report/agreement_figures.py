@@ -44,9 +44,8 @@ def agreement_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         masks = list(rises[0])
         first, second = (np.array([of_kind[mask] for mask in masks]) for of_kind in rises)
         agree = with_limits(row, "spearman", "+.2f")
-        title = (
-            f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of NLL rises {agree}\n{about_masks(run)}"
-        )
+        ranked = f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of NLL rises {agree}"
+        title = f"{ranked}\n{about_masks(run, kinds)}"
         layers = _layers(run, masks)
         slug = re.sub(r"[^\w-]+", "-", family)
         yield (

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from headprobe.masks.ablations import FITTED
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.agreement_figures import ONE_COLOUR, layer_bar, layer_colours
 from headprobe.report.mask_figures import about_masks, single_heads
@@ -66,7 +67,7 @@ def _scores(run: Run, rows: Sequence[Row], scores: Columns) -> Figure:
         axes.set_ylabel("NLL rise (nats)")
     layer_bar(figure, list(panels), layers)
     chosen = of_all[names[0]]["images_chosen"]
-    title = f"Scores of heads against the NLL rise without each, {ablation} ablation\n{about_masks(run)}"
+    title = f"Scores of heads against the NLL rise without each, {ablation} ablation\n{about_masks(run, FITTED)}"
     caption = (
         "A dot per head. Above: Spearman's rank correlation and its 95% interval. Scores are of "
         f"{chosen:,} calibration images. Logarithmic where a score spans decades."
@@ -114,7 +115,7 @@ def _correlations(run: Run, rows: Sequence[Row]) -> Figure:
     for label, (_, source) in zip(panels[0].get_yticklabels(), order, strict=True):
         label.set_color(COLOURS[source])
     panels[0].set_ylim(len(order) - 0.4, -0.6)
-    about = f"Which score predicts the NLL rise without a head: Spearman's rank correlation\n{about_masks(run)}"
+    about = f"Which score predicts the NLL rise without a head: Spearman's rank correlation\n{about_masks(run, FITTED)}"
     write_title(figure, about, "")
     left_out = [name for name, source in candidates if (name, source) not in order]
     _explain(figure, {source for _, source in order}, left_out)

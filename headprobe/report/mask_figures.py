@@ -1,16 +1,16 @@
 """Figures of what masks cost under each ablation: maps of single heads, drops by layer and by index."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from headprobe.masks.ablations import ZERO
+from headprobe.masks.ablations import FITTED, ZERO
 from headprobe.metrics.arrays import FloatArray
 from headprobe.report.figures import drop_curve, head_heat_map
-from headprobe.run.load import JUDGED_ON_SAME, SAME, Row, Run
+from headprobe.run.load import Row, Run
 from headprobe.text import counted
 
 SIGNIFICANT_Q = 0.05
@@ -55,14 +55,11 @@ def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         yield from _curves(run, rows, suffix)
 
 
-def about_masks(run: Run) -> str:
-    """Return what titles say of a run: its model, its images, and which fitted the constants, if there are any."""
-    images = counted(int(run.masks[0]["images"]), "image")
-    about = f"{run.record['model']['name']}, {images}"
-    if run.calibration == SAME:
-        return f"{about}, {JUDGED_ON_SAME}"
-    fitted = run.record.get("calibration_images")
-    return f"{about}, {counted(fitted, 'other')} fitted the constants" if fitted else about
+def about_masks(run: Run, kinds: Collection[str]) -> str:
+    """Return what titles say of ablations of a run: its model, the images that judge, and those that fitted."""
+    model = run.record["model"]
+    about = f"{model.get('title', model['name'])}, {counted(int(run.masks[0]['images']), 'image')}"
+    return f"{about}, {run.fitted_in_words}" if FITTED & set(kinds) and run.fitted_in_words else about
 
 
 def _suffix(row: Row) -> str:
@@ -71,7 +68,8 @@ def _suffix(row: Row) -> str:
 
 def _about(run: Run, rows: Sequence[Row]) -> str:
     """Return what titles say of the rows of one ablation."""
-    return f"{about_masks(run)}, {rows[0]['ablation']} ablation"
+    kind = str(rows[0]["ablation"])
+    return f"{about_masks(run, [kind])}, {kind} ablation"
 
 
 def _head_maps(run: Run, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Figure]]:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from headprobe.masks.ablations import FITTED, ZERO
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
 from headprobe.report.agreement_figures import agreement_figures
@@ -79,11 +80,20 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         yield from importance_figures(run)
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
-    about = f"{_model(run)}, {counted(int(images), 'image')}"
+    about = f"{_model(run)}, {counted(int(images), 'image')}{_of_described_mask(run)}"
     yield from _statistics(heads, about)
     yield from _offset_maps(run, _names(heads), about)
     yield from _similarities(run, about)
     yield from _spectra(run, about)
+
+
+def _of_described_mask(run: Run) -> str:
+    """Return what titles of described heads say of the only mask's ablation, and of the images that fitted it."""
+    if len(run.masks) != 2 or run.masks[1]["ablation"] == ZERO:
+        return ""
+    kind = str(run.masks[1]["ablation"])
+    fitted = f", {run.fitted_in_words}" if kind in FITTED and run.fitted_in_words else ""
+    return f", {kind} ablation{fitted}"
 
 
 def _model(run: Run) -> str:

@@ -35,7 +35,7 @@ if not console.is_terminal:
     console.width = WIDTH_OF_FILES
 
 
-def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calibration: str = "") -> Table:
+def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Table:
     """Return the printable form of `masks.csv`; of more than `MOST_ROWS` rows those with the largest drops.
 
     A mask has a line for each ablation. Of several draws the line is draw 0's, and says how the drops of all spread.
@@ -44,7 +44,6 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calib
         rows: Rows of `masks.csv`, the baseline first.
         model: The model's name.
         width: Columns of the terminal; where the table is wider, the numbers of heads and top-5 are left out.
-        calibration: Which images fitted constants (`Run.calibration`).
     """
     of_masks = _by_mask(rows)
     title = f"{model}, {counted(int(rows[0]['images']), 'image')}"
@@ -53,7 +52,7 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calib
         of_masks = _largest_drops(of_masks)
         under = " under any ablation" if several else ""
         title += f" (the {len(of_masks)} largest drops of {total:,} masks{under})"
-    if calibration == SAME:
+    if any(row.get("calibration") == SAME for row in rows):
         title += f", {JUDGED_ON_SAME}"
     shown = [rows[0], *(row for lines in of_masks for row in lines)]
 
@@ -75,6 +74,8 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None, calib
 def agreement_table(rows: Sequence[Row]) -> Table:
     """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
     table = _plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
+    if any(row.get("calibration") == SAME for row in rows):
+        table.caption, table.caption_justify = JUDGED_ON_SAME, "left"
     for heading in ("ablations", "masks"):
         table.add_column(heading, no_wrap=True)
     for heading in ("Spearman [95%]", "sums", "difference [95%]"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headprobe.masks.ablations import FITTED
 from headprobe.metrics.accuracy.agreement import FEWEST_ORDERED, mean_of_sums, rank_agreement
 from headprobe.metrics.arrays import FloatArray
 from headprobe.run.load import Row
@@ -28,7 +29,8 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
     Args:
         rows: Rows of `masks.csv`, the baseline first.
         groups: The arrays of `groups.npz`, in the same order.
-        calibration: Which images fitted the constants: `half`, `same`, `split:NAME`; nothing where nothing was fitted.
+        calibration: Which images fitted the constants: `half`, `same`, `split:NAME`, `other`; nothing where nothing
+            was fitted.
     """
     kinds = list(dict.fromkeys(str(row["ablation"]) for row in rows[1:]))
     of_variants = sums_by_variant(rows, groups) if len(kinds) > 1 else {}
@@ -41,7 +43,8 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
             for quantity in QUANTITIES:
                 key: Row = {"test_family": family, "ablation_a": first, "ablation_b": second, "quantity": quantity}
                 sums = {kind: of_kinds[kind][quantity] for kind in (first, second)}
-                found.append(key | _compared(sums, draws, images) | {"calibration": calibration})
+                fitted = calibration if {first, second} & FITTED else ""
+                found.append(key | _compared(sums, draws, images) | {"calibration": fitted})
     return found
 
 

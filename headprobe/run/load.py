@@ -44,8 +44,18 @@ class Run:
 
     @property
     def calibration(self) -> str:
-        """Which images fitted constants: `half`, `same`, `split:NAME`; nothing where nothing was fitted."""
+        """Which images fitted constants: `half`, `same`, `split:NAME`, `other`; nothing where nothing was fitted."""
         return calibration_of(self.record)
+
+    @property
+    def fitted_in_words(self) -> str:
+        """Which images fitted the constants, for titles; nothing where nothing was fitted."""
+        rule, images = self.calibration, f"{int(self.record.get('calibration_images') or 0):,}"
+        if rule in ("", SAME):
+            return JUDGED_ON_SAME if rule else ""
+        if rule == OTHER:
+            return f"fitted on {images} of other data"
+        return f"fitted on {images} others ({rule})"
 
     def table(self, name: str) -> Columns | None:
         """Return a table such as `heads.csv` by column, an empty cell being NaN; None where there is no such file."""
@@ -80,17 +90,19 @@ class Run:
         return found if change is None else found | {"change": change}
 
 
-SAME = "same"
-"""The rule of calibration by which the same images fit and judge."""
+SAME, OTHER = "same", "other"
+"""Rules of calibration: the same images fit and judge; constants of an earlier run on other data."""
 
 JUDGED_ON_SAME = "judged on the images that fitted the constants"
 """What titles say of a run with `--data.calibration same`."""
 
 
 def calibration_of(record: Mapping[str, Any]) -> str:
-    """Return which images fitted constants, by a run's record: `half`, `same`, `split:NAME`, or nothing."""
+    """Return which images fitted constants, by a run's record: `half`, `same`, `split:NAME`, `other`, or nothing."""
+    if not record.get("calibration"):  # the rows may be cut though nothing was fitted
+        return ""
     rows = (record.get("data") or {}).get("rows") or {}
-    return str(rows.get("rule", ""))
+    return str(rows.get("rule", OTHER))
 
 
 def load_run(path: str | Path) -> Run:

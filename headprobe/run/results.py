@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprobe.files import write_bytes, write_text
+from headprobe.masks.ablations import FITTED
 from headprobe.masks.spec import NONE, Variant
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.scores import PairedScores
@@ -41,8 +42,10 @@ SCORE_COLUMNS = (
 )
 
 
-def variant_rows(variants: Sequence[Variant], scores: PairedScores) -> list[Row]:
+def variant_rows(variants: Sequence[Variant], scores: PairedScores, calibration: str = "") -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
+
+    The column `calibration` says which images fitted the constants, in rows of ablations that are fitted.
 
     Benjamini-Hochberg's q is taken within each test family: the masks that one `each:`, grid or `grow:` form stands
     for, under one ablation. A mask that several forms name belongs to each, and its q is the largest of theirs. Masks
@@ -52,7 +55,8 @@ def variant_rows(variants: Sequence[Variant], scores: PairedScores) -> list[Row]
     q_values = _q_values(variants, scores, test_families)
     rows: list[Row] = []
     for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
-        row: Row = {**key, "test_family": FAMILIES_JOINED.join(test_families[number])}
+        row: Row = {**key, "calibration": calibration if key["ablation"] in FITTED else ""}
+        row |= {"test_family": FAMILIES_JOINED.join(test_families[number])}
         row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
         rows.append(row | {"bh_q": float(q_values[number])})

@@ -13,6 +13,7 @@ from headprobe.calibration.constants import (
     save_calibration,
 )
 from headprobe.errors import UsageError
+from tests.describe.driving import tiny_probe
 
 
 def samples(seed: int, count: int = 400, heads: int = 3, dim: int = 4) -> np.ndarray:
@@ -72,6 +73,13 @@ def test_a_constant_masked_head_is_predicted_by_its_constant() -> None:
     prediction = predict_masked(constants_of(found), [True, True, False])
     np.testing.assert_allclose(prediction.matrix, 0, atol=1e-9)
     np.testing.assert_allclose(prediction.offset, 3.5)
+
+
+def test_linear_is_refused_where_a_norm_over_all_heads_stands_before_the_projection() -> None:
+    probe = tiny_probe("eva_inner_norm")
+    probe.choose_masks("each:head", "zero,mean,position,optimal")
+    with pytest.raises(UsageError, match="a norm over all heads, which is not linear: choose zero"):
+        probe.choose_masks("each:head", "mean,linear")
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:

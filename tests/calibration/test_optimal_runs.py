@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ def test_the_dry_run_states_the_rounds(folder: Path) -> None:
     ended = command(folder, *HEADS, "--dry-run")
     assert ended.code == 0, ended.err
     assert "optimal: at most 40 rounds of a forward and backward pass over the calibration images" in ended.out
-    assert "for each of 24 heads until it has converged; at most about " in ended.out
+    assert "for each of 24 heads until it has converged; a round costs as much as " in ended.out
+    assert re.search(r"time in all: at most about [\d.]+ (s|min)", ended.out)
     assert not (folder / "lightning_logs").exists()
 
 

@@ -60,9 +60,9 @@ def test_the_baseline_is_a_constant_line_under_every_curve(events: EventAccumula
 
 
 def test_single_heads_make_a_heat_map(events: EventAccumulator, run: Ended) -> None:
-    assert set(events.Tags()["images"]) == {"drop_pp/heads", "drop_pp/by_layer", "drop_pp/by_index"}
+    assert set(events.Tags()["images"]) == {"nll_rise/heads", "drop_pp/heads", "drop_pp/by_layer", "drop_pp/by_index"}
     names = {path.name for path in (run.directory() / "figures").iterdir()}
-    assert names == {"drop_pp_heads.png", "drop_pp_by_layer.png", "drop_pp_by_index.png"}
+    assert names == {"nll_rise_heads.png", "drop_pp_heads.png", "drop_pp_by_layer.png", "drop_pp_by_index.png"}
 
 
 def test_runs_can_be_compared_by_their_hyperparameters(events: EventAccumulator) -> None:
@@ -92,5 +92,6 @@ def test_curves_of_another_ablation_than_zero_end_in_its_name(tmp_path: Path) ->
         "drop_pp/by_layer_mean",
     }
     assert [event.step for event in events.Scalars("drop_pp/by_layer_mean")] == [0, 1, 2]
-    assert set(tags["images"]) == {"drop_pp/by_layer", "drop_pp/by_layer_mean"}
+    drawn = {"drop_pp/by_layer", "drop_pp/by_layer_mean", "ablations/each-layer_zero_mean"}
+    assert set(tags["images"]) == drawn
     assert [event.step for event in events.Scalars("top1/baseline")] == [0, 1, 2]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from headprobe.commands import dry_run
+from headprobe.commands import dry_fitting, dry_run
+from headprobe.commands.dry_fitting import Fitting
 from headprobe.commands.dry_run import print_dry_run
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
@@ -149,3 +150,78 @@ def test_the_estimate_is_within_a_factor_of_three_of_the_run(tmp_path: Path) -> 
     ended = command(tmp_path, *options)
     seconds = float(re.search(r'"seconds": ([\d.]+)', (ended.directory() / "run.json").read_text())[1])  # type: ignore[index]
     assert estimate / 3 < seconds < 3 * estimate + 2  # reading, decoding and drawing the figures take about 2 s
+
+
+# -- with something to fit ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a dry run says of ablations of all kinds, by the first word of each line."""
+    kinds = "zero,mean,linear,position,resample:2,optimal"
+    ended = command(tmp_path_factory.mktemp("fitted"), *SWEEP, "--ablation", kinds, "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    return dict(line.split(": ", 1) for line in ended.out.splitlines())
+
+
+def test_a_dry_run_states_images_and_passes_of_both_stages(fitted: dict[str, str]) -> None:
+    images = re.search(r"fitted on (\d+) images of one half, .*; judged on (\d+) others", fitted["calibration"])
+    assert images is not None
+    fit, judged = images.groups()
+    assert int(fit) + int(judged) == 40
+    assert fitted["fitting"].startswith(f"linear, mean, position on {fit} images, in one forward pass")
+    assert re.search(r"which costs as much as \d\.\d\d plain forward passes$", fitted["fitting"])
+    assert "plain forward passes instead of 43" in fitted["plan"]
+    assert f"for {fit} images, then at most " in fitted["time to fit"]
+    assert f"for {judged} images on one process" in fitted["time to judge"]
+
+
+def test_the_memory_of_moments_is_that_of_its_matrices(fitted: dict[str, str]) -> None:
+    probe = HeadProbe()
+    matrices = sum(8 * (layer.heads * layer.head_dim) ** 2 for layer in probe.layout.layers)
+    means = sum(8 * layer.rows * layer.tokens * layer.heads * layer.head_dim for layer in probe.layout.layers)
+    said = float(re.match(r"(\d+) KiB for each unit", fitted["sums"])[1]) * 1024  # type: ignore[index]
+    assert matrices + means < said < 1.2 * (matrices + means)  # squared norms of heads stand beside the channels
+
+
+def planned_fitting(**changed: Any) -> Fitting:
+    known: dict[str, Any] = {"kinds": ("mean",), "images": 1000, "units": 500, "reading": 8, "sums": 2**20}
+    return Fitting(**(known | {"plain": 0.01, "seconds": 0.012} | changed))
+
+
+def test_units_are_merged_so_that_memory_and_disk_grow_by_the_logarithm() -> None:
+    (_, line) = planned_fitting().lines()
+    assert "1.0 MiB for each unit of the data; of units that are read (8 at once) and merged ones (up to 9)" in line
+    assert "about 22.0 MiB in memory at the peak, a process, and up to 9.0 MiB on disk" in line
+    assert planned_fitting(units=2 * 500).memory == planned_fitting().memory + 2**20
+
+
+def test_the_time_in_all_counts_fitting_every_round_and_judging() -> None:
+    rounds = planned_fitting(heads=3, round_seconds=0.1)
+    assert rounds.lines()[-1].startswith("optimal: at most 40 rounds")
+    assert "as much as 10.0 plain forward passes an image (100 ms)" in rounds.lines()[-1]
+    lines = dry_run._time_lines(0.05, 2000, 2, rounds)
+    assert lines[0] == "time to fit: about 6.0 s for 1,000 images, then at most 33 min to seek optimal constants"
+    assert lines[1].startswith("time to judge: about 50 s for 2,000 images on 2 processes (50 ms an image")
+    assert lines[2] == "time in all: at most about 34 min"
+    assert dry_run._time_lines(0.05, 2000, 2, planned_fitting())[2] == "time in all: about 56 s"
+
+
+def test_unknown_numbers_of_images_leave_the_time_of_one() -> None:
+    lines = dry_run._time_lines(0.05, None, 1, planned_fitting(images=None))
+    assert lines[0] == "time to fit: 12 ms an image, model only"
+    assert "how many images it has" in lines[1]
+    assert len(lines) == 2
+
+
+def test_the_cost_of_fitting_is_the_least_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("headprobe.commands.dry_fitting.time.perf_counter", lambda: clock[0])
+    spent = {"plain": iter([9.0, 1.0, 5.0, 2.0]), "ours": iter([9.0, 7.0, 1.2, 3.0])}
+
+    def run(name: str) -> torch.Tensor:
+        clock[0] += next(spent[name])
+        return torch.empty(0)
+
+    found = dry_fitting._in_turns((lambda: run("plain"), lambda: run("ours")))
+    assert found == pytest.approx([1.0, 1.2])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,12 +167,42 @@ def test_rings_of_the_nll_are_around_intervals_that_leave_out_0(tmp_path: Path) 
     assert sorted((int(y), int(x)) for x, y in np.asarray(rings.get_offsets())) == wanted
 
 
-@pytest.mark.parametrize(("rule", "said"), [("same", True), ("half", False)])
-def test_titles_flag_images_that_judge_what_they_fitted(tmp_path: Path, rule: str, said: bool) -> None:
-    data = {"path": "digits", "split": "test", "rows": {"rule": rule, "calibrates": False}}
-    write_run(tmp_path, ["each:head", "each:layer"], ablations=["zero", "mean"], data=data)
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("same", "judged on the images that fitted the constants"),
+        ("half", "fitted on 1,234 others (half)"),
+        ("split:train", "fitted on 1,234 others (split:train)"),
+        ("", "fitted on 1,234 of other data"),
+    ],
+)
+def test_titles_say_which_images_fitted_what_they_show(tmp_path: Path, rule: str, said: str) -> None:
+    data = {"path": "digits", "rows": {"rule": rule, "calibrates": False} if rule else None}
+    fitted: dict[str, Any] = {"calibration": "0" * 64, "calibration_images": 1234, "data": data}
+    write_run(tmp_path, ["each:head", "each:layer"], ablations=["zero", "mean"], **fitted)
+    names = []
     for name, figure in run_figures(load_run(tmp_path)):
-        assert ("judged on the images that fitted the constants" in title_of(figure)) == said, name
+        names.append(name)
+        assert (said in title_of(figure)) == ("mean" in name), name
+        assert drawn(figure).misplaced == []
+    assert len([name for name in names if "mean" in name]) == 5
+
+
+def test_titles_of_what_was_not_fitted_name_no_calibration(tmp_path: Path) -> None:
+    data = {"path": "digits", "rows": {"rule": "same", "calibrates": False}}
+    write_run(tmp_path, ["each:head"], data=data, calibration=None)
+    run = load_run(tmp_path)
+    assert run.calibration == ""
+    for name, figure in run_figures(run):
+        assert "fitted" not in title_of(figure), name
+
+
+def test_figures_of_a_described_mask_name_its_ablation_and_what_fitted_it(tmp_path: Path) -> None:
+    data = {"path": "digits", "rows": {"rule": "same", "calibrates": False}}
+    write_run(tmp_path, ["layer:0"], ["mean"], data=data, calibration="0" * 64, calibration_images=40)
+    write_heads(tmp_path, {"confidence": np.arange(7.0)}, mask="layer:0")
+    (title,) = [title_of(figure) for name, figure in run_figures(load_run(tmp_path)) if name == "confidence/by_layer"]
+    assert "mean ablation, judged on the images that fitted the constants" in " ".join(title.split())
 
 
 def test_two_ablations_are_drawn_against_each_other_with_their_agreement(tmp_path: Path) -> None:
@@ -202,13 +233,6 @@ def test_names_of_large_rises_cover_no_dot_and_no_other_name() -> None:
     for box in boxes:
         assert box.count_overlaps(boxes) == 1  # itself
         assert not any(box.contains(x, y) for x, y in dots)
-
-
-def test_titles_say_how_many_other_images_fitted_the_constants(tmp_path: Path) -> None:
-    data = {"path": "digits", "split": "test", "rows": {"rule": "half", "calibrates": False}}
-    write_run(tmp_path, ["each:head"], ablations=["zero", "mean"], data=data, calibration_images=1200)
-    for name, figure in run_figures(load_run(tmp_path)):
-        assert "tiny, 40 images, 1,200 others fitted the constants" in title_of(figure), name
 
 
 def test_the_map_of_heads_holds_each_ablations_own_drops(tmp_path: Path) -> None:

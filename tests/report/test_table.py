@@ -114,7 +114,8 @@ def test_a_mask_has_one_line_for_all_draws_with_their_spread() -> None:
 
 @pytest.mark.parametrize(("rule", "said"), [("same", True), ("half", False), ("", False)])
 def test_the_title_flags_images_that_judge_what_they_fitted(rule: str, said: bool) -> None:
-    title = masks_table([row("none", 0), row("layer:3", 1.0, ablation="mean")], "some_model", 120, rule).title
+    rows = [row("none", 0), row("layer:3", 1.0, ablation="mean") | {"calibration": rule}]
+    title = masks_table(rows, "some_model", 120).title
     assert ("judged on the images that fitted the constants" in str(title)) == said
 
 

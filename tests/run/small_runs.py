@@ -13,6 +13,7 @@ from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
 from headprobe.run.ablations import ablation_rows
+from headprobe.run.load import calibration_of
 from headprobe.run.results import (
     group_arrays,
     head_rows,
@@ -36,12 +37,12 @@ def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("z
     metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator), torch.arange(IMAGES))
 
     scores = paired_scores(metric.to_arrays())
-    rows = variant_rows(variants, scores)
+    rows = variant_rows(variants, scores, rule := calibration_of({"data": {}, **record}))
     groups = group_arrays(rows, scores)
     write_rows(folder / "masks.csv", rows)
     write_masks(folder / "masks.json", variants)
     write_arrays(folder / "groups.npz", groups)
-    if compared := ablation_rows(rows, groups):
+    if compared := ablation_rows(rows, groups, rule):
         write_rows(folder / "ablations.csv", compared)
     model = {"name": "tiny", "weights": None, "pretrained": False, "heads_per_layer": list(HEADS)}
     data = {"path": "digits", "split": "test"}

@@ -87,4 +87,6 @@ def test_two_masks_have_no_order(tmp_path: Path) -> None:
 
 def test_every_row_says_which_images_fitted(run: Run) -> None:
     rows = ablation_rows(run.masks, run.arrays("groups.npz"), "same")
-    assert {row["calibration"] for row in rows} == {"same"}
+    pairs = {(row["ablation_a"], row["ablation_b"]): row["calibration"] for row in rows}
+    # neither zero nor resampling is fitted
+    assert pairs == {("zero", "mean"): "same", ("zero", "resample"): "", ("mean", "resample"): "same"}

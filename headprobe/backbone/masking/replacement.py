@@ -6,7 +6,7 @@ subclass of `Replacement`; windows, waves and shortcuts need no change for it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -332,10 +332,26 @@ def check_replacements(layout: HeadLayout, replacements: Sequence[Replacement], 
     """
     if len(replacements) != variants:
         raise UsageError(f"{variants} variants need a replacement each, got {len(replacements)}")
-    others = sorted({kind.name for kind in replacements if kind.name != ZERO})
+    refuse_kinds(layout, {kind.name for kind in replacements})
+
+
+def refuse_kinds(layout: HeadLayout, kinds: Collection[str]) -> None:
+    """Refuse kinds of ablation that a model's layers do not allow.
+
+    Raises:
+        UsageError: Heads are masked in the attention operator's output, which can only be set to zero; or linear is
+            wanted where a norm over all heads stands before the projection, so that no prediction folds into weights.
+    """
+    others = sorted(set(kinds) - {ZERO})
     at_operator = [layer.name for layer in layout.layers if layer.masked_at_operator]
     if others and at_operator:
         raise UsageError(
             f"heads of {at_operator[0]!r} of {layout.model!r} are masked in the attention operator's output, which is "
             f"only ever set to zero; choose --model.semantics slot for other ablations, got {', '.join(others)}"
+        )
+    normed = [layer.name for layer in layout.layers if layer.inner_norm]
+    if LINEAR in kinds and normed:
+        raise UsageError(
+            f"between the heads of {normed[0]!r} of {layout.model!r} and their projection stands a norm over all "
+            "heads, which is not linear: choose zero, mean, position, resample or optimal, got linear"
         )

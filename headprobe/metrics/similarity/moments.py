@@ -134,9 +134,16 @@ class Moments(MomentStates):
         Raises:
             RunError: A unit is incomplete.
         """
+        return [self.of_block(number) for number in range(len(self.blocks))]
+
+    def of_block(self, number: int) -> HeadMoments:
+        """Return the centred moments of one block over all images: one after the other they need less memory.
+
+        Raises:
+            RunError: A unit is incomplete.
+        """
         self._refuse_incomplete()
-        every = list(range(self.options.groups))
-        return [self._centred(number, every, self.options.noise_floor) for number in range(len(self.blocks))]
+        return self._centred(number, list(range(self.options.groups)), self.options.noise_floor)
 
     def left_out(self, number: int) -> Iterator[HeadMoments]:
         """Yield the moments of block `number` with one group of images left out at a time, without noise floor.

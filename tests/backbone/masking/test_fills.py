@@ -125,8 +125,10 @@ def fills(layout: HeadLayout, keeps: Tensor) -> list[Replacement]:
     made: list[Replacement] = []
     for number, keep in enumerate(keeps):
         maps = [one if len(one.masked) else None for one in random_maps(layout, keep)]
-        kinds: list[Replacement] = [Constant("mean", random_constants(layout)), Position(positions), Linear(maps)]
-        made.append(kinds[number % 3])
+        kinds: list[Replacement] = [Constant("mean", random_constants(layout)), Position(positions)]
+        if not any(layer.inner_norm for layer in layout.layers):
+            kinds.append(Linear(maps))
+        made.append(kinds[number % len(kinds)])
     return made
 
 

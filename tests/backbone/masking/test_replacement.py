@@ -192,6 +192,16 @@ def test_heads_masked_at_the_operator_take_zero_only() -> None:
         GrowingPass(model, layout, (), keep, NO_SHORTCUTS, [Constant([])])
 
 
+@pytest.mark.parametrize("kind", ["mean", "position", "linear", "resample", "optimal"])
+def test_heads_masked_at_the_operator_are_refused_before_any_image_is_opened(kind: str) -> None:
+    probe = headprobe.HeadProbe(
+        "mvitv2_tiny", pretrained=False, num_classes=5, options={"img_size": 64}, semantics="attention"
+    )
+    probe.choose_masks("layer:2", "zero")
+    with pytest.raises(UsageError, match=rf"only ever set to zero; choose --model\.semantics slot .* got {kind}"):
+        probe.choose_masks("layer:2", ["zero", kind])
+
+
 @pytest.mark.parametrize(("ablation", "got"), [(["meen"], "'meen'"), ("meen", "'meen'"), ([], "an empty list")])
 def test_an_unknown_ablation_or_none_is_refused_before_anything_runs(ablation: Any, got: str) -> None:
     with pytest.raises(UsageError, match=rf"an ablation must be one of zero, mean, .*, got {got}$"):

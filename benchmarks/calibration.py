@@ -1,0 +1,140 @@
+"""What fitting ablations costs beside a plain forward pass: ``python -m benchmarks.calibration --threads 1``.
+
+All cases take turns in one run, so that what else the machine does meets all of them alike. Ours is the whole step of
+the stage that calibrates: uint8 images are normalised, run, scored, and the slots of all layers are added up.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.describe import SHARED
+from benchmarks.report import markdown, publish, ratios, refuse_below_one
+from headprobe.data.stream import ImageBatch
+from headprobe.errors import RunError, UsageError
+from headprobe.masks.ablations import LINEAR, MEAN, POSITION
+from headprobe.module import HeadProbe
+
+PLAIN, WITHOUT = "plain forward", "the step without sums"
+FITTED = ((MEAN,), (MEAN, LINEAR), (POSITION,), (MEAN, LINEAR, POSITION))
+"""Kinds of ablation that are fitted together."""
+
+Times = dict[str, list[tuple[float, float]]]
+"""Seconds on the clock and CPU seconds of each round, by case."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table and write the numbers."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    weights = str(SHARED) if options.weights is None and options.model == "deit_tiny_patch16_224" else options.weights
+    if weights is not None and not Path(weights).exists():
+        weights = None
+    try:
+        with torch.inference_mode():
+            times = take_turns(cases(options.model, weights, options.batch), options.repeats)
+    except (UsageError, RunError) as error:
+        raise SystemExit(str(error)) from None
+    rows = compare(times)
+    setting = {
+        "model": options.model,
+        "weights": "random" if weights is None else Path(weights).parent.name,
+        "batch": options.batch,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "torch": torch.__version__,
+    }
+    publish(table(setting, rows), setting, rows, options.json)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__)
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="name of a timm model")
+    parser.add_argument("--weights", help="its weights (safetensors); by default DeiT-Ti's in ../shared, else random")
+    parser.add_argument("--batch", type=int, default=32, help="images of noise per pass")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=9, help="rounds, each of them one pass of every case")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    refuse_below_one(parser, options, "batch", "threads", "repeats")
+    return options
+
+
+def cases(model: str, weights: str | None, batch: int) -> dict[str, Callable[[], None]]:
+    """Return a pass of each case over the same images, by name."""
+    probes: dict[str, HeadProbe] = {}
+    for kinds in ((MEAN,), *FITTED):
+        name = ", ".join(kinds) if probes else WITHOUT
+        torch.manual_seed(0)
+        probe = HeadProbe(model, weights, pretrained=False).eval()
+        probe.choose_masks("layer:0", list(kinds))
+        probe.begin_calibration(batch)
+        if name == WITHOUT:
+            probe.statistics = ()
+            probe.begin_units(1)
+            probe.plan_passes(batch)
+        probes[name] = probe
+    size = probes[WITHOUT].data_config["input_size"]
+    images = torch.randint(0, 256, (batch, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    backbone, ready = probes[WITHOUT].backbone, probes[WITHOUT].normalised(images)
+
+    def plain() -> None:
+        backbone(ready)
+
+    return {PLAIN: plain, **{name: steps(probe, images) for name, probe in probes.items()}}
+
+
+def steps(probe: HeadProbe, images: Tensor) -> Callable[[], None]:
+    """Return a step that calibrates: a batch of one long unit, each time with new row numbers."""
+    labels, done = torch.zeros(len(images), dtype=torch.int64), 0
+
+    def step() -> None:
+        nonlocal done
+        rows = torch.arange(done, done + len(images))
+        probe.validation_step(ImageBatch(images, labels, 0, rows, last=False), 0)
+        done += len(images)
+
+    return step
+
+
+def take_turns(runs: dict[str, Callable[[], None]], repeats: int) -> Times:
+    """Return the times of each case and round, after one round to warm up; the order is reversed every round."""
+    times: Times = {name: [] for name in runs}
+    order = list(runs)
+    for round_ in range(-1, repeats):
+        order.reverse()
+        for name in order:
+            began, began_cpu = time.perf_counter(), time.process_time()
+            runs[name]()
+            spent = time.perf_counter() - began, time.process_time() - began_cpu
+            if round_ >= 0:
+                times[name].append(spent)
+    return times
+
+
+def compare(times: Times) -> list[dict[str, Any]]:
+    """Return for each case its time relative to the plain forward pass: of the minima, and median over rounds."""
+    rows = []
+    for name, of_case in times.items():
+        row: dict[str, Any] = {"case": name, "seconds": min(clock for clock, _ in of_case)}
+        for kind, place in (("clock", 0), ("cpu", 1)):
+            mine, plain = ([one[place] for one in found] for found in (of_case, times[PLAIN]))
+            row |= {f"{kind}_{name}": value for name, value in ratios(mine, plain).items()}
+        rows.append(row)
+    return rows
+
+
+def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Return the numbers as a table in Markdown."""
+    names = ("seconds", "clock_ratio_of_minima", "clock_median_ratio", "cpu_ratio_of_minima", "cpu_median_ratio")
+    lines = [(row["case"], *(f"{row[name]:.3f}" for name in names)) for row in rows]
+    return markdown(setting, ("case", "seconds", "clock: minima", "median", "CPU: minima", "median"), lines)
+
+
+if __name__ == "__main__":
+    main()

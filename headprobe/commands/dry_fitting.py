@@ -1,0 +1,180 @@
+"""What fitting ablations would cost, for `test --dry-run`: images, passes, memory and time, measured on noise."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from headprobe.calibration.fills import stand_in
+from headprobe.calibration.optimal import MOST_ROUNDS, Search, heads_to_optimise
+from headprobe.data.stream import ImageBatch
+from headprobe.masks.ablations import OPTIMAL
+from headprobe.module import HeadProbe
+from headprobe.text import counted, duration
+
+SCORES = "scores of heads"
+
+ROUNDS = 3
+"""Passes of each kind that are timed, in turns, after one that allocates."""
+
+COPIES_AT_THE_END = 5
+"""Sums that stand in memory as often when the constants are made, written and named by a digest. Measured."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What fits before anything is judged.
+
+    Attributes:
+        kinds: Kinds of ablation that are fitted, and `SCORES` where heads are scored.
+        images: Images that calibrate, None where nobody knows.
+        units: Units that they come in, for one process.
+        reading: Units that are read at once, by one process.
+        plain: Seconds of a plain forward pass, an image.
+        seconds: Seconds of the pass that calibrates, an image.
+        sums: Bytes of the sums of a unit.
+        heads: Heads whose optimal constant is sought.
+        round_seconds: Seconds of a round of that search, an image.
+    """
+
+    kinds: tuple[str, ...]
+    images: int | None
+    units: int
+    reading: int
+    plain: float
+    seconds: float
+    sums: int
+    heads: int = 0
+    round_seconds: float = 0.0
+
+    @property
+    def finished(self) -> int:
+        """Sums of finished units that are kept at most: neighbours are merged, two by two."""
+        return self.units.bit_length()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all sums at the peak, of one process."""
+        return self.sums * (self.reading + self.finished + COPIES_AT_THE_END)
+
+    @property
+    def most_seconds(self) -> float:
+        """Seconds an image of all that is done with it before anything is judged, on one process, at most."""
+        return self.seconds + MOST_ROUNDS * self.round_seconds
+
+    def lines(self) -> list[str]:
+        """Return all but the time in words."""
+        images = "an unknown number of images" if self.images is None else counted(self.images, "image")
+        kinds = ", ".join(kind for kind in self.kinds if kind != OPTIMAL) or "the means that optimal begins with"
+        found = [
+            f"fitting: {kinds} on {images}, in one forward {'and backward ' * (SCORES in self.kinds)}pass of the "
+            f"unmasked model each, which costs as much as {self.seconds / self.plain:.2f} plain forward passes",
+            f"sums: {_size(self.sums)} for each unit of the data; of units that are read ({self.reading} at once) and "
+            f"merged ones (up to {self.finished}) about {_size(self.memory)} in memory at the peak, a process, and up "
+            f"to {_size(self.finished * self.sums)} on disk; calibration.safetensors takes {_size(self.sums)}",
+        ]
+        if self.heads:
+            found.append(
+                f"optimal: at most {MOST_ROUNDS} rounds of a forward and backward pass over the calibration images, "
+                f"with a variant for each of {counted(self.heads, 'head')} until it has converged; a round costs as "
+                f"much as {self.round_seconds / self.plain:.1f} plain forward passes an image "
+                f"({self.round_seconds * 1000:.3g} ms)"
+            )
+        return found
+
+    def time_lines(self, processes: int) -> list[str]:
+        """Return the time in words, stage by stage; nothing where nobody knows the number of images."""
+        if self.images is None:
+            return [f"time to fit: {self.seconds * 1000:.3g} ms an image, model only"]
+        images = self.images / processes
+        text = f"about {duration(images * self.seconds)} for {counted(self.images, 'image')}"
+        if self.heads:
+            text += f", then at most {duration(images * MOST_ROUNDS * self.round_seconds)} to seek optimal constants"
+        return [f"time to fit: {text}"]
+
+
+def plan_fitting(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> Fitting | None:
+    """Measure what fitting costs; None where nothing is fitted. The passes must be planned anew afterwards.
+
+    The probe has constants that were fitted on nothing from then on.
+
+    Raises:
+        UsageError: The model's forward pass cuts gradients off, which optimal constants need.
+    """
+    kinds = (*probe.fitted_kinds, *[SCORES] * probe.score_heads)
+    if probe.given_calibration is not None or not kinds:
+        return None
+    images, units, reading = data.calibrates_on(trainer.world_size)
+    probe.calibration = stand_in(probe.layout)
+    heads = heads_to_optimise(probe.variants)
+    of_round = _seconds_of_round(trainer, probe, data.batch_size, heads) if heads else 0.0
+    plain, seconds, sums = _seconds_and_sums(trainer, probe, data.batch_size)
+    return Fitting(kinds, images, units, reading, plain, seconds, sums, len(heads), of_round)
+
+
+def _seconds_and_sums(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[float, float, int]:
+    """Return the seconds of a plain pass and of one that calibrates, an image, and the bytes of a unit's sums."""
+    plan = probe.begin_calibration(batch_size)
+    noise = _noise(probe, min(batch_size, plan.images))
+    labels = torch.zeros(len(noise), dtype=torch.int64, device=probe.device)
+    done = 0
+
+    def plain() -> Tensor:
+        logits: Tensor = probe.backbone(probe.normalised(noise))
+        return logits
+
+    def fitting() -> Tensor:
+        nonlocal done
+        rows = torch.arange(done, done + len(noise))
+        done += len(noise)
+        return probe.validation_step(ImageBatch(noise, labels, 0, rows, last=False, name="noise"), 0).logits
+
+    with trainer.precision_plugin.forward_context():
+        times = _in_turns((plain, fitting))
+    return times[0] / len(noise), times[1] / len(noise), probe.end_calibration()
+
+
+def _seconds_of_round(
+    trainer: lightning.Trainer, probe: HeadProbe, batch_size: int, heads: list[tuple[int, int]]
+) -> float:
+    """Return the seconds of a pass with gradients of a variant for each head, an image."""
+    if probe.calibration is None:
+        return 0.0
+    probe.search = Search(heads, probe.calibration)
+    noise = _noise(probe, probe.plan_passes(batch_size).images)
+    labels = torch.zeros(len(noise), dtype=torch.int64, device=probe.device)
+    with trainer.precision_plugin.forward_context():
+        (seconds,) = _in_turns((lambda: probe.trial_losses(noise, labels)[0],))  # the first may halve the rows
+    probe.search = None
+    return seconds / len(noise)
+
+
+def _noise(probe: HeadProbe, images: int) -> Tensor:
+    size = probe.data_config["input_size"]
+    return torch.randint(0, 256, (images, *size), dtype=torch.uint8, device=probe.device)
+
+
+def _in_turns(passes: tuple[Callable[[], Tensor], ...]) -> list[float]:
+    """Return the least seconds of each pass: other programs only add to it, and turns let them meet all passes."""
+    times: list[list[float]] = [[] for _ in passes]
+    for number in range(1 + ROUNDS):
+        for own, run in zip(times, passes, strict=True):
+            began = time.perf_counter()
+            found = run()
+            if found.is_cuda:
+                torch.cuda.synchronize(found.device)
+            if number:
+                own.append(time.perf_counter() - began)
+    return [min(own) for own in times]
+
+
+def _size(size: int) -> str:
+    """Return a number of bytes in words."""
+    for unit, least in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= least:
+            return f"{size / least:.1f} {unit}"
+    return f"{size / 2**10:.0f} KiB"
