@@ -352,6 +352,6 @@ def refuse_kinds(layout: HeadLayout, kinds: Collection[str]) -> None:
     normed = [layer.name for layer in layout.layers if layer.inner_norm]
     if LINEAR in kinds and normed:
         raise UsageError(
-            f"between the heads of {normed[0]!r} of {layout.model!r} and their projection stands a norm over all heads, "
-            "which is not linear: choose zero, mean, position, resample or optimal, got linear"
+            f"between the heads of {normed[0]!r} of {layout.model!r} and their projection stands a norm over all "
+            "heads, which is not linear: choose zero, mean, position, resample or optimal, got linear"
         )
