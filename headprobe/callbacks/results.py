@@ -30,9 +30,12 @@ from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
-from headprobe.report.table import agreement_table, console, masks_table
+from headprobe.report.table import agreement_table, console, index_table, masks_table, orders_table
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.load import Row, calibration_of
+from headprobe.run.curves import curve_rows
+from headprobe.run.index_null import null_rows
+from headprobe.run.load import Row, Run, calibration_of, read_run
+from headprobe.run.order_areas import order_rows
 from headprobe.run.results import (
     class_rows,
     group_arrays,
@@ -44,6 +47,9 @@ from headprobe.run.results import (
 )
 from headprobe.text import Decision, counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
+
+MASKS_OF_A_PLAIN_RUN = 2
+"""The baseline and a mask: no order and no null, so that those files are not looked into."""
 
 
 class ResultsWriter(AfterBatch):
@@ -142,6 +148,9 @@ class ResultsWriter(AfterBatch):
             if compared:
                 console.print()
                 console.print(agreement_table(compared))
+        if len({row["mask"] for row in rows}) > MASKS_OF_A_PLAIN_RUN:
+            self._write_sets(read_run(directory))
+        if self.table:
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
@@ -169,6 +178,17 @@ class ResultsWriter(AfterBatch):
             "results": {name: text_digest(directory / name) for name in ("masks.csv", "masks.json")},
         }
         write_record(directory, self._record)
+
+    def _write_sets(self, run: Run) -> None:
+        """Write and print what follows from the files so far: orders of removal, and indices beside random draws."""
+        curves, orders, nulls = curve_rows(run), order_rows(run), null_rows(run)
+        for name, rows in {"curves.csv": curves, "orders.csv": orders, "index_null.csv": nulls}.items():
+            if rows:
+                write_rows(run.path / name, rows)
+        for table in (orders_table(orders), index_table(nulls, len(run.record["model"]["heads_per_layer"]))):
+            if self.table and table.row_count:
+                console.print()
+                console.print(table)
 
     def _finish(self, status: str) -> None:
         self._record |= {

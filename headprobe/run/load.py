@@ -143,6 +143,9 @@ _TEXT_COLUMNS = frozenset(
         "ablation_a",
         "ablation_b",
         "calibration",
+        "interval",
+        "layers",
+        "order",
         "quantity",
         "test_family",
         "series",
@@ -151,8 +154,13 @@ _TEXT_COLUMNS = frozenset(
 )
 _INTEGER_COLUMNS = frozenset(
     {
+        "counts",
         "draw",
+        "draws",
         "heads_masked",
+        "heads_removed",
+        "most_removed",
+        "orders",
         "masks",
         "images",
         "top1_count",
