@@ -107,7 +107,9 @@ def curve_rows(run: Run) -> list[Row]:
     single = [_points(run, order, sums) for order in orders if len(order.counts) > 1 and not order.random]
     several = [_random_points(run, members) for members in random_orders(orders)]
     seeds = [_points(run, order, sums) for order in orders if len(order.counts) > 1 and order.random]
-    return [row for rows in (*single, *several, *seeds) for row in rows]
+    kinds = list(dict.fromkeys(order.ablation for order in orders))
+    found = [row for rows in (*single, *several, *seeds) for row in rows]
+    return sorted(found, key=lambda row: kinds.index(str(row["ablation"])))
 
 
 def _points(run: Run, order: Order, sums: GroupSums) -> list[Row]:
