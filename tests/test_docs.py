@@ -221,6 +221,12 @@ def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_
     assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
 
 
+def test_every_column_of_curves_orders_and_index_null_csv_is_documented_in_its_order(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["grow:random:0-1", "each:index", "one-per-layer:0-1"]))
+    for name in ("curves.csv", "orders.csv", "index_null.csv"):
+        assert documented_columns(name) == list(run.table(name) or ()), name
+
+
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
     metric = PairedAccuracy(0, 1, per_class=True)
     metric.class_images += 1

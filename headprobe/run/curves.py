@@ -188,6 +188,8 @@ def one_more(values: FloatArray, least: float = -np.inf, most: float = np.inf) -
     Source: Student's prediction interval for one more normal value, Hahn, 1970, Journal of Quality Technology 2, 115.
     """
     count, mean = len(values), float(values.mean())
+    if not np.isfinite(values).all():
+        return mean, float("nan"), float("nan")
     if count < FEWEST_FOR_BAND:
         return mean, float(values.min()), float(values.max())
     reach = float(stats.t.isf(0.025, count - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / count))

@@ -53,11 +53,11 @@ def _row(points: Sequence[Row], area: Interval, minus_random: Interval) -> Row:
     for name, values in {"area": area, "minus_random": minus_random}.items():
         cells |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
     for most in DROPS:
-        cells |= _removable(points, most)
+        cells |= removable(points, most)
     return cells
 
 
-def _removable(points: Sequence[Row], most: float) -> Row:
+def removable(points: Sequence[Row], most: float) -> Row:
     """Return how many heads can go for a drop: by the points, and by the upper ends of their intervals."""
     name = f"removable_{most}pp"
     no_band = any(str(row["interval"]).startswith(RANGE) for row in points)
