@@ -15,9 +15,13 @@ from headprobe.report.mask_figures import about_masks
 from headprobe.report.style import HEAD_COLOURS, new_figure, write_title
 from headprobe.run.curves import ONE_MORE_ORDER
 from headprobe.run.load import Columns, Run
+from headprobe.text import counted
 
 MOST_LINES = 7
 """Orders that are drawn beside the means of random orders: more lines cannot be told apart."""
+
+MOST_NAMED = 4
+"""Of the others so many are named."""
 
 AXES = {"top1": "top-1 accuracy (%)", "nll": "NLL (nats)"}
 
@@ -50,7 +54,8 @@ def curve_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8
     )
-    write_title(figure, f"Heads removed one after the other\n{about_masks(run)}", _caption(orders, shown))
+    title = f"Heads removed one after the other\n{about_masks(run)}{_left_out(orders, shown)}"
+    write_title(figure, title, "")  # the legend has the caption's place
     yield "curves/heads_removed", figure
 
 
@@ -109,8 +114,10 @@ def _about_mean(name: str, table: Columns, rows: NDArray[np.bool_]) -> str:
     return f"{name}: mean of {int(table['orders'][rows].max())}; band: {spread}"
 
 
-def _caption(orders: Sequence[str], shown: Sequence[str]) -> str:
-    left_out = [name for name in orders if name not in shown]
-    if not left_out:
+def _left_out(orders: Sequence[str], shown: Sequence[str]) -> str:
+    """Return the line of the title that names the orders which are not drawn."""
+    names = [name for name in orders if name not in shown]
+    if not names:
         return ""
-    return f"Left out, with smaller areas in orders.csv: {', '.join(left_out)}."
+    few = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    return f"\nNot drawn, with smaller areas in orders.csv: {counted(len(names), 'order')} ({few})"
