@@ -231,6 +231,12 @@ def test_every_column_of_importance_csv_is_documented_in_its_order(tmp_path: Pat
     assert documented_columns("importance.csv") == list(rows[0])
 
 
+def test_every_column_of_curves_orders_and_index_null_csv_is_documented_in_its_order(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["grow:random:0-1", "each:index", "one-per-layer:0-1"]))
+    for name in ("curves.csv", "orders.csv", "index_null.csv"):
+        assert documented_columns(name) == list(run.table(name) or ()), name
+
+
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
     metric = PairedAccuracy(0, 1, per_class=True)
     metric.class_images += 1

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from headprobe.calibration.constants import save_calibration
 from headprobe.calibration.scores import score_rows
+from headprobe.callbacks.derived import write_derived
 from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
 from headprobe.callbacks.identity import (
     command_line,
@@ -31,9 +32,8 @@ from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
-from headprobe.report.table import agreement_table, console, importance_table, masks_table
+from headprobe.report.table import agreement_table, console, masks_table
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.importance import importance_of
 from headprobe.run.load import Row, calibration_of, read_run
 from headprobe.run.results import (
     class_rows,
@@ -149,15 +149,15 @@ class ResultsWriter(AfterBatch):
         if probe.statistics or unscored:
             self._record["undefined"] = {**undefined(probe.statistics), **unscored}
             write_record(directory, self._record)  # figures are made from files, this one included
-        predicted = _predicted(directory) if (directory / "scores.csv").exists() else []
+        derived = list(write_derived(read_run(directory))) if len(probe.variants) > 1 else []
         if self.table:
             _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
             if compared:
                 console.print()
                 console.print(agreement_table(compared))
-            if predicted:
+            for printed in derived:
                 console.print()
-                console.print(importance_table(predicted))
+                console.print(printed, soft_wrap=isinstance(printed, str))
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
@@ -203,14 +203,6 @@ def _probe(module: lightning.LightningModule) -> HeadProbe:
     if not isinstance(module, HeadProbe):
         raise TypeError(f"ResultsWriter works with HeadProbe, got {type(module).__name__}")
     return module
-
-
-def _predicted(directory: Path) -> list[Row]:
-    """Write `importance.csv`, where there are single heads to predict, and return its rows."""
-    predicted = importance_of(read_run(directory))
-    if predicted:
-        write_rows(directory / "importance.csv", predicted)
-    return predicted
 
 
 def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from headprobe.masks.pieces import Numbers, Piece
 
 MAX_MASKS = 100_000
 
+HEADS_MASKED = "heads_masked"
+"""The curve of masks that are on no other, over their numbers of heads."""
+
 
 @dataclass(frozen=True)
 class Model:

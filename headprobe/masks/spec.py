@@ -21,13 +21,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import ZERO, Ablations
-from headprobe.masks.clauses import Clause, Model
+from headprobe.masks.clauses import HEADS_MASKED, Clause, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.orders import GrowColumn
@@ -186,10 +188,29 @@ def expand_all(
             masks[mask.name] = replace(first, test_families=tuple(sorted(families)))
     return [
         Variant(mask, ablation.kind, draw)
-        for mask in masks.values()
+        for mask in _with_own_curves(list(masks.values()))
         for ablation in ablations
         for draw in range(ablation.draws)
     ]
+
+
+_PATHS = re.compile(r"(?:^|[+:])grow:([^:+]+):")
+
+
+def _with_own_curves(masks: Sequence[NamedMask]) -> list[NamedMask]:
+    """The masks, the path in the name of their curve where several tables give an order by the same column."""
+    paths = [".".join(_PATHS.findall(mask.name)) for mask in masks]
+    of_curves: dict[str, set[str]] = {}
+    for mask, path in zip(masks, paths, strict=True):
+        of_curves.setdefault(mask.curve, set()).add(path)
+    slugs = {path: re.sub(r"\W", "_", path, flags=re.ASCII) for path in paths}
+    alike = {slug for slug in slugs.values() if list(slugs.values()).count(slug) > 1}
+    found = []
+    for mask, path in zip(masks, paths, strict=True):
+        digits = f"_{hashlib.sha256(path.encode()).hexdigest()[:6]}" if slugs[path] in alike else ""
+        shared = path and mask.curve != HEADS_MASKED and len(of_curves[mask.curve]) > 1
+        found.append(replace(mask, curve=f"{mask.curve}_{slugs[path]}{digits}") if shared else mask)
+    return found
 
 
 def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[Head]]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from headprobe.masks.clauses import All, Clause, Each, Heads, Indices, Layers, Point, check_masks
+from headprobe.masks.clauses import HEADS_MASKED, All, Clause, Each, Heads, Indices, Layers, Point, check_masks
 from headprobe.masks.orders import GrowColumn, GrowRandom, OnePerLayer, Random
 from headprobe.masks.pieces import MAX_NUMBERS, MaskSpecError, Numbers, Piece, number_text, parse_numbers
 from headprobe.masks.tables import SavedMask
@@ -62,7 +62,7 @@ class Tree:
         return replace(self, mask=mask, keep=keep)
 
     def point_of(self, member: Clause, count: int) -> Point:
-        """The place of a mask on its curve.
+        """The place of a mask on its curve; where an order of heads is kept, how many are masked and not how many kept.
 
         Args:
             member: the varying clause of one of many masks, or a single mask's first.
@@ -70,8 +70,10 @@ class Tree:
         """
         several = self.many is None and len(self.clauses) > 1
         if member.point is None or several:
-            return Point("heads_masked", count)
-        return Point("_".join([*self._fixed_slugs(member), member.point.curve]), member.point.step)
+            return Point(HEADS_MASKED, count)
+        kept = any(clause is member or clause is self.many for clause in self.keep or ())
+        step = count if kept and isinstance(member, Random | GrowColumn) else member.point.step
+        return Point("_".join([*self._fixed_slugs(member), member.point.curve]), step)
 
     def _fixed_slugs(self, member: Clause) -> list[str]:
         """What stays the same along the curve, safe in a TensorBoard tag."""

@@ -1,15 +1,18 @@
-"""Figures of what masks cost under each ablation: maps of single heads, drops by layer and by index."""
+"""Figures of what masks cost under each ablation: maps of heads, drops by layer and by index, indices beside draws."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from headprobe.masks.ablations import FITTED, ZERO
 from headprobe.metrics.arrays import FloatArray
 from headprobe.report.figures import drop_curve, head_heat_map
+from headprobe.report.style import BASELINE_COLOUR, MASKED_COLOUR, new_figure, write_title
+from headprobe.run.index_null import FEWEST_DRAWS, Null, nulls_of
 from headprobe.run.load import Row, Run
 from headprobe.text import counted
 
@@ -127,3 +130,61 @@ def single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
             total[heads[0]] += float(row[column])
             count[heads[0]] += 1
     return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
+
+
+# -- indices beside random heads of the same layers --
+
+INDEX_QUANTITIES = {"drop_pp": "top-1 drop (percentage points)", "nll_rise": "NLL rise (nats)"}
+
+
+def index_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """Yield for each ablation what the same index in every layer costs, among draws of one head of these layers."""
+    kinds: dict[str, list[Null]] = {}
+    for null in nulls_of(run):
+        kinds.setdefault(null.ablation, []).append(null)
+    for ablation, nulls in kinds.items():
+        table = run.table("index_null.csv") or {}
+        p_values = {
+            (str(mask), str(quantity)): float(p)
+            for mask, kind, quantity, p in zip(*(table[name] for name in INDEX_KEYS), strict=True)
+            if kind == ablation
+        }
+        about = f"{about_masks(run, [ablation])}, {ablation} ablation"
+        title = f"The same head index in every layer, beside one random head of each\n{about}"
+        suffix = "" if ablation == ZERO else f"_{ablation}"
+        yield f"index_null/by_index{suffix}", beside_draws(nulls, p_values, title)
+
+
+INDEX_KEYS = ("mask", "ablation", "quantity", "p")
+
+
+def beside_draws(nulls: Sequence[Null], p_values: dict[tuple[str, str], float], title: str) -> Figure:
+    """Draw each index as a diamond in a row of dots, which are the draws from its layers; with the p of the table."""
+    figure = new_figure(10, 2.2 + 0.36 * len(nulls))
+    panels = figure.subplots(1, len(INDEX_QUANTITIES), sharey=True)
+    for axes, (quantity, label) in zip(panels, INDEX_QUANTITIES.items(), strict=True):
+        for row, null in enumerate(nulls):
+            _beside_draws(axes, row, null.value[quantity], null.draws[quantity])
+            p = p_values.get((null.mask, quantity), float("nan"))
+            note = f"p {p:.3f}" if np.isfinite(p) else "no draws" if not len(null.draws[quantity]) else ""
+            axes.text(1.01, row, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color="0.25")
+        axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+        axes.set(xlabel=label, ylim=(len(nulls) - 0.4, -0.6))
+        axes.set_yticks(range(len(nulls)), [null.mask for null in nulls])
+        axes.spines[["top", "right"]].set_visible(False)
+    counts = sorted({len(null.draws["drop_pp"]) for null in nulls})
+    few = f" With fewer than {FEWEST_DRAWS} draws there is no p." if counts[0] < FEWEST_DRAWS else ""
+    draws = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    caption = f"Diamond: the index. Dots: {draws} draws; bar: the middle 95% of them. p: two-sided, by rank."
+    write_title(figure, title, caption + few)
+    return figure
+
+
+def _beside_draws(axes: Axes, row: int, value: float, draws: FloatArray) -> None:
+    finite = draws[np.isfinite(draws)]
+    # Spread without chance, so that the same run gives the same pixels: each dot at its place in a fixed pattern.
+    heights = row + 0.5 * (np.arange(len(finite)) * 0.6180339887 % 1 - 0.5)
+    axes.plot(finite, heights, ".", color=BASELINE_COLOUR, alpha=0.35, markersize=4, markeredgewidth=0)
+    if len(finite):
+        axes.hlines(row, *np.quantile(finite, [0.025, 0.975]), color=BASELINE_COLOUR, linewidth=1.5)
+    axes.plot(value, row, "D", color=MASKED_COLOUR, markeredgecolor="white", markersize=8, zorder=3)

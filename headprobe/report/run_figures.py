@@ -18,9 +18,10 @@ from headprobe.masks.ablations import FITTED, ZERO
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
 from headprobe.report.agreement_figures import agreement_figures
+from headprobe.report.curve_figures import curve_figures
 from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.importance_figures import importance_figures
-from headprobe.report.mask_figures import mask_figures
+from headprobe.report.mask_figures import index_figures, mask_figures
 from headprobe.report.offset_figures import offset_grid
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
@@ -76,6 +77,8 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     if len(run.masks) > 2:  # a single mask has no figure
         yield from mask_figures(run)
         yield from agreement_figures(run)
+        yield from curve_figures(run)
+        yield from index_figures(run)
     if (run.path / "importance.csv").is_file():
         yield from importance_figures(run)
     heads = run.described("heads")

@@ -12,7 +12,9 @@ from rich.text import Text
 from headprobe.masks.ablations import ZERO
 from headprobe.masks.spec import NONE
 from headprobe.run.ablations import with_limits
+from headprobe.run.index_null import FEWEST_DRAWS, lacking
 from headprobe.run.load import JUDGED_ON_SAME, SAME, Row
+from headprobe.run.order_areas import DROPS
 from headprobe.text import counted
 
 MOST_ROWS = 40
@@ -138,6 +140,73 @@ def _chosen_on(row: Row) -> str:
 
 def _ceiling(row: Row) -> str:
     return "unknown" if math.isnan(float(row["ceiling"])) else f"{float(row['ceiling']):.2f}"
+
+
+def orders_table(rows: Sequence[Row]) -> Table:
+    """Return a line for each order of removal, from the rows of `orders.csv`; random orders have one for their mean."""
+    table = _plain_table("orders of removal: area under the accuracy curve, and heads removed until the drop is larger")
+    kinds = {str(row["ablation"]) for row in rows}
+    table.add_column("order", overflow="fold")
+    if len(kinds) > 1:
+        table.add_column("ablation")
+    for heading in ("area [95%]", "minus random [95%]", *(f"{most} pp (surely)" for most in DROPS)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    means = {str(row["order"]) for row in rows if int(row["orders"]) > 1}
+    for row in rows:
+        if any(str(row["order"]).startswith(f"{mean}_seed_") for mean in means):
+            continue
+        name = f"{row['order']}, mean of {row['orders']}" if int(row["orders"]) > 1 else str(row["order"])
+        minus = with_limits(row, "minus_random", "+.4f").replace("not defined", "")
+        cells = [with_limits(row, "area", ".4f"), minus, *(_removable(row, most) for most in DROPS)]
+        table.add_row(Text(name), *([str(row["ablation"])] * (len(kinds) > 1)), *cells)
+    return table
+
+
+def _removable(row: Row, most: float) -> str:
+    surely = float(row[f"removable_{most}pp_surely"])
+    return f"{row[f'removable_{most}pp']}" + ("" if math.isnan(surely) else f" ({surely:.0f})")
+
+
+def index_table(rows: Sequence[Row], layers: int) -> Table:
+    """Return a line for each head index beside random heads of its layers, from the rows of `index_null.csv`.
+
+    Args:
+        rows: The rows.
+        layers: How many layers the model has.
+    """
+    table = _plain_table("the same index in every layer, beside one random head of each of these layers")
+    for heading in ("mask", "ablation", "draws"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("", "mask's", "draws' [95% of them]", "percentile", "p", "q (BH)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        middle, low, high = (float(row[f"draws_{name}"]) for name in ("mean", "low", "high"))
+        form = "+.2f" if row["quantity"] == "drop_pp" else "+.3f"
+        table.add_row(
+            str(row["mask"]),
+            str(row["ablation"]),
+            f"{row['draws']} over layers {row['layers']}",
+            "drop pp" if row["quantity"] == "drop_pp" else "NLL rise",
+            f"{float(row['value']):{form}}",
+            f"{middle:{form}} [{low:{form}}, {high:{form}}]" if int(row["draws"]) else "",
+            f"{float(row['percentile']):.1f}" if int(row["draws"]) else "",
+            _p_value(float(row["p"])),
+            _p_value(float(row["bh_q"])),
+        )
+    table.caption, table.caption_justify = "\n".join(_about_p(rows, layers)), "left"
+    return table
+
+
+def _about_p(rows: Sequence[Row], layers: int) -> list[str]:
+    """Return what the p of `index_null.csv` can and cannot be."""
+    notes = []
+    if enough := [row for row in rows if int(row["draws"]) >= FEWEST_DRAWS]:
+        smallest, indices = max(float(row["p_smallest"]) for row in enough), len({row["mask"] for row in enough})
+        q = f"a single index out of {indices} can have q {min(1, smallest * indices):.3f}"
+        notes.append(f"smallest p that so many draws allow: {smallest:.3f}; {q}")
+    if few := lacking(rows, layers):
+        notes.append(f"no p with fewer than {FEWEST_DRAWS} draws; add {', '.join(few)} to the mask specs")
+    return notes
 
 
 def _plain_table(title: str) -> Table:

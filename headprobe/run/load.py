@@ -155,6 +155,9 @@ _TEXT_COLUMNS = frozenset(
         "ablation_a",
         "ablation_b",
         "calibration",
+        "interval",
+        "layers",
+        "order",
         "quantity",
         "target",
         "scope",
@@ -167,8 +170,13 @@ _TEXT_COLUMNS = frozenset(
 )
 _INTEGER_COLUMNS = frozenset(
     {
+        "counts",
         "draw",
+        "draws",
         "heads_masked",
+        "heads_removed",
+        "most_removed",
+        "orders",
         "masks",
         "heads",
         "heads_without_mask",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from headprobe.files import write_bytes, write_text
 from headprobe.masks.ablations import FITTED
 from headprobe.masks.spec import NONE, Variant
+from headprobe.masks.tables import CALIBRATION
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.metrics.arrays import FloatArray
@@ -45,7 +46,8 @@ SCORE_COLUMNS = (
 def variant_rows(variants: Sequence[Variant], scores: PairedScores, calibration: str = "") -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
 
-    The column `calibration` says which images fitted the constants, in rows of ablations that are fitted.
+    The column `calibration` says which images fitted the constants, in rows of ablations that are fitted, or gave the
+    scores that order the heads.
 
     Benjamini-Hochberg's q is taken within each test family: the masks that one `each:`, grid or `grow:` form stands
     for, under one ablation. A mask that several forms name belongs to each, and its q is the largest of theirs. Masks
@@ -55,7 +57,8 @@ def variant_rows(variants: Sequence[Variant], scores: PairedScores, calibration:
     q_values = _q_values(variants, scores, test_families)
     rows: list[Row] = []
     for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
-        row: Row = {**key, "calibration": calibration if key["ablation"] in FITTED else ""}
+        fitted = key["ablation"] in FITTED or _OWN_ORDER.search(str(key["mask"]))
+        row: Row = {**key, "calibration": calibration if fitted else ""}
         row |= {"test_family": FAMILIES_JOINED.join(test_families[number])}
         row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
@@ -80,6 +83,9 @@ def _test_families(variant: Variant) -> tuple[str, ...]:
         return ()
     return tuple(family for family in variant.mask.test_families if not _NULL_DRAWS.search(family))
 
+
+_OWN_ORDER = re.compile(rf"(^|[+:])grow:{CALIBRATION}:")
+"""A mask of heads in the order of a score of the run's own calibration."""
 
 _NULL_DRAWS = re.compile(r"(^|[+:])one-per-layer:\d+[-,/]")
 """A form of many `one-per-layer:` draws; a single draw joined to a sweep is no null."""

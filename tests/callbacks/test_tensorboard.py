@@ -60,9 +60,10 @@ def test_the_baseline_is_a_constant_line_under_every_curve(events: EventAccumula
 
 
 def test_single_heads_make_a_heat_map(events: EventAccumulator, run: Ended) -> None:
-    assert set(events.Tags()["images"]) == {"nll_rise/heads", "drop_pp/heads", "drop_pp/by_layer", "drop_pp/by_index"}
+    figures = {"drop_pp/heads", "nll_rise/heads", "drop_pp/by_layer", "drop_pp/by_index", "curves/heads_removed"}
+    assert set(events.Tags()["images"]) == figures
     names = {path.name for path in (run.directory() / "figures").iterdir()}
-    assert names == {"nll_rise_heads.png", "drop_pp_heads.png", "drop_pp_by_layer.png", "drop_pp_by_index.png"}
+    assert names == {f"{name.replace('/', '_')}.png" for name in figures}
 
 
 def test_runs_can_be_compared_by_their_hyperparameters(events: EventAccumulator) -> None:
@@ -92,6 +93,23 @@ def test_curves_of_another_ablation_than_zero_end_in_its_name(tmp_path: Path) ->
         "drop_pp/by_layer_mean",
     }
     assert [event.step for event in events.Scalars("drop_pp/by_layer_mean")] == [0, 1, 2]
-    drawn = {"drop_pp/by_layer", "drop_pp/by_layer_mean", "ablations/each-layer_zero_mean"}
-    assert set(tags["images"]) == drawn
+    assert set(tags["images"]) == {"drop_pp/by_layer", "drop_pp/by_layer_mean", "ablations/each-layer_zero_mean"}
     assert [event.step for event in events.Scalars("top1/baseline")] == [0, 1, 2]
+
+
+def test_every_order_of_heads_has_a_curve_of_its_own_over_the_heads_removed(tmp_path: Path) -> None:
+    for name in ("one", "other", "run"):
+        (tmp_path / name).mkdir()
+    one, other = (write_run(tmp_path / name, ["each:head"]) for name in ("one", "other"))
+    specs = [f"grow:{one}:nll_rise", f"grow:{other}:nll_rise", f"grow:{one}:nll_rise:most:1-7/3"]
+    write_run(tmp_path / "run", [*specs, "grow:random:0", "keep:grow:random:0"])
+    logger = TensorBoardLogger(str(tmp_path / "events"), name="", version="")
+    write_tensorboard([logger], tmp_path / "run")
+    events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0}).Reload()
+    found = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    curves = {tag.removeprefix("top1/"): steps for tag, steps in found.items() if tag.startswith("top1/")}
+    least = [steps for name, steps in curves.items() if name.startswith("grow_nll_rise_least_")]
+    assert least == [list(range(1, 8))] * 2
+    assert curves["grow_nll_rise_most"] == [1, 4, 7]
+    assert curves["random_seed_0"] == list(range(1, 8))
+    assert curves["keep_random_seed_0"] == list(range(7))

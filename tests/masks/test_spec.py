@@ -159,6 +159,8 @@ def test_an_index_of_swin_hits_only_the_layers_that_have_it() -> None:
         ("each:head", "head_00", 0),
         ("grow:random:3", "random_seed_3", 1),
         ("keep:each:layer", "keep_by_layer", 0),
+        ("keep:random:4:3", "keep_random_seed_3", 2),
+        ("keep:grow:random:3", "keep_random_seed_3", 5),
         ("layer:2+each:layer", "layer_2_by_layer", 0),
         ("head:2.1+each:layer", "head_2_1_by_layer", 0),
         ("layer:2+keep:each:layer", "layer_2_keep_by_layer", 0),

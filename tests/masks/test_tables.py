@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from headprobe.masks import MaskSpec, MaskSpecError
+from headprobe.masks.spec import expand_all
 from headprobe.masks.tables import NO_ORDER
 from headprobe.run.results import SCORE_COLUMNS
 
@@ -138,6 +139,23 @@ def test_nested_masks_have_names_and_are_one_test_family(tmp_path: Path) -> None
     assert [mask.name for mask in masks] == [f"grow:{path}:entropy_nats:least:{count}" for count in (1, 2, 3)]
     assert {mask.test_families for mask in masks} == {(f"grow:{path}:entropy_nats:least",)}
     assert [(mask.curve, mask.step) for mask in masks] == [("grow_entropy_nats_least", count) for count in (1, 2, 3)]
+
+
+def test_orders_by_the_same_column_of_two_tables_are_two_curves(tmp_path: Path) -> None:
+    for folder in ("a-b", "a_b", "c"):
+        (tmp_path / folder).mkdir()
+    one, alike, other = (write(tmp_path / folder, "heads.csv", HEADS) for folder in ("a-b", "a_b", "c"))
+    specs = [MaskSpec(f"grow:{path}:entropy_nats") for path in (one, alike, other)]
+    curves = {
+        str(path): {variant.mask.curve for variant in expand_all(specs, SHAPE, "tiny") if f"{path}:" in variant.name}
+        for path in (one, alike, other)
+    }
+    assert all(len(own) == 1 for own in curves.values())
+    assert len(set.union(*curves.values())) == 3
+    assert all(name.startswith("grow_entropy_nats_least_") for own in curves.values() for name in own)
+    assert {variant.mask.curve for variant in expand_all(specs[:1], SHAPE, "tiny")} == {"grow_entropy_nats_least"}
+    both = expand_all([specs[0], MaskSpec("head:0.0+head:1.0"), MaskSpec("random:2:0")], SHAPE, "tiny")
+    assert {variant.mask.curve for variant in both} == {"grow_entropy_nats_least", "heads_masked", "random_seed_0"}
 
 
 def test_each_name_expands_to_its_own_mask_again(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from headprobe.report.table import MOST_ROWS, agreement_table, masks_table
-from headprobe.run.load import Row
+from headprobe.report.table import MOST_ROWS, agreement_table, index_table, masks_table, orders_table
+from headprobe.run.index_null import null_rows
+from headprobe.run.load import Row, load_run
+from headprobe.run.order_areas import order_rows
+from tests.run.small_runs import write_run
 
 
 def row(name: str, drop: float, family: str = "each:head", ablation: str = "zero", draw: int = 0) -> Row:
@@ -138,3 +143,27 @@ def test_each_two_ablations_have_a_line() -> None:
         assert part in first
     assert "+0.90  " in second
     assert "+0.50" not in second
+
+
+def of(table: Table) -> str:
+    out = io.StringIO()
+    Console(file=out, width=130, highlight=False).print(table)
+    return out.getvalue()
+
+
+def test_orders_have_a_line_each_and_random_ones_one_for_their_mean(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["grow:random:0-9", "layer:0+grow:random:1"]))
+    lines = of(orders_table(order_rows(run))).splitlines()
+    assert [line.split("  ")[0].strip() for line in lines[2:]] == ["random, mean of 10", "layer_0_random_seed_1"]
+    assert "ablation" not in lines[1]
+    row = next(row for row in order_rows(run) if row["order"] == "random")
+    assert f"{row['area']:.4f} [" in lines[2]
+    assert f"{row['removable_5pp']} ({row['removable_5pp_surely']})" in lines[2]
+
+
+def test_indices_have_a_line_for_each_quantity_and_the_smallest_p_is_said(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ["each:index", "one-per-layer:0-98", "one-per-layer:0-9:2"]))
+    said = of(index_table(null_rows(run), 3))
+    assert sum(line.startswith("index:") for line in said.splitlines()) == 6
+    assert "smallest p that so many draws allow: 0.020; a single index out of 2 can have q 0.040" in said
+    assert "no p with fewer than 99 draws; add one-per-layer:0-98:2 to the mask specs" in said

@@ -36,8 +36,49 @@ def jackknife_interval(estimate: float, replicates: FloatArray, confidence: floa
     Source: Kott, 2001, Journal of Official Statistics 17, 521-526.
     """
     groups = len(replicates)
-    if groups < 2 or not np.isfinite([estimate, *replicates]).all():
+    if not np.isfinite(estimate):
         return float("nan"), float("nan")
-    variance = (groups - 1) / groups * np.square(replicates - replicates.mean()).sum()
-    reach = float(stats.t.isf((1 - confidence) / 2, groups - 1) * np.sqrt(variance))
+    reach = float(stats.t.isf((1 - confidence) / 2, max(groups - 1, 1)) * np.sqrt(jackknife_variance(replicates)))
+    return estimate - reach, estimate + reach
+
+
+def jackknife_variance(replicates: FloatArray) -> float:
+    """Return the variance over images of an estimate, from the same without each group, `[groups]`.
+
+    NaN with fewer than two groups, or where one of them has no value.
+    """
+    groups = len(replicates)
+    if groups < 2 or not np.isfinite(replicates).all():
+        return float("nan")
+    return float((groups - 1) / groups * np.square(replicates - replicates.mean()).sum())
+
+
+def images_and_draws_interval(
+    estimate: float, replicates: FloatArray, draws: FloatArray, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of a mean over random draws that was measured on a sample of images.
+
+    The variances over images and over draws add up; Student's degrees of freedom are Welch and Satterthwaite's. Each
+    draw was measured on these images, so a part of their noise is in both variances: the interval is a little wide.
+
+    Args:
+        estimate: From all images and draws, with the mean of the draws in it.
+        replicates: The same without each group of images, `[groups]`.
+        draws: The value of each draw on all images, `[draws]`.
+        confidence: Share of samples of images and draws whose interval should cover the value of all.
+
+    Returns:
+        The lower and the upper limit; NaN with fewer than two groups or draws, or where one has no value.
+
+    Source: Satterthwaite, 1946, Biometrics Bulletin 2, 110-114.
+    """
+    if len(draws) < 2 or not np.isfinite([estimate, *draws]).all():
+        return float("nan"), float("nan")
+    images = jackknife_variance(replicates)
+    drawn = float(np.var(draws, ddof=1) / len(draws))
+    total = images + drawn
+    if not total > 0:
+        return (estimate, estimate) if total == 0 else (float("nan"), float("nan"))
+    degrees = total**2 / (images**2 / (len(replicates) - 1) + drawn**2 / (len(draws) - 1))
+    reach = float(stats.t.isf((1 - confidence) / 2, degrees) * np.sqrt(total))
     return estimate - reach, estimate + reach
