@@ -122,7 +122,8 @@ class ResultsWriter(AfterBatch):
     def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores) -> None:
         directory, bad = self._directory, coverage.bad
         policy = data_of(trainer).on_bad_image
-        rows, calibration = variant_rows(probe.variants, scores), calibration_of(self._record)
+        rows = variant_rows(probe.variants, scores, e_values=not probe.why_no_e_value)
+        calibration = calibration_of(self._record)
         write_rows(directory / "masks.csv", rows)
         groups = group_arrays(rows, scores)
         write_arrays(directory / "groups.npz", groups)
