@@ -137,7 +137,8 @@ def why_no_e_value(labels: ArrayLike, complete: bool) -> str:
     pairs = total - len(images)
     alike = products.sum() - mean * (2 * sums - ends).sum() + pairs * mean**2
     if pairs and stats.norm.sf(alike / (variance * np.sqrt(pairs)) + np.sqrt(pairs) / (total - 1)) < SORTED_P:
-        return f"labels come sorted by class or in blocks of classes: those of neighbours correlate by {alike / pairs / variance:.2f}"
+        like = f"{alike / pairs / variance:.2f}"
+        return f"labels come sorted by class or in blocks of classes: those of neighbours correlate by {like}"
     between = ((sums - images * mean) ** 2 / images).sum() / variance * (total - 1) / total
     if stats.chi2.sf(between, len(images) - 1) < SORTED_P:
         return f"units are of different classes: {between / (total - 1):.0%} of the labels' variance lies between them"
