@@ -48,7 +48,7 @@ from headprobe.masks.ablations import FITTED, LINEAR, OPTIMAL, RESAMPLE, ZERO, A
 from headprobe.masks.spec import MaskSpec, Scores, Variant, expand_all
 from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
-from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
+from headprobe.metrics.accuracy.scores import PairedScores, paired_scores, why_no_e_value
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.text import Decision, counted
@@ -297,12 +297,21 @@ class HeadProbe(lightning.LightningModule):
             found += _of_calibration(self.calibration, self.fitted_kinds)
         if self.calibration is not None and OPTIMAL in self.calibration.about:
             found.append(Decision("optimal", in_words(self.calibration.about[OPTIMAL]), shown=True))
+        if self.why_no_e_value:
+            found.append(Decision("log_e_value", f"not given: {self.why_no_e_value} (docs/results.md)"))
         return found
 
     @property
     def title(self) -> str:
         """The model's name in tables and figures, which says if its weights are random."""
         return f"{self.source.name} with random weights" if self.source.random else self.source.name
+
+    @property
+    def why_no_e_value(self) -> str:
+        """Why `log_e_value` of a test that is done is left empty, by the order of labels; nothing where it is given."""
+        if self.coverage is None or self.scores is None or not self.variants_now:
+            return ""
+        return why_no_e_value(self.coverage.label_sums, complete=True)
 
     def _donors_in_words(self) -> Decision:
         """Return where resampled heads come from and, once it is counted, how many donors take little away."""
@@ -598,6 +607,7 @@ class HeadProbe(lightning.LightningModule):
         groups = torch.tensor(image_groups(batch.unit, rows.tolist()), dtype=torch.int64)
         device = _double_device(logits.device)
         opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
+        opened.rows.labels += labels.tolist()
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)

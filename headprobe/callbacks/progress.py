@@ -8,7 +8,9 @@ import lightning
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from headprobe.callbacks.resume import resume_callback
 from headprobe.module import AfterBatch, HeadProbe, StepResult
+from headprobe.run.decided import decided_in_short
 from headprobe.text import counted, duration
 
 LINE_EVERY_SHARE = 0.1
@@ -28,6 +30,7 @@ class ImageProgress(AfterBatch, TQDMProgressBar):
     def init_test_tqdm(self) -> Tqdm:
         """Make the bar: images done, of how many, images per second, time left."""
         total = getattr(self.trainer.datamodule, "images_to_do", None)  # type: ignore[attr-defined]
+        self._looked = time.monotonic()
         return Tqdm(
             desc="Scoring",
             total=total,
@@ -47,6 +50,10 @@ class ImageProgress(AfterBatch, TQDMProgressBar):
         bar = self.test_progress_bar
         moved = _images(batch, trainer)
         bar.update(moved if bar.total is None else min(moved, bar.total - bar.n))
+        now = time.monotonic()
+        if not bar.disable and now - self._looked >= LEAST_SECONDS:
+            self._looked = now
+            bar.set_postfix_str(_decided(trainer).removeprefix(", "))
 
 
 class LogProgress(AfterBatch, ProgressBar):
@@ -75,16 +82,17 @@ class LogProgress(AfterBatch, ProgressBar):
         now = time.monotonic()
         since = now - self._written
         moved = total is not None and self._done - self._written_done >= LINE_EVERY_SHARE * total
-        if since < LEAST_SECONDS or not (moved or since >= LINE_EVERY_SECONDS):
+        if not self._enabled or since < LEAST_SECONDS or not (moved or since >= LINE_EVERY_SECONDS):
             return
         self._written, self._written_done = now, self._done
         rate = self._done / max(now - self._began, 1e-9)
         if total is None:
-            self._write(f"scored {counted(self._done, 'image')}, {rate:.3g} a second")
+            self._write(f"scored {counted(self._done, 'image')}, {rate:.3g} a second{_decided(trainer)}")
             return
         done = min(self._done, total)
         left = (total - done) / rate
-        self._write(f"scored {done:,} of {counted(total, 'image')}, {rate:.3g} a second, about {duration(left)} left")
+        so_far = f"scored {done:,} of {counted(total, 'image')}, {rate:.3g} a second, about {duration(left)} left"
+        self._write(so_far + _decided(trainer))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write a line for an epoch of `fit`, if one is due."""
@@ -100,6 +108,13 @@ class LogProgress(AfterBatch, ProgressBar):
         if self._enabled:
             sys.stderr.write(f"headprobe: {line}\n")
             sys.stderr.flush()
+
+
+def _decided(trainer: lightning.Trainer) -> str:
+    """Return how many masks the stored units of all processes decide, behind a comma; nothing where none can be."""
+    resume = resume_callback(trainer)
+    text = "" if resume is None or resume.store is None else decided_in_short(resume.store.directory)
+    return text and f", {text}"
 
 
 def _images(batch: Any, trainer: lightning.Trainer) -> int:

@@ -125,7 +125,7 @@ class ResultsWriter(AfterBatch):
         directory, bad = self._directory, coverage.bad
         policy = data_of(trainer).on_bad_image
         calibration = calibration_of(self._record)
-        rows = variant_rows(probe.variants, scores, calibration)
+        rows = variant_rows(probe.variants, scores, calibration, e_values=not probe.why_no_e_value)
         write_rows(directory / "masks.csv", rows)
         groups = group_arrays(rows, scores)
         write_arrays(directory / "groups.npz", groups)

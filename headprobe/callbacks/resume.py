@@ -15,6 +15,7 @@ from headprobe.files import shown
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.processes import from_first
 from headprobe.report.table import console
+from headprobe.run.results import families_in_words
 from headprobe.text import counted
 from headprobe.units.mismatch import refuse_differences
 from headprobe.units.store import FinishedUnits, UnitStore, find_units
@@ -74,6 +75,7 @@ class Resume(AfterBatch):
             store.forget()
 
         about = {"data": self.identity["data"]["path"], "images": data.expected_images}
+        about["test_families"] = families_in_words(probe.variants_now)
         session = {"command": command_line(trainer), "processes": trainer.world_size, "hardware": hardware()}
         finished = store.open(counts, session | about)
         self.store = store

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from headprobe.commands.parser import Parser
 from headprobe.errors import RunError
+from headprobe.run.decided import Decided, read_decided
 from headprobe.text import counted, duration
 from headprobe.units.status import Status, all_units, read_status
 from headprobe.units.store import find_units
@@ -30,30 +33,41 @@ def run(words: list[str]) -> None:
     found, broken = [], []
     for directory in several or [find_units(path)]:
         try:
-            found.append(read_status(directory))
+            found.append((read_status(directory), *read_decided(directory)))
         except RunError as error:
             if len(several) < 2:
                 raise
             broken.append(str(error))
     if options.json:
-        sys.stdout.write(json.dumps([as_json(status) for status in found], indent=1) + "\n")
+        sys.stdout.write(json.dumps([as_json(*run) for run in found], indent=1) + "\n")
         return
-    texts = ["".join(f"{line}\n" for line in lines_of(status)) for status in found]
+    texts = ["".join(f"{line}\n" for line in lines_of(*run)) for run in found]
     sys.stdout.write("\n".join([*texts, *(f"{message}\n" for message in broken)]))
     if broken:
         raise RunError(f"{counted(len(broken), 'file')} of units cannot be read")
 
 
-def lines_of(status: Status) -> list[str]:
-    """Return the lines that show how far a run is."""
+def lines_of(status: Status, decided: Sequence[Decided], why_not: str) -> list[str]:
+    """Return the lines that show how far a run is.
+
+    Args:
+        status: How far it is.
+        decided: How many masks of each test family are decided.
+        why_not: Why that cannot be said, nothing where it can.
+    """
     masks = counted(len(status.identity.get("variants", [])), "mask")
     lines = [
         f"{status.directory}: {_model(status)} on {status.data}, {masks}",
         f"done: {status.units_done:,} of {counted(status.units, 'unit')}, {_images(status)}"
         + (f", {status.bad:,} of them unusable" if status.bad else ""),
-        _state(status),
     ]
-    return [*lines, f"command: {status.command}"]
+    if why_not:
+        lines.append(f"decided so far: cannot be said, since {why_not} (docs/results.md)")
+    several = len({own.ablation for own in decided}) > 1
+    for own in decided:
+        under = f" under {own.ablation}" if several else ""
+        lines.append(f"decided so far: {own.decided:,} of {counted(own.masks, 'mask')} of {own.test_family}{under}")
+    return [*lines, _state(status), f"command: {status.command}"]
 
 
 def _images(status: Status) -> str:
@@ -78,7 +92,7 @@ def _state(status: Status) -> str:
     return f"not running, the last session {how} ({rate}): run the same command again to resume"
 
 
-def as_json(status: Status) -> dict[str, Any]:
+def as_json(status: Status, decided: Sequence[Decided], why_not: str) -> dict[str, Any]:
     """Return the status as plain data."""
     return {
         "units": str(status.directory),
@@ -94,5 +108,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "last_session": status.ended,
         "images_per_second": status.rate,
         "seconds_left": status.seconds_left,
+        "decided": [asdict(own) for own in decided],
+        "why_none_decided": why_not,
         "command": status.command,
     }

@@ -47,7 +47,7 @@ NO_ORDER = {
     **dict.fromkeys(("top5", "top5_count"), (OTHER_WAY, "drop_pp or nll_rise")),
     "agreement": (OTHER_WAY, "kl_nats"),
     "wrong_to_right": ("is large where masking a head helps", "drop_pp, which counts losses against it"),
-    **dict.fromkeys(("mcnemar_p", "bh_q"), (NO_SIZE, "drop_pp or nll_rise")),
+    **dict.fromkeys(("mcnemar_p", "bh_q", "log_e_value", "e_bh_q"), (NO_SIZE, "drop_pp or nll_rise")),
     **dict.fromkeys(("images", "heads_masked", "draw"), (SAME, "drop_pp or nll_rise")),
 }
 """Columns of `masks.csv` that give no order of heads by importance: why, and which to take. In all others a larger

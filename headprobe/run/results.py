@@ -16,10 +16,11 @@ from headprobe.files import write_bytes, write_text
 from headprobe.masks.ablations import FITTED
 from headprobe.masks.spec import NONE, Variant
 from headprobe.masks.tables import CALIBRATION
-from headprobe.metrics.accuracy.paired_tests import bh_q
+from headprobe.metrics.accuracy.paired_tests import bh_q, p_of_e
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.metrics.arrays import FloatArray
 from headprobe.run.load import Cell, Columns, Row
+from headprobe.text import ranges
 
 SCORE_COLUMNS = (
     "images",
@@ -34,6 +35,7 @@ SCORE_COLUMNS = (
     "right_to_wrong",
     "wrong_to_right",
     "mcnemar_p",
+    "log_e_value",
     "agreement",
     "kl_nats",
     "nll_rise",
@@ -43,18 +45,35 @@ SCORE_COLUMNS = (
 )
 
 
-def variant_rows(variants: Sequence[Variant], scores: PairedScores, calibration: str = "") -> list[Row]:
+Tests = dict[tuple[str, str], dict[str, list[int]]]
+"""By test family and ablation its tests: by the digest of their heads the rows of `masks.csv`, from 1 on."""
+
+
+def variant_rows(
+    variants: Sequence[Variant], scores: PairedScores, calibration: str = "", e_values: bool = True
+) -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
 
-    The column `calibration` says which images fitted the constants, in rows of ablations that are fitted, or gave the
-    scores that order the heads.
+    The column `calibration` is filled in rows of ablations that are fitted, and of heads that its scores order.
 
     Benjamini-Hochberg's q is taken within each test family: the masks that one `each:`, grid or `grow:` form stands
     for, under one ablation. A mask that several forms name belongs to each, and its q is the largest of theirs. Masks
-    of no head belong to none, nor do the draws of `one-per-layer:`, with which others are compared.
+    of no head belong to none, nor do the draws of `one-per-layer:`, with which others are compared. e-BH goes by the
+    same families.
+
+    Args:
+        variants: The variants, without the baseline.
+        scores: Their scores.
+        calibration: Which images fitted and scored: `half`, `same`, `split:NAME`, `other`, or nothing.
+        e_values: Give e-values: images came in random order.
     """
     test_families = [(), *(_test_families(variant) for variant in variants)]
-    q_values = _q_values(variants, scores, test_families)
+    tests = tests_of([(one.mask.mask.digest, one.ablation) for one in variants], test_families[1:])
+    q_values = largest_q(tests, scores.mcnemar_p)
+    e_bh_q = largest_q(tests, p_of_e(scores.log_e_value))
+    if not e_values:
+        scores = scores._replace(log_e_value=np.full_like(scores.log_e_value, np.nan))
+        e_bh_q = np.full_like(e_bh_q, np.nan)
     rows: list[Row] = []
     for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
         fitted = key["ablation"] in FITTED or _OWN_ORDER.search(str(key["mask"]))
@@ -62,7 +81,7 @@ def variant_rows(variants: Sequence[Variant], scores: PairedScores, calibration:
         row |= {"test_family": FAMILIES_JOINED.join(test_families[number])}
         row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
         row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
-        rows.append(row | {"bh_q": float(q_values[number])})
+        rows.append(row | {"bh_q": float(q_values[number]), "e_bh_q": float(e_bh_q[number])})
     return rows
 
 
@@ -91,24 +110,35 @@ _NULL_DRAWS = re.compile(r"(^|[+:])one-per-layer:\d+[-,/]")
 """A form of many `one-per-layer:` draws; a single draw joined to a sweep is no null."""
 
 
-def _q_values(
-    variants: Sequence[Variant], scores: PairedScores, test_families: Sequence[tuple[str, ...]]
-) -> FloatArray:
-    """Return a q per row, `[1 + masks]`: the largest over the row's test families, NaN without one.
+def families_in_words(variants: Sequence[Variant]) -> dict[str, str]:
+    """Return which variants, counted from 0, belong to each test family, such as `{"each:layer": "0-11"}`."""
+    members: dict[str, list[int]] = {}
+    for number, variant in enumerate(variants):
+        for family in _test_families(variant):
+            members.setdefault(family, []).append(number)
+    return {family: ranges(numbers) for family, numbers in members.items()}
 
-    Within a test family variants of the same heads are one test, and share its q.
+
+def tests_of(variants: Sequence[tuple[str, str]], test_families: Sequence[Sequence[str]]) -> Tests:
+    """Return the tests of each family: within one, variants of the same heads are one test.
+
+    Args:
+        variants: Of each variant the digest of its heads and its ablation.
+        test_families: Its test families.
     """
-    # The rows of each test, by the family of its form and ablation.
-    families: dict[tuple[str, str], dict[str, list[int]]] = {}
-    for number, variant in enumerate(variants, start=1):
-        for test_family in test_families[number]:
-            tests = families.setdefault((test_family, variant.ablation), {})
-            tests.setdefault(variant.mask.mask.digest, []).append(number)
+    found: Tests = {}
+    for number, ((digest, ablation), families) in enumerate(zip(variants, test_families, strict=True), start=1):
+        for family in families:
+            found.setdefault((family, ablation), {}).setdefault(digest, []).append(number)
+    return found
 
-    largest = np.full(1 + len(variants), np.nan)
-    for tests in families.values():
-        q_values = bh_q([scores.mcnemar_p[rows].max() for rows in tests.values()])
-        for rows, q in zip(tests.values(), q_values, strict=True):
+
+def largest_q(tests: Tests, p_values: FloatArray) -> FloatArray:
+    """Return Benjamini-Hochberg's q per row, `[1 + masks]`: the largest over its test families, NaN without one."""
+    largest = np.full(len(p_values), np.nan)
+    for of_family in tests.values():
+        q_values = bh_q([p_values[rows].max() for rows in of_family.values()])
+        for rows, q in zip(of_family.values(), q_values, strict=True):
             largest[rows] = np.fmax(largest[rows], q)
     return largest
 

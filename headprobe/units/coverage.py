@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,12 +23,14 @@ class Coverage:
         rows: Rows of each finished unit, good and bad.
         budgets: Row budget of the forward passes of each finished unit; less than the plan's after an out-of-memory.
         bad: Rows that could not be used, in the order of units and rows.
+        labels: How the labels of each finished unit lie (`label_sums`).
     """
 
     def __init__(self) -> None:
         self.rows: dict[int, int] = {}
         self.budgets: dict[int, int] = {}
         self.bad: list[BadRow] = []
+        self.labels: dict[int, tuple[int, ...]] = {}
 
     def merge(self, other: "Coverage") -> None:
         """Add other units.
@@ -40,6 +43,7 @@ class Coverage:
             raise RunError(f"units {ranges(twice)} were counted twice")
         self.rows |= other.rows
         self.budgets |= other.budgets
+        self.labels |= other.labels
         self.bad = sorted([*self.bad, *other.bad], key=lambda bad: (bad["unit"], bad["row"]))
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -50,7 +54,14 @@ class Coverage:
             "rows": np.asarray([self.rows[unit] for unit in units], dtype=np.int64),
             "budgets": np.asarray([self.budgets[unit] for unit in units], dtype=np.int64),
             "bad": np.frombuffer(json.dumps(self.bad).encode(), dtype=np.uint8),
+            "labels": self.label_sums,
         }
+
+    @property
+    def label_sums(self) -> NDArray[np.int64]:
+        """How labels lie in each unit, `[units, 5]` (`label_sums`)."""
+        sums = [self.labels.get(unit, NO_LABELS) for unit in sorted(self.rows)]
+        return np.asarray(sums, dtype=np.int64).reshape(-1, len(NO_LABELS))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -59,21 +70,46 @@ class Coverage:
         Raises:
             ValueError: The arrays are not those of a coverage.
         """
-        if arrays.keys() != {"units", "rows", "budgets", "bad"}:
-            raise ValueError(f"the arrays must be units, rows, budgets and bad, got {', '.join(sorted(arrays))}")
+        # `status` also reads units of an older headprobe, which kept nothing of their labels.
+        if arrays.keys() - {"labels"} != {"units", "rows", "budgets", "bad"}:
+            raise ValueError(
+                f"the arrays must be units, rows, budgets, bad and labels, got {', '.join(sorted(arrays))}"
+            )
         coverage = cls()
         units = arrays["units"].tolist()
         coverage.rows = dict(zip(units, arrays["rows"].tolist(), strict=True))
         coverage.budgets = dict(zip(units, arrays["budgets"].tolist(), strict=True))
         coverage.bad = json.loads(arrays["bad"].tobytes().decode())
+        if "labels" in arrays:
+            coverage.labels = dict(zip(units, map(tuple, arrays["labels"].tolist()), strict=True))
         return coverage
 
 
+NO_LABELS = (0, 0, 0, 0, 0)
+
+
+def label_sums(labels: Sequence[int]) -> tuple[int, ...]:
+    """Return what shows whether a unit's labels come sorted: whole numbers, the same for any batches and processes.
+
+    Images, sum of the labels, sum of their squares, the first plus the last, sum of products of neighbours.
+    """
+    if not labels:
+        return NO_LABELS
+    products = sum(one * other for one, other in pairwise(labels))
+    return len(labels), sum(labels), sum(label * label for label in labels), labels[0] + labels[-1], products
+
+
 class OpenRows:
-    """The rows of a unit that is being read, each of which must come exactly once."""
+    """The rows of a unit that is being read, each of which must come exactly once.
+
+    Attributes:
+        bad: Its rows that could not be used.
+        labels: The labels of its images, in the order in which they came.
+    """
 
     def __init__(self) -> None:
         self.bad: list[BadRow] = []
+        self.labels: list[int] = []
         self._rows: set[int] = set()
 
     def add(self, rows: Sequence[int], bad: Sequence[BadRow], name: str) -> None:
@@ -111,6 +147,7 @@ class OpenRows:
             )
         coverage = Coverage()
         coverage.rows, coverage.budgets, coverage.bad = {unit: len(wanted)}, {unit: budget}, self.bad
+        coverage.labels = {unit: label_sums(self.labels)}
         return coverage
 
 

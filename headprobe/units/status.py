@@ -1,13 +1,14 @@
 """How far a run is, read from its units without disturbing it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from headprobe.errors import RunError
 from headprobe.files import describe_holder, is_held
-from headprobe.units.store import FinishedUnits, UnitStore, no_units, read_store
+from headprobe.units.store import UnitStore, no_units, read_store
 from headprobe.units.tree import unit_files
 
 TRIES = 5  # a run at work replaces files while they are listed
@@ -65,7 +66,7 @@ def read_status(directory: Path) -> Status:
     if content is None:
         raise no_units(directory)
     session = content["sessions"][-1] if content["sessions"] else {}
-    finished = _finished(UnitStore(directory, content["units"]))
+    finished = read_while_written(UnitStore(directory, content["units"]).finished)
     done = sum(finished.rows.values())
     lock = directory / "lock"
     return Status(
@@ -84,13 +85,21 @@ def read_status(directory: Path) -> Status:
     )
 
 
-def _finished(store: UnitStore) -> FinishedUnits:
+T = TypeVar("T")
+
+
+def read_while_written(read: Callable[[], T]) -> T:
+    """Read what a run at work may replace just then.
+
+    Raises:
+        RunError: A file is broken.
+    """
     for _ in range(TRIES - 1):
         try:
-            return store.finished()
+            return read()
         except RunError:
             continue
-    return store.finished()
+    return read()
 
 
 def _rate(directory: Path, session: dict[str, Any], images_done: int) -> float | None:

@@ -165,6 +165,15 @@ class UnitStore:
             bad += len(coverage.bad)
         return FinishedUnits(tuple(nodes), rows, min(budgets, default=None), bad)
 
+    def read(self, *metrics: str) -> list[dict[str, Arrays]]:
+        """Return the arrays of these metrics, file by file; together they are those of all finished units.
+
+        Raises:
+            RunError: A file is broken, or was replaced meanwhile.
+        """
+        nodes = [node_of(span, self.units) for span in self._largest()]
+        return [self._read(node, metrics) for node in nodes]
+
     def load(self, node: Node) -> dict[str, Arrays]:
         """Return the arrays of stored units, by metric and name.
 
@@ -225,7 +234,7 @@ class UnitStore:
     def _write(self, content: Mapping[str, Any]) -> None:
         write_text(self.directory / STORE, json.dumps(content, indent=1, default=str) + "\n")
 
-    def _read(self, node: Node, metrics: str = "") -> dict[str, Arrays]:
+    def _read(self, node: Node, metrics: str | tuple[str, ...] = "") -> dict[str, Arrays]:
         path = self.directory / file_of(span_of(node, self.units))
         try:
             with path.open("rb") as file:

@@ -79,12 +79,12 @@ def write_sums(sums: NamedSums, file: IO[bytes]) -> None:
                     np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
 
 
-def read_sums(file: IO[bytes], names: str = "") -> dict[str, Arrays]:
+def read_sums(file: IO[bytes], names: str | tuple[str, ...] = "") -> dict[str, Arrays]:
     """Return the arrays that `write_sums` was given, by metric and array.
 
     Args:
         file: The npz file.
-        names: Read only the metrics with names that begin like this.
+        names: Read only the metrics with names that begin like this, or like one of these.
 
     Raises:
         ValueError: The content is no such file (or zipfile.BadZipFile, OSError, EOFError, zlib.error, KeyError).

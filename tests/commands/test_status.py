@@ -1,12 +1,17 @@
 """`headprobe status`: how far a run is."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tests.callbacks.test_resume import RUN, broken_off, units
+from headprobe.run.load import load_run
+from tests.callbacks.test_resume import RUN, TEST, broken_off, units
 from tests.cli_runs import command, only_message
 from tests.forked import digits, start
 
@@ -36,6 +41,40 @@ def test_a_finished_run_is_complete(folder: Path) -> None:
     assert (status["running"], status["last_session"]) == (False, "done")
     assert status["images_per_second"] > 0
     assert status["seconds_left"] == 0
+
+
+def test_a_broken_off_run_says_how_many_masks_its_units_decide(tmp_path: Path) -> None:
+    digits(tmp_path / "set", 250, 5)
+    broken_off(tmp_path, 6)  # two batches a unit
+    (status,) = json.loads(command(tmp_path, "status", "lightning_logs", "--json").out)
+    assert status["units_done"] == 3
+
+    # A run on these units alone says the same in its table.
+    (tmp_path / "part").mkdir()
+    for file in sorted((tmp_path / "set").iterdir())[:3]:
+        shutil.copy(file, tmp_path / "part")
+    part = command(tmp_path, *TEST, "--data.path", "part", "--trainer.accelerator", "cpu")
+    rows = [row for row in load_run(part.directory(1)).masks if row["mask"] != "none"]
+    decided = sum(float(row["e_bh_q"]) <= 0.05 for row in rows)
+    assert 0 < decided < 6
+    assert status["decided"] == [{"test_family": "each:layer", "ablation": "zero", "masks": 6, "decided": decided}]
+    shown = command(tmp_path, "status", "lightning_logs/version_0").out
+    assert f"decided so far: {decided} of 6 masks of each:layer\n" in shown
+
+
+def test_sorted_labels_leave_e_values_out_of_the_table_and_status_says_why(tmp_path: Path) -> None:
+    digits(tmp_path / "set", 250, 5)
+    whole = pa.concat_tables([pq.read_table(file) for file in sorted((tmp_path / "set").iterdir())])
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "set").mkdir()
+    pq.write_table(whole.sort_by("label"), tmp_path / "set/test.parquet", row_group_size=50)
+    ended = command(tmp_path, *RUN)
+    assert ended.code == 0, ended.err
+    run = load_run(ended.directory())
+    assert all(np.isnan(float(row[name])) for row in run.masks for name in ("log_e_value", "e_bh_q"))
+    assert run.record["decisions"]["log_e_value"].startswith("not given: labels come sorted by class")
+    shown = command(tmp_path, "status", "lightning_logs").out
+    assert "decided so far: cannot be said, since labels come sorted by class" in shown
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def test_masks_grow_by_the_change_that_one_mask_makes(tmp_path: Path) -> None:
         ("wrong_to_right", "large where masking a head helps: order by drop_pp, .* got wrong_to_right"),
         ("mcnemar_p", "says how sure a change is, .*: order by drop_pp or nll_rise, got mcnemar_p"),
         ("bh_q", "says how sure a change is, .*: order by drop_pp or nll_rise, got bh_q"),
+        ("log_e_value", "says how sure a change is, .*: order by drop_pp or nll_rise, got log_e_value"),
+        ("e_bh_q", "says how sure a change is, .*: order by drop_pp or nll_rise, got e_bh_q"),
         ("images", "does not differ between heads: order by drop_pp or nll_rise, got images"),
         ("heads_masked", "does not differ between heads: .* got heads_masked"),
     ],
@@ -124,7 +126,7 @@ def test_every_column_of_masks_csv_orders_heads_or_is_refused() -> None:
     ordered = {"nll", "drop_pp", "drop_low_pp", "drop_high_pp", "right_to_wrong", "kl_nats", "nonfinite"}
     ordered |= {"nll_rise", "nll_rise_low", "nll_rise_high"}
     names = {"mask", "ablation", "test_family"}  # no numbers
-    assert ordered | NO_ORDER.keys() | names == {*SCORE_COLUMNS, "heads_masked", "draw", "bh_q"} | names
+    assert ordered | NO_ORDER.keys() | names == {*SCORE_COLUMNS, "heads_masked", "draw", "bh_q", "e_bh_q"} | names
 
 
 def test_a_byte_order_mark_and_crlf_are_read(tmp_path: Path) -> None:

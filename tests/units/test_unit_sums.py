@@ -32,7 +32,9 @@ def batch(unit: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def count(units: list[int], rows: Sequence[range] | None = ROWS, total: int = 5) -> UnitSums:
     sums = UnitSums(total, make, rows)
     for unit in units:
-        sums.open(unit, list(range(5 + unit)), [], f"file {unit}").scores.update(*batch(unit))
+        opened = sums.open(unit, list(range(5 + unit)), [], f"file {unit}")
+        opened.scores.update(*batch(unit))
+        opened.rows.labels += batch(unit)[1].tolist()
         sums.close(unit, 80, f"file {unit}")
     return sums
 
@@ -124,6 +126,13 @@ def test_bad_rows_count_as_rows_and_are_kept() -> None:
     coverage = sums.whole()[COVERAGE]
     assert (coverage.rows, coverage.budgets, coverage.bad) == ({0: 3}, {0: 40}, [bad])
     assert vars(Coverage.from_arrays(coverage.to_arrays())) == vars(coverage)
+
+
+def test_coverage_of_an_older_headprobe_is_read_without_its_labels() -> None:
+    arrays = count([0, 1, 2, 3, 4]).whole()[COVERAGE].to_arrays()
+    assert arrays["labels"].tolist()[0][:2] == [5, int(batch(0)[1].sum())]
+    del arrays["labels"]
+    assert Coverage.from_arrays(arrays).label_sums.tolist() == [[0] * 5] * 5
 
 
 def test_sums_of_other_units_under_a_nodes_name_are_an_error() -> None:

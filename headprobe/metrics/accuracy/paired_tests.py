@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from headprobe.errors import UsageError
 from headprobe.metrics.arrays import FloatArray
@@ -79,6 +79,30 @@ def bh_q(p_values: ArrayLike) -> FloatArray:
     if tested.any():
         q[tested] = stats.false_discovery_control(p[tested], method="bh")
     return q
+
+
+def log_e_value(right_to_wrong: ArrayLike, wrong_to_right: ArrayLike) -> FloatArray:
+    """Natural logarithm of an e-value: how much a bet that flips favour one direction has won so far; 0 without flips.
+
+    `E = 2^(b + c) B(b + 1/2, c + 1/2) / B(1/2, 1/2)`: the likelihood of this order of b + c flips under a Bernoulli(p)
+    with p from a Beta(1/2, 1/2), divided by that under a fair coin. Where each flip is a fair coin given those before
+    it, E is a martingale that starts at 1: at most one run in twenty ever sees an E of 20 (Ville's inequality).
+
+    Source: the mixture, Robbins, 1970, Annals of Mathematical Statistics 41, 1397-1409; Beta(1/2, 1/2), Krichevsky and
+    Trofimov, 1981, IEEE Transactions on Information Theory 27, 199-207; e-values, Ramdas, Gruenwald, Vovk and Shafer,
+    2023, Statistical Science 38, 576-601.
+    """
+    lost, won = (np.asarray(flips, dtype=np.float64) for flips in (right_to_wrong, wrong_to_right))
+    bet = special.betaln(lost + 0.5, won + 0.5) - special.betaln(0.5, 0.5)
+    return np.asarray((lost + won) * np.log(2) + bet, dtype=np.float64)
+
+
+def p_of_e(log_e_values: ArrayLike) -> FloatArray:
+    """Return 1/E, at most 1: a p-value at any stop. `bh_q` of it is e-BH: E beside p needs no independence of tests.
+
+    Source: Wang and Ramdas, 2022, Journal of the Royal Statistical Society B 84, 822-852.
+    """
+    return np.asarray(np.exp(-np.maximum(log_e_values, 0)), dtype=np.float64)
 
 
 def mean_interval(power_sums: ArrayLike, images: ArrayLike, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:

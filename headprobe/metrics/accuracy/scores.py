@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from headprobe.metrics.accuracy import paired_tests as paired
 from headprobe.metrics.arrays import FloatArray, IntArray
@@ -32,6 +33,7 @@ class PairedScores(NamedTuple):
     right_to_wrong: IntArray  #: images that only the baseline has right
     wrong_to_right: IntArray  #: images that only this row has right
     mcnemar_p: FloatArray  #: two-sided p of the interval's own test; below 0.05 exactly where the interval leaves out 0
+    log_e_value: FloatArray  #: natural logarithm of an e-value of the flips, where images come in random order
     agreement: FloatArray  #: fraction with the baseline's first prediction
     kl_nats: FloatArray  #: mean KL(baseline || this row) of the predicted distributions
     nll_rise: FloatArray  #: this row's mean NLL minus the baseline's, nats
@@ -82,6 +84,7 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
         right_to_wrong=counts["right_to_wrong"],
         wrong_to_right=counts["wrong_to_right"],
         mcnemar_p=_untested_baseline(np.where(images > 0, paired.mcnemar_p(*flips), np.nan)),
+        log_e_value=_untested_baseline(np.where(images > 0, paired.log_e_value(*flips), np.nan)),
         agreement=_per(counts["agreement"], read),
         kl_nats=_per(sums["kl"], read),
         nll_rise=_per(nll_total, read),
@@ -95,6 +98,51 @@ def paired_scores(arrays: Mapping[str, NDArray[np.generic]], unread: int = 0) ->
         class_top1_count=counts.get("class_top1"),
         class_top1=_per(counts["class_top1"], counts["class_images"]) if "class_images" in counts else None,
     )
+
+
+FEWEST_IMAGES = 50
+"""With fewer images not all sorted labels stand out as strictly as `SORTED_P` asks."""
+
+SORTED_P = 1e-6
+"""Labels count as sorted where a random order would give what is seen in fewer cases: strict, as each run is tested."""
+
+
+def why_no_e_value(labels: ArrayLike, complete: bool) -> str:
+    """Return why an e-value of these images may be wrong, by their labels; nothing where they come in random order.
+
+    An e-value holds where each flip is a fair coin given those before it. Masks cost some classes more than others, so
+    images in the order of their classes are no such flips. Two tests, with the classes' numbers as scores: whether
+    neighbours in a unit are alike (Wald and Wolfowitz' serial correlation), which shows labels that come sorted or in
+    blocks, whatever the blocks' order; and whether the means of units differ (Kruskal and Wallis' statistic).
+
+    Args:
+        labels: Of each unit images, sum of labels, sum of squares, first label plus last, and the sum of products of
+            neighbours, `[units, 5]` (`headprobe.units.coverage.label_sums`).
+        complete: Whether these are all units of the data: what is left could be of other classes.
+
+    Source: Wald and Wolfowitz, 1943, Annals of Mathematical Statistics 14, 378-388; Kruskal and Wallis, 1952, Journal
+    of the American Statistical Association 47, 583-621.
+    """
+    units = np.asarray(labels, dtype=np.float64).reshape(-1, 5)
+    images, sums, squares, ends, products = units[units[:, 0] > 0].T
+    total = images.sum()
+    if total < FEWEST_IMAGES:
+        return f"fewer than {FEWEST_IMAGES} images do not show whether labels come sorted"
+    if not complete and len(images) < 2:
+        return "a single unit does not show whether others are of other classes"
+    mean = sums.sum() / total
+    variance = max(squares.sum() / total - mean**2, 0.0)
+    if variance <= 1e-12 * mean**2:  # rounding leaves so much of a constant
+        return "" if complete else "all labels so far are of one class"
+    pairs = total - len(images)
+    alike = products.sum() - mean * (2 * sums - ends).sum() + pairs * mean**2
+    if pairs and stats.norm.sf(alike / (variance * np.sqrt(pairs)) + np.sqrt(pairs) / (total - 1)) < SORTED_P:
+        like = f"{alike / pairs / variance:.2f}"
+        return f"labels come sorted by class or in blocks of classes: those of neighbours correlate by {like}"
+    between = ((sums - images * mean) ** 2 / images).sum() / variance * (total - 1) / total
+    if stats.chi2.sf(between, len(images) - 1) < SORTED_P:
+        return f"units are of different classes: {between / (total - 1):.0%} of the labels' variance lies between them"
+    return ""
 
 
 def _per(total: IntArray | FloatArray, images: IntArray) -> FloatArray:

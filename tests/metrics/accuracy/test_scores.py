@@ -13,6 +13,7 @@ DIFFERENCES = (
     "drop_low_pp",
     "drop_high_pp",
     "mcnemar_p",
+    "log_e_value",
     "nll_rise_low",
     "nll_rise_high",
 )
