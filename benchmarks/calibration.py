@@ -21,6 +21,7 @@ from headprobe.masks.ablations import LINEAR, MEAN, POSITION
 from headprobe.module import HeadProbe
 
 PLAIN, WITHOUT = "plain forward", "the step without sums"
+SCORES = "scores of heads"
 FITTED = ((MEAN,), (MEAN, LINEAR), (POSITION,), (MEAN, LINEAR, POSITION))
 """Kinds of ablation that are fitted together."""
 
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if weights is not None and not Path(weights).exists():
         weights = None
     try:
+        passes = cases(options.model, weights, options.batch)
         with torch.inference_mode():
-            times = take_turns(cases(options.model, weights, options.batch), options.repeats)
+            times = take_turns(passes, options.repeats)
     except (UsageError, RunError) as error:
         raise SystemExit(str(error)) from None
     rows = compare(times)
@@ -79,6 +81,9 @@ def cases(model: str, weights: str | None, batch: int) -> dict[str, Callable[[],
             probe.begin_units(1)
             probe.plan_passes(batch)
         probes[name] = probe
+    probes[SCORES] = scoring = HeadProbe(model, weights, pretrained=False).eval()
+    scoring.choose_masks("none", score_heads=True)
+    scoring.begin_calibration(batch)
     size = probes[WITHOUT].data_config["input_size"]
     images = torch.randint(0, 256, (batch, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     backbone, ready = probes[WITHOUT].backbone, probes[WITHOUT].normalised(images)
