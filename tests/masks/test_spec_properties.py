@@ -79,7 +79,9 @@ def many_forms(shape: Shape) -> st.SearchStrategy[str]:
         lambda drawn: f"random:{min(drawn[:2])}-{max(drawn[:2])}/{drawn[2]}:0-1"
     )
     return st.one_of(
-        st.sampled_from(["each:layer", "each:index", "each:head", "grow:random:0,2", "one-per-layer:0-2"]), grid
+        st.sampled_from(["each:layer", "each:index", "each:head", "grow:random:0,2", "one-per-layer:0-2"]),
+        st.sampled_from(["each:pair", "subsets:layer"]),
+        grid,
     )
 
 
