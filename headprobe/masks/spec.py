@@ -104,17 +104,19 @@ class MaskSpec(str):
         tree = self._tree
         target = Model(model, tuple(int(heads) for heads in heads_per_layer))
         curves = tree if tree.many else parse(tree.text)  # layer:3+layer:3 is on the curve of layer:3
-        named = []
+        named: dict[str, NamedMask] = {}
         for member, heads in _masks(tree, target):
             name = tree.with_member(member.clause).text if member else tree.text
             point = curves.point_of(member.clause if member else curves.clauses[0], len(heads))
             form = tree.with_member(member.form) if member and member.form else tree
             families = (form.text,) if tree.many else ()
-            named.append(NamedMask(name, HeadMask(target.heads_per_layer, heads), families, point.curve, point.step))
+            if name not in named:  # beside a fixed head, a pair that holds it is the other head alone
+                mask = HeadMask(target.heads_per_layer, heads)
+                named[name] = NamedMask(name, mask, families, point.curve, point.step)
         if tree.many and not named:
             reason = f"no mask is left: on {model}, {tree.many.text} changes nothing beside the rest of the spec"
             raise tree.many.piece.error(reason)
-        return named
+        return list(named.values())
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ ERRORS = {
     # each
     "each": (4, "each takes layer, index, head or pair"),
     "each:": (5, "expected layer, index, head or pair after each:, got ''"),
-    "each:heads": (5, "expected layer, index or head after each:, got 'heads': did you mean 'head'?"),
+    "each:heads": (5, "expected layer, index, head or pair after each:, got 'heads': did you mean 'head'?"),
     "each:layer:3": (10, "each takes layer, index, head or pair"),
     "each:pairs": (5, "got 'pairs': did you mean 'pair'?"),
     "each:pair:": (10, "expected all after each:pair:, got ''"),
