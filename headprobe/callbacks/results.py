@@ -32,7 +32,9 @@ from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import agreement_table, console, masks_table
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.load import Row, calibration_of
+from headprobe.run.games import games
+from headprobe.run.interactions import interaction_rows, interactions_in_words
+from headprobe.run.load import Row, calibration_of, read_run
 from headprobe.run.results import (
     class_rows,
     group_arrays,
@@ -42,6 +44,7 @@ from headprobe.run.results import (
     write_record,
     write_rows,
 )
+from headprobe.run.shapley import shapley_in_words, shapley_rows, too_few_orders
 from headprobe.text import Decision, counted
 from headprobe.units.coverage import Coverage, bad_images_message, check_coverage, images_read
 
@@ -130,6 +133,8 @@ class ResultsWriter(AfterBatch):
         if compared:
             write_rows(directory / "ablations.csv", compared)
         write_masks(directory / "masks.json", probe.variants)
+        # fewer masks hold neither two parts and both together nor an order of heads
+        of_sets = _write_sets(directory) if len(probe.variants) > 2 else []
         if probe.calibration is not None:
             save_calibration(probe.calibration, directory)
         if probe.per_class:
@@ -142,6 +147,8 @@ class ResultsWriter(AfterBatch):
             if compared:
                 console.print()
                 console.print(agreement_table(compared))
+            for line in of_sets:
+                console.print(f"\n{line}", soft_wrap=True, markup=False)
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:
@@ -219,6 +226,16 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
 
 def _decisions(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, str]:
     return {decision.about: decision.text for decision in decisions_of(trainer, probe)}
+
+
+def _write_sets(directory: Path) -> list[str]:
+    """Write what follows from masks that hold each other, where there are any, and return what to say of it."""
+    played = games(read_run(directory))
+    together, worth = interaction_rows(played), shapley_rows(played)
+    for name, rows in (("interactions.csv", together), ("shapley.csv", worth)):
+        if rows:
+            write_rows(directory / name, rows)
+    return [line for line in (interactions_in_words(together), shapley_in_words(worth), too_few_orders(played)) if line]
 
 
 def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[int, str]]:

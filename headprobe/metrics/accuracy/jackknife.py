@@ -38,6 +38,29 @@ def jackknife_interval(estimate: float, replicates: FloatArray, confidence: floa
     groups = len(replicates)
     if groups < 2 or not np.isfinite([estimate, *replicates]).all():
         return float("nan"), float("nan")
-    variance = (groups - 1) / groups * np.square(replicates - replicates.mean()).sum()
-    reach = float(stats.t.isf((1 - confidence) / 2, groups - 1) * np.sqrt(variance))
+    reach = float(stats.t.isf((1 - confidence) / 2, groups - 1) * jackknife_error(replicates))
     return estimate - reach, estimate + reach
+
+
+def jackknife_error(replicates: FloatArray) -> FloatArray:
+    """Return the standard error of what was computed without each group, `[groups, ...]`; NaN with fewer than two."""
+    groups = len(replicates)
+    if groups < 2:
+        return np.full(replicates.shape[1:], np.nan)
+    squares = np.square(replicates - replicates.mean(axis=0)).sum(axis=0)
+    return np.asarray(np.sqrt((groups - 1) / groups * squares))
+
+
+def mean_with_error(sums: FloatArray, images: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return means over images and their standard errors, from sums over the images of each group.
+
+    Args:
+        sums: `[..., groups]`.
+        images: Images of each group, `[groups]`.
+
+    Returns:
+        Both `[...]`; NaN without images, errors also with a single group.
+    """
+    total = images.sum()
+    mean = sums.sum(axis=-1) / (total if total else np.nan)
+    return np.asarray(mean, dtype=np.float64), jackknife_error(leave_one_out(sums, images))
