@@ -20,6 +20,7 @@ from headprobe.report.agreement_figures import agreement_figures
 from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.mask_figures import mask_figures
 from headprobe.report.offset_figures import offset_grid
+from headprobe.report.set_figures import set_figures
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
 from headprobe.run.load import Columns, Run
@@ -74,6 +75,7 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     if len(run.masks) > 2:  # a single mask has no figure
         yield from mask_figures(run)
         yield from agreement_figures(run)
+        yield from set_figures(run)
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
     about = f"{_model(run)}, {counted(int(images), 'image')}"

@@ -13,6 +13,9 @@ from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
 from headprobe.run.ablations import ablation_rows
+from headprobe.run.games import games
+from headprobe.run.interactions import interaction_rows
+from headprobe.run.load import read_run
 from headprobe.run.results import (
     group_arrays,
     head_rows,
@@ -22,6 +25,7 @@ from headprobe.run.results import (
     write_record,
     write_rows,
 )
+from headprobe.run.shapley import shapley_rows
 
 HEADS = (2, 2, 3)
 IMAGES = 40
@@ -46,6 +50,10 @@ def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("z
     model = {"name": "tiny", "weights": None, "pretrained": False, "heads_per_layer": list(HEADS)}
     data = {"path": "digits", "split": "test"}
     write_record(folder, {"status": "done", "model": model, "data": data, "specs": list(specs), **record})
+    played = games(read_run(folder))
+    for name, made in (("interactions.csv", interaction_rows(played)), ("shapley.csv", shapley_rows(played))):
+        if made:
+            write_rows(folder / name, made)
     return folder
 
 
