@@ -221,6 +221,12 @@ def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_
     assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
 
 
+@pytest.mark.parametrize("name", ["interactions.csv", "shapley.csv"])
+def test_every_column_about_sets_of_heads_is_documented_in_its_order(tmp_path: Path, name: str) -> None:
+    run = load_run(write_run(tmp_path, ["subsets:layer"]))
+    assert documented_columns(name) == list(run.table(name) or ())
+
+
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
     metric = PairedAccuracy(0, 1, per_class=True)
     metric.class_images += 1

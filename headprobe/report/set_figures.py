@@ -84,13 +84,15 @@ def _worth_of_layers(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
 
 def _rises_alone(run: Run, ablation: str, quantity: str, layers: int) -> FloatArray:
     """Return what each whole layer costs when it alone is masked, `[layers]`; the mean of draws."""
+    names: dict[int, str] = {}
     found: dict[int, list[float]] = {}
     for row in run.masks[1:]:
-        heads = run.heads[str(row["mask"])]
+        name, heads = str(row["mask"]), run.heads[str(row["mask"])]
         whole = {layer for layer, _ in heads}
         if row["ablation"] == ablation and len(whole) == 1:
             (layer,) = whole
-            if len(heads) == run.record["model"]["heads_per_layer"][layer]:
+            complete = len(heads) == run.record["model"]["heads_per_layer"][layer]
+            if complete and names.setdefault(layer, name) == name:  # of one set under two names the first counts
                 found.setdefault(layer, []).append(float(row[quantity]))
     return np.array([np.mean(found[layer]) if layer in found else np.nan for layer in range(layers)])
 
@@ -184,7 +186,8 @@ def pair_map(parts: Parts, title: str, name: str) -> Figure:
     floor = np.where(parts.clear == 1, -np.inf, np.inf)
     whole = Matrix(parts.values, floor, parts.layer, parts.head)
     scale = colour_scale(parts.values, diverging=True)
-    between = bool(np.isfinite(parts.values[different]).any())
+    # a few pairs of two layers come along with random orders: they are not what the run is about
+    between = bool(np.isfinite(parts.values[different]).mean() > 0.5) if different.any() else False
     matrices = [whole] if between else whole.by_layer()
     most = max(len(matrix.head) for matrix in matrices)
     rows, columns = panel_grid(len(matrices))
@@ -199,6 +202,7 @@ def pair_map(parts: Parts, title: str, name: str) -> Figure:
             mark_heads(axes, [str(number) for number in matrix.head], side)
         elif name == "layers":
             mark_heads(axes, [str(number) for number in matrix.layer], side)
+            axes.set(xlabel="layer", ylabel="layer")
         else:
             mark_layers(axes, matrix.layer, "0.6")
             axes.set(xlabel="layer (its heads in order)", ylabel="layer (its heads in order)")
@@ -209,6 +213,8 @@ def pair_map(parts: Parts, title: str, name: str) -> Figure:
         "Red: together they cost more than the sum, as where one stands in for the other. Blue: less. "
         f"Pale: not told from 0 (q not below {CLEAR_Q}). Hatched: no pair."
     )
+    if not between:
+        caption = f"Rows and columns: heads of the layer. {caption}"
     write_title(figure, title, caption)
     return figure
 
