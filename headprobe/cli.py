@@ -40,8 +40,8 @@ examples:
   headprobe convert model_best.pth.tar my_model.safetensors
 
 mask specs: none  all  layer:3  layer:0-5  index:2  head:3.1  random:24:SEED  one-per-layer:SEED  file:mask.json
-            keep:SPEC  each:layer  each:index  each:head  random:0-36/6:0-4  grow:random:SEEDS  grow:PATH:COLUMN
-            and several of them joined with +
+            keep:SPEC  each:layer  each:index  each:head  each:pair  subsets:layer  random:0-36/6:0-4
+            grow:random:SEEDS  grow:PATH:COLUMN  and several of them joined with +
 
 headprobe COMMAND --help shows a command's options. Exit codes: 0 done, 1 failed run, 2 usage, 130 interrupted.
 """

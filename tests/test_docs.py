@@ -237,6 +237,12 @@ def test_every_column_of_curves_orders_and_index_null_csv_is_documented_in_its_o
         assert documented_columns(name) == list(run.table(name) or ()), name
 
 
+@pytest.mark.parametrize("name", ["interactions.csv", "shapley.csv"])
+def test_every_column_about_sets_of_heads_is_documented_in_its_order(tmp_path: Path, name: str) -> None:
+    run = load_run(write_run(tmp_path, ["subsets:layer"]))
+    assert documented_columns(name) == list(run.table(name) or ())
+
+
 def test_every_column_of_classes_csv_is_documented_in_its_order() -> None:
     metric = PairedAccuracy(0, 1, per_class=True)
     metric.class_images += 1

@@ -7,11 +7,14 @@ from rich.table import Table
 
 from headprobe.report.table import importance_table, index_table, orders_table
 from headprobe.run.curves import curve_rows
+from headprobe.run.games import games
 from headprobe.run.importance import importance_of
 from headprobe.run.index_null import null_rows
+from headprobe.run.interactions import interaction_rows, interactions_in_words
 from headprobe.run.load import Row, Run
 from headprobe.run.order_areas import order_rows
 from headprobe.run.results import write_rows
+from headprobe.run.shapley import shapley_in_words, shapley_rows, too_few_orders
 
 
 class Derived(NamedTuple):
@@ -32,11 +35,21 @@ def _indices(rows: Sequence[Row], run: Run) -> Table:
     return index_table(rows, len(run.record["model"]["heads_per_layer"]))
 
 
+def _interactions(run: Run) -> Sequence[Row]:
+    return interaction_rows(games(run))
+
+
+def _shapley(run: Run) -> Sequence[Row]:
+    return shapley_rows(games(run))
+
+
 DERIVED = (
     Derived("importance.csv", importance_of, lambda rows, _: importance_table(rows)),
     Derived("curves.csv", curve_rows),
     Derived("orders.csv", order_rows, lambda rows, _: orders_table(rows)),
     Derived("index_null.csv", null_rows, _indices),
+    Derived("interactions.csv", _interactions, lambda rows, _: interactions_in_words(rows)),
+    Derived("shapley.csv", _shapley, lambda rows, _: shapley_in_words(rows)),
 )
 
 
@@ -52,5 +65,7 @@ def write_derived(run: Run) -> Iterator[Any]:
             continue
         write_rows(run.path / file, rows)
         printed = None if shown is None else shown(rows, run)
-        if printed is not None:
+        if printed is not None and printed != "":
             yield printed
+    if few := too_few_orders(games(run)):
+        yield few

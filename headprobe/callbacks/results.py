@@ -157,7 +157,7 @@ class ResultsWriter(AfterBatch):
                 console.print(agreement_table(compared))
             for printed in derived:
                 console.print()
-                console.print(printed, soft_wrap=isinstance(printed, str))
+                console.print(printed, soft_wrap=isinstance(printed, str), markup=False)
             if bad and policy != "error":
                 console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
             if probe.statistics:

@@ -1,6 +1,7 @@
 """Shows a run's files in TensorBoard: curves over layers, indices or numbers of heads, figures, hyperparameters."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def _scalars(run: Run) -> dict[int, dict[str, float]]:
     """
     scalars: dict[int, dict[str, float]] = {}
     for suffix, rows in _by_variant(run.masks).items():
+        places = Counter(run.curves[str(row["mask"])] for row in rows)
         for row in rows:
             curve, step = run.curves[str(row["mask"])]
+            if places[curve, step] > 1:
+                continue  # pairs of heads, sets of layers: one of many would pass for all
             for column in CURVE_COLUMNS:
                 scalars.setdefault(step, {})[f"{column}/{curve}{suffix}"] = float(row[column])
 

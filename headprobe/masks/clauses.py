@@ -73,12 +73,18 @@ class Clause(ABC):
         """The place on a curve; None for clauses that are no point of one."""
         return None
 
+    @property
+    def parts(self) -> tuple[Clause, ...]:
+        """The clauses that a user would join with '+' to write it."""
+        return (self,)
+
 
 class Member(NamedTuple):
     """A clause that stands for one set of heads, and these heads."""
 
     clause: Clause
     heads: frozenset[Head]
+    form: Clause | None = None  #: the form of many masks that it is tested with, where that is not the user's
 
 
 @dataclass(frozen=True)
@@ -215,10 +221,10 @@ def check_layers(layers: Numbers, model: Model) -> None:
         raise piece.error(f"{model.name} has no layer {layer}: its layers are {its}, got {layer}")
 
 
-def check_masks(piece: Piece, count: int) -> None:
+def check_masks(piece: Piece, count: int, instead: str = "take fewer seeds or larger steps") -> None:
     """Refuse forms that stand for more masks than anyone can run."""
     if count > MAX_MASKS:
-        raise piece.error(f"{count:,} masks are too many: at most {MAX_MASKS:,}; take fewer seeds or larger steps")
+        raise piece.error(f"{count:,} masks are too many: at most {MAX_MASKS:,}; {instead}")
 
 
 def span(count: int) -> str:

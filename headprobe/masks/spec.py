@@ -11,6 +11,8 @@
 | `file:PATH` | a saved mask |
 | `keep:CLAUSE` | everything but this clause and all after it |
 | `each:layer`, `each:index`, `each:head` | one mask per layer, per index, per head |
+| `each:pair`, `each:pair:all` | every two heads of a layer, or of the model, and every single head |
+| `subsets:layer` | every set of whole layers |
 | `random:0-36/6:0-4`, `one-per-layer:0-19` | one mask for each count and seed |
 | `grow:random:0-4` | nested masks of 1, 2, ... all heads, in a random order per seed |
 | `grow:PATH:COLUMN[:least or most[:COUNTS]]` | nested masks by a column of a run's tables |
@@ -29,7 +31,7 @@ from typing import Any
 
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import ZERO, Ablations
-from headprobe.masks.clauses import HEADS_MASKED, Clause, Model
+from headprobe.masks.clauses import HEADS_MASKED, Clause, Member, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.orders import GrowColumn
@@ -123,16 +125,19 @@ class MaskSpec(str):
         tree = self._tree
         target = Model(model, tuple(int(heads) for heads in heads_per_layer), scores)
         curves = tree if tree.many else parse(tree.text)  # layer:3+layer:3 is on the curve of layer:3
-        named = []
+        named: dict[str, NamedMask] = {}
         for member, heads in _masks(tree, target):
-            name = tree.with_member(member).text if member else tree.text
-            point = curves.point_of(member or curves.clauses[0], len(heads))
-            families = (tree.text,) if tree.many else ()
-            named.append(NamedMask(name, HeadMask(target.heads_per_layer, heads), families, point.curve, point.step))
+            name = tree.with_member(member.clause).text if member else tree.text
+            point = curves.point_of(member.clause if member else curves.clauses[0], len(heads))
+            form = tree.with_member(member.form) if member and member.form else tree
+            families = (form.text,) if tree.many else ()
+            if name not in named:  # beside a fixed head, a pair that holds it is the other head alone
+                mask = HeadMask(target.heads_per_layer, heads)
+                named[name] = NamedMask(name, mask, families, point.curve, point.step)
         if tree.many and not named:
             reason = f"no mask is left: on {model}, {tree.many.text} changes nothing beside the rest of the spec"
             raise tree.many.piece.error(reason)
-        return named
+        return list(named.values())
 
 
 @dataclass(frozen=True)
@@ -213,8 +218,8 @@ def _with_own_curves(masks: Sequence[NamedMask]) -> list[NamedMask]:
     return found
 
 
-def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[Head]]]:
-    """Of many masks the varying clause of each, of a single one None; and the masked heads."""
+def _masks(tree: Tree, model: Model) -> Iterator[tuple[Member | None, frozenset[Head]]]:
+    """Of many masks what varies in each, of a single one None; and the masked heads."""
     mask = _union(tree.mask, model)
     kept = None if tree.keep is None else _union(tree.keep, model)
     rest = _combine(mask, kept, model)
@@ -224,15 +229,18 @@ def _masks(tree: Tree, model: Model) -> Iterator[tuple[Clause | None, frozenset[
         return
     inside = any(clause is tree.many for clause in tree.keep or ())
     alone = len(tree.clauses) == 1 and tree.keep != ()
-    for member, heads in tree.many.members(model):
-        masked = _combine(mask, (kept or frozenset()) | heads, model) if inside else _combine(mask | heads, kept, model)
+    for member in tree.many.members(model):
+        if inside:
+            masked = _combine(mask, (kept or frozenset()) | member.heads, model)
+        else:
+            masked = _combine(mask | member.heads, kept, model)
         if alone or masked != rest:
             yield member, masked
 
 
 def _union(clauses: Sequence[Clause], model: Model) -> frozenset[Head]:
     """The heads of the clauses that stand for one set each."""
-    sets = (heads for clause in clauses if not clause.many for _, heads in clause.members(model))
+    sets = (member.heads for clause in clauses if not clause.many for member in clause.members(model))
     return frozenset().union(*sets)
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from headprobe.masks.clauses import HEADS_MASKED, All, Clause, Each, Heads, Indices, Layers, Point, check_masks
 from headprobe.masks.orders import GrowColumn, GrowRandom, OnePerLayer, Random
 from headprobe.masks.pieces import MAX_NUMBERS, MaskSpecError, Numbers, Piece, number_text, parse_numbers
+from headprobe.masks.sets import EVERYWHERE, PAIR, Pairs, Subsets
 from headprobe.masks.tables import SavedMask
 
 SAFE_IN_A_SLUG = re.compile(r"(layer|index|head|random|one-per-layer):[0-9:.]+")
@@ -57,9 +58,11 @@ class Tree:
 
     def with_member(self, member: Clause) -> Tree:
         """The tree of one of the many masks."""
-        mask = tuple(member if clause is self.many else clause for clause in self.mask)
-        keep = self.keep and tuple(member if clause is self.many else clause for clause in self.keep)
-        return replace(self, mask=mask, keep=keep)
+
+        def filled(clauses: tuple[Clause, ...]) -> tuple[Clause, ...]:
+            return tuple(part for clause in clauses for part in (member.parts if clause is self.many else (clause,)))
+
+        return replace(self, mask=filled(self.mask), keep=self.keep and filled(self.keep))
 
     def point_of(self, member: Clause, count: int) -> Point:
         """The place of a mask on its curve; where an order of heads is kept, how many are masked and not how many kept.
@@ -209,11 +212,29 @@ def _parse_file(piece: Piece, values: list[Piece]) -> Clause:
 
 
 def _parse_each(piece: Piece, values: list[Piece]) -> Clause:
-    (what,) = _expect(piece, values, 1, "each takes layer, index or head: write each:layer, each:index or each:head")
-    if what.text not in EACH:
-        what.check_characters()
-        raise what.error(f"expected {_choices(EACH)} after each:, got {what.text!r}{_did_you_mean(what.text, EACH)}")
-    return Each(piece, what.text)
+    usage = "each takes layer, index, head or pair: write each:layer, each:index, each:head or each:pair"
+    at_most = 2 if values and values[0].text == PAIR else 1
+    what, *more = _expect(piece, values, 1, usage, at_most)
+    _check_word(what, EACH, "each:")
+    if what.text != PAIR:
+        return Each(piece, what.text)
+    if more:
+        _check_word(more[0], (EVERYWHERE,), "each:pair:")
+    return Pairs(piece, everywhere=bool(more))
+
+
+def _parse_subsets(piece: Piece, values: list[Piece]) -> Clause:
+    (what,) = _expect(piece, values, 1, "subsets takes layer: write subsets:layer (every set of whole layers)")
+    _check_word(what, ("layer",), "subsets:")
+    return Subsets(piece)
+
+
+def _check_word(word: Piece, words: Sequence[str], after: str) -> None:
+    if word.text not in words:
+        word.check_characters()
+        raise word.error(
+            f"expected {_choices(words)} after {after}, got {word.text!r}{_did_you_mean(word.text, words)}"
+        )
 
 
 def _parse_grow(piece: Piece, values: list[Piece]) -> Clause:
@@ -254,7 +275,7 @@ def _expect(piece: Piece, values: list[Piece], at_least: int, usage: str, at_mos
 
 
 def _choices(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + f" or {words[-1]}"
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _did_you_mean(text: str, words: Sequence[str]) -> str:
@@ -271,10 +292,11 @@ BUILDERS: dict[str, Callable[[Piece, list[Piece]], Clause]] = {
     "one-per-layer": _parse_one_per_layer,
     "file": _parse_file,
     "each": _parse_each,
+    "subsets": _parse_subsets,
     "grow": _parse_grow,
 }
 WORDS = ("none", *BUILDERS, "keep")
-EACH = ("layer", "index", "head")
+EACH = ("layer", "index", "head", PAIR)
 DIRECTIONS = ("least", "most")
 
 

@@ -23,6 +23,7 @@ from headprobe.report.head_figures import by_layer, change_by_layer
 from headprobe.report.importance_figures import importance_figures
 from headprobe.report.mask_figures import index_figures, mask_figures
 from headprobe.report.offset_figures import offset_grid
+from headprobe.report.set_figures import set_figures
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
 from headprobe.run.load import Columns, Run
@@ -79,6 +80,7 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         yield from agreement_figures(run)
         yield from curve_figures(run)
         yield from index_figures(run)
+        yield from set_figures(run)
     if (run.path / "importance.csv").is_file():
         yield from importance_figures(run)
     heads = run.described("heads")

@@ -59,15 +59,20 @@ def _families(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def sums_by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:
     """Return for each ablation and mask its quantities' sums over draws and over the images of each group."""
-    with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
-        rises = np.asarray(groups["nll"] - groups["nll"][0], dtype=np.float64)  # [rows, groups]
-    drops = 100.0 * (groups["top1_count"][0] - groups["top1_count"])
+    sums = rises_and_drops(groups)
     places: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(rows[1:], start=1):
         places.setdefault((str(row["ablation"]), str(row["mask"])), []).append(number)
     return {
-        key: {NLL_RISE: rises[draws].sum(axis=0), DROP_PP: drops[draws].sum(axis=0)} for key, draws in places.items()
+        key: {quantity: sums[quantity][draws].sum(axis=0) for quantity in QUANTITIES} for key, draws in places.items()
     }
+
+
+def rises_and_drops(groups: Mapping[str, NDArray[Any]]) -> Sums:
+    """Return the sums of each quantity over the images of each group, `[rows, groups]`, from `groups.npz`."""
+    with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
+        rises = np.asarray(groups["nll"] - groups["nll"][0], dtype=np.float64)
+    return {NLL_RISE: rises, DROP_PP: 100.0 * (groups["top1_count"][0] - groups["top1_count"])}
 
 
 def _stacked(of_masks: Iterable[Sums]) -> Sums:

@@ -151,6 +151,10 @@ def _rows(path: Path) -> Iterator[Row]:
 _TEXT_COLUMNS = frozenset(
     {
         "mask",
+        "mask_a",
+        "mask_b",
+        "kind",
+        "players",
         "ablation",
         "ablation_a",
         "ablation_b",
@@ -191,6 +195,11 @@ _INTEGER_COLUMNS = frozenset(
         "nonfinite",
         "layer",
         "head",
+        "layer_a",
+        "head_a",
+        "layer_b",
+        "head_b",
+        "reversed",
     }
 )
 
@@ -199,5 +208,5 @@ def _cell(name: str, text: str) -> Cell:
     if name in _TEXT_COLUMNS:
         return text
     if name in _INTEGER_COLUMNS:
-        return int(text)
+        return int(text) if text else math.nan  # a whole layer has no number of a head
     return float(text) if text else math.nan

@@ -27,7 +27,7 @@ ERRORS = {
     "keep:heads:1.2": (5, "did you mean 'head'?"),
     "xyzzy": (
         0,
-        "expected none, all, layer, index, head, random, one-per-layer, file, each, grow or keep, got 'xyzzy'",
+        "expected none, all, layer, index, head, random, one-per-layer, file, each, subsets, grow or keep, got 'xyzzy'",
     ),
     # characters
     "layer:3 + head:1.2": (7, "no blanks"),
@@ -87,10 +87,21 @@ ERRORS = {
     "keep:layer:1+keep": (13, "a spec has one keep"),
     "keep:keep:layer:1": (5, "a spec has one keep"),
     # each
-    "each": (4, "each takes layer, index or head"),
-    "each:": (5, "expected layer, index or head after each:, got ''"),
-    "each:heads": (5, "expected layer, index or head after each:, got 'heads': did you mean 'head'?"),
-    "each:layer:3": (10, "each takes layer, index or head"),
+    "each": (4, "each takes layer, index, head or pair"),
+    "each:": (5, "expected layer, index, head or pair after each:, got ''"),
+    "each:heads": (5, "expected layer, index, head or pair after each:, got 'heads': did you mean 'head'?"),
+    "each:layer:3": (10, "each takes layer, index, head or pair"),
+    "each:pairs": (5, "got 'pairs': did you mean 'pair'?"),
+    "each:pair:": (10, "expected all after each:pair:, got ''"),
+    "each:pair:al": (10, "expected all after each:pair:, got 'al': did you mean 'all'?"),
+    "each:pair:all:3": (13, "each takes layer, index, head or pair"),
+    "each:pair+each:head": (10, "a spec has one form of many masks, and each:pair is one already"),
+    # subsets
+    "subsets": (7, "subsets takes layer"),
+    "subsets:": (8, "expected layer after subsets:, got ''"),
+    "subsets:head": (8, "expected layer after subsets:, got 'head'"),
+    "subsets:layer:3": (13, "subsets takes layer"),
+    "subset:layer": (0, "did you mean 'subsets'?"),
     "each:layer+each:head": (11, "a spec has one form of many masks, and each:layer is one already"),
     "random:1-3+keep:grow:random:0": (16, "a spec has one form of many masks, and random:1-3 is one already"),
     # grow

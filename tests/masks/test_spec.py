@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import itertools
 import pickle
 
 import pytest
@@ -85,6 +86,9 @@ def test_none_is_no_mask_as_the_baseline_always_runs(text: str) -> None:
         ("none+keep:none+layer:3", "keep:layer:3"),
         ("each:head+layer:3", "layer:3+each:head"),
         ("each:head+keep:none", "each:head+keep:none"),
+        ("each:pair+layer:3", "layer:3+each:pair"),
+        ("keep:each:pair:all", "keep:each:pair:all"),
+        ("subsets:layer+none", "subsets:layer"),
         ("grow:random:1,0", "grow:random:0,1"),
         ("grow:a.csv:c", "grow:a.csv:c:least"),
         ("grow:a.csv:c:most:3,2,1", "grow:a.csv:c:most:1-3"),
@@ -113,12 +117,92 @@ def test_the_canonical_text_is_one_for_all_ways_to_write_a_spec(text: str, canon
         ("head:0.1+keep:each:layer", ["head:0.1+keep:layer:0", "head:0.1+keep:layer:1", "head:0.1+keep:layer:2"]),
         ("keep:layer:2+each:head", ["keep:layer:2+head:0.0", "keep:layer:2+head:0.1", "keep:layer:2+head:1.0"]),
         ("none+each:layer", ["layer:0", "layer:1", "layer:2"]),
+        ("subsets:layer", ["layer:0", "layer:1", "layer:2", "layer:0,1", "layer:0,2", "layer:1,2", "layer:0-2"]),
+        ("layer:0+subsets:layer", ["layer:0,1", "layer:0,2", "layer:0-2"]),
+        ("keep:grow:random:4", [f"keep:random:{count}:4" for count in range(1, 7)]),
     ],
 )
 def test_many_masks_have_these_names_and_one_test_family(text: str, names: list[str]) -> None:
     masks = expand(text)
     assert [mask.name for mask in masks] == names
     assert {mask.test_families for mask in masks} == {(MaskSpec(text).canonical,)}
+
+
+SINGLE = ["head:0.0", "head:0.1", "head:1.0", "head:2.0", "head:2.1", "head:2.2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "singles", "pairs"),
+    [
+        ("each:pair", SINGLE, ["head:0.0,1", "head:2.0,1", "head:2.0,2", "head:2.1,2"]),
+        ("keep:each:pair", [f"keep:{head}" for head in SINGLE], [f"keep:head:{two}" for two in ("0.0,1", "2.0,1")]),
+        (
+            "head:1.0+each:pair",
+            ["head:0,1.0", "head:0.1+head:1.0", "head:1,2.0", "head:1.0+head:2.1", "head:1.0+head:2.2"],
+            ["head:0.0,1+head:1.0", "head:1.0+head:2.0,1", "head:1.0+head:2.0,2", "head:1.0+head:2.1,2"],
+        ),
+        ("each:pair:all", SINGLE, ["head:0.0,1", "head:0,1.0", "head:0,2.0", "head:0.0+head:2.1", "head:0.0+head:2.2"]),
+    ],
+)
+def test_pairs_come_after_the_single_heads_which_are_tested_as_each_head(
+    text: str, singles: list[str], pairs: list[str]
+) -> None:
+    masks = expand(text)
+    assert [mask.name for mask in masks][: len(singles + pairs)] == singles + pairs
+    families = {mask.name: mask.test_families for mask in masks}
+    assert {families[name] for name in singles} == {
+        (MaskSpec(text).canonical.replace("pair:all", "head").replace("pair", "head"),)
+    }
+    assert {families[name] for name in pairs} == {(MaskSpec(text).canonical,)}
+
+
+@pytest.mark.parametrize("shape", [TINY, SWIN, (4, 4), (1, 2)])
+def test_pairs_and_sets_are_all_that_there_are(shape: tuple[int, ...]) -> None:
+    heads = [(layer, head) for layer, count in enumerate(shape) for head in range(count)]
+    every = {frozenset(pair) for pair in itertools.combinations(heads, 2)}
+    within = {pair for pair in every if len({layer for layer, _ in pair}) == 1}
+    singles = {frozenset([head]) for head in heads}
+    layers = [frozenset(head for head in heads if head[0] == layer) for layer in range(len(shape))]
+    unions = {
+        frozenset().union(*chosen)
+        for size in range(1, len(layers) + 1)
+        for chosen in itertools.combinations(layers, size)
+    }
+    for text, sets in (("each:pair", singles | within), ("each:pair:all", singles | every), ("subsets:layer", unions)):
+        found = [mask.mask.masked for mask in expand(text, shape)]
+        assert len(found) == len(sets)
+        assert set(found) == sets
+        for mask in expand(text, shape)[:300]:
+            assert MaskSpec(mask.name).canonical == mask.name
+            assert MaskSpec(mask.name).expand(shape, "tiny")[0].mask == mask.mask
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "reason"),
+    [
+        (
+            "each:pair",
+            (1, 1, 1),
+            "each layer of tiny has a single head: there are no pairs of heads for each:pair; pairs",
+        ),
+        ("each:pair:all", (1,), "tiny has a single head: there are no pairs of heads for each:pair:all"),
+        ("each:pair:all", (500,), "125,250 masks are too many: at most 100,000; each:pair takes pairs within"),
+        (
+            "subsets:layer",
+            (2,) * 17,
+            "tiny has 17 layers, which have 131,071 sets: at most 100,000 masks; take each:layer",
+        ),
+    ],
+)
+def test_pairs_and_sets_that_no_one_can_run_are_refused(text: str, shape: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(MaskSpecError) as refused:
+        expand(text, shape)
+    assert refused.value.reason.startswith(reason)
+    assert refused.value.column == 0
+
+
+def test_sixteen_layers_still_have_all_their_sets() -> None:
+    assert len(expand("subsets:layer", (1,) * 16)) == 2**16 - 1
 
 
 def test_a_form_of_many_masks_is_a_test_family_even_of_one() -> None:

@@ -79,7 +79,8 @@ def many_forms(shape: Shape) -> st.SearchStrategy[str]:
         lambda drawn: f"random:{min(drawn[:2])}-{max(drawn[:2])}/{drawn[2]}:0-1"
     )
     return st.one_of(
-        st.sampled_from(["each:layer", "each:index", "each:head", "grow:random:0,2", "one-per-layer:0-2"]), grid
+        st.sampled_from(["each:layer", "each:index", "each:head", "grow:random:0,2", "one-per-layer:0-2"]),
+        grid,
     )
 
 
@@ -169,6 +170,19 @@ def test_every_name_is_canonical_and_expands_to_exactly_that_mask(drawn: tuple[S
         (again,) = MaskSpec(named.name).expand(shape, "model")
         assert (again.name, again.mask, again.mask.digest) == (named.name, named.mask, named.mask.digest)
     assert len({named.name for named in masks}) == len(masks)
+
+
+@given(shapes, st.sampled_from(["each:pair", "subsets:layer"]), st.data())
+def test_pairs_and_sets_beside_fixed_clauses_are_each_named_once(shape: Shape, form: str, data: st.DataObject) -> None:
+    assume(max(shape) > 1 and sum(shape) < 60)
+    fixed = data.draw(parts(shape))
+    members = [mask.mask.masked for mask in MaskSpec(form).expand(shape, "model")]
+    masks = try_expand(f"{fixed.text}+{form}", shape)
+    assert {mask.mask.masked for mask in masks} == {heads | fixed.heads for heads in members} - {fixed.heads}
+    assert len({named.name for named in masks}) == len(masks)
+    for named in masks:
+        assert MaskSpec(named.name).canonical == named.name
+        assert masked_by(named.name, shape) == named.mask.masked
 
 
 @given(specs_of_many())

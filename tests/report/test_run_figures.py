@@ -121,7 +121,8 @@ def test_the_baseline_alone_has_no_figures(tmp_path: Path) -> None:
 def test_masks_that_are_points_of_a_curve_and_single_heads_have_figures(tmp_path: Path) -> None:
     specs = ["each:layer", "each:index", "each:head", "random:3"]
     maps = ["nll_rise/heads", "drop_pp/heads"]
-    assert names(write_run(tmp_path, specs)) == [*maps, "drop_pp/by_layer", "drop_pp/by_index"]
+    # in two layers of two heads a layer is the pair of its heads
+    assert names(write_run(tmp_path, specs)) == [*maps, "drop_pp/by_layer", "drop_pp/by_index", "interactions/heads"]
 
 
 def test_each_ablation_has_figures_of_its_own(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_titles_say_which_images_fitted_what_they_show(tmp_path: Path, rule: str
         names.append(name)
         assert (said in title_of(figure)) == ("mean" in name), name
         assert drawn(figure).misplaced == []
-    assert len([name for name in names if "mean" in name]) == 5
+    assert len([name for name in names if "mean" in name]) == 6
 
 
 def test_titles_of_what_was_not_fitted_name_no_calibration(tmp_path: Path) -> None:

@@ -8,15 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headprobe.callbacks.derived import write_derived
 from headprobe.masks.ablations import Ablations
 from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.curves import curve_rows
-from headprobe.run.index_null import null_rows
 from headprobe.run.load import calibration_of, read_run
-from headprobe.run.order_areas import order_rows
 from headprobe.run.results import (
     group_arrays,
     head_rows,
@@ -50,10 +48,8 @@ def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("z
     model = {"name": "tiny", "weights": None, "pretrained": False, "heads_per_layer": list(HEADS)}
     data = {"path": "digits", "split": "test"}
     write_record(folder, {"status": "done", "model": model, "data": data, "specs": list(specs), **record})
-    run = read_run(folder)
-    for name, rows_of in {"curves": curve_rows, "orders": order_rows, "index_null": null_rows}.items():
-        if found := rows_of(run):
-            write_rows(folder / f"{name}.csv", found)
+    for _ in write_derived(read_run(folder)):
+        pass
     return folder
 
 

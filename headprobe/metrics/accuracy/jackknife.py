@@ -38,19 +38,8 @@ def jackknife_interval(estimate: float, replicates: FloatArray, confidence: floa
     groups = len(replicates)
     if not np.isfinite(estimate):
         return float("nan"), float("nan")
-    reach = float(stats.t.isf((1 - confidence) / 2, max(groups - 1, 1)) * np.sqrt(jackknife_variance(replicates)))
+    reach = float(stats.t.isf((1 - confidence) / 2, max(groups - 1, 1)) * jackknife_error(replicates))
     return estimate - reach, estimate + reach
-
-
-def jackknife_variance(replicates: FloatArray) -> float:
-    """Return the variance over images of an estimate, from the same without each group, `[groups]`.
-
-    NaN with fewer than two groups, or where one of them has no value.
-    """
-    groups = len(replicates)
-    if groups < 2 or not np.isfinite(replicates).all():
-        return float("nan")
-    return float((groups - 1) / groups * np.square(replicates - replicates.mean()).sum())
 
 
 def images_and_draws_interval(
@@ -74,7 +63,7 @@ def images_and_draws_interval(
     """
     if len(draws) < 2 or not np.isfinite([estimate, *draws]).all():
         return float("nan"), float("nan")
-    images = jackknife_variance(replicates)
+    images = float(jackknife_error(replicates) ** 2)
     drawn = float(np.var(draws, ddof=1) / len(draws))
     total = images + drawn
     if not total > 0:
@@ -82,3 +71,27 @@ def images_and_draws_interval(
     degrees = total**2 / (images**2 / (len(replicates) - 1) + drawn**2 / (len(draws) - 1))
     reach = float(stats.t.isf((1 - confidence) / 2, degrees) * np.sqrt(total))
     return estimate - reach, estimate + reach
+
+
+def jackknife_error(replicates: FloatArray) -> FloatArray:
+    """Return the standard error of what was computed without each group, `[groups, ...]`; NaN with fewer than two."""
+    groups = len(replicates)
+    if groups < 2:
+        return np.full(replicates.shape[1:], np.nan)
+    squares = np.square(replicates - replicates.mean(axis=0)).sum(axis=0)
+    return np.asarray(np.sqrt((groups - 1) / groups * squares))
+
+
+def mean_with_error(sums: FloatArray, images: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return means over images and their standard errors, from sums over the images of each group.
+
+    Args:
+        sums: `[..., groups]`.
+        images: Images of each group, `[groups]`.
+
+    Returns:
+        Both `[...]`; NaN without images, errors also with a single group.
+    """
+    total = images.sum()
+    mean = sums.sum(axis=-1) / (total if total else np.nan)
+    return np.asarray(mean, dtype=np.float64), jackknife_error(leave_one_out(sums, images))
