@@ -645,7 +645,9 @@ class HeadProbe(lightning.LightningModule):
         if self.unit_sums is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         opened, name = self._opened(self.unit_sums, batch)
-        opened.scores.update(*self.trial_losses(batch.images, batch.labels), len(batch.labels))
+        known = batch.labels >= 0
+        images, labels = batch.images[known.to(batch.images.device)], batch.labels[known]
+        opened.scores.update(*self.trial_losses(images, labels), len(labels))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
@@ -729,6 +731,11 @@ class HeadProbe(lightning.LightningModule):
         heads = heads_to_optimise(self.variants)
         if self.calibration is None or OPTIMAL not in self.fitted_kinds:
             return
+        if not self.calibration.about["images_labelled"]:
+            raise UsageError(
+                "the ablation optimal lowers the loss on calibration images, and none of them has a label: choose "
+                "another --data.calibration or ablation, got labels of -1"
+            )
         search = Search(heads, self.calibration)
         if search.now.heads:
             self.search = search
@@ -758,7 +765,7 @@ class HeadProbe(lightning.LightningModule):
         statistic = self.statistics[0]
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")
-        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE])
+        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE], int(whole[SCORES].images))
         if self._scoring is not None:
             scores = self._scoring.scores(constants)
             constants = [replace(layer, scores=own) for layer, own in zip(constants, scores, strict=True)]
@@ -767,14 +774,20 @@ class HeadProbe(lightning.LightningModule):
         check_finite(calibration)
         return to_bytes(calibration)
 
-    def _about_calibration(self, coverage: Coverage) -> dict[str, Any]:
-        """Return where constants come from: enough to refuse them for another model, or on the same images."""
+    def _about_calibration(self, coverage: Coverage, labelled: int) -> dict[str, Any]:
+        """Return where constants come from: enough to refuse them for another model, or on the same images.
+
+        Args:
+            coverage: The rows that were read.
+            labelled: How many of their images have a label.
+        """
         return {
             "model": self.identity(),
             "data": data_of(self.trainer).identity(),
             "kinds": self.fitted_kinds,
             "images": images_read(coverage),
             "images_left_out": len(coverage.bad),
+            "images_labelled": labelled,
         }
 
     def _added_up(self) -> bytes:

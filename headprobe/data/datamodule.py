@@ -245,7 +245,9 @@ class ImageNetDataModule(LightningDataModule):
                 )
             if self._other_split is None:  # each stage and round binds the data again
                 self._other_split = open_source(replace(self._request, split=rows.split))
-            found = replace(judged, source=self._other_split, max_images=None)
+            # images of a test split may have no labels, and constants need none
+            numbering = replace(judged.numbering, unlabelled=True)
+            found = replace(judged, source=self._other_split, max_images=None, numbering=numbering)
         elif rows.rule == "half":
             found = replace(judged, chosen=half_of(_known(judged), calibration=True))
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
@@ -12,6 +14,7 @@ from headprobe.errors import RunError
 from headprobe.masks.tables import SCORES
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
+from tests.forked import DIGITS
 
 FEW = ("--data.max_images", "60", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
 SPEC = ("--mask-spec", "grow:calibration:gradient_abs:most:1-24/6", "--ablation", "zero,linear")
@@ -168,3 +171,48 @@ def test_two_processes_find_the_same_scores_to_the_bit(tmp_path: Path, grown: En
     assert two.code == 0, two.err
     for name in ("scores.csv", "masks.csv", "masks.json"):
         assert (two.directory(0) / name).read_bytes() == (grown.directory(0) / name).read_bytes(), name
+
+
+# -- images without labels ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_labels(tmp_path: Path) -> Path:
+    """Digits whose split train has -1 for every label, as published test splits have."""
+    for split in ("train", "test"):
+        table = pq.read_table(DIGITS / f"{split}.parquet").slice(0, 40)
+        if split == "train":
+            place = table.column_names.index("label")
+            kind = table.schema.field("label")
+            table = table.set_column(place, kind, pa.array([-1] * len(table), kind.type))
+        (tmp_path / "set").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "set" / f"{split}.parquet", row_group_size=10)
+    return tmp_path
+
+
+UNLABELLED = ("--data.path", "set", "--data.split", "test", "--data.calibration", "split:train", *FEW[2:])
+
+
+def test_images_without_labels_fit_constants_and_give_the_scores_that_need_none(without_labels: Path) -> None:
+    words = ("--mask-spec", "layer:3", "--ablation", "mean,linear,position", "--score-heads", *UNLABELLED)
+    ended = command(without_labels, "test", *words)
+    assert ended.code == 0, ended.err
+    about = json.loads((ended.directory(0) / "calibration.json").read_text())
+    assert (about["images"], about["images_labelled"], about["images_left_out"]) == (40, 0, 0)
+    for row in scores_of(ended):
+        empty = {name for name in SCORES if row[name] == ""}
+        assert empty == {name for name in SCORES if name.startswith(("gradient", "taylor", "direct"))}
+    assert "no calibration image has a label" in str(record(ended)["undefined"]["gradient_abs"])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--mask-spec", "head:3.1", "--ablation", "optimal"), "none of them has a label"),
+        (("--mask-spec", "grow:calibration:gradient_abs:least:3"), "have no such score"),
+    ],
+)
+def test_what_needs_labels_is_refused_without_them(without_labels: Path, words: tuple[str, ...], reason: str) -> None:
+    ended = command(without_labels, "test", *words, *UNLABELLED)
+    assert ended.code == 2, ended.err
+    assert reason in only_message(ended)

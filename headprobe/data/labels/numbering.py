@@ -36,6 +36,10 @@ def imagenet_names(classes: int) -> ImageNetNames | None:
     return None if subset is None else ImageNetNames(subset)
 
 
+UNLABELLED = -1
+"""Class of a row without a label, where none is needed; data sets write -1 for it too."""
+
+
 class LabelError(ValueError):
     """One label that cannot be used; the message is the reason shown to the user."""
 
@@ -53,6 +57,7 @@ class Numbering:
         matched: How the classes were matched, in words.
         doubtful: Whether another way to match them is as plausible as this one.
         by_plain_name: The same but for case, `_` and `-`, where the texts are a list of the model's names.
+        unlabelled: Whether a row without a label, or with -1, is of class `UNLABELLED`; else it is an error.
     """
 
     to_model: tuple[int, ...]
@@ -62,6 +67,7 @@ class Numbering:
     matched: str = ""
     doubtful: bool = False
     by_plain_name: dict[str, int] = field(default_factory=dict)
+    unlabelled: bool = False
 
     def class_of(self, text: str) -> int | None:
         """Return the model class of a label that is a text, None if it has none."""
@@ -74,7 +80,10 @@ class Numbering:
         Raises:
             LabelError: It has none.
         """
-        if label is None or label != label:  # NaN, an empty cell of pandas
+        missing = label is None or label != label  # NaN, an empty cell of pandas
+        if self.unlabelled and (missing or label == UNLABELLED):
+            return UNLABELLED
+        if missing:
             raise LabelError("there is no label in this row")
         if isinstance(label, str) and not self.by_name and label.isdecimal():  # numbers as texts, with `identity`
             label = int(label)
