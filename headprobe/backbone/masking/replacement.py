@@ -247,7 +247,7 @@ class Linear(Replacement):
         out = slots.heads_out.clone()
         view = out.movedim(1, -1) if slots.channels.axis == 1 else out
         view[..., place[found.masked.to(device)]] = predicted.to(out.dtype)
-        return out
+        return slots.with_masked(out)  # rows that keep these heads stay as they are
 
 
 class Resample(Replacement):

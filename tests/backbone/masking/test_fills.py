@@ -18,7 +18,7 @@ from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec, expand_all
 from tests.conftest import TINY, tiny
 
-SPECS = ["head:0.1", "layer:1", "head:0.0+head:1.1", "each:head"]
+SPECS = ["head:0.0+head:1.1", "head:0.1", "layer:1", "each:head"]
 
 PADDED: dict[str, tuple[str, dict[str, Any]]] = {
     f"{kind} with padding": (kind, {"img_size": (56, 72)}) for kind in ("swin", "swin_v2", "swin_v2_cr")
@@ -116,8 +116,8 @@ def test_an_affine_prediction_in_masked_slots_equals_the_model_with_folded_weigh
     torch.testing.assert_close(found, model(images), atol=2e-5, rtol=1e-5)
 
 
-def fills(layout: HeadLayout, keeps: Tensor) -> list[Replacement]:
-    """One replacement per variant, of every kind in turn."""
+def fills(layout: HeadLayout, keeps: Tensor, first: int = 0) -> list[Replacement]:
+    """One replacement per variant, of every kind in turn, beginning with the `first`."""
     positions = [
         torch.randn(layer.rows * layer.tokens, layer.heads, layer.head_dim, generator=torch.Generator().manual_seed(9))
         for layer in layout.layers
@@ -128,17 +128,18 @@ def fills(layout: HeadLayout, keeps: Tensor) -> list[Replacement]:
         kinds: list[Replacement] = [Constant("mean", random_constants(layout)), Position(positions)]
         if not any(layer.inner_norm for layer in layout.layers):
             kinds.append(Linear(maps))
-        made.append(kinds[number % len(kinds)])
+        made.append(kinds[(first + number) % len(kinds)])
     return made
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])  # the first of a wave stands for the trunk, which keeps all heads
 @pytest.mark.parametrize("budget", [5, 1000])
 @torch.inference_mode()
-def test_a_growing_pass_fills_every_kind_as_plain_passes_do(tiny_kind: str, budget: int) -> None:
+def test_a_growing_pass_fills_every_kind_as_plain_passes_do(tiny_kind: str, budget: int, first: int) -> None:
     model, layout, images = setup(tiny_kind)
     variants = expand_all([MaskSpec(spec) for spec in SPECS], layout.heads_per_layer, tiny_kind)
     keeps = torch.stack([variant.mask.mask.keep() for variant in variants])
-    replacements = fills(layout, keeps)
+    replacements = fills(layout, keeps, first)
     joins, companies = find_joins(model, layout, range(len(layout.layers)))
     shortcuts = find_shortcuts(model, layout, joins, companies)
     growing = GrowingPass(model, layout, joins, keeps, shortcuts, replacements)
