@@ -103,7 +103,7 @@ def test_without_a_logger_the_users_own_files_stay_as_they_are(tmp_path: Path) -
     for version in range(2):
         ended = command(tmp_path, "test", "--config", "config.yaml", "--mask-spec", "layer:0", *FEW)
         assert ended.code == 0, ended.err
-        assert names(ended.directory(version)) == {"config.yaml", "masks.csv", "masks.json", "run.json"}
+        assert names(ended.directory(version)) == {"config.yaml", "groups.npz", "masks.csv", "masks.json", "run.json"}
     assert {name: (tmp_path / name).read_text() for name in mine} == mine
 
 

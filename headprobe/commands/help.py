@@ -7,6 +7,9 @@ Score a model with and without chosen attention heads, on the same images, in on
 
 which heads
   --mask-spec each:layer              heads to mask [none]; headprobe masks SPEC shows what a spec stands for
+  --ablation zero,mean,linear         what masked heads become; also position, resample:4, optimal (docs/ablation.md) [zero]
+  --calibration-file RUN              constants of an earlier run, instead of fitting them
+  --score-heads                       every importance score of every head, too (docs/importance.md)
   --dry-run                           print masks, passes, time, memory and the smallest resolvable drop; run nothing
 
 which model
@@ -30,6 +33,8 @@ which images
   --data.max_images 5000              only so many images, an even share of every unit [all]
   --data.on_bad_image skip            images that cannot be read: error, skip or wrong [error]
   --data.batch_size 64  --data.num_workers 4   images a batch [32]; reading processes per device [by cores and data]
+  --data.calibration split:train      images that fit constants and scores: half, same or split:NAME [half, if needed]
+  --data.calibration_images 1000      only so many of them [all]
   --data.unit row_group               what is read as one piece: auto, file or row_group [auto]
 
 what each head is like (docs/describe_heads.md)

@@ -65,7 +65,7 @@ class Tree:
         return replace(self, mask=filled(self.mask), keep=self.keep and filled(self.keep))
 
     def point_of(self, member: Clause, count: int) -> Point:
-        """The place of a mask on its curve; where an order of heads is kept, how many are masked and not how many kept.
+        """The place of a mask on its curve; where only an order of heads is kept, how many heads are masked.
 
         Args:
             member: the varying clause of one of many masks, or a single mask's first.
@@ -75,7 +75,9 @@ class Tree:
         if member.point is None or several:
             return Point(HEADS_MASKED, count)
         kept = any(clause is member or clause is self.many for clause in self.keep or ())
-        step = count if kept and isinstance(member, Random | GrowColumn) else member.point.step
+        # Beside fixed clauses several masks of an order may hit as many heads.
+        reversed_order = kept and isinstance(member, Random | GrowColumn) and len(self.clauses) == 1
+        step = count if reversed_order else member.point.step
         return Point("_".join([*self._fixed_slugs(member), member.point.curve]), step)
 
     def _fixed_slugs(self, member: Clause) -> list[str]:

@@ -43,7 +43,8 @@ def test_every_option_on_the_screen_exists(command: str, capsys: pytest.CaptureF
 def test_no_option_of_model_or_data_is_missing_from_the_screen_of_test(capsys: pytest.CaptureFixture[str]) -> None:
     own = {option for option in options_of("test", capsys) if option.startswith(("--model.", "--data."))}
     assert own - {"--model.options"} <= shown("test")
-    assert {"--mask-spec", "--dry-run", "--resume", "--records", "--config"} <= shown("test")
+    more = {"--ablation", "--calibration-file", "--score-heads"}
+    assert {"--mask-spec", "--dry-run", "--resume", "--records", "--config", *more} <= shown("test")
 
 
 @pytest.mark.usefixtures("no_arguments")

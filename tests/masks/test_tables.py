@@ -242,6 +242,6 @@ def test_a_table_that_gives_no_order_is_refused_with_row_and_head(
 
 def test_a_path_without_a_table_is_refused(tmp_path: Path) -> None:
     assert "cannot read the table: No such file or directory" in refuse(tmp_path / "no.csv", "x")[0]
-    assert "expected a run's folder with heads.csv or masks.csv" in refuse(tmp_path, "x")[0]
+    assert "expected a run's folder with scores.csv, heads.csv or masks.csv" in refuse(tmp_path, "x")[0]
     (tmp_path / "binary.csv").write_bytes(b"\x80\x81")
     assert "expected a CSV table" in refuse(tmp_path / "binary.csv", "x")[0]
