@@ -7,17 +7,15 @@ Score a model with and without chosen attention heads, on the same images, in on
 
 which heads
   --mask-spec each:layer              heads to mask [none]; headprobe masks SPEC shows what a spec stands for
-  --ablation zero,mean,linear         what masked heads become; also position, resample:4, optimal (docs/ablation.md) [zero]
-  --calibration-file RUN              constants of an earlier run, instead of fitting them
-  --score-heads                       every importance score of every head, too (docs/importance.md)
+  --ablation zero,mean,linear         masked heads become this; or position, resample, optimal (docs/ablation.md) [zero]
+  --calibration-file RUN  --score-heads   constants of an earlier run; also every importance score of every head
   --dry-run                           print masks, passes, time, memory and the smallest resolvable drop; run nothing
 
 which model
   --model.name vit_base_patch16_224   timm's name, hf-hub:OWNER/MODEL, local-dir:FOLDER, or a bundled model:
                                       digits_vit, digits_swin [digits_vit]
   --model.weights mine.safetensors    local weights (headprobe convert makes them) [timm's pretrained ones]
-  --model.pretrained false            random weights
-  --model.num_classes 10              classes of the classifier [the weights' own]
+  --model.pretrained false  --model.num_classes 10   random weights; classes of the classifier [the weights' own]
   --model.options.img_size 384        any argument of timm.create_model
   --model.train_size true             image size and crop of training where timm tests with others [false]
   --model.semantics attention         mask what a head attended to alone, not its whole slot (docs/heads.md) [slot]
@@ -31,11 +29,9 @@ which images
   --data.class_map classes.json       which class is which; or sorted, natural, identity
   --data.restrict_classes false       choose among all classes of the model where the dataset has fewer [true]
   --data.max_images 5000              only so many images, an even share of every unit [all]
-  --data.on_bad_image skip            images that cannot be read: error, skip or wrong [error]
+  --data.on_bad_image skip  --data.unit file   images that cannot be read [error]; what is read as one piece [auto]
   --data.batch_size 64  --data.num_workers 4   images a batch [32]; reading processes per device [by cores and data]
-  --data.calibration split:train      images that fit constants and scores: half, same or split:NAME [half, if needed]
-  --data.calibration_images 1000      only so many of them [all]
-  --data.unit row_group               what is read as one piece: auto, file or row_group [auto]
+  --data.calibration split:train  --data.calibration_images 1000   which images fit, how many [half, where needed; all]
 
 what each head is like (docs/describe_heads.md)
   --trainer.callbacks HeadAttention   distance, entropy, sinks; also HeadSimilarity, HeadSpectrum, or all three by
