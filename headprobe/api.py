@@ -30,7 +30,7 @@ from headprobe.calibration.constants import Calibration, read_calibration, refus
 from headprobe.calibration.fills import replacements_of
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, RESAMPLE, ZERO, Ablations
-from headprobe.masks.spec import MaskSpec, Variant, expand_all
+from headprobe.masks.spec import MaskSpec, Scores, Variant, expand_all
 from headprobe.text import counted
 
 
@@ -73,8 +73,9 @@ def ablate(
 
     The cheap proofs run first, on noise; your own hooks are removed for them, and run as always under the mask.
     Gradients flow as always, and a forward pass may need them. Contexts may be nested, which masks the heads of all of
-    them. Compile the model inside the context, not before; with gradient checkpointing call `backward` inside too. Use
-    a model in one thread at a time.
+    them; `linear` ones in the same layer each predict on their own, so give one spec for both. Compile the model inside
+    the context, not before; with gradient checkpointing call `backward` inside too. Use a model in one thread at a
+    time.
 
     Args:
         model: A timm model, on any device.
@@ -82,7 +83,8 @@ def ablate(
         input_size: `(channels, height, width)` of your images; without it the size the model was built for.
         semantics: What masking takes away, as in `check`.
         ablation: What the slots of masked heads are filled with: `zero`, or `mean`, `position`, `linear` or `optimal`.
-        calibration: A run's folder or `calibration.safetensors`, with the constants of these.
+        calibration: A run's folder or `calibration.safetensors`, with the constants of these, or with the scores that
+            order heads (`grow:calibration:SCORE:least:6`).
 
     Yields:
         The model's attention layers.
@@ -100,13 +102,15 @@ def ablate(
 
     with torch.inference_mode(False), quiet(model):
         layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
-        variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation))
+        given = None if calibration is None else _read(calibration)
+        scores = _scores(spec, given)
+        variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation), scores)
         if len(variants) != 1:
             raise UsageError(
                 f"ablate takes a spec of one mask and one ablation, got {spec} under {ablation} with "
                 f"{counted(len(variants), 'variant')}"
             )
-        fills = _fills(model, layout, variants, calibration)
+        fills = _fills(model, layout, variants, given, ordered=scores is not None)
         prove_masks(in_single(model, layout.model), layout)
 
     keep = variants[0].mask.mask.keep().to(_device(model))  # [layers, max heads]
@@ -121,29 +125,60 @@ def ablate(
             )
 
 
+def _read(given: str | Path | Calibration) -> Calibration:
+    if not isinstance(given, str | Path | Calibration):
+        raise UsageError(
+            f"calibration must be a run's folder, its calibration.safetensors, or a Calibration, got {given!r}"
+        )
+    return given if isinstance(given, Calibration) else read_calibration(Path(given))
+
+
+def _scores(spec: MaskSpec, calibration: Calibration | None) -> Scores | None:
+    """Return the scores that order a spec's heads; None where it needs none."""
+    if not spec.needs_scores:
+        return None
+    if calibration is None or not calibration.scores:
+        raise UsageError(
+            "which heads this mask hits is known once a run has scored them: run headprobe test --score-heads on this "
+            f"model and give calibration its folder, got {spec} without scores"
+        )
+    return calibration.scores
+
+
 def _fills(
-    model: nn.Module, layout: HeadLayout, variants: Sequence[Variant], given: str | Path | Calibration | None
+    model: nn.Module,
+    layout: HeadLayout,
+    variants: Sequence[Variant],
+    calibration: Calibration | None,
+    ordered: bool,
 ) -> list[Replacement]:
-    """Return what fills the masked slots, from constants that were fitted on this very model."""
+    """Return what fills the masked slots, from constants that were fitted on this very model.
+
+    Args:
+        model: The model.
+        layout: Its attention layers.
+        variants: The one variant.
+        calibration: The constants, or the scores.
+        ordered: Whether heads are ordered by the scores.
+    """
     kind = variants[0].ablation
     if kind == RESAMPLE:
         raise UsageError("ablate has no other images to take heads from: use headprobe test, got resample")
-    if kind not in FITTED:
-        if given is not None:
+    if kind not in FITTED and not ordered:
+        if calibration is not None:
             raise UsageError(f"calibration is for ablations that are fitted, {', '.join(sorted(FITTED))}, got {kind}")
         return replacements_of(variants, layout, None)
-    if given is None:
+    if calibration is None:
         raise UsageError(
             f"the ablation {kind} needs constants: run headprobe test --ablation {kind} on this model and give "
             "calibration its folder, got none"
         )
-    calibration = given if isinstance(given, Calibration) else read_calibration(Path(given))
     own = {
         "weights_sha256": weights_digest(model),
         "heads_per_layer": list(layout.heads_per_layer),
         "layers": [layer.name for layer in layout.layers],
     }
-    refuse_another(calibration, own, [kind])
+    refuse_another(calibration, own, [kind] if kind in FITTED else [])
     _refuse_other_size(calibration, layout)
     check_replacements(layout, fills := replacements_of(variants, layout, calibration), 1)
     return fills

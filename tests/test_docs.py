@@ -9,11 +9,15 @@ from functools import cache
 from itertools import groupby, takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from headprobe import cli
+from headprobe.calibration.constants import LayerConstants
+from headprobe.calibration.scores import score_rows
 from headprobe.callbacks.records import SCHEMA
 from headprobe.masks.spec import MaskSpec
+from headprobe.masks.tables import SCORES
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
 from headprobe.run.importance import importance_of
 from headprobe.run.load import load_run
@@ -220,6 +224,11 @@ def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_
     run = load_run(write_run(tmp_path, ["each:head"], ["zero", "mean"]))
     assert documented_columns("ablations.csv") == list(run.table("ablations.csv") or ())
     assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
+
+
+def test_every_column_of_scores_csv_is_documented_in_its_order() -> None:
+    (row,) = score_rows([LayerConstants(1, np.zeros((1, 2)), scores={name: np.zeros(1) for name in SCORES})], 9)
+    assert documented_columns("scores.csv") == list(row)
 
 
 def test_every_column_of_importance_csv_is_documented_in_its_order(tmp_path: Path) -> None:

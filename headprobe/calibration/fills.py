@@ -104,7 +104,9 @@ def few_in_words(calibration: Calibration, kinds: Sequence[str]) -> str:
         calibration: The constants.
         kinds: Kinds of ablation that take them.
     """
-    images = int(calibration.about.get("images", FEW_IMAGES))
+    if "images" not in calibration.about:  # a stand-in
+        return ""
+    images = int(calibration.about["images"])
     what = f"{counted(images, 'image')} fit {' and '.join(kinds)}"
     overfits = "constants fit these better than others and drops are overstated: take more"
     if LINEAR in kinds:
@@ -112,8 +114,8 @@ def few_in_words(calibration: Calibration, kinds: Sequence[str]) -> str:
         shares = [layer.samples / layer.mean.size for layer in layers]
         least = int(np.argmin(shares))
         if shares[least] < FEW_TOKENS:
-            tokens, channels = layers[least].samples, layers[least].mean.size
-            return f"{what}, linear by {tokens:,} tokens for {channels:,} channels in layer {least}; {overfits}"
+            tokens, channels = counted(layers[least].samples, "token"), counted(layers[least].mean.size, "channel")
+            return f"{what}, linear by {tokens} for {channels} in layer {least}; {overfits}"
     return f"{what}; {overfits}" if images < FEW_IMAGES else ""
 
 

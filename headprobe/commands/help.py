@@ -7,7 +7,7 @@ Score a model with and without chosen attention heads, on the same images, in on
 
 which heads
   --mask-spec each:layer              heads to mask [none]; headprobe masks SPEC shows what a spec stands for
-  --ablation zero,mean,linear         masked heads become this; or position, resample, optimal (docs/ablation.md) [zero]
+  --ablation zero,mean,linear         what masked heads become; or position, resample, optimal (docs/ablation.md) [zero]
   --calibration-file RUN  --score-heads   constants of an earlier run; also every importance score of every head
   --dry-run                           print masks, passes, time, memory and the smallest resolvable drop; run nothing
 

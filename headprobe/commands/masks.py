@@ -49,11 +49,13 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
         data = {named.name: {**named.mask.to_json(), "digest": named.mask.digest} for named in masks}
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
+    about = "about " * (spec.needs_scores and "+" in spec)
     layers, heads = counted(len(layout.layers), "layer"), counted(sum(layout.heads_per_layer), "head")
-    sys.stdout.write(f"{name}: {layers}, {heads}; {spec} stands for {counted(len(masks), 'mask')}\n")
+    sys.stdout.write(f"{name}: {layers}, {heads}; {spec} stands for {about}{counted(len(masks), 'mask')}\n")
     if spec.needs_scores:
         sys.stdout.write("which heads they hit is known once a run has calibrated\n")
-        sys.stdout.writelines(f"{named.name}  {counted(named.mask.count, 'head')}\n" for named in masks)
+        if "+" not in spec:  # beside other clauses the sizes are known later too
+            sys.stdout.writelines(f"{named.name}  {counted(named.mask.count, 'head')}\n" for named in masks)
         return
     sys.stdout.writelines(f"{_line(named)}\n" for named in masks)
 

@@ -55,7 +55,9 @@ def lines_of(status: Status, decided: Sequence[Decided], why_not: str) -> list[s
         decided: How many masks of each test family are decided.
         why_not: Why that cannot be said, nothing where it can.
     """
-    masks = counted(len(status.identity.get("variants", [])), "mask")
+    variants = status.identity.get("variants", [])
+    calibrates = not variants and (status.identity.get("data", {}).get("rows") or {}).get("calibrates")
+    masks = "the images that calibrate" if calibrates else counted(len(variants), "mask")
     lines = [
         f"{status.directory}: {_model(status)} on {status.data}, {masks}",
         f"done: {status.units_done:,} of {counted(status.units, 'unit')}, {_images(status)}"

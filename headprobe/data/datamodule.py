@@ -385,10 +385,12 @@ class ImageNetDataModule(LightningDataModule):
     def _calibration_in_words(self) -> str:
         """Return which images choose and which judge; nothing where all are judged and nothing is fitted."""
         rows, given = self.calibration, self._fitted_on
-        judged = "an unknown number of" if self._data is None or self._data.images is None else f"{self._data.images:,}"
+        images = None if self._data is None else self._data.images
+        judged = "an unknown number of" if images is None else f"{images:,}"
+        judged_others = f"{judged} others" if images is None else counted(images, "other")
         if given is not None:
             again = rows is not None and rows.rule == "same"
-            others = f"{judged} images, these among them, which flatters (same)" if again else f"{judged} others"
+            others = f"{judged} images, these among them, which flatters (same)" if again else judged_others
             return f"fitted by an earlier run on {_fitted_in_words(given)}; judged on {others}"
         if rows is None or (not self.fits and rows.rule != "half"):
             return ""
@@ -399,7 +401,7 @@ class ImageNetDataModule(LightningDataModule):
         fit = self._calibration.images if self._calibration is not None else None
         chose = "images" if fit is None else counted(fit, "image")
         where = f"of the split {rows.split}" if rows.rule == "split" else "of one half, by a hash of unit and row"
-        return f"fitted on {chose} {where}; judged on {judged} others (--data.calibration {rows.text})"
+        return f"fitted on {chose} {where}; judged on {judged_others} (--data.calibration {rows.text})"
 
     def stream(self, process: int = 0, processes: int = 1) -> UnitStream:
         """Return the batches of one process of several, read in this process; `todo` chooses the units.

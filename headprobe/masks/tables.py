@@ -90,7 +90,8 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
             raise path.error(reason)
         if head in values:
             raise path.error(
-                f"{table.path}, row {line}: expected one row per head (one ablation, one draw), got {_name(head)} twice"
+                f"{table.path}, row {line}: expected one row per head, so a table of one ablation and one draw (or "
+                f"scores.csv, heads.csv), got {_name(head)} twice"
             )
         values[head] = _value(row[column.text], head, f"{table.path}, row {line}", column)
     missing = sorted(model.heads - values.keys())
@@ -111,8 +112,12 @@ def _of_calibration(column: Piece, model: Model) -> Mapping[Head, float]:
     values = model.scores[column.text]
     without = sorted(head for head in model.heads if not math.isfinite(values.get(head, math.nan)))
     if without:
-        reason = f"{counted(len(without), 'head')} of {model.name} have no such score, {_name(without[0])} for one"
-        raise column.error(f"{reason} (run.json says why, under undefined): choose another one, got {column.text}")
+        every = len(without) == len(model.heads)
+        which = "the heads" if every else f"{counted(len(without), 'head')}, such as {_name(without[0])},"
+        reason = (
+            f"{which} of {model.name} have no such score (a run with --score-heads says why in run.json, undefined)"
+        )
+        raise column.error(f"{reason}: choose another one, got {column.text}")
     return values
 
 

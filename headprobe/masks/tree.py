@@ -240,7 +240,10 @@ def _check_word(word: Piece, words: Sequence[str], after: str) -> None:
 
 
 def _parse_grow(piece: Piece, values: list[Piece]) -> Clause:
-    usage = "grow takes random:SEEDS or PATH:COLUMN: write grow:random:0-4, grow:PATH:COLUMN or grow:PATH:COLUMN:most"
+    usage = (
+        "grow takes random:SEEDS, PATH:COLUMN or calibration:SCORE: write grow:random:0-4, grow:PATH:COLUMN, "
+        "grow:PATH:COLUMN:most or grow:calibration:gradient_abs"
+    )
     if values and values[0].text == "random":
         usage = "grow:random takes SEEDS: write grow:random:0-4; for some counts only, random:0-36/6:0-4"
         _, seeds = _expect(piece, values, 2, usage)

@@ -1,6 +1,7 @@
 """Kinds of ablation against each other: `ablations.csv`, which follows from `masks.csv` and `groups.npz`."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -15,6 +16,9 @@ from headprobe.run.load import Row
 from headprobe.run.results import FAMILIES_JOINED
 
 NLL_RISE, DROP_PP = QUANTITIES = ("nll_rise", "drop_pp")
+
+_NESTED = re.compile(r"(^|[+:])grow:")
+"""Forms of nested masks, which cost more the larger they are, whatever the ablation: `orders.csv` compares those."""
 
 Sums = dict[str, FloatArray]
 """By quantity or ablation, sums over the images of each group: `[masks, groups]`, or `[groups]` of one mask."""
@@ -54,7 +58,11 @@ def _families(rows: Sequence[Row]) -> dict[str, list[str]]:
     for row in rows[1:]:
         for family in str(row["test_family"]).split(FAMILIES_JOINED) if row["test_family"] else ():
             members.setdefault(family, {})[str(row["mask"])] = None
-    return {family: list(masks) for family, masks in members.items() if len(masks) >= FEWEST_ORDERED}
+    return {
+        family: list(masks)
+        for family, masks in members.items()
+        if len(masks) >= FEWEST_ORDERED and not _NESTED.search(family)
+    }
 
 
 def sums_by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from headprobe.errors import UsageError
 from headprobe.masks.spec import NONE
 from headprobe.mixture import refuse_mixture
+from headprobe.text import counted
 
 Cell = str | int | float
 
@@ -50,12 +51,12 @@ class Run:
     @property
     def fitted_in_words(self) -> str:
         """Which images fitted the constants, for titles; nothing where nothing was fitted."""
-        rule, images = self.calibration, f"{int(self.record.get('calibration_images') or 0):,}"
+        rule, number = self.calibration, int(self.record.get("calibration_images") or 0)
         if rule in ("", SAME):
             return JUDGED_ON_SAME if rule else ""
         if rule == OTHER:
-            return f"fitted on {images} of other data"
-        return f"fitted on {images} others ({rule})"
+            return f"fitted on {number:,} of other data"
+        return f"fitted on {counted(number, 'other')} ({rule})"
 
     def table(self, name: str) -> Columns | None:
         """Return a table such as `heads.csv` by column, an empty cell being NaN; None where there is no such file."""

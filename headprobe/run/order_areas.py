@@ -97,13 +97,21 @@ def _by_group(order: Order, counts: IntArray, sums: GroupSums) -> FloatArray:
 
 
 def _area(order: Order, sums: GroupSums) -> Interval:
-    return mean_of_sums(_by_group(order, order.counts, sums), sums.images)
+    return _as_fraction(mean_of_sums(_by_group(order, order.counts, sums), sums.images))
+
+
+def _as_fraction(found: Interval) -> Interval:
+    """Return an area with its limits cut where no area can lie."""
+    area, low, high = found
+    return area, max(low, 0.0), min(high, 1.0)
 
 
 def _mean_area(members: Sequence[Order], sums: GroupSums) -> Interval:
     """Return the mean area of random orders over the counts that all of them have."""
     common = _common(members)
-    return _over_both(np.stack([_by_group(one, common, sums) for one in members]), sums) if len(common) else _UNDEFINED
+    if not len(common):
+        return _UNDEFINED
+    return _as_fraction(_over_both(np.stack([_by_group(one, common, sums) for one in members]), sums))
 
 
 def _minus_random(order: Order, beside: Sequence[Order], sums: GroupSums) -> Interval:

@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import load_file
 
-from headprobe.errors import RunError
+import headprobe
+from headprobe.errors import RunError, UsageError
 from headprobe.masks.tables import SCORES
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
@@ -76,7 +78,7 @@ def test_the_bundled_swin_says_why_scores_are_empty(tmp_path: Path) -> None:
     assert "not a plain vision transformer" in str(record(ended)["undefined"]["direct_logit"])
     refused = command(tmp_path, "test", *words[:2], "--mask-spec", "grow:calibration:direct_logit", *FEW)
     assert refused.code == 2
-    assert "have no such score" in only_message(refused)
+    assert "the heads of digits_swin have no such score" in only_message(refused)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_the_bundled_swin_says_why_scores_are_empty(tmp_path: Path) -> None:
     [
         ("grow:calibration:gradient", "expected a score of the run's own calibration: gradient_abs,"),
         ("grow:calibration:gradient_abs:first", "expected least or most"),
-        ("grow:calibration", "grow takes random:SEEDS or PATH:COLUMN"),
+        ("grow:calibration", "or calibration:SCORE: write grow:random:0-4"),
     ],
 )
 def test_what_is_no_order_is_one_message_before_anything_runs(tmp_path: Path, spec: str, reason: str) -> None:
@@ -133,6 +135,37 @@ def test_the_masks_command_says_that_heads_are_known_later(tmp_path: Path) -> No
     assert "known once a run has calibrated" in ended.out
     assert "0.0" not in ended.out
     assert command(tmp_path, "masks", "grow:calibration:stable_rank", "--json").code == 2
+
+
+def test_ablate_masks_the_heads_that_the_run_masked_and_none_without_scores(grown: Ended) -> None:
+    probe = HeadProbe()
+    spec, run = "grow:calibration:gradient_abs:most:7", grown.directory(0)
+    seen: dict[int, list[int]] = {}
+
+    def look(layer: int) -> Any:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
+            by_head = args[0].unflatten(-1, (4, -1)).abs().sum(dim=(0, 1, 3))
+            seen[layer] = (by_head == 0).nonzero().flatten().tolist()
+
+        return hook
+
+    with headprobe.ablate(probe.backbone, spec, calibration=run), torch.no_grad():
+        for layer in range(6):
+            probe.backbone.get_submodule(f"blocks.{layer}.attn.proj").register_forward_pre_hook(look(layer))
+        probe.backbone(torch.randn(2, *probe.data_config["input_size"]))
+    assert {(layer, head) for layer, heads in seen.items() for head in heads} == masked_of(grown)[spec]
+    for given in (None, "nowhere", 3):
+        with pytest.raises(UsageError), headprobe.ablate(probe.backbone, spec, calibration=given):  # type: ignore[arg-type]
+            pass
+
+
+def test_a_dry_run_plans_the_scores_and_warns_of_no_trial(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *SPEC, *FEW, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert "scores of heads on" in ended.out
+    assert "forward and backward pass" in ended.out
+    assert "few calibration images" not in ended.out
+    assert not (tmp_path / "lightning_logs").exists()
 
 
 # -- to the bit --------------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ ERRORS = {
     "each:layer+each:head": (11, "a spec has one form of many masks, and each:layer is one already"),
     "random:1-3+keep:grow:random:0": (16, "a spec has one form of many masks, and random:1-3 is one already"),
     # grow
-    "grow": (4, "grow takes random:SEEDS or PATH:COLUMN"),
-    "grow:heads.csv": (14, "grow takes random:SEEDS or PATH:COLUMN"),
+    "grow": (4, "grow takes random:SEEDS, PATH:COLUMN or calibration:SCORE"),
+    "grow:heads.csv": (14, "grow takes random:SEEDS, PATH:COLUMN or calibration:SCORE"),
     "grow:random": (11, "grow:random takes SEEDS"),
     "grow:random:0:5": (13, "grow:random takes SEEDS"),
     "grow::drop_pp": (5, "expected a PATH here"),
@@ -118,7 +118,7 @@ ERRORS = {
     ),
     "grow:a.csv:drop:5": (16, "expected least or most"),
     "grow:a.csv:drop:most:x": (21, "expected a count number"),
-    "grow:a.csv:drop:most:1:2": (22, "grow takes random:SEEDS or PATH:COLUMN"),
+    "grow:a.csv:drop:most:1:2": (22, "grow takes random:SEEDS, PATH:COLUMN or calibration:SCORE"),
 }
 
 

@@ -209,7 +209,7 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
         (
             HEADS + "1,1,3,\n",
             "entropy_nats",
-            "row 5: expected one row per head (one ablation, one draw), got head:1.1",
+            "row 5: expected one row per head, so a table of one ablation and one draw",
             "PATH",
         ),
         (
