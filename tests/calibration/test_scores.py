@@ -86,9 +86,10 @@ def by_hand(probe: HeadProbe, images: Tensor, labels: Tensor) -> list[dict[str, 
         hand.backward(image, label)
         for number in range(len(hand.layers)):
             by_head = hand.slots[number]
-            assert hand.xi[number].grad is not None
+            of_head = hand.xi[number].grad
+            assert of_head is not None
             assert by_head.grad is not None
-            of_xi[number].append(hand.xi[number].grad.numpy().copy())
+            of_xi[number].append(of_head.numpy().copy())
             shape = (-1, *by_head.shape[-2:])
             towards[number].append(by_head.grad.reshape(shape).sum(0).numpy())
             slots[number].append(by_head.detach().reshape(shape).numpy())
@@ -123,7 +124,8 @@ def test_gradient_scores_are_those_of_autograd_image_by_image(kind: str) -> None
 def weights_of(probe: HeadProbe, number: int) -> np.ndarray:
     """The output projection by head `[heads, dim, head_dim]`, layer scale included."""
     layer = probe.layout.layers[number]
-    weight = probe.backbone.get_submodule(layer.projection).weight.detach().double()
+    projection: Any = probe.backbone.get_submodule(layer.projection)
+    weight = projection.weight.detach().double()
     block: Any = probe.backbone.get_submodule(layer.name.rpartition(".")[0])
     for scale in (getattr(getattr(block, "ls1", None), "gamma", None), getattr(block, "gamma_1", None)):
         if scale is not None:
@@ -246,7 +248,7 @@ def test_a_constant_head_has_no_variance_and_no_rank() -> None:
 def test_a_model_that_cuts_gradients_off_is_refused_by_name() -> None:
     probe = tiny_probe("vit")
     plain = probe.backbone.forward_head
-    probe.backbone.forward_head = lambda x, **_: plain(x.detach())  # type: ignore[assignment,operator,union-attr]
+    probe.backbone.forward_head = lambda x, **_: plain(x.detach())  # type: ignore[assignment,operator]
     with pytest.raises(UsageError, match="the scores of heads follow gradients back to the heads"):
         scored(probe, noise(probe, 7), LABELS)
 
@@ -267,7 +269,7 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_a_row_per_head_in_the_order_of_layers() -> None:
     probe = tiny_probe("swin")
     layers = [
-        LayerConstants(1, np.zeros((layer.heads, layer.head_dim)), scores={"stable_rank": np.arange(layer.heads) + 0.5})
+        LayerConstants(1, np.zeros((layer.heads, layer.head_dim)), scores={"stable_rank": np.arange(0.5, layer.heads)})
         for layer in probe.layout.layers
     ]
     rows = score_rows(layers, 7)
