@@ -11,6 +11,7 @@ import headprobe
 from headprobe.calibration.constants import read_calibration
 from headprobe.data.parts import calibrates
 from tests.cli_runs import Ended, command, only_message
+from tests.forked import run
 
 FEW = ("--data.max_images", "60", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
 SPEC = ("--mask-spec", "layer:3", "--ablation", "zero,mean,linear")
@@ -137,7 +138,7 @@ def test_the_same_images_are_said_to_flatter(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_fit_and_judge_the_same_bits(tmp_path: Path, half: Ended) -> None:
-    two = command(tmp_path, "test", *SPEC, *FEW, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    two = run(tmp_path, "test", *SPEC, *FEW, processes=2)
     assert two.code == 0, two.err
     assert (two.directory(0) / "masks.csv").read_bytes() == (half.directory(0) / "masks.csv").read_bytes()
     name = "calibration.safetensors"

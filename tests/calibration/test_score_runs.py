@@ -16,7 +16,7 @@ from headprobe.errors import RunError, UsageError
 from headprobe.masks.tables import SCORES
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
-from tests.forked import DIGITS
+from tests.forked import DIGITS, run
 
 FEW = ("--data.max_images", "60", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
 SPEC = ("--mask-spec", "grow:calibration:gradient_abs:most:1-24/6", "--ablation", "zero,linear")
@@ -200,7 +200,7 @@ def test_a_run_that_broke_off_in_either_stage_has_the_same_scores_masks_and_numb
 
 @pytest.mark.slow
 def test_two_processes_find_the_same_scores_to_the_bit(tmp_path: Path, grown: Ended) -> None:
-    two = command(tmp_path, "test", *SPEC, *FEW, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    two = run(tmp_path, "test", *SPEC, *FEW, processes=2)
     assert two.code == 0, two.err
     for name in ("scores.csv", "masks.csv", "masks.json"):
         assert (two.directory(0) / name).read_bytes() == (grown.directory(0) / name).read_bytes(), name
