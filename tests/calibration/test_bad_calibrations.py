@@ -80,7 +80,7 @@ def test_one_image_that_fits_and_one_that_is_judged_are_a_run(tmp_path: Path) ->
     rises(ended)
     assert [row["images"] for row in ended.rows()] == ["1"] * 5
     assert [row["nll_rise_low"] for row in ended.rows()[1:]] == [""] * 4  # one image has no spread
-    assert "fitted on 1 image of one half, by a hash of unit and row; judged on 1 others" in ended.out
+    assert "fitted on 1 image of one half, by a hash of unit and row; judged on 1 other" in ended.out
 
 
 @pytest.mark.parametrize("part", ["calibrate", "judge"])
