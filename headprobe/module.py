@@ -387,8 +387,24 @@ class HeadProbe(lightning.LightningModule):
             self.calibration, self.statistics = None, self._calibrating_statistics()
         elif calibrated:
             self.statistics = ()
-        if not self.calibrating and self.calibration is not None and any(spec.needs_scores for spec in self.specs):
-            self._expand(self.calibration.scores)
+        if not self.calibrating:
+            self._order_heads()
+
+    def _order_heads(self) -> None:
+        """Make the masks that a score orders, once the scores are there.
+
+        Raises:
+            UsageError: Nothing was scored: the masks would hit any heads.
+        """
+        ordered = [spec for spec in self.specs if spec.needs_scores]
+        if not ordered:
+            return
+        if self.calibration is None:
+            raise UsageError(
+                "masks in the order of a score need a calibration: use headprobe.ProbeTrainer, or give "
+                f"use_calibration a run with scores, got {ordered[0]} without one"
+            )
+        self._expand(self.calibration.scores)
 
     def _calibrating_statistics(self) -> tuple[HeadStatistic, ...]:
         """Return what a calibration sums: scores need the covariances that linear ablation needs."""
@@ -728,10 +744,11 @@ class HeadProbe(lightning.LightningModule):
 
     def begin_search(self) -> None:
         """Begin to seek the optimal constants that the variants need, once the means are there."""
+        self._order_heads()
         heads = heads_to_optimise(self.variants)
         if self.calibration is None or OPTIMAL not in self.fitted_kinds:
             return
-        if not self.calibration.about["images_labelled"]:
+        if self.calibration.about.get("images_labelled") == 0:
             raise UsageError(
                 "the ablation optimal lowers the loss on calibration images, and none of them has a label: choose "
                 "another --data.calibration or ablation, got labels of -1"

@@ -142,6 +142,7 @@ class ProbeTrainer(lightning.Trainer):
         self.split_data(model, data)
         model.calibration, model.search = model.given_calibration, None
         if not data.fits:
+            model.begin_stage("test")
             return
         # A run to resume by its name is the judged one: a calibration is found by its own key.
         self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 import headprobe
+from headprobe.calibration import optimal
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.tables import SCORES
 from headprobe.module import HeadProbe
@@ -101,6 +103,31 @@ def test_scores_of_an_earlier_calibration_order_the_same_masks(grown: Ended) -> 
     assert again.code == 0, again.err
     last = max(int(path.name.split("_")[1]) for path in grown.folder.glob("lightning_logs/version_*"))
     assert masked_of(again, last) == masked_of(grown)
+    masks = json.loads((again.directory(last) / "masks.json").read_text())
+    for name, digest, _, _ in record(again, last)["variants"]:
+        assert masks[name]["digest"] == digest
+
+
+def test_optimal_constants_are_sought_for_the_heads_that_the_scores_choose(
+    tmp_path: Path, grown: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimal, "MOST_ROUNDS", 1)
+    words = ("--mask-spec", "grow:calibration:gradient_abs:most:1", "--ablation", "optimal")
+    ended = command(tmp_path, "test", *words, *FEW)
+    assert ended.code == 0, ended.err
+    about = json.loads((ended.directory(0) / "calibration.json").read_text())
+    heads = {(one["layer"], one["head"]) for one in about["optimal"]["heads"]}
+    assert heads == masked_of(grown)["grow:calibration:gradient_abs:most:1"]
+
+
+def test_a_plain_trainer_scores_no_masks_of_heads_that_nobody_chose(tmp_path: Path) -> None:
+    probe = HeadProbe()
+    probe.choose_masks("grow:calibration:gradient_abs:least:3")
+    data = headprobe.ImageNetDataModule(max_images=20, num_workers=0)
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path}
+    trainer = lightning.Trainer(enable_progress_bar=False, enable_checkpointing=False, **options)
+    with pytest.raises(UsageError, match="masks in the order of a score need a calibration"):
+        trainer.test(probe, datamodule=data, verbose=False)
 
 
 def test_a_calibration_without_scores_orders_nothing(tmp_path: Path) -> None:
