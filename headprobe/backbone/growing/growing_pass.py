@@ -20,7 +20,7 @@ from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, Hook, Shortcuts, 
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import HookCount, ablating
 from headprobe.backbone.masking.donors import GROUP
-from headprobe.backbone.masking.replacement import WITH_ZERO, Linear, Replacement, Resample, check_replacements
+from headprobe.backbone.masking.replacement import WITH_ZERO, Replacement, Resample, check_replacements
 from headprobe.errors import RunError
 
 
@@ -197,9 +197,7 @@ class GrowingPass:
     def _replacements_now(self) -> Sequence[Replacement]:
         """Return what fills the slots of the trunk's rows, where nothing is masked, and of each joined variant's."""
         joined = [self.replacements[variant] for variant in self._rows.wave[: self._rows.joined]]
-        # The trunk keeps all heads. One of the others' costs it nothing, but for a prediction made for one mask.
-        shared = next((kind for kind in joined if not isinstance(kind, Linear)), WITH_ZERO)
-        return [shared, *joined]
+        return [joined[0] if joined else WITH_ZERO, *joined]
 
     def _join_hook(self, join: Join) -> Hook:
         """Build the pre-hook that appends the trunk's rows for the variants joining at `join`."""

@@ -234,20 +234,21 @@ class Linear(Replacement):
         found = self.maps[slots.layer]
         if found is None:  # only other variants of the pass mask this layer
             return slots.heads_out
-        device = slots.heads_out.device
+        device, axis = slots.heads_out.device, slots.channels.axis
         place = slots.channels.of_split.to(device)
-        last = slots.heads_out.movedim(1, -1) if slots.channels.axis == 1 else slots.heads_out  # [rows, ..., width]
+        out = slots.heads_out.clone()
+        view, masked = out.movedim(axis, -1), slots.masked.movedim(axis, -1)  # [rows, ..., width]
 
         # in float32 where the model computes in halves: a sum over all kept channels
-        kept = last[..., place[found.kept.to(device)]]  # [rows, ..., kept]
+        kept = view[..., place[found.kept.to(device)]]  # [rows, ..., kept]
         dtype = torch.promote_types(kept.dtype, torch.float32)
         matrix, offset = found.matrix.to(device, dtype), found.offset.to(device, dtype)
         predicted = kept.to(dtype) @ matrix.T + offset  # [rows, ..., masked]
 
-        out = slots.heads_out.clone()
-        view = out.movedim(1, -1) if slots.channels.axis == 1 else out
-        view[..., place[found.masked.to(device)]] = predicted.to(out.dtype)
-        return slots.with_masked(out)  # rows that keep these heads stay as they are
+        chosen = place[found.masked.to(device)]
+        # rows that keep these heads stay as they are: the trunk, or those of other masks
+        view[..., chosen] = torch.where(masked[..., chosen], predicted.to(out.dtype), view[..., chosen])
+        return out
 
 
 class Resample(Replacement):
