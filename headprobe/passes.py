@@ -1,6 +1,7 @@
 """The forward passes of a test: proven, planned, observed, and run again with fewer rows after an out-of-memory."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TypeVar
 
 import lightning
 import torch
@@ -18,11 +19,13 @@ from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import in_single, is_out_of_memory, towards_inputs
 from headprobe.calibration.gradient_pass import SCORES_FOLLOW, ImageGradients, Scoring, gradient_pass
 from headprobe.calibration.optimal import Head
-from headprobe.calibration.trial_pass import LossOf, refuse_cut_off, trial_pass
+from headprobe.calibration.trial_pass import OPTIMAL_FOLLOWS, LossOf, refuse_cut_off, trial_pass
 from headprobe.describe.base import HeadStatistic
 from headprobe.describe.observing import Observing
 from headprobe.errors import HeadprobeWarning, RunError
 from headprobe.text import counted
+
+T = TypeVar("T")
 
 TapsOf = Callable[[slice], Sequence[Tap]]
 """Returns the taps of the pass over these images of a batch."""
@@ -95,20 +98,13 @@ class ForwardPasses:
         donors = {}
         if groups is not None:
             donors = {kind: places.to(images.device) for kind, places in self.donors(groups).items()}
-        found: list[Tensor] = []  # each [1 + variants, images of the pass, classes]
-        done = 0
-        while done < len(images):
-            now = self._images_of_pass(done, groups)
+
+        def run(now: slice) -> Tensor:  # [1 + variants, images of the pass, classes]
             for kind, places in donors.items():
-                kind.donors = places[now] - done  # places in the pass
-            try:
-                with self.growing:
-                    found.append(self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now)))
-            except RuntimeError as error:
-                self._halve_rows(error, images.device)
-                continue
-            done = now.stop
-        return torch.cat(found, dim=1)
+                kind.donors = places[now] - now.start  # places in the pass
+            return self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now))
+
+        return torch.cat([*self._passes(images, run, groups)], dim=1)
 
     def change(self, keep: Tensor, replacements: Sequence[Replacement]) -> None:
         """Run other variants from now on, which begin at layers where the first ones did: nothing is proven again."""
@@ -137,20 +133,15 @@ class ForwardPasses:
         dim = max(layer.shape[1] for layer in constants)
         losses = torch.zeros(len(heads), dtype=torch.float64)
         gradients = torch.zeros(len(heads), dim, dtype=torch.float64)
-        done = 0
         with towards_inputs(self.growing.backbone):
             images, labels = images.clone(), labels.clone()  # they come from an inference mode
-            while done < len(images):
-                now = slice(done, done + self.plan.images)
-                try:
-                    with self.growing:
-                        inputs = self.normalised(images[now])
-                        found = trial_pass(self.growing, self.plan, inputs, labels[now], heads, constants, loss_of)
-                except RuntimeError as error:
-                    refuse_cut_off(error, self.growing.layout.model)
-                    self._halve_rows(error, images.device)
-                    continue
-                losses, gradients, done = losses + found[0], gradients + found[1], now.stop
+
+            def run(now: slice) -> tuple[Tensor, Tensor]:
+                inputs = self.normalised(images[now])
+                return trial_pass(self.growing, self.plan, inputs, labels[now], heads, constants, loss_of)
+
+            for of_pass in self._passes(images, run, follows=OPTIMAL_FOLLOWS):
+                losses, gradients = losses + of_pass[0], gradients + of_pass[1]
         return losses, gradients
 
     def score(
@@ -177,24 +168,43 @@ class ForwardPasses:
             RunError: Not even one image fits, or memory ended while statistics observed.
         """
         found: list[Tensor] = []
-        done = 0
         with towards_inputs(self.growing.backbone):
             images, labels = images.clone(), labels.to(images.device, copy=True)  # they come from an inference mode
-            while done < len(images):
-                now = slice(done, done + self.plan.images)
-                try:
-                    with self.growing:
-                        inputs, own = self.normalised(images[now]), labels[now]
-                        taps = taps_of(now)
-                        logits, gradients = gradient_pass(self.growing, self.plan, inputs, own, taps, loss_of, scoring)
-                except RuntimeError as error:
-                    refuse_cut_off(error, self.growing.layout.model, SCORES_FOLLOW)
-                    self._halve_rows(error, images.device)
-                    continue
-                take(gradients, int((own >= 0).sum()))
+
+            def run(now: slice) -> tuple[Tensor, list[ImageGradients], int]:
+                inputs, own, taps = self.normalised(images[now]), labels[now], taps_of(now)
+                logits, gradients = gradient_pass(self.growing, self.plan, inputs, own, taps, loss_of, scoring)
+                return logits, gradients, int((own >= 0).sum())
+
+            for logits, gradients, labelled in self._passes(images, run, follows=SCORES_FOLLOW):
+                take(gradients, labelled)
                 found.append(logits)
-                done = now.stop
         return torch.cat(found, dim=1)
+
+    def _passes(
+        self, images: Tensor, run: Callable[[slice], T], groups: DonorGroups | None = None, follows: str = ""
+    ) -> Iterator[T]:
+        """Yield what each forward pass over some images of a batch gives; an out-of-memory halves the row budget.
+
+        Args:
+            images: `[images, ...]`.
+            run: Runs a pass over these images of the batch.
+            groups: Where heads are resampled, which images must share a pass.
+            follows: What needs gradients, for the refusal of a model that has none.
+        """
+        done = 0
+        while done < len(images):
+            now = self._images_of_pass(done, groups)
+            try:
+                with self.growing:
+                    found = run(now)
+            except RuntimeError as error:
+                if follows:
+                    refuse_cut_off(error, self.growing.layout.model, follows)
+                self._halve_rows(error, images.device)
+                continue
+            yield found
+            done = now.stop
 
     def _images_of_pass(self, first: int, groups: DonorGroups | None) -> slice:
         """Return the images of the next pass of a batch, from image `first` on."""

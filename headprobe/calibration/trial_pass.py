@@ -64,7 +64,7 @@ def trial_pass(
     return losses, gradients
 
 
-def refuse_cut_off(error: RuntimeError, model: str, wanted: str = OPTIMAL_FOLLOWS) -> None:
+def refuse_cut_off(error: RuntimeError, model: str, wanted: str) -> None:
     """Refuse a model whose error says that it has no gradients; pass over any other error.
 
     Args:
