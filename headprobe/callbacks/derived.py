@@ -22,35 +22,13 @@ class Derived(NamedTuple):
 
     Attributes:
         file: Its name.
-        rows: Makes its rows; none where the run has not the masks for it.
-        shown: Makes what is printed of it; None where nothing is.
+        rows: Its rows; none where the run has not the masks for it.
+        shown: Makes what is printed of it.
     """
 
     file: str
-    rows: Callable[[Run], Sequence[Row]]
-    shown: Callable[[Sequence[Row], Run], Table | str | None] | None = None
-
-
-def _indices(rows: Sequence[Row], run: Run) -> Table:
-    return index_table(rows, len(run.record["model"]["heads_per_layer"]))
-
-
-def _interactions(run: Run) -> Sequence[Row]:
-    return interaction_rows(games(run))
-
-
-def _shapley(run: Run) -> Sequence[Row]:
-    return shapley_rows(games(run))
-
-
-DERIVED = (
-    Derived("importance.csv", importance_of, lambda rows, _: importance_table(rows)),
-    Derived("curves.csv", curve_rows),
-    Derived("orders.csv", order_rows, lambda rows, _: orders_table(rows)),
-    Derived("index_null.csv", null_rows, _indices),
-    Derived("interactions.csv", _interactions, lambda rows, _: interactions_in_words(rows)),
-    Derived("shapley.csv", _shapley, lambda rows, _: shapley_in_words(rows)),
-)
+    rows: Sequence[Row]
+    shown: Callable[[Sequence[Row]], Table | str] = lambda _: ""
 
 
 def write_derived(run: Run) -> Iterator[Any]:
@@ -59,13 +37,19 @@ def write_derived(run: Run) -> Iterator[Any]:
     Args:
         run: Its files so far.
     """
-    for file, make, shown in DERIVED:
-        rows = make(run)
+    played, layers = games(run), len(run.record["model"]["heads_per_layer"])
+    for file, rows, shown in (
+        Derived("importance.csv", importance_of(run), importance_table),
+        Derived("curves.csv", curve_rows(run)),
+        Derived("orders.csv", order_rows(run), orders_table),
+        Derived("index_null.csv", null_rows(run), lambda rows: index_table(rows, layers)),
+        Derived("interactions.csv", interaction_rows(played), interactions_in_words),
+        Derived("shapley.csv", shapley_rows(played), shapley_in_words),
+    ):
         if not rows:
             continue
         write_rows(run.path / file, rows)
-        printed = None if shown is None else shown(rows, run)
-        if printed is not None and printed != "":
+        if printed := shown(rows):
             yield printed
-    if few := too_few_orders(games(run)):
+    if few := too_few_orders(played):
         yield few
