@@ -52,7 +52,7 @@ def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     """Yield for each ablation the figures that its masks allow; all draws of an ablation share them."""
     kinds: dict[str, list[Row]] = {}
     for row in run.masks[1:]:
-        kinds.setdefault(_suffix(row), []).append(row)
+        kinds.setdefault(suffix_of(row["ablation"]), []).append(row)
     yield from _head_maps(run, kinds)
     for suffix, rows in kinds.items():
         yield from _curves(run, rows, suffix)
@@ -65,8 +65,9 @@ def about_masks(run: Run, kinds: Collection[str]) -> str:
     return f"{about}, {run.fitted_in_words}" if FITTED & set(kinds) and run.fitted_in_words else about
 
 
-def _suffix(row: Row) -> str:
-    return "" if row["ablation"] == ZERO else f"_{row['ablation']}"
+def suffix_of(ablation: object) -> str:
+    """Return the end of the names of an ablation's figures."""
+    return "" if ablation == ZERO else f"_{ablation}"
 
 
 def _about(run: Run, rows: Sequence[Row]) -> str:
@@ -151,8 +152,7 @@ def index_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         }
         about = f"{about_masks(run, [ablation])}, {ablation} ablation"
         title = f"The same head index in every layer, beside one random head of each\n{about}"
-        suffix = "" if ablation == ZERO else f"_{ablation}"
-        yield f"index_null/by_index{suffix}", beside_draws(nulls, p_values, title)
+        yield f"index_null/by_index{suffix_of(ablation)}", beside_draws(nulls, p_values, title)
 
 
 INDEX_KEYS = ("mask", "ablation", "quantity", "p")

@@ -7,10 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from headprobe.masks.ablations import ZERO
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.figures import head_heat_map
-from headprobe.report.mask_figures import about_masks
+from headprobe.report.mask_figures import about_masks, suffix_of
 from headprobe.report.matrices import LUMA, Matrix, colour_scale, mark_heads, mark_layers, paint
 from headprobe.report.style import BASELINE_COLOUR, MASKED_COLOUR, new_figure, panel_grid, write_title, zoom
 from headprobe.run.interactions import CLEAR_Q, PAIRWISE
@@ -32,10 +31,6 @@ def set_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         yield from _worth_of_layers(run, worth)
     if together is not None:
         yield from _interactions(run, together)
-
-
-def _suffix(ablation: str) -> str:
-    return "" if ablation == ZERO else f"_{ablation}"
 
 
 def _split(table: Columns, **wanted: str) -> Iterator[tuple[str, Columns]]:
@@ -69,7 +64,7 @@ def _worth_of_heads(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
                 "orders and images leaves out 0 (not corrected for the number of heads)."
             )
             yield (
-                f"shapley/{quantity}_heads{_suffix(ablation)}",
+                f"shapley/{quantity}_heads{suffix_of(ablation)}",
                 head_heat_map(values, title, label, ringed, caption, limit),
             )
 
@@ -80,7 +75,7 @@ def _worth_of_layers(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
             alone = _rises_alone(run, ablation, quantity, len(own["layer"]))
             about = f"{about_masks(run, [ablation])}, {ablation} ablation"
             title = f"Shapley values of layers, exact over all their sets\n{about}"
-            yield f"shapley/{quantity}_layers{_suffix(ablation)}", layer_values(own, alone, title, label)
+            yield f"shapley/{quantity}_layers{suffix_of(ablation)}", layer_values(own, alone, title, label)
 
 
 def _rises_alone(run: Run, ablation: str, quantity: str, layers: int) -> FloatArray:
@@ -155,7 +150,7 @@ def _interactions(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
                 title = f"Pair {what} of {name}: NLL rise of both masked, less the sum of each alone\n{about}"
                 if kind != PAIRWISE:
                     title = f"{what} of {name}: mean over all sets of other {name} that are masked\n{about}"
-                yield f"interactions/{which}{name}{_suffix(ablation)}", pair_map(parts, title, name)
+                yield f"interactions/{which}{name}{suffix_of(ablation)}", pair_map(parts, title, name)
 
 
 def _matrix(rows: Columns) -> Parts:
