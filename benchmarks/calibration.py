@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.describe import SHARED
-from benchmarks.report import markdown, publish, ratios, refuse_below_one
+from benchmarks.report import Times, compare, markdown, publish, refuse_below_one
 from headprobe.data.stream import ImageBatch
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import LINEAR, MEAN, POSITION
@@ -24,9 +24,6 @@ PLAIN, WITHOUT = "plain forward", "the step without sums"
 SCORES = "scores of heads"
 FITTED = ((MEAN,), (MEAN, LINEAR), (POSITION,), (MEAN, LINEAR, POSITION))
 """Kinds of ablation that are fitted together."""
-
-Times = dict[str, list[tuple[float, float]]]
-"""Seconds on the clock and CPU seconds of each round, by case."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             times = take_turns(passes, options.repeats)
     except (UsageError, RunError) as error:
         raise SystemExit(str(error)) from None
-    rows = compare(times)
+    rows = compare(times, PLAIN)
     setting = {
         "model": options.model,
         "weights": "random" if weights is None else Path(weights).parent.name,
@@ -120,18 +117,6 @@ def take_turns(runs: dict[str, Callable[[], None]], repeats: int) -> Times:
             if round_ >= 0:
                 times[name].append(spent)
     return times
-
-
-def compare(times: Times) -> list[dict[str, Any]]:
-    """Return for each case its time relative to the plain forward pass: of the minima, and median over rounds."""
-    rows = []
-    for name, of_case in times.items():
-        row: dict[str, Any] = {"case": name, "seconds": min(clock for clock, _ in of_case)}
-        for kind, place in (("clock", 0), ("cpu", 1)):
-            mine, plain = ([one[place] for one in found] for found in (of_case, times[PLAIN]))
-            row |= {f"{kind}_{name}": value for name, value in ratios(mine, plain).items()}
-        rows.append(row)
-    return rows
 
 
 def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

@@ -23,6 +23,22 @@ def ratios(times: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
     }
 
 
+Times = dict[str, list[tuple[float, float]]]
+"""Seconds on the clock and CPU seconds of each round, by case."""
+
+
+def compare(times: Times, plain: str) -> list[dict[str, Any]]:
+    """Return for each case its least seconds, and its time relative to the plain one's: of the minima, and median."""
+    rows = []
+    for name, of_case in times.items():
+        row: dict[str, Any] = {"case": name, "seconds": min(clock for clock, _ in of_case)}
+        for kind, place in (("clock", 0), ("cpu", 1)):
+            mine, others = ([one[place] for one in found] for found in (of_case, times[plain]))
+            row |= {f"{kind}_{name}": value for name, value in ratios(mine, others).items()}
+        rows.append(row)
+    return rows
+
+
 def markdown(setting: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table under a line that says what was measured; all columns but the first are numbers."""
     lines = [", ".join(f"{name} {value}" for name, value in setting.items()), ""]

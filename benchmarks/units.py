@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import markdown, publish, ratios, refuse_below_one
+from benchmarks.report import Times, compare, markdown, publish, refuse_below_one
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
@@ -23,8 +23,6 @@ from headprobe.module import HeadProbe
 from headprobe.units.store import UnitStore
 
 PLAIN, OURS = "plain loop", "units and their store"
-Times = dict[str, list[tuple[float, float]]]
-"""Seconds on the clock and CPU seconds of each round, by case."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UsageError, RunError) as error:
         raise SystemExit(str(error)) from None
     times = take_turns(probe, data, options.repeats)
-    rows = compare(times)
+    rows = compare(times, PLAIN)
     setting = {
         "model": options.model,
         "mask": options.mask,
@@ -121,18 +119,6 @@ def one_round(probe: HeadProbe, data: ImageNetDataModule) -> dict[str, tuple[flo
     if not torch.equal(whole.top1, metric.top1):
         raise SystemExit("both ways must count the same images right")
     return spent
-
-
-def compare(times: Times) -> list[dict[str, Any]]:
-    """Return for each case its time relative to the plain loop: of the minima, and median over rounds."""
-    rows = []
-    for name, of_case in times.items():
-        row: dict[str, Any] = {"case": name, "seconds": min(clock for clock, _ in of_case)}
-        for kind, place in (("clock", 0), ("cpu", 1)):
-            mine, plain = ([one[place] for one in found] for found in (of_case, times[PLAIN]))
-            row |= {f"{kind}_{name}": value for name, value in ratios(mine, plain).items()}
-        rows.append(row)
-    return rows
 
 
 def table(setting: dict[str, Any], rows: list[dict[str, Any]]) -> str:
