@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import headprobe
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.calibration import optimal
-from headprobe.errors import RunError
 from headprobe.module import HeadProbe
+from tests.callbacks.test_resume import broken_off
 from tests.cli_runs import QUICK, Ended, command, only_message
 from tests.describe.driving import small_probe
 from tests.forked import digits, run
@@ -178,22 +178,6 @@ def test_the_dry_run_states_the_rounds(folder: Path) -> None:
 # -- to the bit --------------------------------------------------------------------------------------------------------
 
 
-def broken_off(folder: Path, batches: int) -> None:
-    """Run `HEADS` so that it fails after some batches of the images that calibrate."""
-    real = HeadProbe.validation_step
-    seen: list[int] = []
-
-    def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
-        if len(seen) == batches:
-            raise RunError("the machine went away")
-        seen.append(batch_idx)
-        return real(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadProbe, "validation_step", step)
-        assert only_message(command(folder, *HEADS)) == "the machine went away\n"
-
-
 def calibrated_batches(folder: Path) -> tuple[Ended, int]:
     """Run `HEADS` and count the batches of the images that calibrate."""
     real = HeadProbe.validation_step
@@ -215,8 +199,8 @@ def test_a_run_that_was_killed_in_any_round_goes_on_to_the_same_bits(folder: Pat
     expected, batches = calibrated_batches(undisturbed)
     assert batches == 5 * (1 + FEW_ROUNDS)
 
-    broken_off(folder, 8)  # three units of the first round
-    broken_off(folder, 6)  # the rest of it, and four of the second
+    broken_off(folder, 8, *HEADS, stage="validation_step")  # three units of the first round
+    broken_off(folder, 6, *HEADS, stage="validation_step")  # the rest of it, and four of the second
     ended, batches = calibrated_batches(folder)
     assert batches == 5 * (1 + FEW_ROUNDS) - 14
     assert constants(ended) == constants(expected)  # the runs that broke off before any result left no folder

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 
 import headprobe
 from headprobe.calibration import optimal
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import UsageError
 from headprobe.masks.tables import SCORES
 from headprobe.module import HeadProbe
+from tests.callbacks.test_resume import broken_off
 from tests.cli_runs import Ended, command, only_message
 from tests.forked import DIGITS, run
 
@@ -198,26 +199,11 @@ def test_a_dry_run_plans_the_scores_and_warns_of_no_trial(tmp_path: Path) -> Non
 # -- to the bit --------------------------------------------------------------------------------------------------------
 
 
-def broken_off(folder: Path, stage: str, batches: int) -> None:
-    real = getattr(HeadProbe, stage)
-    seen: list[int] = []
-
-    def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
-        if len(seen) == batches:
-            raise RunError("the machine went away")
-        seen.append(batch_idx)
-        return real(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadProbe, stage, step)
-        assert only_message(command(folder, "test", *SPEC, *FEW)) == "the machine went away\n"
-
-
 def test_a_run_that_broke_off_in_either_stage_has_the_same_scores_masks_and_numbers(
     tmp_path: Path, grown: Ended
 ) -> None:
-    broken_off(tmp_path, "validation_step", 2)
-    broken_off(tmp_path, "test_step", 7)  # the rest of the calibration, and some of what is judged
+    broken_off(tmp_path, 2, "test", *SPEC, *FEW, stage="validation_step")
+    broken_off(tmp_path, 7, "test", *SPEC, *FEW)  # the rest of the calibration, and some of what is judged
     ended = command(tmp_path, "test", *SPEC, *FEW)
     assert ended.code == 0, ended.err
     last = max(int(path.name.split("_")[1]) for path in tmp_path.glob("lightning_logs/version_*"))

@@ -43,9 +43,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (ended.directory() / "masks.csv").read_bytes()
 
 
-def broken_off(folder: Path, batches: int, *words: str) -> Ended:
-    """Run a command that fails after some batches."""
-    real = HeadProbe.test_step
+def broken_off(folder: Path, batches: int, *words: str, stage: str = "test_step") -> Ended:
+    """Run a command that fails after some batches of a stage: those that are judged, or that calibrate."""
+    real = getattr(HeadProbe, stage)
     seen: list[int] = []
 
     def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
@@ -55,7 +55,7 @@ def broken_off(folder: Path, batches: int, *words: str) -> Ended:
         return real(self, batch, batch_idx)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadProbe, "test_step", step)
+        patch.setattr(HeadProbe, stage, step)
         ended = command(folder, *(words or RUN))
     assert ended.code == 1
     assert only_message(ended) == "the machine went away\n"

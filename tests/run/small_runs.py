@@ -53,6 +53,14 @@ def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("z
     return folder
 
 
+def keep_one_group(folder: Path) -> None:
+    """Leave only the images of the first group in a run's `groups.npz`, as if the run had no others."""
+    groups = read_run(folder).arrays("groups.npz")
+    there = np.arange(len(groups["images"])) == np.flatnonzero(groups["images"])[0]
+    groups |= {"images": there.astype(np.int64), **{name: groups[name] * there for name in ("nll", "top1_count")}}
+    write_arrays(folder / "groups.npz", groups)
+
+
 def write_heads(folder: Path, columns: Mapping[str, NDArray[Any]], mask: str = "", name: str = "heads.csv") -> None:
     """Write columns `[heads]` as `heads.csv`, the same for the baseline and, if there is one, a masked model."""
     images = {"images": np.full(sum(HEADS), IMAGES), **columns}

@@ -12,7 +12,7 @@ from headprobe.run.games import games
 from headprobe.run.interactions import interaction_rows, interactions_in_words
 from headprobe.run.load import Row, Run, load_run
 from headprobe.run.results import write_arrays
-from tests.run.small_runs import HEADS, IMAGES, write_run
+from tests.run.small_runs import HEADS, IMAGES, keep_one_group, write_run
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +176,7 @@ def test_a_head_without_effect_has_an_interaction_of_0_with_p_1_and_no_interval(
 
 
 def test_one_image_has_interactions_without_intervals(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:pair", "subsets:layer"]))
-    groups = run.arrays("groups.npz")
-    there = np.arange(64) == np.flatnonzero(groups["images"])[0]
-    groups |= {
-        "images": there.astype(np.int64),
-        "nll": groups["nll"] * there,
-        "top1_count": groups["top1_count"] * there,
-    }
-    write_arrays(tmp_path / "groups.npz", groups)
+    keep_one_group(write_run(tmp_path, ["each:pair", "subsets:layer"]))
     rows = interaction_rows(games(load_run(tmp_path)))
     assert rows
     for row in rows:

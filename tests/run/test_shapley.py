@@ -9,9 +9,8 @@ import pytest
 from headprobe.masks.draws import random_order
 from headprobe.run.games import games
 from headprobe.run.load import Row, Run, load_run
-from headprobe.run.results import write_arrays
 from headprobe.run.shapley import shapley_in_words, shapley_rows, too_few_orders
-from tests.run.small_runs import HEADS, IMAGES, write_run
+from tests.run.small_runs import HEADS, IMAGES, keep_one_group, write_run
 
 EVERY = [(layer, head) for layer, count in enumerate(HEADS) for head in range(count)]
 COLUMNS = ("value", "value_low", "value_high", "value_se_orders", "value_se_images")
@@ -128,15 +127,7 @@ def test_a_set_of_layers_that_is_missing_leaves_no_values_of_layers(tmp_path: Pa
 
 
 def test_one_image_has_values_without_intervals(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0-4", "subsets:layer"]))
-    groups = run.arrays("groups.npz")
-    there = np.arange(64) == np.flatnonzero(groups["images"])[0]
-    groups |= {
-        "images": there.astype(np.int64),
-        "nll": groups["nll"] * there,
-        "top1_count": groups["top1_count"] * there,
-    }
-    write_arrays(tmp_path / "groups.npz", groups)
+    keep_one_group(write_run(tmp_path, ["grow:random:0-4", "subsets:layer"]))
     found = shapley_rows(games(load_run(tmp_path)))
     assert len(found) == 2 * (len(EVERY) + 3)
     assert np.isfinite([float(row["value"]) for row in found]).all()
