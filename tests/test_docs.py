@@ -20,7 +20,7 @@ from headprobe.masks.spec import MaskSpec
 from headprobe.masks.tables import SCORES
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, paired_scores
 from headprobe.run.importance import importance_of
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from headprobe.run.results import class_rows, variant_rows, write_rows
 from tests.run.small_runs import HEADS, write_run
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("no_arguments", "at_root")
 
 @pytest.fixture
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run commands where the documentation says: in the repository, with nothing fetched."""
+    """RunFiles commands where the documentation says: in the repository, with nothing fetched."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "120")
@@ -221,7 +221,7 @@ def test_every_column_of_masks_csv_is_documented_in_its_order() -> None:
 
 
 def test_every_column_of_ablations_csv_and_array_of_groups_npz_is_documented_in_its_order(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:head"], ["zero", "mean"]))
+    run = load_files(write_run(tmp_path, ["each:head"], ["zero", "mean"]))
     assert documented_columns("ablations.csv") == list(run.table("ablations.csv") or ())
     assert documented_columns("groups.npz") == list(run.arrays("groups.npz"))
 
@@ -236,19 +236,19 @@ def test_every_column_of_importance_csv_is_documented_in_its_order(tmp_path: Pat
     places = [(layer, head) for layer, count in enumerate(HEADS) for head in range(count)]
     scores = [{"layer": layer, "head": head, "images": 9, "gradient_abs": 1.5 * layer} for layer, head in places]
     write_rows(tmp_path / "scores.csv", scores)
-    rows = importance_of(load_run(tmp_path))
+    rows = importance_of(load_files(tmp_path))
     assert documented_columns("importance.csv") == list(rows[0])
 
 
 def test_every_column_of_curves_orders_and_index_null_csv_is_documented_in_its_order(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0-1", "each:index", "one-per-layer:0-1"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0-1", "each:index", "one-per-layer:0-1"]))
     for name in ("curves.csv", "orders.csv", "index_null.csv"):
         assert documented_columns(name) == list(run.table(name) or ()), name
 
 
 @pytest.mark.parametrize("name", ["interactions.csv", "shapley.csv"])
 def test_every_column_about_sets_of_heads_is_documented_in_its_order(tmp_path: Path, name: str) -> None:
-    run = load_run(write_run(tmp_path, ["subsets:layer"]))
+    run = load_files(write_run(tmp_path, ["subsets:layer"]))
     assert documented_columns(name) == list(run.table(name) or ())
 
 

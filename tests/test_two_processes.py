@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from tests.cli_runs import Ended, only_message
 from tests.data.parquet_sets import png, table, write_files, write_table
 
@@ -102,7 +102,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> N
     runs = [start(tmp_path, "test", "--mask-spec", f"layer:{layer}", *words) for layer in range(4)]
     ended = [finish(process, tmp_path) for process in runs]
     assert [one.code for one in ended] == [0] * 4, "".join(one.err for one in ended)
-    runs_read = [load_run(ended[0].directory(version)) for version in range(4)]
+    runs_read = [load_files(ended[0].directory(version)) for version in range(4)]
     assert sorted(str(one.masks[1]["mask"]) for one in runs_read) == [f"layer:{layer}" for layer in range(4)]
     for one in runs_read:
         spec = str(one.masks[1]["mask"])

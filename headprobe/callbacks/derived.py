@@ -11,7 +11,7 @@ from headprobe.run.games import games
 from headprobe.run.importance import importance_of
 from headprobe.run.index_null import null_rows
 from headprobe.run.interactions import interaction_rows, interactions_in_words
-from headprobe.run.load import Row, Run
+from headprobe.run.load import Row, RunFiles
 from headprobe.run.order_areas import order_rows
 from headprobe.run.results import write_rows
 from headprobe.run.shapley import shapley_in_words, shapley_rows, too_few_orders
@@ -31,7 +31,7 @@ class Derived(NamedTuple):
     shown: Callable[[Sequence[Row]], Table | str] = lambda _: ""
 
 
-def write_derived(run: Run) -> Iterator[Any]:
+def write_derived(run: RunFiles) -> Iterator[Any]:
     """Write every table that a run has the masks for, and yield what is printed of it.
 
     Args:

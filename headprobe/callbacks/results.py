@@ -34,7 +34,7 @@ from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import agreement_table, console, masks_table
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.load import Row, calibration_of, read_run
+from headprobe.run.load import Row, calibration_of, read_files
 from headprobe.run.results import (
     class_rows,
     group_arrays,
@@ -149,7 +149,7 @@ class ResultsWriter(AfterBatch):
         if probe.statistics or unscored:
             self._record["undefined"] = {**undefined(probe.statistics), **unscored}
             write_record(directory, self._record)  # figures are made from files, this one included
-        derived = list(write_derived(read_run(directory))) if len(probe.variants) > 1 else []
+        derived = list(write_derived(read_files(directory))) if len(probe.variants) > 1 else []
         if self.table:
             _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
             if compared:

@@ -14,7 +14,7 @@ from PIL import Image
 from headprobe.files import write_bytes
 from headprobe.masks.ablations import ZERO
 from headprobe.report.run_figures import run_figures
-from headprobe.run.load import SAME, Columns, Row, Run, read_run
+from headprobe.run.load import SAME, Columns, Row, RunFiles, read_files
 
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
 BASELINE_COLUMNS = ("top1", "top5", "nll")
@@ -29,7 +29,7 @@ def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
     Raises:
         RunError: A file cannot be written.
     """
-    run = read_run(directory)
+    run = read_files(directory)
     scalars = _scalars(run)
     for logger in loggers:
         for step, values in sorted(scalars.items()):
@@ -62,7 +62,7 @@ def save_figures(loggers: Sequence[Logger], directory: Path, figures: Iterable[t
             board.experiment.add_image(name, pixels, global_step=0, dataformats="HWC")
 
 
-def _scalars(run: Run) -> dict[int, dict[str, float]]:
+def _scalars(run: RunFiles) -> dict[int, dict[str, float]]:
     """Return for every step the scalars `column/curve`; curves of an ablation other than zero end in its name.
 
     Those whose constants were fitted on the judged images end in `_same` too.
@@ -98,7 +98,7 @@ def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _hyperparameters(run: Run) -> dict[str, Any]:
+def _hyperparameters(run: RunFiles) -> dict[str, Any]:
     """Return what may differ between runs, for TensorBoard's table of runs."""
     model, data = run.record["model"], run.record["data"]
     ablations = sorted({str(row["ablation"]) for row in run.masks[1:]})

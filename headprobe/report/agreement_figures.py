@@ -17,7 +17,7 @@ from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.mask_figures import about_masks
 from headprobe.report.style import VALUE_COLOURS, new_figure, some, write_title
 from headprobe.run.ablations import NLL_RISE, with_limits
-from headprobe.run.load import Row, Run
+from headprobe.run.load import Row, RunFiles
 from headprobe.run.results import FAMILIES_JOINED
 
 NAMED = 8
@@ -34,7 +34,7 @@ HEAD = "head:"
 ONE_COLOUR = "#0f5fa6"
 
 
-def agreement_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def agreement_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield for each two ablations of a test family the rises of its masks against each other, and their ranks."""
     for row in _rows(run):
         if row["quantity"] != NLL_RISE:
@@ -54,13 +54,13 @@ def agreement_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         )
 
 
-def _rows(run: Run) -> list[Row]:
+def _rows(run: RunFiles) -> list[Row]:
     columns = run.table("ablations.csv") or {}
     cells = [values.tolist() for values in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
-def _rises(run: Run, family: str, kind: str) -> dict[str, float]:
+def _rises(run: RunFiles, family: str, kind: str) -> dict[str, float]:
     """Return the NLL rise of each mask of a test family under an ablation, the mean of its draws."""
     # Only draw 0 is in a test family.
     members = [str(row["mask"]) for row in run.masks[1:] if family in str(row["test_family"]).split(FAMILIES_JOINED)]
@@ -71,7 +71,7 @@ def _rises(run: Run, family: str, kind: str) -> dict[str, float]:
     return {mask: float(np.mean(values)) for mask, values in found.items()}
 
 
-def _layers(run: Run, masks: list[str]) -> IntArray | None:
+def _layers(run: RunFiles, masks: list[str]) -> IntArray | None:
     """Return the layer of each mask; None where some hit heads of several."""
     own = [{layer for layer, _ in run.heads[mask]} for mask in masks]
     if any(len(layers) != 1 for layers in own):

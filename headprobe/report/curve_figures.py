@@ -15,7 +15,7 @@ from headprobe.metrics.arrays import FloatArray
 from headprobe.report.mask_figures import about_masks
 from headprobe.report.style import HEAD_COLOURS, new_figure, write_title
 from headprobe.run.curves import ONE_MORE_ORDER
-from headprobe.run.load import Columns, Run
+from headprobe.run.load import Columns, RunFiles
 from headprobe.text import counted
 
 MOST_LINES = 7
@@ -31,7 +31,7 @@ RANDOM_COLOURS = ("0.35", "0.6")
 _SEED = re.compile(r"(.*random)_seed_\d+")
 
 
-def curve_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def curve_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield one figure of all orders of a run: a column of panels for each ablation, all with the same axes."""
     table = run.table("curves.csv")
     if table is None:
@@ -67,7 +67,7 @@ def _random(order: str) -> str:
     return found[1] if found else ""
 
 
-def _largest_areas(run: Run, orders: Sequence[str]) -> list[str]:
+def _largest_areas(run: RunFiles, orders: Sequence[str]) -> list[str]:
     """Return the orders that are drawn, in their own order: of too many those with the largest area."""
     table = run.table("orders.csv")
     if table is None or len(orders) <= MOST_LINES:

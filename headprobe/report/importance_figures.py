@@ -17,7 +17,7 @@ from headprobe.report.mask_figures import about_masks, single_heads
 from headprobe.report.style import MASKED_COLOUR, new_figure, say_nothing_there, write_title
 from headprobe.run.ablations import NLL_RISE, with_limits
 from headprobe.run.importance import ALL, CALIBRATION, JUDGED, WITHIN_LAYERS, candidates_named
-from headprobe.run.load import Columns, Row, Run
+from headprobe.run.load import Columns, Row, RunFiles
 from headprobe.run.results import column_rows
 
 PANELS_WIDE = 3
@@ -36,7 +36,7 @@ DASHES = (0, (4, 2))
 """The line of a ceiling."""
 
 
-def importance_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def importance_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield the calibration scores against the first ablation's NLL rises, and the correlations of all scores."""
     rows = [row for row in column_rows(run.table("importance.csv") or {}) if row["target"] == NLL_RISE]
     scores = run.table("scores.csv")
@@ -47,7 +47,7 @@ def importance_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     yield "importance/correlations", _correlations(run, rows)
 
 
-def _scores(run: Run, rows: Sequence[Row], scores: Columns) -> Figure:
+def _scores(run: RunFiles, rows: Sequence[Row], scores: Columns) -> Figure:
     """Draw a panel for each score: a dot for each head, its rise under the first ablation over its score."""
     ablation = str(rows[0]["ablation"])
     of_all = {str(row["score"]): row for row in rows if row["ablation"] == ablation and row["scope"] == ALL}
@@ -95,7 +95,7 @@ def _panel(axes: Axes, score: FloatArray, rises: FloatArray, layers: IntArray) -
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _correlations(run: Run, rows: Sequence[Row]) -> Figure:
+def _correlations(run: RunFiles, rows: Sequence[Row]) -> Figure:
     """Draw a panel for each ablation: every score's correlation with the NLL rise, over all heads and within layers."""
     ablations = list(dict.fromkeys(str(row["ablation"]) for row in rows))
     by_key = {(str(row["ablation"]), str(row["scope"]), str(row["score"]), str(row["rows"])): row for row in rows}

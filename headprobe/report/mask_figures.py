@@ -13,7 +13,7 @@ from headprobe.metrics.arrays import FloatArray
 from headprobe.report.figures import drop_curve, head_heat_map
 from headprobe.report.style import BASELINE_COLOUR, MASKED_COLOUR, new_figure, write_title
 from headprobe.run.index_null import FEWEST_DRAWS, Null, nulls_of
-from headprobe.run.load import Row, Run
+from headprobe.run.load import Row, RunFiles
 from headprobe.text import counted
 
 SIGNIFICANT_Q = 0.05
@@ -48,7 +48,7 @@ MAPS = (
 )
 
 
-def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def mask_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield for each ablation the figures that its masks allow; all draws of an ablation share them."""
     kinds: dict[str, list[Row]] = {}
     for row in run.masks[1:]:
@@ -58,7 +58,7 @@ def mask_figures(run: Run) -> Iterator[tuple[str, Figure]]:
         yield from _curves(run, rows, suffix)
 
 
-def about_masks(run: Run, kinds: Collection[str]) -> str:
+def about_masks(run: RunFiles, kinds: Collection[str]) -> str:
     """Return what titles say of ablations of a run: its model, the images that judge, and those that fitted."""
     model = run.record["model"]
     about = f"{model.get('title', model['name'])}, {counted(int(run.masks[0]['images']), 'image')}"
@@ -70,13 +70,13 @@ def suffix_of(ablation: object) -> str:
     return "" if ablation == ZERO else f"_{ablation}"
 
 
-def _about(run: Run, rows: Sequence[Row]) -> str:
+def _about(run: RunFiles, rows: Sequence[Row]) -> str:
     """Return what titles say of the rows of one ablation."""
     kind = str(rows[0]["ablation"])
     return f"{about_masks(run, [kind])}, {kind} ablation"
 
 
-def _head_maps(run: Run, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Figure]]:
+def _head_maps(run: RunFiles, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Figure]]:
     """Yield each quantity's map for each ablation, all in the same colours."""
     for column, heading, label, ring in MAPS:
         maps = {suffix: single_heads(run, rows, column) for suffix, rows in kinds.items()}
@@ -92,7 +92,7 @@ def _head_maps(run: Run, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Fig
             yield f"{column}/heads{suffix}", head_heat_map(values, title, label, ringed, caption, limit)
 
 
-def _ringed(run: Run, rows: Sequence[Row], column: str) -> NDArray[np.bool_]:
+def _ringed(run: RunFiles, rows: Sequence[Row], column: str) -> NDArray[np.bool_]:
     """Return which heads get a ring `[layers, heads]`; a comparison with NaN is false."""
     if column == "drop_pp":
         return np.asarray(single_heads(run, rows, "bh_q") < SIGNIFICANT_Q)
@@ -100,7 +100,7 @@ def _ringed(run: Run, rows: Sequence[Row], column: str) -> NDArray[np.bool_]:
     return np.asarray((low > 0) | (high < 0))
 
 
-def _curves(run: Run, rows: Sequence[Row], suffix: str) -> Iterator[tuple[str, Figure]]:
+def _curves(run: RunFiles, rows: Sequence[Row], suffix: str) -> Iterator[tuple[str, Figure]]:
     """Yield the drops by layer and by index: of draw 0 with their intervals, of other draws as dots."""
     for curve, axis in CURVES.items():
         shown = [row for row in rows if run.curves[str(row["mask"])][0] == curve]
@@ -116,7 +116,7 @@ def _curves(run: Run, rows: Sequence[Row], suffix: str) -> Iterator[tuple[str, F
         yield f"drop_pp/{curve}{suffix}", drop_curve(steps, drops, lows, highs, axis, title, others)
 
 
-def single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
+def single_heads(run: RunFiles, rows: Sequence[Row], column: str) -> FloatArray:
     """Return a column of the masks of exactly one head as `[layers, most heads]`, NaN where none was scored.
 
     Of several draws the mean.
@@ -138,7 +138,7 @@ def single_heads(run: Run, rows: Sequence[Row], column: str) -> FloatArray:
 INDEX_QUANTITIES = {"drop_pp": "top-1 drop (percentage points)", "nll_rise": "NLL rise (nats)"}
 
 
-def index_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def index_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield for each ablation what the same index in every layer costs, among draws of one head of these layers."""
     kinds: dict[str, list[Null]] = {}
     for null in nulls_of(run):

@@ -26,7 +26,7 @@ from headprobe.report.offset_figures import offset_grid
 from headprobe.report.set_figures import set_figures
 from headprobe.report.similarity_figures import similarity_by_layer, similarity_clustered
 from headprobe.report.spectrum_figures import DELTA, spectra_by_layer, stream_spectra
-from headprobe.run.load import Columns, Run
+from headprobe.run.load import Columns, RunFiles
 from headprobe.text import counted
 
 TITLES = {
@@ -70,7 +70,7 @@ SPECTRA = {"head": "head outputs", "contribution": "contributions of heads after
 """Series of `spectrum.csv` that belong to heads, in words."""
 
 
-def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def run_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield the name and the figure of all that the run's files allow: of the masks' drops, then of described heads.
 
     One by one, so that only one figure at a time takes memory. Names are TensorBoard's, such as `drop_pp/by_layer`.
@@ -92,7 +92,7 @@ def run_figures(run: Run) -> Iterator[tuple[str, Figure]]:
     yield from _spectra(run, about)
 
 
-def _of_described_mask(run: Run) -> str:
+def _of_described_mask(run: RunFiles) -> str:
     """Return what titles of described heads say of the only mask's ablation, and of the images that fitted it."""
     if len(run.masks) != 2 or run.masks[1]["ablation"] == ZERO:
         return ""
@@ -101,7 +101,7 @@ def _of_described_mask(run: Run) -> str:
     return f", {kind} ablation{fitted}"
 
 
-def _model(run: Run) -> str:
+def _model(run: RunFiles) -> str:
     """Return what titles call the model: they say if its weights were random. Runs of before have only a name."""
     model = run.record["model"]
     return str(model.get("title", model["name"]))
@@ -157,7 +157,7 @@ def _uniform(columns: Columns, column: str) -> FloatArray | None:
         return np.asarray(columns[column] / columns[UNIFORM[column]], dtype=np.float64)
 
 
-def _offset_maps(run: Run, names: dict[str, str], about: str) -> Iterator[tuple[str, Figure]]:
+def _offset_maps(run: RunFiles, names: dict[str, str], about: str) -> Iterator[tuple[str, Figure]]:
     """Yield each model's maps; also where no layer has one, with the reason, if they were wanted."""
     arrays = run.arrays("offset_maps.npz")
     if not arrays and "offset_maps" not in run.record.get("undefined", {}):
@@ -170,7 +170,7 @@ def _offset_maps(run: Run, names: dict[str, str], about: str) -> Iterator[tuple[
             yield f"offset_maps/{model}", offset_grid(maps, heading)
 
 
-def _similarities(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
+def _similarities(run: RunFiles, about: str) -> Iterator[tuple[str, Figure]]:
     """Yield each model's matrices ordered by layer and clustered, and the matrix of the differences."""
     arrays = run.arrays("similarity.npz")
     if not arrays:
@@ -195,7 +195,7 @@ def _similarities(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
             yield f"{measure}/change", similarity_by_layer(change, *axes, heading, "change", diverging=True)
 
 
-def _spectra(run: Run, about: str) -> Iterator[tuple[str, Figure]]:
+def _spectra(run: RunFiles, about: str) -> Iterator[tuple[str, Figure]]:
     """Yield the spectra of heads, of their contributions and of the stream, for each model; and the heads' changes."""
     described = run.described("spectrum")
     names = _names(described)

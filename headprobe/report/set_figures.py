@@ -13,7 +13,7 @@ from headprobe.report.mask_figures import about_masks, suffix_of
 from headprobe.report.matrices import LUMA, Matrix, colour_scale, mark_heads, mark_layers, paint
 from headprobe.report.style import BASELINE_COLOUR, MASKED_COLOUR, new_figure, panel_grid, write_title, zoom
 from headprobe.run.interactions import CLEAR_Q, PAIRWISE
-from headprobe.run.load import Columns, Run
+from headprobe.run.load import Columns, RunFiles
 from headprobe.run.shapley import HEADS, LAYERS
 
 LABELS = {"nll_rise": "NLL rise (nats)", "drop_pp": "top-1 drop (percentage points)"}
@@ -23,7 +23,7 @@ MOST_NUMBERED_SIDE = 24
 """A larger matrix of pairs carries no numbers."""
 
 
-def set_figures(run: Run) -> Iterator[tuple[str, Figure]]:
+def set_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of `shapley.csv` and `interactions.csv`, where the run has them."""
     worth, together = run.table("shapley.csv"), run.table("interactions.csv")
     if worth is not None:
@@ -46,7 +46,7 @@ def _split(table: Columns, **wanted: str) -> Iterator[tuple[str, Columns]]:
 # -- Shapley values --
 
 
-def _worth_of_heads(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
+def _worth_of_heads(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]:
     for quantity, label in LABELS.items():
         of_kinds = dict(_split(table, players=HEADS, quantity=quantity))
         limit = max((float(np.nanmax(np.abs(own["value"]), initial=0)) for own in of_kinds.values()), default=0.0)
@@ -69,7 +69,7 @@ def _worth_of_heads(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
             )
 
 
-def _worth_of_layers(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
+def _worth_of_layers(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]:
     for quantity, label in LABELS.items():
         for ablation, own in _split(table, players=LAYERS, quantity=quantity):
             alone = _rises_alone(run, ablation, quantity, len(own["layer"]))
@@ -78,7 +78,7 @@ def _worth_of_layers(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
             yield f"shapley/{quantity}_layers{suffix_of(ablation)}", layer_values(own, alone, title, label)
 
 
-def _rises_alone(run: Run, ablation: str, quantity: str, layers: int) -> FloatArray:
+def _rises_alone(run: RunFiles, ablation: str, quantity: str, layers: int) -> FloatArray:
     """Return what each whole layer costs when it alone is masked, `[layers]`; the mean of draws."""
     names: dict[int, str] = {}
     found: dict[int, list[float]] = {}
@@ -135,7 +135,7 @@ class Parts(NamedTuple):
     clear: FloatArray  #: `[parts, parts]`, 1 where q is small
 
 
-def _interactions(run: Run, table: Columns) -> Iterator[tuple[str, Figure]]:
+def _interactions(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]:
     """Yield the matrices of heads and of layers, by NLL rise."""
     for kind, what in ((PAIRWISE, "interactions"), ("shapley", "Shapley interactions")):
         for ablation, own in _split(table, kind=kind, quantity="nll_rise"):

@@ -15,7 +15,7 @@ from scipy import stats
 from headprobe.masks.clauses import HEADS_MASKED
 from headprobe.metrics.accuracy.agreement import mean_of_sums
 from headprobe.metrics.arrays import FloatArray, IntArray
-from headprobe.run.load import Row, Run
+from headprobe.run.load import Row, RunFiles
 from headprobe.text import counted
 
 FEWEST_FOR_BAND = 10
@@ -42,7 +42,7 @@ class Order(NamedTuple):
         return f"{found[1]}random" if found else None
 
 
-def orders_of(run: Run) -> list[Order]:
+def orders_of(run: RunFiles) -> list[Order]:
     """Return the orders of a run by ablation, those that are not random first.
 
     They have two points or more, but for random draws of a single size, which join other draws.
@@ -74,7 +74,7 @@ def random_orders(orders: Sequence[Order]) -> list[list[Order]]:
     return list(found.values())
 
 
-def _nested(run: Run, masks: Sequence[str]) -> bool:
+def _nested(run: RunFiles, masks: Sequence[str]) -> bool:
     sets = sorted((frozenset(run.heads[mask]) for mask in masks), key=len)
     return all(smaller <= larger for smaller, larger in pairwise(sets))
 
@@ -88,14 +88,14 @@ class GroupSums(NamedTuple):
     read: float  #: share of the images that could be read: only these are in groups
 
     @classmethod
-    def of(cls, run: Run) -> Self:
+    def of(cls, run: RunFiles) -> Self:
         """Return those of a run."""
         arrays = run.arrays("groups.npz")
         read = float(arrays["images"].sum() / max(int(run.masks[0]["images"]), 1))
         return cls(arrays["images"], arrays["top1_count"], arrays["nll"], read)
 
 
-def curve_rows(run: Run) -> list[Row]:
+def curve_rows(run: RunFiles) -> list[Row]:
     """Return the rows of `curves.csv`: what each order costs at each number of heads, and where random orders lie.
 
     There are none where no order has two points.
@@ -112,7 +112,7 @@ def curve_rows(run: Run) -> list[Row]:
     return sorted(found, key=lambda row: kinds.index(str(row["ablation"])))
 
 
-def _points(run: Run, order: Order, sums: GroupSums) -> list[Row]:
+def _points(run: RunFiles, order: Order, sums: GroupSums) -> list[Row]:
     """Return the rows of one order: of several draws of the ablation their mean."""
     found = []
     for place, lines in enumerate(order.lines):
@@ -123,7 +123,7 @@ def _points(run: Run, order: Order, sums: GroupSums) -> list[Row]:
     return found
 
 
-def _key(name: str, order: Order, count: int, orders: int, run: Run) -> Row:
+def _key(name: str, order: Order, count: int, orders: int, run: RunFiles) -> Row:
     cells: Row = {"order": name, "ablation": order.ablation, "heads_removed": count, "orders": orders}
     return cells | {"images": run.masks[0]["images"]}
 
@@ -135,12 +135,12 @@ def _cells(top1: float, drop: tuple[float, float, float], nll: float, rise: tupl
     return {"top1": top1, **drops, "nll": nll, **rises}
 
 
-def mean_of_draws(run: Run, lines: Sequence[int], column: str) -> float:
+def mean_of_draws(run: RunFiles, lines: Sequence[int], column: str) -> float:
     """Return the mean of a column of `masks.csv` over some of its rows."""
     return float(np.mean([float(run.masks[line][column]) for line in lines]))
 
 
-def _limits(run: Run, lines: list[int], sums: GroupSums) -> tuple[tuple[float, float], tuple[float, float]]:
+def _limits(run: RunFiles, lines: list[int], sums: GroupSums) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the limits of a point's drop and NLL rise: of the mean of several draws by the jackknife."""
     if len(lines) == 1:
         row = run.masks[lines[0]]
@@ -154,7 +154,7 @@ def _limits(run: Run, lines: list[int], sums: GroupSums) -> tuple[tuple[float, f
     return mean_of_sums(lost, sums.images)[1:], mean_of_sums(rise, sums.images)[1:]
 
 
-def _random_points(run: Run, members: Sequence[Order]) -> list[Row]:
+def _random_points(run: RunFiles, members: Sequence[Order]) -> list[Row]:
     """Return the mean of random orders at each number of heads that several have, and where one more would lie."""
     top1, nll = float(run.masks[0]["top1"]), float(run.masks[0]["nll"])
     found = []

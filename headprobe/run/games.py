@@ -8,7 +8,7 @@ import numpy as np
 
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.run.ablations import QUANTITIES, Sums, rises_and_drops
-from headprobe.run.load import Run
+from headprobe.run.load import RunFiles
 
 Head = tuple[int, int]
 Heads = frozenset[Head]
@@ -73,7 +73,7 @@ class Game:
         return np.asarray(self.sums[quantity][list(rows)])
 
 
-def games(run: Run) -> list[Game]:
+def games(run: RunFiles) -> list[Game]:
     """Return the game of each ablation of a run; none for runs of releases without `groups.npz`."""
     groups = run.arrays("groups.npz")
     if not groups:
@@ -83,7 +83,7 @@ def games(run: Run) -> list[Game]:
     return [_game(run, kind, sums, images) for kind in kinds]
 
 
-def _game(run: Run, kind: str, sums: Sums, images: IntArray) -> Game:
+def _game(run: RunFiles, kind: str, sums: Sums, images: IntArray) -> Game:
     names: dict[Heads, str] = {}
     draws: dict[Heads, list[int]] = {}
     of_many: set[Heads] = set()

@@ -17,7 +17,7 @@ from headprobe.metrics.accuracy.agreement import (
 )
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.run.ablations import QUANTITIES, sums_by_variant
-from headprobe.run.load import Columns, Row, Run
+from headprobe.run.load import Columns, Row, RunFiles
 
 Head = tuple[int, int]
 """Layer and number of a head."""
@@ -49,7 +49,7 @@ class Score(NamedTuple):
     of_heads: dict[Head, float]  #: NaN where it is not defined
 
 
-def importance_of(run: Run) -> list[Row]:
+def importance_of(run: RunFiles) -> list[Row]:
     """Return the rows of `importance.csv` from a run's files; none where the run has no `scores.csv`."""
     scores = run.table("scores.csv")
     if not scores:
@@ -72,7 +72,7 @@ def importance_rows(
         scores: `scores.csv` by column: computed on calibration rows.
         heads: The baseline's rows of `heads.csv` by column, which saw the rows that judge; may be empty.
         mask_rows: Rows of `masks.csv`, the baseline first.
-        mask_heads: For every mask its heads (`Run.heads`); those of one head are the targets.
+        mask_heads: For every mask its heads (`RunFiles.heads`); those of one head are the targets.
         groups: The arrays of `groups.npz`, in the order of `mask_rows`.
         calibration: Which images chose: `half`, `same`, `split:NAME`.
 

@@ -14,7 +14,7 @@ from scipy import stats
 from headprobe.masks.pieces import number_text
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.arrays import FloatArray
-from headprobe.run.load import Row, Run
+from headprobe.run.load import Row, RunFiles
 
 FEWEST_DRAWS = 99
 """With fewer draws than these there is no p: it could not be below 0.02."""
@@ -35,7 +35,7 @@ class Null(NamedTuple):
     draws: Mapping[str, FloatArray]  #: of each draw, by quantity: `[draws]`
 
 
-def nulls_of(run: Run) -> list[Null]:
+def nulls_of(run: RunFiles) -> list[Null]:
     """Return each index of a run beside the draws from its layers; none where no index has a draw."""
     layers = {mask: number_text({layer for layer, _ in heads}) for mask, heads in run.heads.items()}
     draws: dict[str, dict[int, str]] = {}  # of a seed the first: `one-per-layer:5:0-11` may be `one-per-layer:5`
@@ -55,7 +55,7 @@ def nulls_of(run: Run) -> list[Null]:
     return found
 
 
-def _values(run: Run) -> dict[tuple[str, str], dict[str, float]]:
+def _values(run: RunFiles) -> dict[tuple[str, str], dict[str, float]]:
     """Return by ablation and mask the mean of each quantity over the ablation's draws.
 
     Masks of the same heads share one: rounding may differ between them, and a draw of the index's own heads is a tie.
@@ -71,7 +71,7 @@ def _values(run: Run) -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def null_rows(run: Run) -> list[Row]:
+def null_rows(run: RunFiles) -> list[Row]:
     """Return the rows of `index_null.csv`: a row for each index, ablation and quantity.
 
     Benjamini-Hochberg's q is taken over the indices of an ablation.

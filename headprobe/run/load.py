@@ -26,8 +26,8 @@ Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run, read back.
+class RunFiles:
+    """The files of a finished run, read back.
 
     Attributes:
         path: Its directory.
@@ -106,17 +106,17 @@ def calibration_of(record: Mapping[str, Any]) -> str:
     return str(rows.get("rule", OTHER))
 
 
-def load_run(path: str | Path) -> Run:
+def load_files(path: str | Path) -> RunFiles:
     """Read a run's directory, as in `lightning_logs/version_0`.
 
     Raises:
         UsageError: There is no finished run, or `run.json` is of another run than the tables beside it.
     """
     refuse_mixture(Path(path))
-    return read_run(path)
+    return read_files(path)
 
 
-def read_run(path: str | Path) -> Run:
+def read_files(path: str | Path) -> RunFiles:
     """Read a directory that this process has just written, which needs no check.
 
     Raises:
@@ -138,7 +138,10 @@ def read_run(path: str | Path) -> Run:
     for name, mask in masks.items():
         heads[name] = [(int(layer), head) for layer, own in mask["masked_heads"].items() for head in own]
         curves[name] = (mask["curve"], mask["step"])
-    return Run(directory, rows, heads, curves, record)
+    return RunFiles(directory, rows, heads, curves, record)
+
+
+load_run = load_files
 
 
 def _rows(path: Path) -> Iterator[Row]:

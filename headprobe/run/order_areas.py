@@ -8,7 +8,7 @@ from headprobe.metrics.accuracy.agreement import mean_of_sums
 from headprobe.metrics.accuracy.jackknife import images_and_draws_interval, leave_one_out
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.run.curves import RANGE, GroupSums, Order, curve_rows, orders_of, random_orders
-from headprobe.run.load import Row, Run
+from headprobe.run.load import Row, RunFiles
 
 DROPS = (1, 5)
 """For these drops, in percentage points, the table says how many heads can go."""
@@ -25,7 +25,7 @@ Interval = tuple[float, float, float]
 _UNDEFINED: Interval = (float("nan"), float("nan"), float("nan"))
 
 
-def order_rows(run: Run) -> list[Row]:
+def order_rows(run: RunFiles) -> list[Row]:
     """Return the rows of `orders.csv`: one for each order of two points or more, and for the mean of random orders."""
     orders = [order for order in orders_of(run) if len(order.counts) > 1]
     if not orders:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from tests.callbacks.test_resume import RUN, TEST, broken_off, units
 from tests.cli_runs import command, only_message
 from tests.forked import digits, start
@@ -54,7 +54,7 @@ def test_a_broken_off_run_says_how_many_masks_its_units_decide(tmp_path: Path) -
     for file in sorted((tmp_path / "set").iterdir())[:3]:
         shutil.copy(file, tmp_path / "part")
     part = command(tmp_path, *TEST, "--data.path", "part", "--trainer.accelerator", "cpu")
-    rows = [row for row in load_run(part.directory(1)).masks if row["mask"] != "none"]
+    rows = [row for row in load_files(part.directory(1)).masks if row["mask"] != "none"]
     decided = sum(float(row["e_bh_q"]) <= 0.05 for row in rows)
     assert 0 < decided < 6
     assert status["decided"] == [{"test_family": "each:layer", "ablation": "zero", "masks": 6, "decided": decided}]
@@ -70,7 +70,7 @@ def test_sorted_labels_leave_e_values_out_of_the_table_and_status_says_why(tmp_p
     pq.write_table(whole.sort_by("label"), tmp_path / "set/test.parquet", row_group_size=50)
     ended = command(tmp_path, *RUN)
     assert ended.code == 0, ended.err
-    run = load_run(ended.directory())
+    run = load_files(ended.directory())
     assert all(np.isnan(float(row[name])) for row in run.masks for name in ("log_e_value", "e_bh_q"))
     assert run.record["decisions"]["log_e_value"].startswith("not given: labels come sorted by class")
     shown = command(tmp_path, "status", "lightning_logs").out

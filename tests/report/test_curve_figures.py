@@ -8,15 +8,15 @@ from matplotlib.figure import Figure
 
 from headprobe.report.curve_figures import MOST_LINES
 from headprobe.report.run_figures import run_figures
-from headprobe.run.load import Run, load_run
+from headprobe.run.load import RunFiles, load_files
 from tests.report.drawn import caption, drawn, texts
 from tests.run.small_runs import write_run
 
 ORDERS = ["grow:random:0-9", *(f"layer:{layer}+grow:random:0" for layer in range(3))]
 
 
-def made(folder: Path, specs: list[str], ablations: list[str]) -> tuple[Run, dict[str, Figure]]:
-    run = load_run(write_run(folder, specs, ablations))
+def made(folder: Path, specs: list[str], ablations: list[str]) -> tuple[RunFiles, dict[str, Figure]]:
+    run = load_files(write_run(folder, specs, ablations))
     return run, dict(run_figures(run))
 
 

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from headprobe.report.agreement_figures import rises_against
 from headprobe.report.run_figures import run_figures
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from headprobe.run.results import write_arrays
 from tests.cli_runs import QUICK, Ended, command
 from tests.report.drawn import RUN_DPI, drawn, texts
@@ -51,7 +51,7 @@ def moved(described: Ended, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def figures(moved: Path) -> dict[str, Figure]:
-    return dict(run_figures(load_run(moved)))
+    return dict(run_figures(load_files(moved)))
 
 
 def png(figure: Figure) -> bytes:
@@ -61,7 +61,7 @@ def png(figure: Figure) -> bytes:
 
 
 def names(folder: Path) -> list[str]:
-    return [name for name, _ in run_figures(load_run(folder))]
+    return [name for name, _ in run_figures(load_files(folder))]
 
 
 def test_every_picture_of_a_run_is_made_again_from_its_files(described: Ended, figures: dict[str, Figure]) -> None:
@@ -127,14 +127,14 @@ def test_masks_that_are_points_of_a_curve_and_single_heads_have_figures(tmp_path
 
 def test_each_ablation_has_figures_of_its_own(tmp_path: Path) -> None:
     write_run(tmp_path, ["each:layer"], ablations=["zero", "resample:2"])
-    found = dict(run_figures(load_run(tmp_path)))
+    found = dict(run_figures(load_files(tmp_path)))
     assert sorted(found) == ["ablations/each-layer_zero_resample", "drop_pp/by_layer", "drop_pp/by_layer_resample"]
     assert title_of(found["drop_pp/by_layer_resample"]).endswith("40 images, resample ablation, draw 0")
     assert title_of(found["drop_pp/by_layer"]).endswith("40 images, zero ablation")
 
 
 def test_all_draws_stand_in_one_figure(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:layer"], ablations=["resample:3"]))
+    run = load_files(write_run(tmp_path, ["each:layer"], ablations=["resample:3"]))
     ((name, figure),) = run_figures(run)
     assert name == "drop_pp/by_layer_resample"
     (dots,) = [line for line in figure.axes[0].lines if line.get_label() == "other draws"]
@@ -143,7 +143,7 @@ def test_all_draws_stand_in_one_figure(tmp_path: Path) -> None:
 
 
 def test_the_map_of_heads_shows_the_mean_of_draws(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:head"], ablations=["resample:3"]))
+    run = load_files(write_run(tmp_path, ["each:head"], ablations=["resample:3"]))
     figure = dict(run_figures(run))["nll_rise/heads_resample"]
     values = np.asarray(figure.axes[0].images[0].get_array().filled(np.nan))  # type: ignore[union-attr]
     rises = [float(row["nll_rise"]) for row in run.masks if row["mask"] == "head:2.1"]
@@ -152,13 +152,13 @@ def test_the_map_of_heads_shows_the_mean_of_draws(tmp_path: Path) -> None:
 
 
 def test_maps_of_all_ablations_share_their_colours(tmp_path: Path) -> None:
-    found = dict(run_figures(load_run(write_run(tmp_path, ["each:head"], ablations=["zero", "mean"]))))
+    found = dict(run_figures(load_files(write_run(tmp_path, ["each:head"], ablations=["zero", "mean"]))))
     limits = [found[f"nll_rise/heads{end}"].axes[0].images[0].get_clim() for end in ("", "_mean")]
     assert limits[0] == limits[1]
 
 
 def test_rings_of_the_nll_are_around_intervals_that_leave_out_0(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:head"]))
+    run = load_files(write_run(tmp_path, ["each:head"]))
     (rings,) = dict(run_figures(run))["nll_rise/heads"].axes[0].collections
     wanted = [
         run.heads[str(row["mask"])][0]
@@ -182,7 +182,7 @@ def test_titles_say_which_images_fitted_what_they_show(tmp_path: Path, rule: str
     fitted: dict[str, Any] = {"calibration": "0" * 64, "calibration_images": 1234, "data": data}
     write_run(tmp_path, ["each:head", "each:layer"], ablations=["zero", "mean"], **fitted)
     names = []
-    for name, figure in run_figures(load_run(tmp_path)):
+    for name, figure in run_figures(load_files(tmp_path)):
         names.append(name)
         assert (said in title_of(figure)) == ("mean" in name), name
         assert drawn(figure).misplaced == []
@@ -192,7 +192,7 @@ def test_titles_say_which_images_fitted_what_they_show(tmp_path: Path, rule: str
 def test_titles_of_what_was_not_fitted_name_no_calibration(tmp_path: Path) -> None:
     data = {"path": "digits", "rows": {"rule": "same", "calibrates": False}}
     write_run(tmp_path, ["each:head"], data=data, calibration=None)
-    run = load_run(tmp_path)
+    run = load_files(tmp_path)
     assert run.calibration == ""
     for name, figure in run_figures(run):
         assert "fitted" not in title_of(figure), name
@@ -202,12 +202,12 @@ def test_figures_of_a_described_mask_name_its_ablation_and_what_fitted_it(tmp_pa
     data = {"path": "digits", "rows": {"rule": "same", "calibrates": False}}
     write_run(tmp_path, ["layer:0"], ["mean"], data=data, calibration="0" * 64, calibration_images=40)
     write_heads(tmp_path, {"confidence": np.arange(7.0)}, mask="layer:0")
-    (title,) = [title_of(figure) for name, figure in run_figures(load_run(tmp_path)) if name == "confidence/by_layer"]
+    (title,) = [title_of(figure) for name, figure in run_figures(load_files(tmp_path)) if name == "confidence/by_layer"]
     assert "mean ablation, judged on the images that fitted the constants" in " ".join(title.split())
 
 
 def test_two_ablations_are_drawn_against_each_other_with_their_agreement(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:head"], ablations=["zero", "mean", "resample:2"]))
+    run = load_files(write_run(tmp_path, ["each:head"], ablations=["zero", "mean", "resample:2"]))
     found = {name: figure for name, figure in run_figures(run) if name.startswith("ablations/")}
     pairs = ["zero_mean", "zero_resample", "mean_resample"]
     assert list(found) == [f"ablations/each-head_{pair}" for pair in pairs]
@@ -237,7 +237,7 @@ def test_names_of_large_rises_cover_no_dot_and_no_other_name() -> None:
 
 
 def test_the_map_of_heads_holds_each_ablations_own_drops(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:head"], ablations=["zero", "mean"]))
+    run = load_files(write_run(tmp_path, ["each:head"], ablations=["zero", "mean"]))
     found = dict(run_figures(run))
     for name, ablation in (("drop_pp/heads", "zero"), ("drop_pp/heads_mean", "mean")):
         values = np.asarray(found[name].axes[0].images[0].get_array().filled(np.nan))  # type: ignore[union-attr]
@@ -253,7 +253,7 @@ def test_a_column_that_nobody_knows_is_drawn_under_its_name(tmp_path: Path) -> N
         tmp_path, {"novelty": np.arange(7.0), "novelty_se": np.ones(7), "nothing": np.full(7, np.nan)}, "layer:1"
     )
     write_heads(tmp_path, {"novelty": np.arange(7.0)}, name="heads_change.csv")
-    found = dict(run_figures(load_run(tmp_path)))
+    found = dict(run_figures(load_files(tmp_path)))
     assert list(found) == ["novelty/by_layer", "novelty/change"]
     figure = found["novelty/by_layer"]
     assert figure.get_suptitle() == "novelty\ntiny, 40 images"
@@ -275,7 +275,7 @@ def test_a_layer_without_an_offset_map_says_so_in_its_row(tmp_path: Path) -> Non
     write_run(tmp_path, ["none"])
     write_heads(tmp_path, {"confidence": np.full(7, np.nan)})
     write_arrays(tmp_path / "offset_maps.npz", {"layer_001": np.full((2, 3, 3), 1 / 9)})
-    ((name, figure),) = run_figures(load_run(tmp_path))
+    ((name, figure),) = run_figures(load_files(tmp_path))
     assert name == "offset_maps/baseline"
     assert sum(text.startswith("no map") for text in texts(figure)) == 2
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from headprobe.report.set_figures import set_figures
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from tests.report.drawn import caption, drawn
 from tests.run.small_runs import HEADS, write_run
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def figures(folder: Path) -> dict[str, Figure]:
-    return dict(set_figures(load_run(folder)))
+    return dict(set_figures(load_files(folder)))
 
 
 def cells(figure: Figure) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_nothing_leaves_its_place(figures: dict[str, Figure]) -> None:
 
 
 def test_the_map_holds_each_heads_value(figures: dict[str, Figure], folder: Path) -> None:
-    table = load_run(folder).table("shapley.csv")
+    table = load_files(folder).table("shapley.csv")
     assert table is not None
     values = cells(figures["shapley/nll_rise_heads_mean"])
     rows = (table["players"] == "heads") & (table["ablation"] == "mean") & (table["quantity"] == "nll_rise")
@@ -58,7 +58,7 @@ def test_within_layers_each_layer_has_its_matrix(figures: dict[str, Figure]) -> 
 
 
 def test_pairs_across_layers_have_one_matrix(tmp_path: Path) -> None:
-    found = dict(set_figures(load_run(write_run(tmp_path, ["each:pair:all"]))))
+    found = dict(set_figures(load_files(write_run(tmp_path, ["each:pair:all"]))))
     assert list(found) == ["interactions/heads"]
     (axes, _) = found["interactions/heads"].axes
     assert axes.get_title() == ""
@@ -67,7 +67,7 @@ def test_pairs_across_layers_have_one_matrix(tmp_path: Path) -> None:
 
 
 def test_layers_show_what_each_costs_alone(figures: dict[str, Figure], folder: Path) -> None:
-    run = load_run(folder)
+    run = load_files(folder)
     figure = figures["shapley/nll_rise_layers"]
     (rings,) = [line for line in figure.axes[0].lines if line.get_label() == "this layer alone"]
     alone = [row["nll_rise"] for row in run.masks if row["mask"] in {f"layer:{n}" for n in range(3)}][::2]
@@ -75,4 +75,4 @@ def test_layers_show_what_each_costs_alone(figures: dict[str, Figure], folder: P
 
 
 def test_without_pairs_and_orders_there_are_none(tmp_path: Path) -> None:
-    assert list(set_figures(load_run(write_run(tmp_path, ["each:head"])))) == []
+    assert list(set_figures(load_files(write_run(tmp_path, ["each:head"])))) == []

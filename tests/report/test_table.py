@@ -8,7 +8,7 @@ from rich.table import Table
 
 from headprobe.report.table import MOST_ROWS, agreement_table, index_table, masks_table, orders_table
 from headprobe.run.index_null import null_rows
-from headprobe.run.load import Row, load_run
+from headprobe.run.load import Row, load_files
 from headprobe.run.order_areas import order_rows
 from tests.run.small_runs import write_run
 
@@ -152,7 +152,7 @@ def of(table: Table) -> str:
 
 
 def test_orders_have_a_line_each_and_random_ones_one_for_their_mean(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0-9", "layer:0+grow:random:1"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0-9", "layer:0+grow:random:1"]))
     lines = of(orders_table(order_rows(run))).splitlines()
     assert [line.split("  ")[0].strip() for line in lines[2:]] == ["random, mean of 10", "layer_0_random_seed_1"]
     assert "ablation" not in lines[1]
@@ -162,7 +162,7 @@ def test_orders_have_a_line_each_and_random_ones_one_for_their_mean(tmp_path: Pa
 
 
 def test_indices_have_a_line_for_each_quantity_and_the_smallest_p_is_said(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:index", "one-per-layer:0-98", "one-per-layer:0-9:2"]))
+    run = load_files(write_run(tmp_path, ["each:index", "one-per-layer:0-98", "one-per-layer:0-9:2"]))
     said = of(index_table(null_rows(run), 3))
     assert sum(line.startswith("index:") for line in said.splitlines()) == 6
     assert "smallest p that so many draws allow: 0.020; a single index out of 2 can have q 0.040" in said

@@ -14,7 +14,7 @@ from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.load import calibration_of, read_run
+from headprobe.run.load import calibration_of, read_files
 from headprobe.run.results import (
     group_arrays,
     head_rows,
@@ -48,14 +48,14 @@ def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("z
     model = {"name": "tiny", "weights": None, "pretrained": False, "heads_per_layer": list(HEADS)}
     data = {"path": "digits", "split": "test"}
     write_record(folder, {"status": "done", "model": model, "data": data, "specs": list(specs), **record})
-    for _ in write_derived(read_run(folder)):
+    for _ in write_derived(read_files(folder)):
         pass
     return folder
 
 
 def keep_one_group(folder: Path) -> None:
     """Leave only the images of the first group in a run's `groups.npz`, as if the run had no others."""
-    groups = read_run(folder).arrays("groups.npz")
+    groups = read_files(folder).arrays("groups.npz")
     there = np.arange(len(groups["images"])) == np.flatnonzero(groups["images"])[0]
     groups |= {"images": there.astype(np.int64), **{name: groups[name] * there for name in ("nll", "top1_count")}}
     write_arrays(folder / "groups.npz", groups)

@@ -7,16 +7,16 @@ import pytest
 from scipy.stats import kendalltau, spearmanr
 
 from headprobe.run.ablations import ablation_rows
-from headprobe.run.load import Run, load_run
+from headprobe.run.load import RunFiles, load_files
 from tests.run.small_runs import IMAGES, write_run
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return load_run(write_run(tmp_path, ["each:head", "each:layer", "head:0.1"], ["zero", "mean", "resample:3"]))
+def run(tmp_path: Path) -> RunFiles:
+    return load_files(write_run(tmp_path, ["each:head", "each:layer", "head:0.1"], ["zero", "mean", "resample:3"]))
 
 
-def rises(run: Run, kind: str, column: str = "nll_rise") -> list[float]:
+def rises(run: RunFiles, kind: str, column: str = "nll_rise") -> list[float]:
     """The mean of draws of each single head, in the order of masks.csv; rounded, so that equal ones are ties."""
     found: dict[str, list[float]] = {}
     for row in run.masks[1:]:
@@ -25,7 +25,7 @@ def rises(run: Run, kind: str, column: str = "nll_rise") -> list[float]:
     return [round(float(np.mean(values)), 12) for values in found.values()]
 
 
-def test_groups_hold_the_rows_of_masks_csv(run: Run) -> None:
+def test_groups_hold_the_rows_of_masks_csv(run: RunFiles) -> None:
     groups = run.arrays("groups.npz")
     for name in ("mask", "ablation", "draw"):
         assert groups[name].tolist() == [row[name] for row in run.masks]
@@ -35,7 +35,7 @@ def test_groups_hold_the_rows_of_masks_csv(run: Run) -> None:
     np.testing.assert_allclose(groups["nll"].sum(axis=1) / IMAGES, [float(row["nll"]) for row in run.masks])
 
 
-def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
+def test_the_table_is_computed_again_from_the_files(run: RunFiles) -> None:
     again = ablation_rows(run.masks, run.arrays("groups.npz"))
     table = run.table("ablations.csv")
     assert table is not None
@@ -44,7 +44,7 @@ def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
         np.testing.assert_array_equal(values, [row[name] for row in again], err_msg=name)
 
 
-def test_every_test_family_has_a_row_for_each_two_ablations_and_quantity(run: Run) -> None:
+def test_every_test_family_has_a_row_for_each_two_ablations_and_quantity(run: RunFiles) -> None:
     keys = ("test_family", "ablation_a", "ablation_b", "quantity", "masks")
     found = [tuple(row[key] for key in keys) for row in ablation_rows(run.masks, run.arrays("groups.npz"))]
     pairs = [("zero", "mean"), ("zero", "resample"), ("mean", "resample")]
@@ -55,7 +55,7 @@ def test_every_test_family_has_a_row_for_each_two_ablations_and_quantity(run: Ru
 
 @pytest.mark.parametrize("quantity", ["nll_rise", "drop_pp"])
 @pytest.mark.parametrize("pair", [("zero", "mean"), ("mean", "resample")])
-def test_the_cells_follow_from_the_rises_of_masks_csv(run: Run, pair: tuple[str, str], quantity: str) -> None:
+def test_the_cells_follow_from_the_rises_of_masks_csv(run: RunFiles, pair: tuple[str, str], quantity: str) -> None:
     (row,) = [
         row
         for row in ablation_rows(run.masks, run.arrays("groups.npz"))
@@ -71,13 +71,13 @@ def test_the_cells_follow_from_the_rises_of_masks_csv(run: Run, pair: tuple[str,
 
 
 def test_one_ablation_is_compared_with_nothing(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:head"], ["mean"]))
+    run = load_files(write_run(tmp_path, ["each:head"], ["mean"]))
     assert ablation_rows(run.masks, run.arrays("groups.npz")) == []
     assert run.table("ablations.csv") is None
 
 
 def test_two_masks_have_no_order(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["layer:0-1+each:index"], ["zero", "mean"]))
+    run = load_files(write_run(tmp_path, ["layer:0-1+each:index"], ["zero", "mean"]))
     assert len({row["mask"] for row in run.masks[1:]}) == 3
     few = [row for row in run.masks if row["mask"] != run.masks[1]["mask"]]
     keep = [row in few for row in run.masks]
@@ -85,7 +85,7 @@ def test_two_masks_have_no_order(tmp_path: Path) -> None:
     assert ablation_rows(few, groups) == []
 
 
-def test_every_row_says_which_images_fitted(run: Run) -> None:
+def test_every_row_says_which_images_fitted(run: RunFiles) -> None:
     rows = ablation_rows(run.masks, run.arrays("groups.npz"), "same")
     pairs = {(row["ablation_a"], row["ablation_b"]): row["calibration"] for row in rows}
     # neither zero nor resampling is fitted

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from headprobe.run.curves import FEWEST_FOR_BAND, curve_rows, one_more, orders_of
-from headprobe.run.load import Row, Run, load_run, read_run
+from headprobe.run.load import Row, RunFiles, load_files, read_files
 from headprobe.run.results import write_rows
 from tests.run.small_runs import HEADS, IMAGES, write_run
 
@@ -16,23 +16,23 @@ EVERY = sum(HEADS)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return load_run(write_run(tmp_path, ["grow:random:0-9", "each:layer", "layer:0+grow:random:3"], ["zero", "mean"]))
+def run(tmp_path: Path) -> RunFiles:
+    return load_files(write_run(tmp_path, ["grow:random:0-9", "each:layer", "layer:0+grow:random:3"], ["zero", "mean"]))
 
 
-def points(run: Run, order: str, ablation: str = "zero") -> list[Row]:
+def points(run: RunFiles, order: str, ablation: str = "zero") -> list[Row]:
     return [row for row in curve_rows(run) if (row["order"], row["ablation"]) == (order, ablation)]
 
 
-def grown(folder: Path, rest: str = "", specs: tuple[str, ...] = (), **options: Any) -> Run:
-    """Run nested masks in the order of the single heads of another run."""
+def grown(folder: Path, rest: str = "", specs: tuple[str, ...] = (), **options: Any) -> RunFiles:
+    """RunFiles nested masks in the order of the single heads of another run."""
     (folder / "before").mkdir()
     before = write_run(folder / "before", ["each:head"])
     (folder / "run").mkdir()
-    return load_run(write_run(folder / "run", [f"grow:{before}:nll_rise{rest}", *specs], **options))
+    return load_files(write_run(folder / "run", [f"grow:{before}:nll_rise{rest}", *specs], **options))
 
 
-def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
+def test_the_table_is_computed_again_from_the_files(run: RunFiles) -> None:
     table = run.table("curves.csv")
     assert table is not None
     again = curve_rows(run)
@@ -41,7 +41,7 @@ def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
         np.testing.assert_array_equal(values, [row[name] for row in again], err_msg=name)
 
 
-def test_an_order_holds_the_cells_of_its_masks(run: Run) -> None:
+def test_an_order_holds_the_cells_of_its_masks(run: RunFiles) -> None:
     found = points(run, "random_seed_4", "mean")
     assert [row["heads_removed"] for row in found] == list(range(1, EVERY + 1))
     by_mask = {row["mask"]: row for row in run.masks if row["ablation"] == "mean"}
@@ -52,12 +52,12 @@ def test_an_order_holds_the_cells_of_its_masks(run: Run) -> None:
         assert (row["interval"], row["orders"], row["images"]) == ("images", 1, IMAGES)
 
 
-def test_masks_that_are_not_nested_are_no_order(run: Run) -> None:
+def test_masks_that_are_not_nested_are_no_order(run: RunFiles) -> None:
     random = {f"random_seed_{seed}" for seed in range(10)}
     assert {order.name for order in orders_of(run)} == random | {"layer_0_random_seed_3"}
 
 
-def test_the_band_is_where_one_more_random_order_lies(run: Run) -> None:
+def test_the_band_is_where_one_more_random_order_lies(run: RunFiles) -> None:
     rows = points(run, "random")
     assert [row["heads_removed"] for row in rows] == list(range(1, EVERY + 1))
     masks = {row["mask"]: row for row in run.masks if row["ablation"] == "zero"}
@@ -75,7 +75,7 @@ def test_the_band_is_where_one_more_random_order_lies(run: Run) -> None:
 
 
 def test_fewer_than_ten_random_orders_have_a_range_and_no_band(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0-3"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0-3"]))
     row = points(run, "random")[2]
     drops = [float(mask["drop_pp"]) for mask in run.masks if str(mask["mask"]).startswith("random:3:")]
     assert [row["drop_low_pp"], row["drop_high_pp"]] == [min(drops), max(drops)]
@@ -83,19 +83,19 @@ def test_fewer_than_ten_random_orders_have_a_range_and_no_band(tmp_path: Path) -
 
 
 def test_a_single_random_order_has_no_mean(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:7"]))
+    run = load_files(write_run(tmp_path, ["grow:random:7"]))
     assert {row["order"] for row in curve_rows(run)} == {"random_seed_7"}
 
 
 def test_draws_of_one_size_join_the_random_orders_of_that_size(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0-1", "random:3:50-59"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0-1", "random:3:50-59"]))
     assert {row["heads_removed"]: row["orders"] for row in points(run, "random")}[3] == 12
     assert points(run, "random_seed_50") == []
 
 
 @pytest.mark.parametrize("specs", [["each:layer", "layer:0-1", "layer:0-2"], ["random:3:0-9"], ["each:head"]])
 def test_without_an_order_there_is_no_table(tmp_path: Path, specs: list[str]) -> None:
-    run = load_run(write_run(tmp_path, specs))
+    run = load_files(write_run(tmp_path, specs))
     assert curve_rows(run) == []
     assert run.table("curves.csv") is None
 
@@ -112,7 +112,7 @@ def test_orders_by_a_column_and_thinned_ones_have_their_own_counts(
 
 
 def test_a_reversed_order_is_by_the_heads_that_it_removes(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["keep:grow:random:0-1"]))
+    run = load_files(write_run(tmp_path, ["keep:grow:random:0-1"]))
     rows = points(run, "keep_random_seed_1")
     assert [row["heads_removed"] for row in rows] == list(range(1, EVERY))  # to keep all removes none
     masks = {row["mask"]: row for row in run.masks}
@@ -121,7 +121,7 @@ def test_a_reversed_order_is_by_the_heads_that_it_removes(tmp_path: Path) -> Non
 
 
 def test_draws_of_an_ablation_count_with_their_mean(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0"], ["resample:3"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0"], ["resample:3"]))
     row = points(run, "random_seed_0", "resample")[1]
     lines = [number for number, mask in enumerate(run.masks) if mask["mask"] == "random:2:0"]
     assert len(lines) == 3
@@ -137,17 +137,17 @@ def test_draws_of_an_ablation_count_with_their_mean(tmp_path: Path) -> None:
     assert [row["nll_rise_low"], row["nll_rise_high"]] == pytest.approx(limits)
 
 
-def test_rows_of_all_ablations_follow_each_other(run: Run) -> None:
+def test_rows_of_all_ablations_follow_each_other(run: RunFiles) -> None:
     kinds = [str(row["ablation"]) for row in curve_rows(run)]
     assert kinds == sorted(kinds, reverse=True)
 
 
 def test_infinite_nll_leaves_the_rise_undefined_and_the_drop_known(tmp_path: Path) -> None:
     folder = write_run(tmp_path, ["grow:random:0-9"])
-    rows = read_run(folder).masks
+    rows = read_files(folder).masks
     rows[3] |= {"nll": float("inf"), "nll_rise": float("inf"), "nll_rise_low": float("nan")}
     write_rows(folder / "masks.csv", rows)
-    row = points(read_run(folder), "random")[2]
+    row = points(read_files(folder), "random")[2]
     assert np.isfinite([float(row["drop_low_pp"]), float(row["drop_high_pp"])]).all()
     assert row["nll_rise"] == np.inf
 

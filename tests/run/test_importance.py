@@ -15,7 +15,7 @@ from headprobe.callbacks import results
 from headprobe.report.run_figures import run_figures
 from headprobe.report.table import console, importance_table
 from headprobe.run.importance import importance_of
-from headprobe.run.load import Row, Run, load_run
+from headprobe.run.load import Row, RunFiles, load_files
 from headprobe.run.results import write_masks, write_rows
 from tests.cli_runs import QUICK, command
 from tests.report.drawn import drawn, texts
@@ -45,25 +45,25 @@ def write_scores(folder: Path, scores: Columns, places: list[tuple[int, int]] = 
     write_rows(folder / "scores.csv", [key | {name: scores[name][n] for name in scores} for n, key in enumerate(keys)])
 
 
-def small_run(folder: Path, specs: tuple[str, ...] = ("each:head",), **record: Any) -> Run:
+def small_run(folder: Path, specs: tuple[str, ...] = ("each:head",), **record: Any) -> RunFiles:
     write_run(folder, specs, ABLATIONS, **record)
     write_scores(folder, columns())
     write_heads(folder, {"confidence": np.arange(7.0) ** 2 % 5, "confidence_se": np.ones(7), "sink_mass": np.ones(7)})
-    return load_run(folder)
+    return load_files(folder)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFiles:
     return small_run(tmp_path)
 
 
-def one(run: Run, **wanted: str) -> Row:
+def one(run: RunFiles, **wanted: str) -> Row:
     wanted = {"ablation": "zero", "target": "nll_rise", "scope": "all", "rows": "calibration"} | wanted
     (row,) = [row for row in importance_of(run) if all(row[key] == value for key, value in wanted.items())]
     return row
 
 
-def measured(run: Run, ablation: str, target: str) -> dict[tuple[int, int], float]:
+def measured(run: RunFiles, ablation: str, target: str) -> dict[tuple[int, int], float]:
     """The mean of draws of each head's own mask, from masks.csv; rounded, so that equal ones are ties."""
     found: dict[tuple[int, int], list[float]] = {}
     for row in run.masks[1:]:
@@ -90,7 +90,7 @@ def within_layers(score: list[float], rises: list[float], layers: list[int]) -> 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("target", ["nll_rise", "drop_pp"])
 @pytest.mark.parametrize("score", [GOOD, TIED])
-def test_the_correlations_are_scipys_of_masks_csv(run: Run, ablation: str, target: str, score: str) -> None:
+def test_the_correlations_are_scipys_of_masks_csv(run: RunFiles, ablation: str, target: str, score: str) -> None:
     row = one(run, ablation=ablation, target=target, score=score)
     rises = measured(run, ablation, target)
     values = columns()[score]
@@ -100,14 +100,14 @@ def test_the_correlations_are_scipys_of_masks_csv(run: Run, ablation: str, targe
 
 @pytest.mark.parametrize("target", ["nll_rise", "drop_pp"])
 @pytest.mark.parametrize("score", [GOOD, TIED])
-def test_within_layers_ranks_and_pairs_are_those_of_a_layer(run: Run, target: str, score: str) -> None:
+def test_within_layers_ranks_and_pairs_are_those_of_a_layer(run: RunFiles, target: str, score: str) -> None:
     row = one(run, target=target, score=score, scope="within_layers")
     rises = measured(run, "zero", target)
     wanted = within_layers(columns()[score], [rises[head] for head in PLACES], [layer for layer, _ in PLACES])
     assert (row["spearman"], row["kendall"]) == pytest.approx(wanted)
 
 
-def test_candidates_are_calibration_scores_judged_descriptions_and_depth(run: Run) -> None:
+def test_candidates_are_calibration_scores_judged_descriptions_and_depth(run: RunFiles) -> None:
     rows = [row for row in importance_of(run) if row["ablation"] == "zero" and row["target"] == "nll_rise"]
     found = {(row["score"], row["rows"], row["images_chosen"]) for row in rows}
     judged = {("confidence", "judged", IMAGES), ("sink_mass", "judged", IMAGES)}
@@ -116,14 +116,14 @@ def test_candidates_are_calibration_scores_judged_descriptions_and_depth(run: Ru
     assert len(rows) == 2 * len(found)
 
 
-def test_depth_is_the_number_of_the_layer_and_says_nothing_within_layers(run: Run) -> None:
+def test_depth_is_the_number_of_the_layer_and_says_nothing_within_layers(run: RunFiles) -> None:
     rises = measured(run, "zero", "nll_rise")
     wanted = spearmanr([layer for layer, _ in PLACES], [rises[head] for head in PLACES]).statistic
     assert one(run, score="depth", rows="")["spearman"] == pytest.approx(wanted)
     assert math.isnan(float(one(run, score="depth", rows="", scope="within_layers")["spearman"]))
 
 
-def test_heads_without_a_value_are_left_out_of_their_score_alone(run: Run) -> None:
+def test_heads_without_a_value_are_left_out_of_their_score_alone(run: RunFiles) -> None:
     row = one(run, score=GAPS)
     known = [(head, value) for head, value in zip(PLACES, columns()[GAPS], strict=True) if math.isfinite(value)]
     rises = measured(run, "zero", "nll_rise")
@@ -134,7 +134,7 @@ def test_heads_without_a_value_are_left_out_of_their_score_alone(run: Run) -> No
     assert one(run, score=GOOD)["heads"] == 7
 
 
-def test_a_head_that_is_alone_in_its_layer_counts_only_among_all(run: Run) -> None:
+def test_a_head_that_is_alone_in_its_layer_counts_only_among_all(run: RunFiles) -> None:
     row = one(run, score=GAPS, scope="within_layers")  # layer 0 has one value, layer 1 two, layer 2 two
     assert (row["heads"], row["heads_without_score"]) == (4, 2)
     rises = measured(run, "zero", "nll_rise")
@@ -145,14 +145,14 @@ def test_a_head_that_is_alone_in_its_layer_counts_only_among_all(run: Run) -> No
 
 
 @pytest.mark.parametrize(("score", "heads"), [("taylor_zero", 7), ("taylor_mean", 0)])
-def test_constant_and_empty_scores_give_no_order(run: Run, score: str, heads: int) -> None:
+def test_constant_and_empty_scores_give_no_order(run: RunFiles, score: str, heads: int) -> None:
     row = one(run, score=score)
     assert row["heads"] == heads
     names = ("spearman", "spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high")
     assert np.isnan([float(row[name]) for name in names]).all()
 
 
-def test_rows_are_sorted_by_ablation_target_scope_and_strength(run: Run) -> None:
+def test_rows_are_sorted_by_ablation_target_scope_and_strength(run: RunFiles) -> None:
     rows = importance_of(run)
     keys = list(dict.fromkeys((row["ablation"], row["target"], row["scope"]) for row in rows))
     kinds, targets, scopes = ("zero", "mean", "resample"), ("nll_rise", "drop_pp"), ("all", "within_layers")
@@ -178,10 +178,10 @@ def test_two_heads_have_no_order(tmp_path: Path) -> None:
 
 
 def test_a_run_without_scores_has_nothing_to_judge(tmp_path: Path) -> None:
-    assert importance_of(load_run(write_run(tmp_path, ["each:head"]))) == []
+    assert importance_of(load_files(write_run(tmp_path, ["each:head"]))) == []
 
 
-def test_fewer_than_eight_heads_have_no_interval(run: Run) -> None:
+def test_fewer_than_eight_heads_have_no_interval(run: RunFiles) -> None:
     assert math.isnan(float(one(run, score=GOOD)["spearman_low"]))
 
 
@@ -196,7 +196,7 @@ def test_scores_may_name_heads_in_any_order_and_not_all(tmp_path: Path) -> None:
     assert (row["heads"], row["heads_without_score"]) == (4, 3)
 
 
-def test_the_reliability_is_spearman_browns_of_random_halves(run: Run) -> None:
+def test_the_reliability_is_spearman_browns_of_random_halves(run: RunFiles) -> None:
     row = one(run, score=GOOD)
     groups = run.arrays("groups.npz")
     full = groups["images"] > 0
@@ -224,7 +224,7 @@ def test_every_row_says_which_images_chose(tmp_path: Path) -> None:
     assert "all scores are of the same images as the rises" in printed(rows)
 
 
-def test_the_table_is_read_as_it_was_written(run: Run) -> None:
+def test_the_table_is_read_as_it_was_written(run: RunFiles) -> None:
     rows = importance_of(run)
     write_rows(run.path / "importance.csv", rows)
     table = run.table("importance.csv")
@@ -240,7 +240,7 @@ def printed(rows: list[Row]) -> str:
     return capture.get()
 
 
-def test_the_printed_table_has_the_best_first_and_says_what_it_leaves_out(run: Run) -> None:
+def test_the_printed_table_has_the_best_first_and_says_what_it_leaves_out(run: RunFiles) -> None:
     rows = importance_of(run)
     text = printed(rows)
     lines = text.splitlines()
@@ -255,7 +255,7 @@ def test_the_printed_table_has_the_best_first_and_says_what_it_leaves_out(run: R
     assert max(map(len, lines)) <= 120
 
 
-def test_figures_show_every_score_against_the_rises_and_all_correlations(run: Run) -> None:
+def test_figures_show_every_score_against_the_rises_and_all_correlations(run: RunFiles) -> None:
     rows = importance_of(run)
     write_rows(run.path / "importance.csv", rows)
     found = {name: figure for name, figure in run_figures(run) if name.startswith("importance/")}
@@ -286,7 +286,7 @@ def test_a_run_whose_calibration_left_scores_judges_them(tmp_path: Path, monkeyp
     monkeypatch.setattr(results, "write_masks", with_scores)
     ended = command(tmp_path, "test", "--mask-spec", "each:head", "--resume", "never", *QUICK)
     assert ended.code == 0, ended.err
-    run = load_run(ended.directory())
+    run = load_files(ended.directory())
     table = run.table("importance.csv")
     assert table is not None
     np.testing.assert_array_equal(table["spearman"], [row["spearman"] for row in importance_of(run)])

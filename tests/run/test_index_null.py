@@ -9,23 +9,23 @@ from scipy import stats
 from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.run.index_null import lacking, null_rows, nulls_of, p_of_draws, percentile, smallest_p
-from headprobe.run.load import Row, Run, load_run, read_run
+from headprobe.run.load import Row, RunFiles, load_files, read_files
 from headprobe.run.results import write_masks, write_rows
 from tests.run.small_runs import write_run
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return load_run(write_run(tmp_path, ["each:index", "one-per-layer:0-98", "one-per-layer:0-30:2"]))
+def run(tmp_path: Path) -> RunFiles:
+    return load_files(write_run(tmp_path, ["each:index", "one-per-layer:0-98", "one-per-layer:0-30:2"]))
 
 
-def row_of(run: Run, mask: str, quantity: str = "nll_rise", ablation: str = "zero") -> Row:
+def row_of(run: RunFiles, mask: str, quantity: str = "nll_rise", ablation: str = "zero") -> Row:
     key = (mask, ablation, quantity)
     (row,) = [row for row in null_rows(run) if (row["mask"], row["ablation"], row["quantity"]) == key]
     return row
 
 
-def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
+def test_the_table_is_computed_again_from_the_files(run: RunFiles) -> None:
     table = run.table("index_null.csv")
     assert table is not None
     again = null_rows(run)
@@ -34,7 +34,7 @@ def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
         np.testing.assert_array_equal(values, [row[name] for row in again], err_msg=name)
 
 
-def test_an_index_is_beside_the_draws_of_exactly_its_layers(run: Run) -> None:
+def test_an_index_is_beside_the_draws_of_exactly_its_layers(run: RunFiles) -> None:
     assert {null.mask: (null.layers, len(null.draws["nll_rise"])) for null in nulls_of(run)} == {
         "index:0": ("0-2", 99),
         "index:1": ("0-2", 99),
@@ -42,7 +42,7 @@ def test_an_index_is_beside_the_draws_of_exactly_its_layers(run: Run) -> None:
     }
 
 
-def test_the_cells_follow_from_masks_csv(run: Run) -> None:
+def test_the_cells_follow_from_masks_csv(run: RunFiles) -> None:
     shared: dict[frozenset[tuple[int, int]], float] = {}  # masks of the same heads have the first one's value
     for row in run.masks[1:]:
         shared.setdefault(frozenset(run.heads[str(row["mask"])]), float(row["nll_rise"]))
@@ -56,7 +56,7 @@ def test_the_cells_follow_from_masks_csv(run: Run) -> None:
     assert (row["draws"], row["p"], row["p_smallest"]) == (99, p_of_draws(own, draws), 0.02)
 
 
-def test_too_few_draws_have_no_p_and_the_remedy_is_named(run: Run) -> None:
+def test_too_few_draws_have_no_p_and_the_remedy_is_named(run: RunFiles) -> None:
     row = row_of(run, "index:2")
     assert row["draws"] == 31
     assert np.isnan([float(row["p"]), float(row["bh_q"])]).all()
@@ -67,13 +67,13 @@ def test_too_few_draws_have_no_p_and_the_remedy_is_named(run: Run) -> None:
 
 
 def test_an_index_without_a_draw_is_listed(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:index", "one-per-layer:0-98"]))
+    run = load_files(write_run(tmp_path, ["each:index", "one-per-layer:0-98"]))
     row = row_of(run, "index:2")
     assert row["draws"] == 0
     assert np.isnan([float(row[name]) for name in ("draws_mean", "percentile", "p", "p_smallest", "bh_q")]).all()
 
 
-def test_q_is_taken_over_the_indices_that_have_a_p(run: Run) -> None:
+def test_q_is_taken_over_the_indices_that_have_a_p(run: RunFiles) -> None:
     for quantity in ("drop_pp", "nll_rise"):
         rows = [row_of(run, mask, quantity) for mask in ("index:0", "index:1")]
         assert [row["bh_q"] for row in rows] == pytest.approx(bh_q([float(row["p"]) for row in rows]).tolist())
@@ -83,16 +83,16 @@ def test_q_is_taken_over_the_indices_that_have_a_p(run: Run) -> None:
     "specs", [["each:index"], ["one-per-layer:0-98"], ["index:0-1", "one-per-layer:0-98"], ["none"]]
 )
 def test_without_indices_and_draws_there_is_no_table(tmp_path: Path, specs: list[str]) -> None:
-    assert null_rows(load_run(write_run(tmp_path, specs))) == []
+    assert null_rows(load_files(write_run(tmp_path, specs))) == []
 
 
 def test_a_seed_that_is_named_twice_is_one_draw(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["index:0", "one-per-layer:0-9", "one-per-layer:5-14:0-2"]))
+    run = load_files(write_run(tmp_path, ["index:0", "one-per-layer:0-9", "one-per-layer:5-14:0-2"]))
     assert row_of(run, "index:0")["draws"] == 15
 
 
 def test_each_ablation_is_by_itself_and_draws_of_it_count_with_their_mean(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:index", "one-per-layer:0-98"], ["zero", "resample:2"]))
+    run = load_files(write_run(tmp_path, ["each:index", "one-per-layer:0-98"], ["zero", "resample:2"]))
     rises = [float(row["nll_rise"]) for row in run.masks if (row["mask"], row["ablation"]) == ("index:1", "resample")]
     assert row_of(run, "index:1", ablation="resample")["value"] == pytest.approx(np.mean(rises))
     assert row_of(run, "index:1", ablation="resample")["value"] != row_of(run, "index:1")["value"]
@@ -101,7 +101,7 @@ def test_each_ablation_is_by_itself_and_draws_of_it_count_with_their_mean(tmp_pa
 def test_heads_of_swin_have_nulls_by_their_sets_of_layers(tmp_path: Path) -> None:
     specs = [MaskSpec(text) for text in ("each:index", "one-per-layer:0-98", "one-per-layer:0-98:2-3")]
     variants = expand_all(specs, [3, 3, 6, 6], "swin")
-    run = read_run(write_run(tmp_path, ["none"]))
+    run = read_files(write_run(tmp_path, ["none"]))
     baseline = run.masks[0]
     rng = np.random.default_rng(0)
     rows = [baseline] + [
@@ -109,7 +109,7 @@ def test_heads_of_swin_have_nulls_by_their_sets_of_layers(tmp_path: Path) -> Non
     ]
     write_rows(tmp_path / "masks.csv", rows)
     write_masks(tmp_path / "masks.json", variants)
-    found = nulls_of(read_run(tmp_path))
+    found = nulls_of(read_files(tmp_path))
     assert [(null.mask, null.layers) for null in found[2:4]] == [("index:2", "0-3"), ("index:3", "2,3")]
     assert [len(null.draws["nll_rise"]) for null in found] == [99] * 6
 

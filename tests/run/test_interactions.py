@@ -10,29 +10,29 @@ from statsmodels.stats.multitest import multipletests
 
 from headprobe.run.games import games
 from headprobe.run.interactions import interaction_rows, interactions_in_words
-from headprobe.run.load import Row, Run, load_run
+from headprobe.run.load import Row, RunFiles, load_files
 from headprobe.run.results import write_arrays
 from tests.run.small_runs import HEADS, IMAGES, keep_one_group, write_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     # layers first: of a set under two names, such as a layer of two heads, the first name counts
-    return load_run(write_run(tmp_path_factory.mktemp("run"), ["subsets:layer", "each:pair"], ["zero", "resample:2"]))
+    return load_files(write_run(tmp_path_factory.mktemp("run"), ["subsets:layer", "each:pair"], ["zero", "resample:2"]))
 
 
-def rows_of(run: Run, **wanted: str) -> list[Row]:
+def rows_of(run: RunFiles, **wanted: str) -> list[Row]:
     return [row for row in interaction_rows(games(run)) if all(row[name] == value for name, value in wanted.items())]
 
 
-def rise(run: Run, mask: object, ablation: str, column: str = "nll_rise") -> float:
+def rise(run: RunFiles, mask: object, ablation: str, column: str = "nll_rise") -> float:
     """The mean of draws, from masks.csv."""
     values = [row[column] for row in run.masks if row["mask"] == mask and row["ablation"] == ablation]
     assert values
     return float(np.mean([float(value) for value in values]))
 
 
-def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
+def test_the_table_is_computed_again_from_the_files(run: RunFiles) -> None:
     again, table = interaction_rows(games(run)), run.table("interactions.csv")
     assert table is not None
     assert list(table) == list(again[0])
@@ -40,7 +40,7 @@ def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
         np.testing.assert_array_equal(values, [row[name] for row in again], err_msg=name)
 
 
-def test_every_pair_within_a_layer_and_every_two_layers_have_a_row(run: Run) -> None:
+def test_every_pair_within_a_layer_and_every_two_layers_have_a_row(run: RunFiles) -> None:
     found = rows_of(run, kind="pairwise", ablation="zero", quantity="nll_rise")
     pairs = {(str(row["mask_a"]), str(row["mask_b"])) for row in found}
     heads = {
@@ -53,7 +53,7 @@ def test_every_pair_within_a_layer_and_every_two_layers_have_a_row(run: Run) -> 
     assert len(found) == len(pairs)
 
 
-def test_a_row_names_its_parts_by_layer_and_head(run: Run) -> None:
+def test_a_row_names_its_parts_by_layer_and_head(run: RunFiles) -> None:
     found = {row["mask"]: row for row in rows_of(run, kind="pairwise", ablation="zero", quantity="nll_rise")}
     for mask, cells in (
         ("head:2.0,1", (2, 0, 2, 1)),
@@ -66,7 +66,9 @@ def test_a_row_names_its_parts_by_layer_and_head(run: Run) -> None:
 
 @pytest.mark.parametrize("quantity", ["nll_rise", "drop_pp"])
 @pytest.mark.parametrize("ablation", ["zero", "resample"])
-def test_an_interaction_is_the_joint_rise_less_both_rises_of_masks_csv(run: Run, ablation: str, quantity: str) -> None:
+def test_an_interaction_is_the_joint_rise_less_both_rises_of_masks_csv(
+    run: RunFiles, ablation: str, quantity: str
+) -> None:
     found = rows_of(run, kind="pairwise", ablation=ablation, quantity=quantity)
     assert found
     for row in found:
@@ -76,7 +78,7 @@ def test_an_interaction_is_the_joint_rise_less_both_rises_of_masks_csv(run: Run,
         assert row["images"] == IMAGES
 
 
-def test_the_interval_is_that_of_a_regression_through_groups_left_out(run: Run) -> None:
+def test_the_interval_is_that_of_a_regression_through_groups_left_out(run: RunFiles) -> None:
     """An oracle in plain loops: the jackknife as its textbook writes it."""
     groups = run.arrays("groups.npz")
     (row,) = rows_of(run, kind="pairwise", ablation="zero", quantity="nll_rise", mask="head:2.0,1")
@@ -102,7 +104,7 @@ def test_the_interval_is_that_of_a_regression_through_groups_left_out(run: Run) 
 
 
 def test_p_is_below_5_percent_exactly_where_the_interval_leaves_out_0_and_q_is_benjamini_and_hochbergs(
-    run: Run,
+    run: RunFiles,
 ) -> None:
     for kind in ("pairwise", "shapley"):
         for ablation in ("zero", "resample"):
@@ -113,7 +115,7 @@ def test_p_is_below_5_percent_exactly_where_the_interval_leaves_out_0_and_q_is_b
             np.testing.assert_allclose([float(row["bh_q"]) for row in found], multipletests(p, method="fdr_bh")[1])
 
 
-def test_shapley_interactions_are_those_of_all_sets_of_layers(run: Run) -> None:
+def test_shapley_interactions_are_those_of_all_sets_of_layers(run: RunFiles) -> None:
     found = rows_of(run, kind="shapley", ablation="zero", quantity="nll_rise")
     assert [(row["layer_a"], row["layer_b"]) for row in found] == [(0, 1), (0, 2), (1, 2)]
     value = {
@@ -140,17 +142,17 @@ def test_shapley_interactions_are_those_of_all_sets_of_layers(run: Run) -> None:
 
 
 def test_masks_asked_for_by_themselves_are_parts_of_one_that_holds_them(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["index:0", "index:1", "index:0,1", "random:0-3/3:1"]))
+    run = load_files(write_run(tmp_path, ["index:0", "index:1", "index:0,1", "random:0-3/3:1"]))
     (row, _) = interaction_rows(games(run))
     assert [row[name] for name in ("mask", "mask_a", "mask_b")] == ["index:0,1", "index:0", "index:1"]
     assert np.isnan([float(row[name]) for name in ("layer_a", "head_a", "layer_b", "head_b")]).all()
 
 
 def test_without_pairs_there_is_no_table(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "a", ["each:head", "each:layer"]))
+    run = load_files(write_run(tmp_path / "a", ["each:head", "each:layer"]))
     # a layer of two heads is the pair of its heads: these are all that there is
     assert {row["mask"] for row in interaction_rows(games(run))} == {"layer:0", "layer:1"}
-    alone = load_run(write_run(tmp_path / "b", ["each:head"]))
+    alone = load_files(write_run(tmp_path / "b", ["each:head"]))
     assert interaction_rows(games(alone)) == []
     assert alone.table("interactions.csv") is None
     assert interactions_in_words([]) == ""
@@ -159,25 +161,25 @@ def test_without_pairs_there_is_no_table(tmp_path: Path) -> None:
 def test_runs_of_before_without_groups_have_none(tmp_path: Path) -> None:
     write_run(tmp_path, ["each:pair"])
     (tmp_path / "groups.npz").unlink()
-    assert games(load_run(tmp_path)) == []
+    assert games(load_files(tmp_path)) == []
 
 
 def test_a_head_without_effect_has_an_interaction_of_0_with_p_1_and_no_interval(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:pair"]))
+    run = load_files(write_run(tmp_path, ["each:pair"]))
     groups = run.arrays("groups.npz")
     names = groups["mask"].tolist()
     for name in ("nll", "top1_count"):  # head 0.1 changes nothing, alone or beside 0.0
         groups[name][names.index("head:0.1")] = groups[name][0]
         groups[name][names.index("head:0.0,1")] = groups[name][names.index("head:0.0")]
     write_arrays(tmp_path / "groups.npz", groups)
-    (row, _) = [row for row in interaction_rows(games(load_run(tmp_path))) if row["mask"] == "head:0.0,1"]
+    (row, _) = [row for row in interaction_rows(games(load_files(tmp_path))) if row["mask"] == "head:0.0,1"]
     assert (row["interaction"], row["p"]) == (0, 1)
     assert np.isnan([float(row["interaction_low"]), float(row["interaction_high"])]).all()
 
 
 def test_one_image_has_interactions_without_intervals(tmp_path: Path) -> None:
     keep_one_group(write_run(tmp_path, ["each:pair", "subsets:layer"]))
-    rows = interaction_rows(games(load_run(tmp_path)))
+    rows = interaction_rows(games(load_files(tmp_path)))
     assert rows
     for row in rows:
         assert np.isfinite(float(row["interaction"]))
@@ -185,16 +187,16 @@ def test_one_image_has_interactions_without_intervals(tmp_path: Path) -> None:
 
 
 def test_an_infinite_nll_leaves_its_interactions_empty_and_others_whole(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:pair"]))
+    run = load_files(write_run(tmp_path, ["each:pair"]))
     groups = run.arrays("groups.npz")
     groups["nll"][groups["mask"].tolist().index("head:0.0"), np.flatnonzero(groups["images"])[0]] = np.inf
     write_arrays(tmp_path / "groups.npz", groups)
-    for row in interaction_rows(games(load_run(tmp_path))):
+    for row in interaction_rows(games(load_files(tmp_path))):
         broken = "head:0.0" in (row["mask_a"], row["mask_b"]) and row["quantity"] == "nll_rise"
         assert np.isnan(float(row["interaction_low"])) == broken
 
 
-def test_one_line_says_how_many_pairs_interact(run: Run) -> None:
+def test_one_line_says_how_many_pairs_interact(run: RunFiles) -> None:
     line = interactions_in_words(interaction_rows(games(run)))
     assert line.startswith("interactions.csv: 8 pairs of heads or other parts; ")
     assert "under zero" in line

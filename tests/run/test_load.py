@@ -10,13 +10,13 @@ import pytest
 
 from headprobe.errors import UsageError
 from headprobe.masks.spec import MaskSpec, expand_all
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from headprobe.run.results import write_arrays
 from tests.run.small_runs import HEADS, write_heads, write_run
 
 
 def test_every_mask_has_its_heads_and_its_point_on_a_curve(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:layer", "head:2.1"]))
+    run = load_files(write_run(tmp_path, ["each:layer", "head:2.1"]))
     assert run.heads["head:2.1"] == [(2, 1)]
     assert run.heads["layer:2"] == [(2, 0), (2, 1), (2, 2)]
     assert (run.curves["layer:2"], run.curves["head:2.1"]) == (("by_layer", 2), ("head_01", 2))
@@ -27,7 +27,7 @@ def test_a_table_is_read_by_column_with_nan_for_empty_cells(tmp_path: Path) -> N
     write_run(tmp_path, ["layer:1"])
     values = np.array([0.1, np.nan, 1e-300, -2.5, 1 / 3, 0, 7])
     write_heads(tmp_path, {"x": values}, "layer:1")
-    table = load_run(tmp_path).table("heads.csv")
+    table = load_files(tmp_path).table("heads.csv")
     assert table is not None
     assert np.array_equal(table["x"], np.tile(values, 2), equal_nan=True)
     assert table["mask"].tolist() == ["none"] * 7 + ["layer:1"] * 7
@@ -38,7 +38,7 @@ def test_a_table_is_read_by_column_with_nan_for_empty_cells(tmp_path: Path) -> N
 def test_a_description_is_read_model_by_model(tmp_path: Path) -> None:
     write_run(tmp_path, ["layer:1"])
     write_heads(tmp_path, {"x": np.arange(7.0)})
-    run = load_run(tmp_path)
+    run = load_files(tmp_path)
     assert list(run.described("heads")) == ["baseline"]
     write_heads(tmp_path, {"x": np.arange(7.0)}, "layer:1")
     write_heads(tmp_path, {"x": np.zeros(7)}, name="heads_change.csv")
@@ -52,14 +52,14 @@ def test_a_description_is_read_model_by_model(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there_are_none(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["layer:1"]))
+    run = load_files(write_run(tmp_path, ["layer:1"]))
     assert run.table("heads.csv") is None
     assert run.arrays("similarity.npz") == {}
     assert run.described("spectrum") == {}
 
 
 def test_arrays_are_read_as_they_were_written(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["layer:1"]))
+    run = load_files(write_run(tmp_path, ["layer:1"]))
     written = {"a": np.arange(6.0).reshape(2, 3), "scope": np.asarray("within")}
     write_arrays(tmp_path / "similarity.npz", written)
     found = run.arrays("similarity.npz")
@@ -71,7 +71,7 @@ def test_arrays_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_run_without_one_of_its_files_is_refused_with_its_name(tmp_path: Path, name: str) -> None:
     (write_run(tmp_path, ["layer:1"]) / name).unlink()
     with pytest.raises(UsageError, match=f"is not the directory of a finished run: {name} is missing"):
-        load_run(tmp_path)
+        load_files(tmp_path)
 
 
 # -- folders into which two runs have written --------------------------------------------------------------------------
@@ -88,10 +88,10 @@ def finished(folder: Path, spec: str, **record: Any) -> Path:
 @pytest.mark.parametrize("name", ["masks.csv", "masks.json"])
 def test_a_table_of_another_run_is_refused(tmp_path: Path, name: str) -> None:
     mine, other = finished(tmp_path / "mine", "layer:0", command="headprobe test"), finished(tmp_path / "o", "layer:2")
-    assert load_run(mine).masks[1]["mask"] == "layer:0"
+    assert load_files(mine).masks[1]["mask"] == "layer:0"
     shutil.copyfile(other / name, mine / name)
     with pytest.raises(UsageError, match=rf"does not belong to the {name} beside it.*\(headprobe test\).*mine'"):
-        load_run(mine)
+        load_files(mine)
 
 
 def test_a_run_of_the_same_masks_on_another_model_is_refused(tmp_path: Path) -> None:
@@ -99,20 +99,20 @@ def test_a_run_of_the_same_masks_on_another_model_is_refused(tmp_path: Path) -> 
     text = (mine / "masks.csv").read_text().replace("layer:0,zero,0", "layer:0,zero,0", 1)
     (mine / "masks.csv").write_text(text.replace(",40,", ",39,", 1))
     with pytest.raises(UsageError, match=r"does not belong to the masks\.csv"):
-        load_run(mine)
+        load_files(mine)
 
 
 def test_line_ends_that_git_changes_are_no_other_run(tmp_path: Path) -> None:
     mine = finished(tmp_path, "layer:0")
     (mine / "masks.csv").write_bytes((mine / "masks.csv").read_bytes().replace(b"\n", b"\r\n"))
-    assert load_run(mine).masks[1]["mask"] == "layer:0"
+    assert load_files(mine).masks[1]["mask"] == "layer:0"
 
 
 def test_the_masks_of_a_record_without_digests_are_compared(tmp_path: Path) -> None:
-    assert load_run(write_run(tmp_path, ["layer:0"], variants=[["layer:0", "digest", "zero", 0]]))
+    assert load_files(write_run(tmp_path, ["layer:0"], variants=[["layer:0", "digest", "zero", 0]]))
     write_run(tmp_path, ["layer:0"], variants=[["layer:2", "digest", "zero", 0]])
     with pytest.raises(UsageError, match=r"does not belong to the masks\.csv"):
-        load_run(tmp_path)
+        load_files(tmp_path)
 
 
 def test_nothing_grows_by_a_run_that_is_a_mixture(tmp_path: Path) -> None:

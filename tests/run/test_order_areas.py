@@ -11,7 +11,7 @@ from headprobe.metrics.accuracy.agreement import mean_of_sums
 from headprobe.metrics.accuracy.jackknife import images_and_draws_interval, leave_one_out
 from headprobe.metrics.accuracy.paired_tests import drop_interval_pp
 from headprobe.run.curves import curve_rows
-from headprobe.run.load import Row, Run, load_run, read_run
+from headprobe.run.load import Row, RunFiles, load_files, read_files
 from headprobe.run.order_areas import area_weights, order_rows, removable
 from headprobe.run.results import write_rows
 from tests.run.small_runs import IMAGES, write_run
@@ -20,12 +20,12 @@ from tests.run.test_curves import grown
 Array = NDArray[np.float64]
 
 
-def row_of(run: Run, order: str, ablation: str = "zero") -> Row:
+def row_of(run: RunFiles, order: str, ablation: str = "zero") -> Row:
     (row,) = [row for row in order_rows(run) if (row["order"], row["ablation"]) == (order, ablation)]
     return row
 
 
-def curve(run: Run, order: str) -> tuple[list[int], list[float]]:
+def curve(run: RunFiles, order: str) -> tuple[list[int], list[float]]:
     """Heads removed and accuracies, the baseline in front."""
     rows = [row for row in curve_rows(run) if row["order"] == order]
     base = float(run.masks[0]["top1"])
@@ -51,7 +51,7 @@ def test_the_area_is_the_mean_height_of_the_curve(tmp_path: Path, rest: str) -> 
 
 
 def test_the_limits_of_an_area_are_the_jackknifes_over_groups(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0"]))
     row = row_of(run, "random_seed_0")
     groups = run.arrays("groups.npz")
     names = ["none", *(f"random:{count}:0" for count in range(1, 8))]
@@ -68,7 +68,7 @@ def test_the_limits_of_an_area_are_the_jackknifes_over_groups(tmp_path: Path) ->
 
 
 def test_the_mean_of_random_orders_has_the_mean_of_their_areas(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["grow:random:0-9"]))
+    run = load_files(write_run(tmp_path, ["grow:random:0-9"]))
     seeds = [float(row_of(run, f"random_seed_{seed}")["area"]) for seed in range(10)]
     row = row_of(run, "random")
     assert row["orders"] == 10
@@ -102,19 +102,19 @@ def test_an_order_beside_fixed_heads_is_compared_with_random_orders_beside_the_s
     before = write_run(tmp_path / "before", ["each:head"])
     specs = [f"layer:0+grow:{before}:nll_rise", "layer:0+grow:random:0-5", "grow:random:0-5"]
     (tmp_path / "run").mkdir()
-    run = load_run(write_run(tmp_path / "run", specs))
+    run = load_files(write_run(tmp_path / "run", specs))
     beside = [float(row_of(run, f"layer_0_random_seed_{seed}")["area"]) for seed in range(6)]
     row = row_of(run, "layer_0_grow_nll_rise_least")
     assert row["minus_random"] == pytest.approx(float(row["area"]) - np.mean(beside))
 
 
-def with_drops(folder: Path, drops: list[float], highs: list[float]) -> Run:
+def with_drops(folder: Path, drops: list[float], highs: list[float]) -> RunFiles:
     """Give the masks of one order these drops and upper limits."""
-    run = read_run(write_run(folder, ["grow:random:0"]))
+    run = read_files(write_run(folder, ["grow:random:0"]))
     for row, drop, high in zip(run.masks[1:], drops, highs, strict=True):
         row |= {"drop_pp": drop, "drop_high_pp": high}
     write_rows(folder / "masks.csv", run.masks)
-    return read_run(folder)
+    return read_files(folder)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_a_number_of_heads_that_can_go_surely_costs_more_in_at_most_one_run_of_f
 
 
 def test_a_range_of_random_orders_says_nothing_surely(tmp_path: Path) -> None:
-    few = row_of(load_run(write_run(tmp_path, ["grow:random:0-4"])), "random")
+    few = row_of(load_files(write_run(tmp_path, ["grow:random:0-4"])), "random")
     assert np.isnan(float(few["removable_5pp_surely"]))
-    many = row_of(load_run(write_run(tmp_path, ["grow:random:0-9"])), "random")
+    many = row_of(load_files(write_run(tmp_path, ["grow:random:0-9"])), "random")
     assert int(many["removable_5pp_surely"]) <= int(many["removable_5pp"])
 
 

@@ -14,7 +14,7 @@ from headprobe.files import write_text
 from headprobe.masks.spec import MaskSpec, Variant, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
-from headprobe.run.load import load_run
+from headprobe.run.load import load_files
 from headprobe.run.results import class_rows, variant_rows, write_masks, write_record, write_rows
 
 HEADS = (2, 2, 2)
@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_rows(tmp_path / "masks.csv", rows)
     write_masks(tmp_path / "masks.json", masks)
     write_record(tmp_path, {"status": "done"})
-    run = load_run(tmp_path)
+    run = load_files(tmp_path)
     assert run.record == {"status": "done"}
     assert run.heads["head:1.0"] == [(1, 0)]
     for found, written in zip(run.masks, rows, strict=True):
@@ -150,7 +150,7 @@ def test_class_drops_add_up_to_the_whole_drop() -> None:
 
 def test_a_directory_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not the directory of a finished run: run\.json is missing"):
-        load_run(tmp_path)
+        load_files(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from headprobe.metrics.accuracy.shapley import along_order, exact_values, mean_of_samples
 from headprobe.run.games import games
 from headprobe.run.interactions import interaction_rows
-from headprobe.run.load import Run, load_run
+from headprobe.run.load import RunFiles, load_files
 from headprobe.run.shapley import shapley_rows
 from tests.cli_runs import QUICK, Ended, command
 
@@ -25,12 +25,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def run(ended: Ended) -> Run:
+def run(ended: Ended) -> RunFiles:
     assert ended.code == 0, ended.err
-    return load_run(ended.directory())
+    return load_files(ended.directory())
 
 
-def test_the_files_are_those_made_from_the_run_later(run: Run) -> None:
+def test_the_files_are_those_made_from_the_run_later(run: RunFiles) -> None:
     for name, rows in (("interactions.csv", interaction_rows(games(run))), ("shapley.csv", shapley_rows(games(run)))):
         table = run.table(name)
         assert table is not None
@@ -53,7 +53,7 @@ def test_a_run_without_sets_writes_and_says_nothing_of_them(tmp_path_factory: py
     assert "interactions" not in plain.out
 
 
-def test_values_of_layers_add_up_to_the_rise_of_all_heads(run: Run) -> None:
+def test_values_of_layers_add_up_to_the_rise_of_all_heads(run: RunFiles) -> None:
     for column in ("nll_rise", "drop_pp"):
         rows = [row for row in shapley_rows(games(run)) if row["quantity"] == column]
         (everything,) = [float(row[column]) for row in run.masks if row["mask"] == "layer:0-5"]
@@ -61,7 +61,7 @@ def test_values_of_layers_add_up_to_the_rise_of_all_heads(run: Run) -> None:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_sampler_finds_the_exact_values_of_layers_within_its_intervals(run: Run, reverse: bool) -> None:
+def test_the_sampler_finds_the_exact_values_of_layers_within_its_intervals(run: RunFiles, reverse: bool) -> None:
     """The sampled orders are drawn again and again: 95% of the intervals over orders should hold the exact values."""
     (game,) = games(run)
     assert game.sets_of_layers is not None

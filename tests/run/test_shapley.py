@@ -8,7 +8,7 @@ import pytest
 
 from headprobe.masks.draws import random_order
 from headprobe.run.games import games
-from headprobe.run.load import Row, Run, load_run
+from headprobe.run.load import Row, RunFiles, load_files
 from headprobe.run.shapley import shapley_in_words, shapley_rows, too_few_orders
 from tests.run.small_runs import HEADS, IMAGES, keep_one_group, write_run
 
@@ -17,16 +17,16 @@ COLUMNS = ("value", "value_low", "value_high", "value_se_orders", "value_se_imag
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     specs = ["grow:random:0-5", "keep:grow:random:0-1", "subsets:layer"]
-    return load_run(write_run(tmp_path_factory.mktemp("run"), specs, ["zero", "resample:2"]))
+    return load_files(write_run(tmp_path_factory.mktemp("run"), specs, ["zero", "resample:2"]))
 
 
-def rows_of(run: Run, **wanted: str) -> list[Row]:
+def rows_of(run: RunFiles, **wanted: str) -> list[Row]:
     return [row for row in shapley_rows(games(run)) if all(row[name] == value for name, value in wanted.items())]
 
 
-def rises(run: Run, ablation: str, column: str) -> dict[frozenset[tuple[int, int]], float]:
+def rises(run: RunFiles, ablation: str, column: str) -> dict[frozenset[tuple[int, int]], float]:
     """By set of heads the mean of draws, from masks.csv; of one set under two names the first."""
     found: dict[frozenset[tuple[int, int]], tuple[str, list[float]]] = {}
     for row in run.masks[1:]:
@@ -37,7 +37,7 @@ def rises(run: Run, ablation: str, column: str) -> dict[frozenset[tuple[int, int
     return {heads: float(np.mean(values)) for heads, (_, values) in found.items()} | {frozenset(): 0.0}
 
 
-def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
+def test_the_table_is_computed_again_from_the_files(run: RunFiles) -> None:
     again, table = shapley_rows(games(run)), run.table("shapley.csv")
     assert table is not None
     assert list(table) == list(again[0])
@@ -47,7 +47,7 @@ def test_the_table_is_computed_again_from_the_files(run: Run) -> None:
 
 @pytest.mark.parametrize("quantity", ["nll_rise", "drop_pp"])
 @pytest.mark.parametrize("ablation", ["zero", "resample"])
-def test_a_head_is_worth_what_it_adds_along_the_orders(run: Run, ablation: str, quantity: str) -> None:
+def test_a_head_is_worth_what_it_adds_along_the_orders(run: RunFiles, ablation: str, quantity: str) -> None:
     value = rises(run, ablation, quantity)
     samples = []
     for seed in range(6):
@@ -69,13 +69,13 @@ def test_a_head_is_worth_what_it_adds_along_the_orders(run: Run, ablation: str, 
 
 @pytest.mark.parametrize("players", ["heads", "layers"])
 @pytest.mark.parametrize("quantity", ["nll_rise", "drop_pp"])
-def test_the_values_add_up_to_the_rise_of_all_heads_masked(run: Run, players: str, quantity: str) -> None:
+def test_the_values_add_up_to_the_rise_of_all_heads_masked(run: RunFiles, players: str, quantity: str) -> None:
     for ablation in ("zero", "resample"):
         total = sum(float(row["value"]) for row in rows_of(run, players=players, ablation=ablation, quantity=quantity))
         assert total == pytest.approx(rises(run, ablation, quantity)[frozenset(EVERY)], abs=1e-9)
 
 
-def test_layers_are_exact_the_mean_over_all_orders_of_layers(run: Run) -> None:
+def test_layers_are_exact_the_mean_over_all_orders_of_layers(run: RunFiles) -> None:
     value = rises(run, "zero", "nll_rise")
     layers = [frozenset(head for head in EVERY if head[0] == layer) for layer in range(len(HEADS))]
     added = np.zeros((6, 3))
@@ -89,7 +89,7 @@ def test_layers_are_exact_the_mean_over_all_orders_of_layers(run: Run) -> None:
     assert all(np.isnan(float(row["head"])) and row["orders"] == 0 and row["value_se_orders"] == 0 for row in found)
 
 
-def test_an_interval_joins_both_errors(run: Run) -> None:
+def test_an_interval_joins_both_errors(run: RunFiles) -> None:
     for row in rows_of(run, players="heads", quantity="nll_rise"):
         value, low, high, orders, images = (float(row[name]) for name in COLUMNS)
         assert high - value == pytest.approx(value - low)
@@ -99,7 +99,7 @@ def test_an_interval_joins_both_errors(run: Run) -> None:
 
 @pytest.mark.parametrize("orders", [1, 4])
 def test_fewer_than_five_samples_are_refused_in_words(tmp_path: Path, orders: int) -> None:
-    run = load_run(write_run(tmp_path, [f"grow:random:0-{orders - 1}", f"keep:grow:random:0-{orders - 1}"]))
+    run = load_files(write_run(tmp_path, [f"grow:random:0-{orders - 1}", f"keep:grow:random:0-{orders - 1}"]))
     assert shapley_rows(games(run)) == []
     assert run.table("shapley.csv") is None
     line = too_few_orders(games(run))
@@ -109,32 +109,32 @@ def test_fewer_than_five_samples_are_refused_in_words(tmp_path: Path, orders: in
 
 @pytest.mark.parametrize("specs", [["each:head"], ["random:2-6/2:0-4"], ["subsets:layer"]])
 def test_runs_without_whole_orders_say_nothing_of_heads(tmp_path: Path, specs: list[str]) -> None:
-    played = games(load_run(write_run(tmp_path, specs)))
+    played = games(load_files(write_run(tmp_path, specs)))
     assert too_few_orders(played) == ""
     assert [row for row in shapley_rows(played) if row["players"] == "heads"] == []
 
 
 def test_reversed_orders_alone_are_samples_too(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["keep:grow:random:0-4", "all"]))
+    run = load_files(write_run(tmp_path, ["keep:grow:random:0-4", "all"]))
     assert {(row["orders"], row["reversed"]) for row in rows_of(run, players="heads")} == {(5, 0)}
 
 
 def test_a_set_of_layers_that_is_missing_leaves_no_values_of_layers(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path, ["each:layer", "layer:0,1", "layer:0,2", "all"]))
+    run = load_files(write_run(tmp_path, ["each:layer", "layer:0,1", "layer:0,2", "all"]))
     assert shapley_rows(games(run)) == []
-    run = load_run(write_run(tmp_path / "all", ["each:layer", "layer:0,1", "layer:0,2", "layer:1,2", "all"]))
+    run = load_files(write_run(tmp_path / "all", ["each:layer", "layer:0,1", "layer:0,2", "layer:1,2", "all"]))
     assert len(rows_of(run, players="layers", quantity="nll_rise")) == 3
 
 
 def test_one_image_has_values_without_intervals(tmp_path: Path) -> None:
     keep_one_group(write_run(tmp_path, ["grow:random:0-4", "subsets:layer"]))
-    found = shapley_rows(games(load_run(tmp_path)))
+    found = shapley_rows(games(load_files(tmp_path)))
     assert len(found) == 2 * (len(EVERY) + 3)
     assert np.isfinite([float(row["value"]) for row in found]).all()
     assert np.isnan([float(row["value_low"]) for row in found]).all()
 
 
-def test_one_line_says_what_the_values_are_of(run: Run) -> None:
+def test_one_line_says_what_the_values_are_of(run: RunFiles) -> None:
     assert shapley_in_words(shapley_rows(games(run))) == (
         "shapley.csv: Shapley values of heads by 6 random orders, 2 of them with their reverse; of layers exactly, by "
         "all their sets"
