@@ -96,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             publish(found, options.json)
     for case in chosen:
         found[case.name]["right"] = judge(case, found, options)
-    publish(found, options.json)
-    return int(not all(one["right"] for one in found.values()))
+    wrong = [name for name, one in found.items() if not one["right"]]
+    publish({"not right": wrong, **found}, options.json)
+    return int(bool(wrong))
 
 
 def judge(case: Case, found: dict[str, dict[str, Any]], options: Any) -> bool:
