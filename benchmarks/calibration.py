@@ -22,6 +22,7 @@ from headprobe.module import HeadProbe
 
 PLAIN, WITHOUT = "plain forward", "the step without sums"
 SCORES = "scores of heads"
+CPU = torch.device("cpu")
 FITTED = ((MEAN,), (MEAN, LINEAR), (POSITION,), (MEAN, LINEAR, POSITION))
 """Kinds of ablation that are fitted together."""
 
@@ -34,9 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if weights is not None and not Path(weights).exists():
         weights = None
     try:
-        passes = cases(options.model, weights, options.batch)
+        device = torch.device(options.device)
+        passes = cases(options.model, weights, options.batch, device)
         with torch.inference_mode():
-            times = take_turns(passes, options.repeats)
+            times = take_turns(passes, options.repeats, device)
     except (UsageError, RunError) as error:
         raise SystemExit(str(error)) from None
     rows = compare(times, PLAIN)
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model": options.model,
         "weights": "random" if weights is None else Path(weights).parent.name,
         "batch": options.batch,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": options.threads,
         "repeats": options.repeats,
         "torch": torch.__version__,
@@ -56,6 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="name of a timm model")
     parser.add_argument("--weights", help="its weights (safetensors); by default DeiT-Ti's in ../shared, else random")
     parser.add_argument("--batch", type=int, default=32, help="images of noise per pass")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9, help="rounds, each of them one pass of every case")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
@@ -64,25 +68,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def cases(model: str, weights: str | None, batch: int) -> dict[str, Callable[[], None]]:
+def cases(model: str, weights: str | None, batch: int, device: torch.device = CPU) -> dict[str, Callable[[], None]]:
     """Return a pass of each case over the same images, by name."""
     probes: dict[str, HeadProbe] = {}
     for kinds in ((MEAN,), *FITTED):
         name = ", ".join(kinds) if probes else WITHOUT
         torch.manual_seed(0)
-        probe = HeadProbe(model, weights, pretrained=False).eval()
+        probe = HeadProbe(model, weights, pretrained=False).to(device).eval()
         probe.choose_masks("layer:0", list(kinds))
-        probe.begin_calibration(batch)
+        with torch.inference_mode():  # on a GPU a pass is rehearsed
+            probe.begin_calibration(batch)
         if name == WITHOUT:
             probe.statistics = ()
             probe.begin_units(1)
             probe.plan_passes(batch)
         probes[name] = probe
-    probes[SCORES] = scoring = HeadProbe(model, weights, pretrained=False).eval()
+    probes[SCORES] = scoring = HeadProbe(model, weights, pretrained=False).to(device).eval()
     scoring.choose_masks("none", score_heads=True)
-    scoring.begin_calibration(batch)
+    with torch.inference_mode():
+        scoring.begin_calibration(batch)
     size = probes[WITHOUT].data_config["input_size"]
     images = torch.randint(0, 256, (batch, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = images.to(device)
     backbone, ready = probes[WITHOUT].backbone, probes[WITHOUT].normalised(images)
 
     def plain() -> None:
@@ -93,7 +100,7 @@ def cases(model: str, weights: str | None, batch: int) -> dict[str, Callable[[],
 
 def steps(probe: HeadProbe, images: Tensor) -> Callable[[], None]:
     """Return a step that calibrates: a batch of one long unit, each time with new row numbers."""
-    labels, done = torch.zeros(len(images), dtype=torch.int64), 0
+    labels, done = torch.zeros(len(images), dtype=torch.int64, device=images.device), 0
 
     def step() -> None:
         nonlocal done
@@ -104,7 +111,7 @@ def steps(probe: HeadProbe, images: Tensor) -> Callable[[], None]:
     return step
 
 
-def take_turns(runs: dict[str, Callable[[], None]], repeats: int) -> Times:
+def take_turns(runs: dict[str, Callable[[], None]], repeats: int, device: torch.device = CPU) -> Times:
     """Return the times of each case and round, after one round to warm up; the order is reversed every round."""
     times: Times = {name: [] for name in runs}
     order = list(runs)
@@ -113,6 +120,8 @@ def take_turns(runs: dict[str, Callable[[], None]], repeats: int) -> Times:
         for name in order:
             began, began_cpu = time.perf_counter(), time.process_time()
             runs[name]()
+            if device.type == "cuda":  # what is on the device is not done when the call returns
+                torch.cuda.synchronize(device)
             spent = time.perf_counter() - began, time.process_time() - began_cpu
             if round_ >= 0:
                 times[name].append(spent)

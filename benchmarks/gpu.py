@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(f"benchmarks.gpu: error: at most {MOST_DIFFERENT} is allowed; nothing is timed", file=sys.stderr)
     print(json.dumps(numbers))
+    if options.json is not None:
+        options.json.write_text(json.dumps(numbers) + "\n")
     return int(not right)
 
 
@@ -65,6 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=128, help="images of one timed sweep, at least")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--matrix", type=int, default=8192, help="rows and columns of the product that is the peak")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     refuse_below_one(parser, options, "images", "repeats", "matrix")
     if min([*options.batch, *options.rows, options.check_images]) < 1:

@@ -51,13 +51,23 @@ def test_the_row_budget_changes_no_integer(tmp_path: Path) -> None:
         assert getattr(wide, name).tolist() == getattr(narrow, name).tolist(), name
 
 
-def test_out_of_memory_halves_the_rows_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),  # of the driver, as where a kernel is loaded
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_halves_the_rows_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     expected = score(HeadProbe(row_budget=40), tmp_path)
     forward = GrowingPass._forward
 
     def small_memory(self: GrowingPass, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:
         if len(images) * (1 + len(wave)) > 12:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(self, images, wave, whole)
 
     probe = HeadProbe(row_budget=40)

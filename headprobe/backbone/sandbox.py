@@ -241,10 +241,21 @@ def _ieee_float32() -> Iterator[None]:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    # of a GPU's libraries, which take memory beside torch's own
+    "cuda error: out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+"""Texts of errors for which torch has no class of its own."""
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether memory has ended; on a CPU torch raises no class of its own for it, so the text decides."""
+    """Return whether memory has ended; where torch raises no class of its own for it, the text decides."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or any(known in text for known in NO_MEMORY)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
