@@ -57,9 +57,8 @@ class ExampleMaps:
             kept[row].thumbnail = thumbnail_of(batch.images[image])
             kept[row].label = int(batch.labels[image])
             # bytes in the name of a file that are no text are written as escapes
-            kept[row].source = (
-                (batch.sources[image] if batch.sources else "").encode(errors="backslashreplace").decode()
-            )
+            source = batch.sources[image] if batch.sources else ""
+            kept[row].source = source.encode(errors="backslashreplace").decode()
             logits = batch.logits[image]
             if bool(logits.isfinite().all()):
                 place = int(top_five(logits)[0])
