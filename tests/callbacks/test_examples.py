@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(data: Path) -> Found:
     return arrays(forked.run(data / "alone", *DESCRIBE, "--records"))
+
+
+def test_every_array_is_documented(alone: Found) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/describe_heads.md").read_text(encoding="utf-8")
+    section = text.partition("\n## examples.npz\n")[2].partition("| `kind` |")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert {re.sub(r"layer_\d+", "layer_NNN", name) for name in alone} == named
 
 
 def test_two_processes_write_what_one_does_to_the_bit(data: Path, alone: Found) -> None:

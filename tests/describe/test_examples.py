@@ -47,8 +47,8 @@ def chosen(found: Arrays) -> list[tuple[int, int]]:
 def assert_maps(found: Arrays, layer: int, truth: oracles.Array) -> None:
     """Compare a layer's maps with `[images, heads, rows, columns]`."""
     largest = truth.max(axis=(2, 3))
-    np.testing.assert_allclose(found[f"layer_{layer:03d}_max"], largest, rtol=1e-4)
-    stored = found[f"layer_{layer:03d}"] / 255
+    np.testing.assert_allclose(found[f"layer_{layer:03d}_max"].astype(float), largest, rtol=1e-4)
+    stored = found[f"layer_{layer:03d}"].astype(float) / 255
     np.testing.assert_allclose(stored, truth / largest[..., None, None], rtol=0, atol=HALF_A_STEP)
     assert (found[f"layer_{layer:03d}"].max(axis=(2, 3)) == 255).all()
 
@@ -300,8 +300,13 @@ def test_an_image_that_was_observed_and_never_judged_is_no_example() -> None:
 
 def test_no_image_but_an_example_has_its_map_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     probe, images = model("vit")
-    calls: list[int] = []
-    monkeypatch.setattr("headprobe.describe.examples.as_bytes", lambda maps: (calls.append(1), as_bytes(maps))[1])
+    calls: list[Tensor] = []
+
+    def counting(maps: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(maps)
+        return as_bytes(maps)
+
+    monkeypatch.setattr("headprobe.describe.examples.as_bytes", counting)
     statistic = AttentionSums(examples=1)
     prepare(probe, [statistic], units=1, batch=12)
     feed(probe, images, [12], batch=12)
