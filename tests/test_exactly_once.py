@@ -139,7 +139,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_numbers(
     resumed.append(json.loads((results / "run.json").read_text())["units_resumed"])
     for name in TABLES[job]:
         assert (results / name).read_bytes() == (expected.directory() / name).read_bytes(), name
-    for name in ("similarity.npz", "offset_maps.npz") if job == DESCRIBE else ():
+    for name in ("similarity.npz", "offset_maps.npz", "examples.npz") if job == DESCRIBE else ():
         assert same_arrays(results / name, expected.directory() / name)
     for file in sorted((expected.directory() / "records").glob("*")):
         assert (results / "records" / file.name).read_bytes() == file.read_bytes()
