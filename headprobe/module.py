@@ -308,7 +308,7 @@ class HeadProbe(lightning.LightningModule):
             found.append(Decision("optimal", in_words(self.calibration.about[OPTIMAL]), shown=True))
         if self.rescored_orders:
             text = (
-                f"scores are computed anew after each tenth of the heads, of the model without these by {self._gone_by}"
+                f"scores are computed anew after each tenth of the heads, of the model without these by {self.gone_by}"
             )
             one = "; one order for all ablations" * (len(self.ablations) > 1)
             found.append(Decision(RESCORED_ORDERS, text + one, shown=True))
@@ -440,14 +440,14 @@ class HeadProbe(lightning.LightningModule):
         from headprobe.calibration.rescoring import Rescoring, distinct  # here: few runs need it
 
         orders = distinct(self.rescored_orders, sum(self.layout.heads_per_layer))
-        rescoring = Rescoring(orders, self.layout, self.calibration, self._gone_by)
+        rescoring = Rescoring(orders, self.layout, self.calibration, self.gone_by)
         if rescoring.now is None:
             self.calibration = rescoring.found()
         else:
             self.rescoring = rescoring
 
     @property
-    def _gone_by(self) -> str:
+    def gone_by(self) -> str:
         """The kind of ablation that fills the heads which an order has masked while others are scored anew."""
         from headprobe.calibration.rescoring import rescoring_kind
 
@@ -495,8 +495,12 @@ class HeadProbe(lightning.LightningModule):
         self._begin_passes()
 
     def begin_calibration(self, batch_size: int) -> RowPlan:
-        """Begin to calibrate on a unit of noise, for dry runs."""
-        self.calibrating, self.statistics = True, self._calibrating_statistics()
+        """Begin to calibrate on a unit of noise, or a round of `rescoring`, for dry runs."""
+        self.calibrating = True
+        if self.rescoring is None:
+            self.statistics = self._calibrating_statistics()
+        else:
+            self.statistics = self.rescoring.statistics(self.backbone)
         self.begin_units(1)
         self.plan_passes(batch_size)
         self.observe_heads()

@@ -9,7 +9,7 @@ for. So the scores are those of a model that is really smaller.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -249,3 +249,18 @@ class Rescoring:
         with torch.inference_mode(False):
             variant = Variant(NamedMask("", self._mask, (), "", 0), self.kind)
             self._fills = replacements_of([variant], self.layout, self.calibration)
+
+
+def stand_in_round(clause: GrowColumn, layout: HeadLayout, calibration: Calibration, kind: str) -> Rescoring:
+    """Return a round of an order that was scored on nothing: with it a dry run costs what a run costs.
+
+    Args:
+        clause: The order.
+        layout: The model's attention layers.
+        calibration: Constants that were fitted on nothing.
+        kind: What fills masked slots.
+    """
+    name = clause.column.text
+    layers = [replace(layer, scores={name: np.zeros(len(layer.mean))}) for layer in calibration.layers]
+    heads = sum(layout.heads_per_layer)
+    return Rescoring([(clause, heads)], layout, Calibration(layers, calibration.about), kind)
