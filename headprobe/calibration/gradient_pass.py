@@ -85,7 +85,7 @@ def gradient_pass(
     with _slots_in_graph(growing.backbone, growing.layout) as slots:
         with seen_by_norm(growing.backbone, scoring.readout) as seen:
             logits = growing.logits(images, plan, taps)
-        if not bool(labelled.any()):
+        if not bool(labelled.any()) or not slots:  # heads that are masked in the operator have no slot of their own
             return logits.detach(), []
         loss = loss_of(logits[:, labelled], labels[labelled]).sum()
         if not loss.requires_grad:
