@@ -370,7 +370,7 @@ def test_heads_masked_in_the_operator_are_out_of_the_rounds_too() -> None:
         "mvitv2_tiny", pretrained=False, num_classes=10, options={"img_size": 64}, semantics="attention"
     ).eval()
     images = noise(probe, 7)
-    probe.choose_masks("grow:calibration:stable_rank:least:rescored:4", "zero")
+    probe.choose_masks("grow:calibration:variance_after_projection:least:rescored", "zero")
     assert any(layer.masked_at_operator for layer in probe.layout.layers)
     probe.calibration = calibrated(probe, images)
     probe.begin_rescoring()

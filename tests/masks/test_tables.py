@@ -250,7 +250,7 @@ def test_a_path_without_a_table_is_refused(tmp_path: Path) -> None:
 
 def test_an_order_that_is_scored_anew_has_a_name_and_a_curve_of_its_own() -> None:
     spec = MaskSpec("grow:calibration:stable_rank:most:rescored:2-4/2")
-    assert spec.canonical == "grow:calibration:stable_rank:most:rescored:2-4/2"
+    assert spec.canonical == "grow:calibration:stable_rank:most:rescored:2,4"
     assert spec.needs_scores
     scores = {"stable_rank": {(layer, head): float(head) for layer in range(2) for head in range(3)}}
     order = [(1, 2), (0, 0), (1, 1), (0, 2)]
