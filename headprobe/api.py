@@ -30,7 +30,7 @@ from headprobe.calibration.constants import Calibration, read_calibration, refus
 from headprobe.calibration.fills import replacements_of
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, RESAMPLE, ZERO, Ablations
-from headprobe.masks.spec import MaskSpec, Scores, Variant, expand_all
+from headprobe.masks.spec import NO_ORDERS, MaskSpec, Scores, Variant, expand_all
 from headprobe.text import counted
 
 
@@ -104,7 +104,8 @@ def ablate(
         layout = find_heads(model, _input_size(model, input_size), _name(model), semantics)
         given = None if calibration is None else _read(calibration)
         scores = _scores(spec, given)
-        variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation), scores)
+        orders = given.orders if scores is not None and given is not None else NO_ORDERS
+        variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation), scores, orders)
         if len(variants) != 1:
             raise UsageError(
                 f"ablate takes a spec of one mask and one ablation, got {spec} under {ablation} with "

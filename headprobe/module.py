@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,7 @@ from headprobe.backbone.masking.replacement import Constant, Replacement, refuse
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
+    RESCORED_ORDERS,
     Calibration,
     check_finite,
     from_bytes,
@@ -45,7 +48,8 @@ from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Judged, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
 from headprobe.masks.ablations import FITTED, LINEAR, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
-from headprobe.masks.spec import MaskSpec, Scores, Variant, expand_all
+from headprobe.masks.orders import GrowColumn
+from headprobe.masks.spec import NO_ORDERS, MaskSpec, Orders, Scores, Variant, expand_all
 from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores, why_no_e_value
@@ -56,6 +60,9 @@ from headprobe.units.coverage import Coverage, bad_calibration_message, check_co
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
 from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums, gather_nodes
+
+if TYPE_CHECKING:
+    from headprobe.calibration.rescoring import Rescoring
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
@@ -195,6 +202,7 @@ class HeadProbe(lightning.LightningModule):
         self.calibration: Calibration | None = None  # what fills slots now
         self.given_calibration: Calibration | None = None
         self.calibrating = False
+        self.rescoring: Rescoring | None = None  # under way while heads are scored anew, round by round
         self.search: Search | None = None  # under way while optimal constants are sought, round by round
         self.donor_labels: CountDonorLabels | None = None
         self.valid_classes: Tensor | None = None
@@ -251,9 +259,10 @@ class HeadProbe(lightning.LightningModule):
         self._expand(None)
         refuse_kinds(self.layout, {variant.ablation for variant in self.variants})
 
-    def _expand(self, scores: Scores | None) -> None:
+    def _expand(self, scores: Scores | None, orders: Orders = NO_ORDERS) -> None:
         """Make the variants of the specs; without scores those that are ordered by one mask any heads."""
-        self.variants = expand_all(self.specs, self.layout.heads_per_layer, self.source.name, self.ablations, scores)
+        heads = self.layout.heads_per_layer
+        self.variants = expand_all(self.specs, heads, self.source.name, self.ablations, scores, orders)
         keep = [variant.mask.mask.keep() for variant in self.variants]  # each [layers, max heads]
         empty = torch.ones(0, len(self.layout.layers), max(self.layout.heads_per_layer), dtype=torch.bool)
         self.head_mask = torch.stack(keep) if keep else empty
@@ -297,6 +306,12 @@ class HeadProbe(lightning.LightningModule):
             found += _of_calibration(self.calibration, self.fitted_kinds)
         if self.calibration is not None and OPTIMAL in self.calibration.about:
             found.append(Decision("optimal", in_words(self.calibration.about[OPTIMAL]), shown=True))
+        if self.rescored_orders:
+            text = (
+                f"scores are computed anew after each tenth of the heads, of the model without these by {self.gone_by}"
+            )
+            one = "; one order for all ablations" * (len(self.ablations) > 1)
+            found.append(Decision(RESCORED_ORDERS, text + one, shown=True))
         if self.why_no_e_value:
             found.append(Decision("log_e_value", f"not given: {self.why_no_e_value} (docs/results.md)"))
         return found
@@ -380,9 +395,11 @@ class HeadProbe(lightning.LightningModule):
         """
         calibrated, self.calibrating = self.calibrating, stage == "validate"
         if not self.calibrating:
-            self.search = None  # one that broke off
+            self.search = self.rescoring = None  # one that broke off
         if self.search is not None:
             self.statistics = ()
+        elif self.rescoring is not None:
+            self.statistics = self.rescoring.statistics(self.backbone)
         elif self.calibrating:
             self.calibration, self.statistics = None, self._calibrating_statistics()
         elif calibrated:
@@ -404,7 +421,38 @@ class HeadProbe(lightning.LightningModule):
                 "masks in the order of a score need a calibration: use headprobe.ProbeTrainer, or give "
                 f"use_calibration a run with scores, got {ordered[0]} without one"
             )
-        self._expand(self.calibration.scores)
+        self._expand(self.calibration.scores, self.calibration.orders)
+
+    @property
+    def round_name(self) -> str:
+        """What a round of this stage is for, as units are kept: `rescored` or `optimal`; empty where there is none."""
+        return RESCORED_ORDERS if self.rescoring is not None else OPTIMAL if self.search is not None else ""
+
+    @property
+    def rescored_orders(self) -> list[GrowColumn]:
+        """The orders of the specs whose scores are computed anew step by step."""
+        return [clause for spec in self.specs for clause in spec.rescored]
+
+    def begin_rescoring(self) -> None:
+        """Begin to score heads anew after each step of the orders that want it, once the first scores are there."""
+        if self.calibration is None or not self.rescored_orders:
+            return
+        from headprobe.calibration.rescoring import Rescoring, distinct  # here: few runs need it
+
+        orders = distinct(self.rescored_orders, sum(self.layout.heads_per_layer))
+        rescoring = Rescoring(orders, self.layout, self.calibration, self.gone_by)
+        if rescoring.now is None:
+            self.calibration = rescoring.found()
+        else:
+            self.rescoring = rescoring
+
+    @property
+    def gone_by(self) -> str:
+        """The kind of ablation that fills the heads which an order has masked while others are scored anew."""
+        from headprobe.calibration.rescoring import rescoring_kind
+
+        given = {} if self.given_calibration is None else self.given_calibration.about.get(RESCORED_ORDERS, {})
+        return str(given.get("ablation", rescoring_kind(self.ablations)))
 
     def _calibrating_statistics(self) -> tuple[HeadStatistic, ...]:
         """Return what a calibration sums: scores need the covariances that linear ablation needs."""
@@ -447,8 +495,12 @@ class HeadProbe(lightning.LightningModule):
         self._begin_passes()
 
     def begin_calibration(self, batch_size: int) -> RowPlan:
-        """Begin to calibrate on a unit of noise, for dry runs."""
-        self.calibrating, self.statistics = True, self._calibrating_statistics()
+        """Begin to calibrate on a unit of noise, or a round of `rescoring`, for dry runs."""
+        self.calibrating = True
+        if self.rescoring is None:
+            self.statistics = self._calibrating_statistics()
+        else:
+            self.statistics = self.rescoring.statistics(self.backbone)
         self.begin_units(1)
         self.plan_passes(batch_size)
         self.observe_heads()
@@ -478,10 +530,18 @@ class HeadProbe(lightning.LightningModule):
         usual = ROW_BUDGET_CPU if self.device.type == "cpu" else ROW_BUDGET_GPU
         if self.search is not None:
             return self._plan_round(self.search, batch_size, usual // ROWS_OF_GRADIENTS)
-        if self._scoring is not None:
+        around: Any = nullcontext
+        if self.rescoring is not None:
+            self.rescoring.begin_round()
+            around = partial(self.rescoring.ablated, self.backbone)
+        if self._scoring is not None or self.rescoring is not None:
             usual //= ROWS_OF_GRADIENTS
         fitted = None if self._finished is None else self._finished.least_budget
         given = [rows for rows in (self.row_budget, fitted) if rows is not None]
+        if self.rescoring is not None and self.rescoring.done and self.passes is not None:
+            self.passes.around = around  # all else is proven since the first round
+            self.passes.take(min(*given, usual, self.passes.plan.budget))
+            return self.passes.plan
         self.passes = ForwardPasses(
             self.backbone,
             self.layout,
@@ -490,6 +550,7 @@ class HeadProbe(lightning.LightningModule):
             batch_size,
             budget=min(given, default=usual),
             replacements=self._replacements(),
+            around=around,
         )
         return self.passes.plan
 
@@ -744,6 +805,9 @@ class HeadProbe(lightning.LightningModule):
         if self.search is not None:
             self._end_round(self.search)
             return
+        if self.rescoring is not None:
+            self._end_rescored(self.rescoring)
+            return
         self.calibration = from_bytes(from_first(self.trainer, self._calibrated))
 
     def begin_search(self) -> None:
@@ -762,6 +826,17 @@ class HeadProbe(lightning.LightningModule):
             self.search = search
         else:
             self.calibration = search.found()
+
+    def _end_rescored(self, rescoring: "Rescoring") -> None:
+        """Take the scores of a round, on the first process; all go on with the order that follows from them."""
+        rescoring.take(np.frombuffer(from_first(self.trainer, lambda: self._scored_anew(rescoring)), dtype="<f8"))
+        if rescoring.now is None:
+            self.calibration, self.rescoring = rescoring.found(), None
+
+    def _scored_anew(self, rescoring: "Rescoring") -> bytes:
+        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
+        check_coverage(whole[COVERAGE], data_of(self.trainer))
+        return rescoring.scores(self.statistics).astype("<f8").tobytes()
 
     def _end_round(self, search: Search) -> None:
         """Take the sums of a round, on the first process; all go on with the constants that follow from them."""

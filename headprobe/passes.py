@@ -1,6 +1,7 @@
 """The forward passes of a test: proven, planned, observed, and run again with fewer rows after an out-of-memory."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import lightning
@@ -42,6 +43,7 @@ class ForwardPasses:
         batch_size: Images of a batch.
         budget: Rows that may share a forward pass.
         replacements: What fills the masked slots of each variant; zero if not given.
+        around: Opened around each forward pass, before the masks of variants.
 
     Raises:
         UsageError: A proof fails; the model must not be run under masks.
@@ -57,7 +59,9 @@ class ForwardPasses:
         batch_size: int,
         budget: int,
         replacements: Sequence[Replacement] = (),
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.around = around
         used = {layer for layer in first_layers(keep) if layer is not None}
         joins, self._shortcuts = _proven(backbone, layout, used)
         self.growing = GrowingPass(backbone, layout, joins, keep, self._shortcuts, replacements)
@@ -196,7 +200,7 @@ class ForwardPasses:
         while done < len(images):
             now = self._images_of_pass(done, groups)
             try:
-                with self.growing:
+                with self.around(), self.growing:
                     found = run(now)
             except RuntimeError as error:
                 if follows:
@@ -241,7 +245,7 @@ class ForwardPasses:
             for kind in self._resamples:
                 kind.donors = torch.arange(most, device=device).roll(1)
             try:
-                with self.growing:
+                with self.around(), self.growing:
                     self._rehearse_pass(observing.rehearsal(most), images, scoring)
             except RuntimeError as error:
                 observing.end_rehearsal()

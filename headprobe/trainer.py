@@ -140,7 +140,7 @@ class ProbeTrainer(lightning.Trainer):
         if not isinstance(model, HeadProbe) or not hasattr(data, "split_off"):
             return
         self.split_data(model, data)
-        model.calibration, model.search = model.given_calibration, None
+        model.calibration, model.search, model.rescoring = model.given_calibration, None, None
         if not data.fits:
             model.begin_stage("test")
             return
@@ -148,10 +148,11 @@ class ProbeTrainer(lightning.Trainer):
         self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])
         model.begin_stage("validate")
         self.validate(model, datamodule=data, verbose=False)
-        model.begin_search()
-        while model.search is not None:  # a round each, at most `MOST_ROUNDS`
-            model.begin_stage("validate")
-            self.validate(model, datamodule=data, verbose=False)
+        for begin in (model.begin_rescoring, model.begin_search):
+            begin()
+            while model.round_name:  # a round each
+                model.begin_stage("validate")
+                self.validate(model, datamodule=data, verbose=False)
         model.begin_stage("test")
         if model.calibration is not None and (warning := warning_of(model.calibration)):
             lightning.pytorch.utilities.rank_zero_warn(warning, category=HeadprobeWarning)

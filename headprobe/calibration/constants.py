@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -22,6 +23,9 @@ from headprobe.metrics.arrays import FloatArray
 CONSTANTS, ABOUT = "calibration.safetensors", "calibration.json"
 
 SCORES = "scores"
+
+RESCORED_ORDERS = "rescored"
+"""Where a calibration keeps the orders of heads whose scores were computed anew step by step."""
 
 METADATA = "headprobe"  # the key of the file's metadata that says where the constants come from
 
@@ -74,6 +78,14 @@ class Calibration:
                 found.setdefault(name, {}).update({(number, head): float(one) for head, one in enumerate(values)})
         return found
 
+    @property
+    def orders(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """The first heads in the order of scores that were computed anew, by score and direction."""
+        return {
+            (one["score"], one["direction"]): [(int(layer), int(head)) for layer, head in one["heads"]]
+            for one in self.about.get(RESCORED_ORDERS, {"orders": ()})["orders"]
+        }
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -123,6 +135,18 @@ def predict_masked(layer: LayerConstants, keep: Sequence[bool]) -> Prediction:
     slopes = layer.covariance[np.ix_(masked, kept)] @ axes / squares  # [masked, rank]
     matrix = slopes @ axes.T
     return Prediction(kept, masked, matrix, mean[masked] - matrix @ mean[kept], len(squares))
+
+
+def without_heads(layer: LayerConstants, keep: NDArray[np.bool_]) -> LayerConstants:
+    """Return mean and covariance of the heads that are kept.
+
+    Args:
+        layer: The layer's constants.
+        keep: `[heads]`, True = keep.
+    """
+    channels = np.flatnonzero(np.repeat(keep, layer.mean.shape[1]))
+    covariance = None if layer.covariance is None else layer.covariance[np.ix_(channels, channels)]
+    return LayerConstants(layer.samples, layer.mean[keep], covariance, layer.resolution)
 
 
 def _rank_cut(layer: LayerConstants, kept: np.ndarray[Any, np.dtype[np.int64]], squares: FloatArray) -> float:

@@ -85,7 +85,7 @@ def gradient_pass(
     with _slots_in_graph(growing.backbone, growing.layout) as slots:
         with seen_by_norm(growing.backbone, scoring.readout) as seen:
             logits = growing.logits(images, plan, taps)
-        if not bool(labelled.any()):
+        if not bool(labelled.any()) or not slots:  # heads that are masked in the operator have no slot of their own
             return logits.detach(), []
         loss = loss_of(logits[:, labelled], labels[labelled]).sum()
         if not loss.requires_grad:
@@ -127,7 +127,8 @@ def _of_layer(
 def _slots_in_graph(backbone: nn.Module, layout: HeadLayout) -> Iterator[Slots]:
     """Keep every layer's slots as they enter its point, in the graph, while the context is open.
 
-    The graph begins there: what comes before the first layer needs no gradient.
+    The graph begins there: what comes before the first layer needs no gradient. Where heads are masked meanwhile, it is
+    before their slots are filled.
     """
     slots: Slots = {}
     handles = []
@@ -142,7 +143,7 @@ def _slots_in_graph(backbone: nn.Module, layout: HeadLayout) -> Iterator[Slots]:
 
     for number, layer in enumerate(layout.layers):
         if not layer.masked_at_operator:
-            handles.append(backbone.get_submodule(layer.point).register_forward_pre_hook(keep(number)))
+            handles.append(backbone.get_submodule(layer.point).register_forward_pre_hook(keep(number), prepend=True))
     try:
         yield slots
     finally:

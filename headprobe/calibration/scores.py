@@ -12,7 +12,7 @@
 | `direct_logit` | what the head adds to the logit of the image's label | Gandelsman 2024 |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,27 @@ from headprobe.describe.base import HeadStatistic, Observation, Subject, Undefin
 from headprobe.masks.tables import SCORES
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.importance import ScoreSums
+from headprobe.metrics.projection import HeadProjection
 from headprobe.units.tree import NamedSums
 
 GRADIENTS = ("gradient_abs", "gradient_abs_l2", "gradient_fisher", "taylor_zero", "taylor_mean")
 OF_VARIANCE = ("variance_after_projection", "residual_variance_after_projection", "stable_rank")
 DIRECT = "direct_logit"
 
+Projections = Sequence[HeadProjection | None]
+"""By layer the output projection by head; None where it is not linear."""
+
 
 class ScoreStatistic(HeadStatistic):
-    """Keeps the sums that need gradients or labels; `Moments` of the same calibration give the variances."""
+    """Keeps the sums that need gradients or labels; `Moments` of the same calibration give the variances.
 
-    def __init__(self, backbone: Any) -> None:
-        self._backbone = backbone
+    Args:
+        backbone: The model.
+        folded: Makes the output projections of a model without some heads from its own.
+    """
+
+    def __init__(self, backbone: Any, folded: Callable[[Projections], Projections] = list) -> None:
+        self._backbone, self._folded = backbone, folded
 
     def options(self) -> dict[str, Any]:
         """Return the name."""
@@ -47,7 +56,7 @@ class ScoreStatistic(HeadStatistic):
         found = readout_of(self._backbone, subject.layout)
         self._no_direct = found if isinstance(found, str) else ""
         readout = None if isinstance(found, str) else found
-        self.scoring = Scoring(readout, [fact.projection for fact in subject.facts])
+        self.scoring = Scoring(readout, self._folded([fact.projection for fact in subject.facts]))
 
     def empty_sums(self) -> NamedSums:
         """Make empty sums."""
@@ -106,7 +115,7 @@ class ScoreStatistic(HeadStatistic):
             of_layer = _by_gradient({name: values[heads] for name, values in means.items()}, layer, sums, number)
             projection = self.scoring.projections[number]
             if projection is not None:
-                of_layer |= _by_variance(layer, projection.weight.double().cpu().numpy())
+                of_layer |= variance_scores(layer, projection.weight.double().cpu().numpy())
             for name in SCORES:
                 if name not in of_layer or any(number in layers for layers in undefined.get(name, {}).values()):
                     of_layer[name] = np.full(len(layer.mean), np.nan)
@@ -132,7 +141,7 @@ def _by_gradient(
     }
 
 
-def _by_variance(layer: LayerConstants, weight: FloatArray) -> dict[str, FloatArray]:
+def variance_scores(layer: LayerConstants, weight: FloatArray) -> dict[str, FloatArray]:
     """Return the scores of one layer that follow from its covariance.
 
     Args:

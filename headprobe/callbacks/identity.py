@@ -62,15 +62,17 @@ def identify(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
 def _of_calibration(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, Any]:
     """Return the identity of a calibration: the same for all masks and ablations that need the same constants.
 
-    Each round of a search for optimal constants has its own.
+    Each round of a search for optimal constants has its own, and each after which heads are scored anew.
     """
-    search = probe.search
+    search, rescoring = probe.search, probe.rescoring
+    began = search or rescoring
     return {
         # of a round as the means' calibration has it: a digest of all weights for each round would take long
-        "model": probe.identity() if search is None else search.calibration.about["model"],
+        "model": probe.identity() if began is None else began.calibration.about["model"],
         "data": data_of(trainer).identity(),
         "variants": [],
         **({} if search is None else {"optimal": search.now.identity()}),
+        **({} if rescoring is None else {"rescored": rescoring.identity()}),
         "statistics": [statistic.options() for statistic in probe.statistics],
         **_arithmetic_of(trainer, probe),
     }

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.calibration.constants import save_calibration
+from headprobe.calibration.constants import RESCORED_ORDERS, save_calibration
 from headprobe.calibration.scores import score_rows
 from headprobe.callbacks.derived import write_derived
 from headprobe.callbacks.describing import print_summary, undefined, write_descriptions
@@ -219,6 +219,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "row_plan": probe.plan.to_json() if probe.plan else None,
         "units": None if store is None else os.path.relpath(store.directory, directory),
         "optimal": None if probe.calibration is None else probe.calibration.about.get(OPTIMAL),
+        "rescored": None if probe.calibration is None else probe.calibration.about.get(RESCORED_ORDERS),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
         "calibration_images": None if probe.calibration is None else probe.calibration.about["images"],
         "decisions": _decisions(trainer, probe),

@@ -65,8 +65,7 @@ class Resume(AfterBatch):
         self.identity = identify(trainer, probe)
         counts = what_counts(self.identity, trainer)
         root = shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units"
-        # the rounds of a search are many and small: they lie together
-        directory = (root if probe.search is None else root / "optimal") / run_key(counts)
+        directory = (root / probe.round_name) / run_key(counts)  # rounds are many and small: they lie together
         if self.resume not in (AUTO, NEVER):
             directory = find_units(Path(self.resume))
             refuse_differences(directory, counts)
@@ -79,7 +78,7 @@ class Resume(AfterBatch):
         session = {"command": command_line(trainer), "processes": trainer.world_size, "hardware": hardware()}
         finished = store.open(counts, session | about)
         self.store = store
-        if finished.rows and probe.search is None:
+        if finished.rows and not probe.round_name:
             console.print(_resuming(finished, data, directory), soft_wrap=True, markup=False, highlight=False)
         return json.dumps({"directory": str(directory), "finished": asdict(finished)})
 

@@ -19,6 +19,10 @@ from headprobe.run.load import SAME, Columns, Row, RunFiles, read_files
 CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
 BASELINE_COLUMNS = ("top1", "top5", "nll")
 
+_DROP = ("drop_pp", "drop_low_pp", "drop_high_pp")
+_RISE = ("nll_rise", "nll_rise_low", "nll_rise_high")
+"""Columns of `curves.csv`: an estimate and its limits."""
+
 
 def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
     """Write scalars to every logger, figures to TensorBoard and to `figures/`; all of them from the run's files.
@@ -77,10 +81,37 @@ def _scalars(run: RunFiles) -> dict[int, dict[str, float]]:
             for column in CURVE_COLUMNS:
                 scalars.setdefault(step, {})[f"{column}/{curve}{suffix}"] = float(row[column])
 
+    _add_random_orders(run, scalars)
     baseline = {f"{column}/baseline": float(run.masks[0][column]) for column in BASELINE_COLUMNS}
     for step in list(scalars) or [0]:
         scalars.setdefault(step, {}).update(baseline)
     return scalars
+
+
+def _add_random_orders(run: RunFiles, scalars: dict[int, dict[str, float]]) -> None:
+    """Add the mean of random orders at each number of heads, and its limits in `curves.csv`, beside the single orders.
+
+    They are curves of their own: `random_orders`, `random_orders_low` and `random_orders_high`.
+    """
+    table = run.table("curves.csv")
+    if table is None:
+        return
+    drawn = [row for row in run.masks if "random_seed_" in run.curves.get(str(row["mask"]), ("",))[0]]
+    # of several draws of an ablation it is the mean
+    suffixes = {str(rows[0]["ablation"]): end.partition("_draw_")[0] for end, rows in _by_variant([{}, *drawn]).items()}
+    top1, nll = float(run.masks[0]["top1"]), float(run.masks[0]["nll"])
+    for place in np.flatnonzero(table["orders"] > 1).tolist():
+        row = {name: values[place] for name, values in table.items()}
+        drops, rises = ([float(row[name]) for name in columns] for columns in (_DROP, _RISE))
+        # a low accuracy is a high drop
+        accuracies = [float(row["top1"]), top1 - drops[2] / 100, top1 - drops[1] / 100]
+        losses = [float(row["nll"]), nll + rises[1], nll + rises[2]]
+        curve = f"{row['order']}_orders{suffixes[str(row['ablation'])]}"
+        named = {"top1": accuracies, "drop_pp": drops, "nll": losses, "nll_rise": rises}
+        step = scalars.setdefault(int(row["heads_removed"]), {})
+        for column, values in named.items():
+            ends = (f"{column}/{curve}{end}" for end in ("", "_low", "_high"))
+            step |= {name: value for name, value in zip(ends, values, strict=True) if np.isfinite(value)}
 
 
 def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:

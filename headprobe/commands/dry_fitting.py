@@ -39,6 +39,7 @@ class Fitting:
         sums: Bytes of the sums of a unit.
         heads: Heads whose optimal constant is sought.
         round_seconds: Seconds of a round of that search, an image.
+        rescoring: Rounds after which heads are scored anew, of each kind: their number, and seconds of one, an image.
     """
 
     kinds: tuple[str, ...]
@@ -50,6 +51,7 @@ class Fitting:
     sums: int
     heads: int = 0
     round_seconds: float = 0.0
+    rescoring: tuple[tuple[int, float], ...] = ()
 
     @property
     def finished(self) -> int:
@@ -64,7 +66,12 @@ class Fitting:
     @property
     def most_seconds(self) -> float:
         """Seconds an image of all that is done with it before anything is judged, on one process, at most."""
-        return self.seconds + MOST_ROUNDS * self.round_seconds
+        return self.seconds + self.rescoring_seconds + MOST_ROUNDS * self.round_seconds
+
+    @property
+    def rescoring_seconds(self) -> float:
+        """Seconds of all rounds after which heads are scored anew, an image."""
+        return sum(rounds * seconds for rounds, seconds in self.rescoring)
 
     def lines(self) -> list[str]:
         """Return all but the time in words."""
@@ -77,6 +84,14 @@ class Fitting:
             f"merged ones (up to {self.finished}) about {_size(self.memory)} in memory at the peak, a process, and up "
             f"to {_size(self.finished * self.sums)} on disk; calibration.safetensors takes {_size(self.sums)}",
         ]
+        if self.rescoring:
+            rounds = sum(rounds for rounds, _ in self.rescoring)
+            found.append(
+                f"rescored: {counted(rounds, 'round')} over the calibration images, one after each tenth of the heads "
+                f"of each order, of the model without these; together they cost as much as "
+                f"{self.rescoring_seconds / self.plain:.1f} plain forward passes an image "
+                f"({self.rescoring_seconds * 1000:.3g} ms)"
+            )
         if self.heads:
             found.append(
                 f"optimal: at most {MOST_ROUNDS} rounds of a forward and backward pass over the calibration images, "
@@ -92,6 +107,8 @@ class Fitting:
             return [f"time to fit: {self.seconds * 1000:.3g} ms an image, model only"]
         images = self.images / processes
         text = f"about {duration(images * self.seconds)} for {counted(self.images, 'image')}"
+        if self.rescoring:
+            text += f", then about {duration(images * self.rescoring_seconds)} to score heads anew"
         if self.heads:
             text += f", then at most {duration(images * MOST_ROUNDS * self.round_seconds)} to seek optimal constants"
         return [f"time to fit: {text}"]
@@ -112,8 +129,30 @@ def plan_fitting(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> Fit
     probe.calibration = stand_in(probe.layout)
     heads = heads_to_optimise(probe.variants)
     of_round = _seconds_of_round(trainer, probe, data.batch_size, heads) if heads else 0.0
+    rescoring = _rescoring(trainer, probe, data.batch_size)
     plain, seconds, sums = _seconds_and_sums(trainer, probe, data.batch_size)
-    return Fitting(kinds, images, units, reading, plain, seconds, sums, len(heads), of_round)
+    return Fitting(kinds, images, units, reading, plain, seconds, sums, len(heads), of_round, rescoring)
+
+
+def _rescoring(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[tuple[int, float], ...]:
+    """Return the rounds after which heads are scored anew, with and without gradients: how many, and their seconds."""
+    if not probe.rescored_orders or probe.calibration is None:
+        return ()
+    from headprobe.calibration.rescoring import distinct, rounds_of, stand_in_round
+
+    every = sum(probe.layout.heads_per_layer)
+    rounds: dict[bool, int] = {}
+    found = []
+    orders = distinct(probe.rescored_orders, every)
+    for clause, wanted in orders:
+        trial = stand_in_round(clause, probe.layout, probe.calibration, probe.gone_by)
+        gradients = trial.now is not None and trial.now.needs_gradients
+        if trial.now is not None and gradients not in rounds:
+            probe.rescoring = trial
+            found.append((gradients, _seconds_and_sums(trainer, probe, batch_size)[1]))
+        rounds[gradients] = rounds.get(gradients, 0) + rounds_of(every, wanted)
+    probe.rescoring = None
+    return tuple((rounds[gradients], seconds) for gradients, seconds in found if rounds[gradients])
 
 
 def _seconds_and_sums(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[float, float, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -25,11 +25,13 @@ class Model:
         name: its name, for messages.
         heads_per_layer: the number of heads of each layer.
         scores: the values of each score of the run's own calibration, by head; None before it has run.
+        orders: heads in the order of a score that was computed anew after every step, by score and direction.
     """
 
     name: str
     heads_per_layer: tuple[int, ...]
     scores: Mapping[str, Mapping[Head, float]] | None = None
+    orders: Mapping[tuple[str, str], Sequence[Head]] = field(default_factory=dict)
 
     @cached_property
     def heads(self) -> frozenset[Head]:

@@ -9,8 +9,14 @@ from dataclasses import dataclass, replace
 from headprobe.masks.clauses import Clause, Member, Model, Point, check_layers, check_masks, span
 from headprobe.masks.draws import one_per_layer, random_order
 from headprobe.masks.pieces import Numbers, Piece
-from headprobe.masks.tables import order_by_column
+from headprobe.masks.tables import order_by_column, rescored_order
 from headprobe.text import counted
+
+LEAST, MOST = DIRECTIONS = ("least", "most")
+"""Which heads of an order are masked first."""
+
+RESCORED = "rescored"
+"""The word for scores that are computed anew, of the model without the heads that are masked so far."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +122,22 @@ class GrowRandom(Clause):
 class GrowColumn(Clause):
     """`grow:PATH:COLUMN:most:1-36/5`: nested masks in the order of a column of an earlier run's table.
 
-    Counts thin the nested masks; a single count names one mask.
+    Counts thin the nested masks; a single count names one mask. `grow:calibration:SCORE:least:rescored` takes the
+    scores anew after each tenth of the heads, of the model without these.
     """
 
     path: Piece
     column: Piece
     direction: str
     counts: Numbers | None
+    rescored: bool = False
 
     @property
     def text(self) -> str:
         """The direction written out; counts only if given."""
         counts = f":{self.counts.text}" if self.counts else ""
-        return f"grow:{self.path.text}:{self.column.text}:{self.direction}{counts}"
+        rescored = f":{RESCORED}" * self.rescored
+        return f"grow:{self.path.text}:{self.column.text}:{self.direction}{rescored}{counts}"
 
     @property
     def many(self) -> bool:
@@ -140,14 +149,22 @@ class GrowColumn(Clause):
         """One count is a point of the column's curve over the number of heads."""
         if self.counts is None or self.counts.only is None:
             return None
-        return Point(f"grow_{re.sub(r'[^A-Za-z0-9_]', '_', self.column.text)}_{self.direction}", self.counts.only)
+        column = re.sub(r"[^A-Za-z0-9_]", "_", self.column.text)
+        return Point(f"grow_{column}_{self.direction}{f'_{RESCORED}' * self.rescored}", self.counts.only)
+
+    def most(self, heads: int) -> int:
+        """The largest number of heads that a mask takes, of a model with so many."""
+        return max(self.counts.values, default=0) if self.counts else heads
 
     def members(self, model: Model) -> Iterator[Member]:
         """A mask for each count."""
         if self.counts:
             check_counts(self.counts, model)
         counts = self.counts or _counts(1, len(model.heads), self.piece)
-        order = order_by_column(self.path, self.column, model, most_first=self.direction == "most")
+        if self.rescored:
+            order = rescored_order(self.column, self.direction, counts, model)
+        else:
+            order = order_by_column(self.path, self.column, model, most_first=self.direction == MOST)
         for count in counts.values:
             its_count = Numbers.single(count, counts.piece_of(count))
             yield Member(replace(self, counts=its_count), frozenset(order[:count]))

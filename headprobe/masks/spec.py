@@ -17,6 +17,7 @@
 | `grow:random:0-4` | nested masks of 1, 2, ... all heads, in a random order per seed |
 | `grow:PATH:COLUMN[:least or most[:COUNTS]]` | nested masks by a column of a run's tables |
 | `grow:calibration:SCORE[:least or most[:COUNTS]]` | nested masks by a score of this run's own calibration |
+| `grow:calibration:SCORE:least or most:rescored[:COUNTS]` | the same, scored anew after each tenth of the heads |
 
 `+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0.
 """
@@ -48,6 +49,11 @@ ONLY_ZERO = Ablations(ZERO)
 
 Scores = Mapping[str, Mapping[Head, float]]
 """Values of each score by head."""
+
+Orders = Mapping[tuple[str, str], Sequence[Head]]
+"""Heads in the order of scores that were computed anew step by step, by score and direction."""
+
+NO_ORDERS: Orders = {}
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,19 @@ class MaskSpec(str):
         return any(isinstance(clause, GrowColumn) and clause.path.text == CALIBRATION for clause in self._tree.clauses)
 
     @property
+    def rescored(self) -> list[GrowColumn]:
+        """The clauses whose scores are computed anew step by step."""
+        return [clause for clause in self._tree.clauses if isinstance(clause, GrowColumn) and clause.rescored]
+
+    @property
     def columns(self) -> list[tuple[str, str]]:
         """Path and column of each order that an earlier run gives."""
         grown = [clause for clause in self._tree.clauses if isinstance(clause, GrowColumn)]
         return [(one.path.text, one.column.text) for one in grown if one.path.text != CALIBRATION]
 
-    def expand(self, heads_per_layer: Sequence[int], model: str, scores: Scores | None = None) -> list[NamedMask]:
+    def expand(
+        self, heads_per_layer: Sequence[int], model: str, scores: Scores | None = None, orders: Orders = NO_ORDERS
+    ) -> list[NamedMask]:
         """The masks that the spec stands for on a model; none for `none`, as the baseline always runs.
 
         Args:
@@ -117,13 +130,14 @@ class MaskSpec(str):
             model: the model's name, for messages.
             scores: of the run's own calibration, by name and head. Without them a spec that needs them gives masks of
                 the right sizes and of any heads.
+            orders: of heads whose scores the run's own calibration computed anew, by score and direction.
 
         Raises:
             MaskSpecError: if the model lacks a layer or head that is named, if a file cannot be used, or if a form of
                 many masks adds no head to what is masked anyway.
         """
         tree = self._tree
-        target = Model(model, tuple(int(heads) for heads in heads_per_layer), scores)
+        target = Model(model, tuple(int(heads) for heads in heads_per_layer), scores, orders)
         curves = tree if tree.many else parse(tree.text)  # layer:3+layer:3 is on the curve of layer:3
         named: dict[str, NamedMask] = {}
         for member, heads in _masks(tree, target):
@@ -167,6 +181,7 @@ def expand_all(
     model: str,
     ablations: Ablations = ONLY_ZERO,
     scores: Scores | None = None,
+    orders: Orders = NO_ORDERS,
 ) -> list[Variant]:
     """The variants of several specs: each mask once, in the order of first appearance, under every ablation.
 
@@ -179,13 +194,14 @@ def expand_all(
         model: the model's name, for messages.
         ablations: what the masked heads are replaced by, one variant of each mask for each and each of its draws.
         scores: of the run's own calibration, by name and head.
+        orders: of heads whose scores it computed anew, by score and direction.
 
     Raises:
         MaskSpecError: as `MaskSpec.expand` does.
     """
     masks: dict[str, NamedMask] = {}
     for spec in specs:
-        for mask in spec.expand(heads_per_layer, model, scores):
+        for mask in spec.expand(heads_per_layer, model, scores, orders):
             known = masks.get(mask.name, mask)
             families = {*known.test_families, *mask.test_families}
             # One of many lies on the curve of the many, also where it was asked for by itself before.

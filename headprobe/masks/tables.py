@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from headprobe.errors import UsageError
 from headprobe.masks.clauses import Clause, Member, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
-from headprobe.masks.pieces import Piece
+from headprobe.masks.pieces import Numbers, Piece
 from headprobe.mixture import refuse_mixture
 from headprobe.text import counted
 
@@ -78,10 +78,8 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
             listed), a column whose order would mislead, a cell that is no number, a head that is missing, given twice
             or not the model's.
     """
-    sign = -1 if most_first else 1
     if path.text == CALIBRATION:
-        own = _of_calibration(column, model)
-        return sorted(own, key=lambda head: (sign * own[head], head))
+        return order_of(_of_calibration(column, model), column, model.name, most_first=most_first)
     table = _open_table(path, column)
     values: dict[Head, float] = {}
     for line, head, row in _rows_of_heads(table, path, column):
@@ -100,7 +98,59 @@ def order_by_column(path: Piece, column: Piece, model: Model, *, most_first: boo
         raise path.error(
             f"{table.path} lacks {len(missing)} of the {len(model.heads)} heads of {model.name}, got no {few}"
         )
+    return order_of(values, column, model.name, most_first=most_first)
+
+
+def order_of(values: Mapping[Head, float], column: Piece, model: str, *, most_first: bool, gone: int = 0) -> list[Head]:
+    """Heads sorted by their values; equal ones by (layer, head).
+
+    Args:
+        values: of each head.
+        column: what the values are, for messages.
+        model: the model's name, for messages.
+        most_first: whether the largest value comes first, not the smallest.
+        gone: heads that were masked when the values were computed, for messages.
+
+    Raises:
+        MaskSpecError: under the column, where a head has no value.
+    """
+    without = sorted(head for head, value in values.items() if not math.isfinite(value))
+    if without:
+        every = len(without) == len(values)
+        which = "the heads" if every else f"{counted(len(without), 'head')}, such as {_name(without[0])},"
+        when = f" once {counted(gone, 'head')} {'is' if gone == 1 else 'are'} masked" if gone else ""
+        reason = (
+            f"{which} of {model} have no such score{when} (a run with --score-heads says why in run.json, undefined)"
+        )
+        raise column.error(f"{reason}: choose another one, got {column.text}")
+    sign = -1 if most_first else 1
     return sorted(values, key=lambda head: (sign * values[head], head))
+
+
+def rescored_order(column: Piece, direction: str, counts: Numbers, model: Model) -> Sequence[Head]:
+    """The first heads of the model in the order of a score that the run's calibration computed anew step by step.
+
+    Before the calibration all heads are alike, as their number counts then.
+
+    Args:
+        column: the score.
+        direction: least or most.
+        counts: how many heads are wanted.
+        model: the heads to expect.
+
+    Raises:
+        MaskSpecError: under the score: there is no such score, or the calibration did not put so many heads in order.
+    """
+    if model.scores is None:
+        return sorted(_of_calibration(column, model))
+    order, most = model.orders.get((column.text, direction), ()), max(counts.values)
+    if len(order) < most or len(set(order)) < len(order) or not model.heads.issuperset(order):
+        got = counted(len(order), "head") if order else "none"
+        raise column.error(
+            f"the calibration re-scored {got} in the order {direction} {column.text}, where the masks need {most}: run "
+            f"it anew without --calibration-file, got {column.text}"
+        )
+    return order
 
 
 def _of_calibration(column: Piece, model: Model) -> Mapping[Head, float]:
@@ -110,15 +160,7 @@ def _of_calibration(column: Piece, model: Model) -> Mapping[Head, float]:
     if model.scores is None:
         return dict.fromkeys(model.heads, 0.0)
     values = model.scores[column.text]
-    without = sorted(head for head in model.heads if not math.isfinite(values.get(head, math.nan)))
-    if without:
-        every = len(without) == len(model.heads)
-        which = "the heads" if every else f"{counted(len(without), 'head')}, such as {_name(without[0])},"
-        reason = (
-            f"{which} of {model.name} have no such score (a run with --score-heads says why in run.json, undefined)"
-        )
-        raise column.error(f"{reason}: choose another one, got {column.text}")
-    return values
+    return {head: values.get(head, math.nan) for head in model.heads}
 
 
 def _open_table(path: Piece, column: Piece) -> Table:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from headprobe.masks.clauses import HEADS_MASKED, All, Clause, Each, Heads, Indices, Layers, Point, check_masks
-from headprobe.masks.orders import GrowColumn, GrowRandom, OnePerLayer, Random
+from headprobe.masks.orders import DIRECTIONS, LEAST, RESCORED, GrowColumn, GrowRandom, OnePerLayer, Random
 from headprobe.masks.pieces import MAX_NUMBERS, MaskSpecError, Numbers, Piece, number_text, parse_numbers
 from headprobe.masks.sets import EVERYWHERE, PAIR, Pairs, Subsets
-from headprobe.masks.tables import SavedMask
+from headprobe.masks.tables import CALIBRATION, SavedMask
 
 SAFE_IN_A_SLUG = re.compile(r"(layer|index|head|random|one-per-layer):[0-9:.]+")
 
@@ -242,24 +242,42 @@ def _check_word(word: Piece, words: Sequence[str], after: str) -> None:
 def _parse_grow(piece: Piece, values: list[Piece]) -> Clause:
     usage = (
         "grow takes random:SEEDS, PATH:COLUMN or calibration:SCORE: write grow:random:0-4, grow:PATH:COLUMN, "
-        "grow:PATH:COLUMN:most or grow:calibration:gradient_abs"
+        "grow:PATH:COLUMN:most, grow:calibration:gradient_abs or grow:calibration:gradient_abs:least:rescored"
     )
     if values and values[0].text == "random":
         usage = "grow:random takes SEEDS: write grow:random:0-4; for some counts only, random:0-36/6:0-4"
         _, seeds = _expect(piece, values, 2, usage)
         return GrowRandom(piece, parse_numbers(seeds, "seed"))
-    path, column, *more = _expect(piece, values, 2, usage, at_most=4)
+    anew = len(values) > 3 and values[3].text == RESCORED
+    path, column, *more = _expect(piece, values, 2, usage, at_most=5 if anew else 4)
     _check_path(path)
     if not column.text:
         raise column.error("expected a column's name here: write grow:PATH:COLUMN")
     column.check_characters()
-    direction = more[0].text if more else "least"
+    direction = more[0].text if more else LEAST
     if direction not in DIRECTIONS:
         more[0].check_characters()
         hint = _did_you_mean(direction, DIRECTIONS)
+        if direction == RESCORED:
+            hint = f": write {' or '.join(f'{word}:{RESCORED}' for word in DIRECTIONS)}"
         raise more[0].error(f"expected {_choices(DIRECTIONS)} (which heads are masked first), got {direction!r}{hint}")
-    counts = parse_numbers(more[1], "count") if len(more) > 1 else None
-    return GrowColumn(piece, path, column, direction, counts)
+    if len(more) > 1:
+        _check_rescored(path, more[1])
+    counts = parse_numbers(more[1 + anew], "count") if len(more) > 1 + anew else None
+    return GrowColumn(piece, path, column, direction, counts, anew)
+
+
+def _check_rescored(path: Piece, word: Piece) -> None:
+    """Refuse what is neither `rescored` nor a number of heads, and the word where scores cannot be had anew."""
+    if word.text == RESCORED and path.text != CALIBRATION:
+        raise word.error(
+            f"only scores of the run's own calibration are computed anew: write grow:{CALIBRATION}:SCORE:least:"
+            f"{RESCORED}, got {RESCORED!r} after a PATH"
+        )
+    if word.text != RESCORED and path.text == CALIBRATION and word.text[:1].isalpha():
+        word.check_characters()
+        hint = _did_you_mean(word.text, (RESCORED,))
+        raise word.error(f"expected {RESCORED}, or counts such as 6-24/6, after the direction, got {word.text!r}{hint}")
 
 
 def _check_path(path: Piece) -> None:
@@ -302,7 +320,6 @@ BUILDERS: dict[str, Callable[[Piece, list[Piece]], Clause]] = {
 }
 WORDS = ("none", *BUILDERS, "keep")
 EACH = ("layer", "index", "head", PAIR)
-DIRECTIONS = ("least", "most")
 
 
 def _has_all(clauses: Sequence[Clause]) -> bool:

@@ -262,3 +262,133 @@ def test_what_needs_labels_is_refused_without_them(without_labels: Path, words: 
     ended = command(without_labels, "test", *words, *UNLABELLED)
     assert ended.code == 2, ended.err
     assert reason in only_message(ended)
+
+
+# -- scored anew after each tenth of the heads -------------------------------------------------------------------------
+
+ANEW = (
+    "--mask-spec",
+    "grow:calibration:gradient_abs:most:rescored:1-7/2",
+    "--ablation",
+    "zero,linear",
+    *("--data.max_images", "30", "--data.num_workers", "0", "--trainer.accelerator", "cpu"),
+)
+WRITTEN = ("scores.csv", "masks.csv", "masks.json", "calibration.json", "calibration.safetensors")
+
+
+@pytest.fixture(scope="module")
+def anew(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    ended = command(tmp_path_factory.mktemp("anew"), "test", *ANEW)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_the_order_of_a_run_that_scores_anew_is_one_for_all_ablations_and_is_said(anew: Ended) -> None:
+    (order,) = record(anew)["rescored"]["orders"]
+    assert (order["score"], order["direction"], record(anew)["rescored"]["ablation"]) == (
+        "gradient_abs",
+        "most",
+        "zero",
+    )
+    assert record(anew)["rescored"]["rounds"] == 2  # after 2 and after 5 of 24 heads
+    heads = [tuple(head) for head in order["heads"]]
+    masked = masked_of(anew)
+    for count in (1, 3, 5, 7):
+        assert masked[f"grow:calibration:gradient_abs:most:rescored:{count}"] == set(heads[:count])
+    first = sorted(scores_of(anew), key=lambda row: -float(row["gradient_abs"]))[:2]
+    assert heads[:2] == [(int(row["layer"]), int(row["head"])) for row in first]  # the whole model's scores
+    assert "computed anew after each tenth of the heads, of the model without these by zero; one order" in anew.out
+    with (anew.directory(0) / "orders.csv").open(newline="") as lines:
+        assert {row["order"] for row in csv.DictReader(lines)} == {"grow_gradient_abs_most_rescored"}
+
+
+def test_a_run_that_broke_off_in_any_round_finds_the_same_order_to_the_bit(tmp_path: Path, anew: Ended) -> None:
+    units = 5
+    broken_off(tmp_path, units + 2, "test", *ANEW, stage="validation_step")  # in the first round
+    broken_off(tmp_path, units, "test", *ANEW, stage="validation_step")  # in the second, after the rest of the first
+    ended = command(tmp_path, "test", *ANEW)
+    assert ended.code == 0, ended.err
+    last = max(int(path.name.split("_")[1]) for path in tmp_path.glob("lightning_logs/version_*"))
+    for name in WRITTEN:
+        assert (ended.directory(last) / name).read_bytes() == (anew.directory(0) / name).read_bytes(), name
+    assert len(list((tmp_path / "lightning_logs" / "units" / "rescored").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_order_to_the_bit(tmp_path: Path, anew: Ended) -> None:
+    two = run(tmp_path, "test", *ANEW, processes=2)
+    assert two.code == 0, two.err
+    for name in WRITTEN:
+        assert (two.directory(0) / name).read_bytes() == (anew.directory(0) / name).read_bytes(), name
+
+
+def test_an_order_of_an_earlier_calibration_is_taken_as_far_as_it_goes(anew: Ended) -> None:
+    again = command(anew.folder, "test", *ANEW, "--calibration-file", "lightning_logs/version_0")
+    assert again.code == 0, again.err
+    last = max(int(path.name.split("_")[1]) for path in anew.folder.glob("lightning_logs/version_*"))
+    assert masked_of(again, last) == masked_of(anew)
+    for counts, direction in (("20", "most"), ("3", "least")):
+        words = ("--mask-spec", f"grow:calibration:gradient_abs:{direction}:rescored:{counts}", *ANEW[2:])
+        refused = command(anew.folder, "test", *words, "--calibration-file", "lightning_logs/version_0")
+        assert refused.code == 2
+        assert f"in the order {direction} gradient_abs, where the masks need {counts}" in only_message(refused)
+    spec = "grow:calibration:gradient_abs:most:rescored:5"
+    probe = HeadProbe()
+    with headprobe.ablate(probe.backbone, spec, calibration=anew.directory(0)), torch.no_grad():
+        probe.backbone(torch.randn(2, *probe.data_config["input_size"]))
+
+
+def test_several_orders_without_labels_and_a_score_that_needs_them(without_labels: Path) -> None:
+    words = ("--ablation", "linear", *UNLABELLED)
+    specs = [
+        "grow:calibration:stable_rank:least:rescored:3",
+        "grow:calibration:residual_variance_after_projection:most:rescored:6",
+        "grow:calibration:stable_rank:least:3",
+    ]
+    (without_labels / "specs.yaml").write_text(json.dumps({"mask_spec": specs}))
+    ended = command(without_labels, "test", "--config", "specs.yaml", *words)
+    assert ended.code == 0, ended.err
+    about = json.loads((ended.directory(0) / "calibration.json").read_text())["rescored"]
+    assert [(one["score"], len(one["heads"])) for one in about["orders"]] == [
+        ("stable_rank", 5),
+        (specs[1].split(":")[2], 7),
+    ]
+    assert (about["ablation"], about["rounds"]) == ("linear", 3)
+    refused = command(without_labels, "test", "--mask-spec", "grow:calibration:taylor_zero:least:rescored:3", *words)
+    assert refused.code == 2
+    assert "have no such score" in only_message(refused)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("grow:calibration:gradient_abs:rescored", "got 'rescored': write least:rescored or most:rescored"),
+        ("grow:calibration:gradient_abs:least:resored", "expected rescored, or counts such as 6-24/6"),
+        ("grow:some/run:nll_rise:least:rescored", "only scores of the run's own calibration are computed anew"),
+        ("grow:calibration:nothing:least:rescored", "expected a score of the run's own calibration"),
+        ("grow:calibration:gradient_abs:least:rescored:25", "expected 0 to 24 of them, got 25"),
+    ],
+)
+def test_what_cannot_be_scored_anew_is_refused_before_anything_runs(tmp_path: Path, spec: str, reason: str) -> None:
+    ended = command(tmp_path, "test", "--mask-spec", spec, *FEW)
+    assert ended.code == 2
+    assert reason in only_message(ended)
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_a_plain_trainer_is_refused_for_orders_that_are_scored_anew(tmp_path: Path) -> None:
+    probe = HeadProbe()
+    probe.choose_masks("grow:calibration:gradient_abs:least:rescored:3")
+    data = headprobe.ImageNetDataModule(max_images=20, num_workers=0)
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path}
+    trainer = lightning.Trainer(enable_progress_bar=False, enable_checkpointing=False, **options)
+    with pytest.raises(UsageError, match="masks in the order of a score need a calibration"):
+        trainer.test(probe, datamodule=data, verbose=False)
+
+
+def test_a_dry_run_counts_the_rounds(tmp_path: Path) -> None:
+    ended = command(tmp_path, "test", *ANEW, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert "rescored: 2 rounds over the calibration images, one after each tenth of the heads" in ended.out
+    assert "to score heads anew" in ended.out
+    assert not (tmp_path / "lightning_logs").exists()

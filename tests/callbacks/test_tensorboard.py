@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from headprobe.callbacks.derived import write_derived
 from headprobe.callbacks.tensorboard import write_tensorboard
+from headprobe.run.load import read_files
 from tests.cli_runs import QUICK, Ended, command
 from tests.run.small_runs import write_run
 
@@ -113,3 +117,45 @@ def test_every_order_of_heads_has_a_curve_of_its_own_over_the_heads_removed(tmp_
     assert curves["grow_nll_rise_most"] == [1, 4, 7]
     assert curves["random_seed_0"] == list(range(1, 8))
     assert curves["keep_random_seed_0"] == list(range(7))
+
+
+@pytest.mark.parametrize(("seeds", "ablations"), [(10, ["zero", "mean"]), (3, ["zero"])])
+def test_random_orders_have_their_mean_and_limits_beside_the_single_orders(
+    tmp_path: Path, seeds: int, ablations: list[str]
+) -> None:
+    """The mean, and where one more order would lie with 95% (Student), or the smallest and the largest of few."""
+    write_run(tmp_path, [f"random:1-5/2:0-{seeds - 1}"], ablations=ablations)
+    logger = TensorBoardLogger(str(tmp_path / "events"), name="", version="")
+    write_tensorboard([logger], write_curves(tmp_path))
+    events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0}).Reload()
+    run = read_files(tmp_path)
+    for ablation in ablations:
+        suffix = "" if ablation == "zero" else f"_{ablation}"
+        for column in ("drop_pp", "nll_rise"):
+            for count in (1, 3, 5):
+                values = np.array(
+                    [
+                        float(row[column])
+                        for row in run.masks[1:]
+                        if row["ablation"] == ablation and row["heads_masked"] == count
+                    ]
+                )
+                assert len(values) == seeds
+                reach = stats.t.ppf(0.975, seeds - 1) * values.std(ddof=1) * (1 + 1 / seeds) ** 0.5
+                low, high = (
+                    (values.mean() - reach, values.mean() + reach) if seeds >= 10 else (values.min(), values.max())
+                )
+                base = float(run.masks[0]["top1" if column == "drop_pp" else "nll"])
+                least, most = (100 * (base - 1), 100 * base) if column == "drop_pp" else (-base, np.inf)
+                found = [points(events, f"{column}/random_orders{suffix}{end}")[count] for end in ("", "_low", "_high")]
+                assert found == pytest.approx([values.mean(), max(low, least), min(high, most)], abs=1e-4)
+                other = "top1" if column == "drop_pp" else "nll"
+                back = [points(events, f"{other}/random_orders{suffix}{end}")[count] for end in ("", "_low", "_high")]
+                expected = [base - one / 100 for one in (found[0], found[2], found[1])]
+                expected = expected if column == "drop_pp" else [base + one for one in found]
+                assert back == pytest.approx(expected, abs=1e-4)
+
+
+def write_curves(folder: Path) -> Path:
+    list(write_derived(read_files(folder)))
+    return folder

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,3 +246,33 @@ def test_a_path_without_a_table_is_refused(tmp_path: Path) -> None:
     assert "expected a run's folder with scores.csv, heads.csv or masks.csv" in refuse(tmp_path, "x")[0]
     (tmp_path / "binary.csv").write_bytes(b"\x80\x81")
     assert "expected a CSV table" in refuse(tmp_path / "binary.csv", "x")[0]
+
+
+def test_an_order_that_is_scored_anew_has_a_name_and_a_curve_of_its_own() -> None:
+    spec = MaskSpec("grow:calibration:stable_rank:most:rescored:2-4/2")
+    assert spec.canonical == "grow:calibration:stable_rank:most:rescored:2,4"
+    assert spec.needs_scores
+    scores = {"stable_rank": {(layer, head): float(head) for layer in range(2) for head in range(3)}}
+    order = [(1, 2), (0, 0), (1, 1), (0, 2)]
+    masks = spec.expand([3, 3], "m", scores, {("stable_rank", "most"): order})
+    assert [mask.name.rpartition(":")[2] for mask in masks] == ["2", "4"]
+    assert [mask.mask.masked for mask in masks] == [frozenset(order[:2]), frozenset(order)]
+    assert {mask.curve for mask in masks} == {"grow_stable_rank_most_rescored"}
+    assert MaskSpec(masks[0].name).expand([3, 3], "m", scores, {("stable_rank", "most"): order}) != []
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        {},
+        {("stable_rank", "least"): [(0, 0), (0, 1), (0, 2), (1, 0)]},
+        {("stable_rank", "most"): [(0, 0), (0, 1), (0, 2)]},
+        {("stable_rank", "most"): [(0, 0), (0, 1), (0, 2), (0, 2)]},
+        {("stable_rank", "most"): [(0, 0), (0, 1), (0, 2), (7, 0)]},
+    ],
+)
+def test_a_calibration_that_did_not_score_so_far_anew_masks_nothing(orders: Any) -> None:
+    scores = {"stable_rank": {(layer, head): 0.0 for layer in range(2) for head in range(3)}}
+    spec = MaskSpec("grow:calibration:stable_rank:most:rescored:4")
+    with pytest.raises(MaskSpecError, match="where the masks need 4: run it anew without --calibration-file"):
+        spec.expand([3, 3], "m", scores, orders)
