@@ -1,0 +1,1 @@
+"""Sections of the page: each reads its own tables, and is left out where they are not."""
