@@ -1,1 +1,1 @@
-"""Sections of the page: each reads its own tables, and is left out where they are not."""
+"""The sections of the page: each reads its own tables, and is left out where they are not there."""
