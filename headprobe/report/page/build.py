@@ -13,10 +13,28 @@ from headprobe.files import write_text
 from headprobe.report.page.encode import to_json
 from headprobe.report.page.first import first_screen, names_of
 from headprobe.report.page.section import Section
+from headprobe.report.page.sections.curves import curves, ladder
+from headprobe.report.page.sections.described import attention, spectra
 from headprobe.report.page.sections.heads import section as heads
+from headprobe.report.page.sections.importance import importance
+from headprobe.report.page.sections.masks import ablations, indices, layers
+from headprobe.report.page.sections.similarity import similarity
+from headprobe.report.page.sections.worth import worth
 from headprobe.run.load import RunFiles
 
-SECTIONS: tuple[Callable[[Sequence[RunFiles]], Section | None], ...] = (heads,)
+SECTIONS: tuple[Callable[[Sequence[RunFiles]], Section | None], ...] = (
+    heads,
+    curves,
+    ladder,
+    layers,
+    indices,
+    similarity,
+    attention,
+    spectra,
+    importance,
+    worth,
+    ablations,
+)
 """Every section, in the order of the page; each returns None where its tables are not there."""
 
 DOCS = f"https://github.com/headprobe/headprobe/blob/v{__version__}/docs/"
@@ -56,7 +74,7 @@ def build(runs: Sequence[RunFiles]) -> str:
         docs=DOCS,
         version=__version__,
         data=Markup(to_json(data)),  # noqa: S704 - escaped by to_json, for JSON inside of HTML
-        style=_asset("page.css"),
+        style=_asset("page.css") + _asset("figures.css"),
         scripts=[_asset(f"{name}.js") for name in _scripts(sections)],
     )
 

@@ -383,11 +383,12 @@ const headprobe = (() => {
       button("SVG", () => download(`${name}.svg`, new Blob([asText(figureSVG(element, root, section.title))], { type: "image/svg+xml" }))),
       button("PNG", () => savePNG(`${name}.png`, figureSVG(element, root, section.title))),
     ];
-    if (Object.keys(section.table).length) {
-      buttons.push(button("CSV", () => download(`${name}.csv`, new Blob([csv(section.table)], { type: "text/csv" }))));
+    // A drawing whose data are the table already gives it itself: root.exportTable().
+    const table = () => (root.exportTable ? root.exportTable() : section.table);
+    if (root.exportTable || Object.keys(section.table).length) {
+      buttons.push(button("CSV", () => download(`${name}.csv`, new Blob([csv(table())], { type: "text/csv" }))));
     }
     element.querySelector(".tools").append(page.html("span", { class: "hint" }, "Save"), ...buttons);
-    return root;
   }
 
   // -- the whole page --
@@ -441,8 +442,9 @@ const headprobe = (() => {
     selecting();
     for (const section of data.sections) {
       const element = document.getElementById(section.key);
-      const root = frame(element, section);
+      const root = element.querySelector(".drawing");
       if (drawings.has(section.key)) drawings.get(section.key)(root, section.data, page);
+      frame(element, section);
       redrawn.observe(root, { childList: true, subtree: true });
     }
     document.documentElement.dataset.ready = "yes";

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from headprobe.run.load import Columns, RunFiles
 
+SCRIPTS = ("figures",)
+"""What the drawings of figures have in common, in `assets/`."""
+
 QUANTITIES = {
     "nll_rise": {"name": "NLL rise", "unit": "nats"},
     "drop_pp": {"name": "top-1 drop", "unit": "percentage points"},

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import LOSSES, columns_of, head_name, of_runs
+from headprobe.report.page.sections.cells import LOSSES, SCRIPTS, columns_of, head_name, of_runs
 from headprobe.run.curves import Order, orders_of
 from headprobe.run.load import Columns, RunFiles
 
@@ -15,7 +15,9 @@ POINT = ("order", "ablation", "heads_removed", "orders", "top1", "nll", *LOSSES,
 
 SINGLE = ("order", "ablation", "heads_removed", "top1", "nll")
 
-SOURCES = ("curves.csv", "masks.csv")
+AREA = ("order", "ablation", "area", "area_low", "area_high", "removable_1pp", "removable_1pp_surely")
+
+SOURCES = ("curves.csv", "orders.csv", "masks.csv")
 
 
 def curves(runs: Sequence[RunFiles]) -> Section | None:
@@ -37,6 +39,7 @@ def curves(runs: Sequence[RunFiles]) -> Section | None:
         link="results.md#curvescsv",
         data={"runs": found},
         sources=SOURCES,
+        scripts=SCRIPTS,
     )
 
 
@@ -47,9 +50,17 @@ def _curves(run: RunFiles) -> dict[str, Any] | None:
     single = np.isin(table["order"], _members(table))
     return {
         "baseline": _baseline(run),
+        "heads": sum(run.record["model"]["heads_per_layer"]),
+        "areas": _areas(run),
         "rows": columns_of(table, POINT, ~single),
         "single": columns_of(table, SINGLE, single),
     }
+
+
+def _areas(run: RunFiles) -> dict[str, Any]:
+    """Return the area under each order's curve and how many heads can go, from `orders.csv`."""
+    table = run.table("orders.csv")
+    return columns_of(table, AREA) if table else {}
 
 
 def _baseline(run: RunFiles) -> dict[str, float]:
@@ -79,6 +90,7 @@ def ladder(runs: Sequence[RunFiles]) -> Section | None:
         link="results.md#curvescsv",
         data={"runs": found},
         sources=("curves.csv", "masks.json"),
+        scripts=SCRIPTS,
     )
 
 

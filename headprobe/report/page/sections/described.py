@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import of_runs
+from headprobe.report.page.sections.cells import SCRIPTS, of_runs
 from headprobe.report.run_figures import TITLES, UNIFORM
 from headprobe.run.importance import candidates_named
 from headprobe.run.load import Columns, RunFiles
@@ -44,6 +44,7 @@ def attention(runs: Sequence[RunFiles]) -> Section | None:
         link="describe_heads.md#headscsv",
         data={"runs": found, "titles": {name: list(words) for name, words in names.items()}},
         sources=("heads.csv", "heads_change.csv"),
+        scripts=SCRIPTS,
     )
 
 
@@ -92,6 +93,7 @@ def spectra(runs: Sequence[RunFiles]) -> Section | None:
         link="describe_heads.md#spectrumcsv",
         data={"runs": found},
         sources=("spectrum.csv", "spectrum_change.csv"),
+        scripts=SCRIPTS,
     )
 
 

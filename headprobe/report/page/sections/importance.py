@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import LIMITS, QUANTITIES, columns_of, kinds_of, of_runs
+from headprobe.report.page.sections.cells import LIMITS, QUANTITIES, SCRIPTS, columns_of, kinds_of, of_runs
 from headprobe.run.importance import CALIBRATION, DEPTH, JUDGED, candidates_named, single_head_masks
 from headprobe.run.load import Columns, Row, RunFiles
 
 Head = tuple[int, int]
 
-SHOWN = ("ablation", "target", "scope", "score", "rows", "heads", "images_chosen", "images_judged", "spearman")
-SHOWN += ("spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high", "reliability", "ceiling")
+SHOWN = (
+    *("ablation", "target", "scope", "score", "rows", "heads", "images_chosen", "images_judged"),
+    *("spearman", "spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high"),
+    *("reliability", "ceiling", "calibration"),
+)
 
 
 def importance(runs: Sequence[RunFiles]) -> Section | None:
@@ -29,12 +32,13 @@ def importance(runs: Sequence[RunFiles]) -> Section | None:
             "reach on so few images. Left or right says only which way round the score counts."
         ),
         definition=(
-            "Spearman's rank correlation of a score with the measured loss without each head alone, with a 95% interval "
-            "over images. Scores of calibration images saw none of the images that judge."
+            "Spearman's rank correlation of a score with the measured loss without each head alone, with a 95% "
+            "interval over the images that judge."
         ),
         link="results.md#importancecsv",
         data={"runs": found, "quantities": QUANTITIES},
         sources=("importance.csv", "scores.csv", "heads.csv", "masks.csv"),
+        scripts=SCRIPTS,
     )
 
 

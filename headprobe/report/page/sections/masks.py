@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import LIMITS, LOSSES, QUANTITIES, by_column, columns_of, head_name, of_runs
+from headprobe.report.page.sections.cells import (
+    LIMITS,
+    LOSSES,
+    QUANTITIES,
+    SCRIPTS,
+    by_column,
+    columns_of,
+    head_name,
+    of_runs,
+)
 from headprobe.run.index_null import nulls_of
 from headprobe.run.load import Cell, Row, RunFiles
 from headprobe.run.results import FAMILIES_JOINED
@@ -34,6 +43,7 @@ def layers(runs: Sequence[RunFiles]) -> Section | None:
         link="results.md#how-the-statistics-are-defined",
         data={"runs": found, "quantities": QUANTITIES},
         sources=("masks.csv", "masks.json"),
+        scripts=SCRIPTS,
     )
 
 
@@ -42,7 +52,8 @@ def _layers(run: RunFiles) -> dict[str, Any] | None:
     if len({row["mask"] for row in rows}) < FEWEST:
         return None
     table = by_column(rows, ("mask", "ablation", "draw", "heads_masked", "top1", *LOSSES, "mcnemar_p", "bh_q"))
-    return {"rows": {"layer": [run.curves[str(row["mask"])][1] for row in rows], **table}}
+    steps = [run.curves[str(row["mask"])][1] for row in rows]
+    return {"rows": {"layer": steps, **table}, "heads_per_layer": run.record["model"]["heads_per_layer"]}
 
 
 def indices(runs: Sequence[RunFiles]) -> Section | None:
@@ -64,6 +75,7 @@ def indices(runs: Sequence[RunFiles]) -> Section | None:
         link="results.md#index_nullcsv",
         data={"runs": found, "quantities": QUANTITIES},
         sources=("index_null.csv", "masks.csv"),
+        scripts=SCRIPTS,
     )
 
 
@@ -74,7 +86,8 @@ def _indices(run: RunFiles) -> dict[str, Any] | None:
     draws: dict[tuple[str, str], dict[str, Any]] = {}  # indices of the same layers share their draws
     for null in nulls_of(run):
         draws[null.ablation, null.layers] = {"ablation": null.ablation, "layers": null.layers, **null.draws}
-    return {"rows": columns_of(table, table), "draws": list(draws.values())}
+    heads_per_layer = run.record["model"]["heads_per_layer"]
+    return {"rows": columns_of(table, table), "draws": list(draws.values()), "heads_per_layer": heads_per_layer}
 
 
 def ablations(runs: Sequence[RunFiles]) -> Section | None:
@@ -96,11 +109,15 @@ def ablations(runs: Sequence[RunFiles]) -> Section | None:
         link="results.md#ablationscsv",
         data={"runs": found, "quantities": QUANTITIES},
         sources=("ablations.csv", "masks.csv"),
+        scripts=SCRIPTS,
     )
 
 
-AGREEMENT = ("test_family", "ablation_a", "ablation_b", "quantity", "masks", "images", "spearman", "spearman_low")
-AGREEMENT += ("spearman_high", "kendall", "kendall_low", "kendall_high", "b_minus_a", "b_minus_a_low", "b_minus_a_high")
+AGREEMENT = (
+    *("test_family", "ablation_a", "ablation_b", "quantity", "masks", "images"),
+    *("spearman", "spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high"),
+    *("b_minus_a", "b_minus_a_low", "b_minus_a_high", "calibration"),
+)
 
 
 def _ablations(run: RunFiles) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.similarity.measures import MEASURES, Measure, samples_in_words, title
 from headprobe.report.matrices import cluster
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import of_runs
+from headprobe.report.page.sections.cells import SCRIPTS, of_runs
 from headprobe.run.load import RunFiles
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -46,6 +46,7 @@ def similarity(runs: Sequence[RunFiles]) -> Section | None:
         link="describe_heads.md#similaritynpz",
         data={"runs": found},
         sources=("similarity.npz",),
+        scripts=SCRIPTS,
     )
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import QUANTITIES, coded, columns_of, of_runs
+from headprobe.report.page.sections.cells import QUANTITIES, SCRIPTS, coded, columns_of, of_runs
 from headprobe.run.interactions import CLEAR_Q
 from headprobe.run.load import Columns, RunFiles
 
-VALUES = ("players", "ablation", "quantity", "layer", "head", "images", "orders", "reversed", "value", "value_low")
-VALUES += ("value_high", "value_se_orders", "value_se_images")
+VALUES = (
+    *("players", "ablation", "quantity", "layer", "head", "images", "orders", "reversed"),
+    *("value", "value_low", "value_high", "value_se_orders", "value_se_images"),
+)
 
 TOGETHER = ("kind", "ablation", "quantity", "rise_both", "interaction", "interaction_low", "interaction_high", "bh_q")
 
@@ -36,6 +38,7 @@ def worth(runs: Sequence[RunFiles]) -> Section | None:
         link="results.md#shapleycsv",
         data={"runs": found, "quantities": QUANTITIES, "clear_q": CLEAR_Q},
         sources=(SHAPLEY, INTERACTIONS),
+        scripts=SCRIPTS,
     )
 
 
