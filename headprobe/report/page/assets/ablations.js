@@ -3,6 +3,7 @@
 
 headprobe.section("ablations", (root, data, page) => {
   const f = headprobe.figures;
+  const MOST_BARS = 60; // more intervals hide the dots; the numbers of each are on hover
   const runs = data.runs.map((run) => run && { ...run, found: f.rows(run.rows) });
   const there = runs.filter(Boolean);
   const families = f.union(runs, (run) => run.families.map((family) => family.family));
@@ -26,8 +27,12 @@ headprobe.section("ablations", (root, data, page) => {
     });
   });
 
-  const familyOf = (run) => run.families.find((family) => family.family === state.family);
-  const plus = (value) => `${value > 0 ? "+" : ""}${page.fixed(value, 2)}`;
+  function familyOf(run) {
+    return run.families.find((family) => family.family === state.family);
+  }
+  function plus(value) {
+    return `${value > 0 ? "+" : ""}${page.fixed(value, 2)}`;
+  }
 
   function agreement(row) {
     if (!Number.isFinite(row.spearman)) return "rank agreement not defined";
@@ -63,9 +68,13 @@ headprobe.section("ablations", (root, data, page) => {
     const layer = family.layers[place];
     const node = f.dot({ x, y, colour: layer === null ? 0 : f.layerColour(layer, last), radius: 5, head: heads });
     node.style.stroke = "var(--muted)";
-    const bars = { colour: "var(--muted)", head: heads, width: 0.9, opacity: 0.45 };
-    plot.inner.append(f.bar({ ...bars, x: plot.x(first[low][place] ?? NaN), x2: plot.x(first[high][place] ?? NaN), y }) || "");
-    plot.inner.append(f.bar({ ...bars, x, y: plot.y(second[low][place] ?? NaN), y2: plot.y(second[high][place] ?? NaN) }) || "", node);
+    if (family.masks.length <= MOST_BARS) {
+      const bars = { colour: "var(--muted)", head: heads, width: 0.9, opacity: 0.45 };
+      const [left, right] = [low, high].map((limit) => f.inside(plot.x, first[limit][place] ?? NaN));
+      const [lower, upper] = [low, high].map((limit) => f.inside(plot.y, second[limit][place] ?? NaN));
+      plot.inner.append(f.bar({ ...bars, x: left, x2: right, y }) || "", f.bar({ ...bars, x, y: lower, y2: upper }) || "");
+    }
+    plot.inner.append(node);
     const said = (kind, costs) => `${kind}: ${f.estimate(costs[quantity][place], costs[low][place], costs[high][place], f.UNITS[quantity])}`;
     return [{ x, y, node, series: 0, lines: [mask, said(row.ablation_a, first), said(row.ablation_b, second)] }];
   }

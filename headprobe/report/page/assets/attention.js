@@ -40,7 +40,9 @@ headprobe.section("attention", (root, data, page) => {
     return items;
   }
 
-  const modelsOf = (run) => (state.show === "change" ? [run.models.change] : [run.models.baseline, run.models.masked]).filter(Boolean);
+  function modelsOf(run) {
+    return (state.show === "change" ? [run.models.change] : [run.models.baseline, run.models.masked]).filter(Boolean);
+  }
 
   function limits(name) {
     const values = there.flatMap((run) => modelsOf(run).flatMap((model) => {

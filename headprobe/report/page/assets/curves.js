@@ -39,7 +39,9 @@ headprobe.section("curves", (root, data, page) => {
   const scale = () => (state.quantity === "top1" ? 100 : 1);
   function heights(run, point) {
     const base = run.baseline[state.quantity];
-    if (state.quantity === "top1") return [100 * point.top1, 100 * base - point.drop_high_pp, 100 * base - point.drop_low_pp, point.drop_low_pp];
+    // Limits of a drop may lie where no accuracy can.
+    const cut = (value) => Math.min(100, Math.max(0, value));
+    if (state.quantity === "top1") return [100 * point.top1, cut(100 * base - point.drop_high_pp), cut(100 * base - point.drop_low_pp), point.drop_low_pp];
     return [point.nll, base + point.nll_rise_low, base + point.nll_rise_high, point.nll_rise_low];
   }
   const along = (run, point) => (state.along === "share" ? (100 * point.heads_removed) / run.heads : point.heads_removed);
@@ -89,7 +91,7 @@ headprobe.section("curves", (root, data, page) => {
     const plot = page.plot({
       width, height: Math.round(Math.min(360, Math.max(270, width * 0.72))), margin: { top: 30 },
       x: { domain: domains.x, label: state.along === "share" ? "heads removed (% of all)" : "heads removed" },
-      y: { domain: domains.y, label: f.LABELS[state.quantity] },
+      y: { domain: domains.y, label: f.LABELS[state.quantity], ticks: state.quantity === "top1" ? [0, 20, 40, 60, 80, 100] : null },
       label: `${f.LABELS[state.quantity]} against heads removed, ${kind} ablation`,
     });
     f.title(plot, `${kind} ablation`);
@@ -126,7 +128,7 @@ headprobe.section("curves", (root, data, page) => {
     plot.inner.append(page.svg("path", { class: "line", d: path(plot, run, own, (point) => heights(run, point)[0]), stroke: paint, "stroke-width": mean ? 2.4 : 1.8, "stroke-dasharray": dash || null }));
     return own.map((point) => {
       const [x, y] = [plot.x(along(run, point)), plot.y(heights(run, point)[0])];
-      const node = f.dot({ x, y, colour, shape: shape || 0, radius: mean ? 2.2 : 4 });
+      const node = f.dot({ x, y, colour, shape: shape || 0, radius: mean ? 1.6 : 4, rim: !mean });
       plot.inner.append(node);
       return { x, y, node, series: order, lines: words(run, point) };
     });

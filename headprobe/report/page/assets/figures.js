@@ -45,8 +45,14 @@ headprobe.figures = (() => {
   figures.LIMITS = { nll_rise: ["nll_rise_low", "nll_rise_high"], drop_pp: ["drop_low_pp", "drop_high_pp"] };
 
   /** An estimate with its interval and unit: `17.4 [11.2, 25.1] pp`. */
-  figures.estimate = (value, low, high, unit = "") =>
-    [page.number(value), page.interval(low, high), unit].filter(Boolean).join(" ");
+  figures.estimate = (value, low, high, unit = "") => {
+    if (!Number.isFinite(low) || !Number.isFinite(high)) return [page.number(value), unit].filter(Boolean).join(" ");
+    // All three with the decimals that give the largest of them three digits.
+    const size = Math.max(Math.abs(value), Math.abs(low), Math.abs(high)) || 1;
+    const places = Math.min(8, Math.max(0, 2 - Math.floor(Math.log10(size))));
+    const [middle, from, to] = [value, low, high].map((one) => page.fixed(one, places));
+    return [`${middle} [${from}, ${to}]`, unit].filter(Boolean).join(" ");
+  };
   figures.loss = (row, quantity) => {
     const [low, high] = figures.LIMITS[quantity];
     return figures.estimate(row[quantity], row[low], row[high], figures.UNITS[quantity]);
@@ -69,9 +75,9 @@ headprobe.figures = (() => {
   figures.dash = (place) => DASHES[place % DASHES.length];
 
   /** A dot: `shape` and `colour` are numbers or a CSS colour; hollow ones have the paper's colour inside. */
-  figures.dot = ({ x, y, colour, shape = 0, radius = 5, hollow = false, head = null }) => {
+  figures.dot = ({ x, y, colour, shape = 0, radius = 5, hollow = false, head = null, rim = true }) => {
     const own = typeof colour === "number" ? figures.colour(colour) : colour;
-    const paint = hollow ? { fill: "var(--panel)", stroke: own, "stroke-width": 1.8 } : { fill: own, stroke: "var(--panel)", "stroke-width": 0.8 };
+    const paint = hollow ? { fill: "var(--panel)", stroke: own, "stroke-width": 1.8 } : { fill: own, stroke: rim ? "var(--panel)" : null, "stroke-width": 0.8 };
     return page.svg("path", { class: "dot", d: figures.shape(shape, radius), transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`, "data-head": head, ...paint });
   };
 
@@ -133,17 +139,18 @@ headprobe.figures = (() => {
   /** A legend. Items: {text, colour, shape, dash, hollow, band, key, pressed}; those with a key are buttons. */
   figures.legend = (items, width, toggle) =>
     page.html("div", { class: "legend" }, items.map((item) => {
-      const text = figures.cut(item.text, width - 60, 13);
-      const wide = Math.ceil(figures.textWidth(text, 13)) + 40;
+      const lines = figures.wrapped(item.text, width - 60, 13);
+      const wide = Math.ceil(Math.max(...lines.map((line) => figures.textWidth(line, 13)))) + 40;
+      const high = 3 + 17 * lines.length;
       const colour = typeof item.colour === "number" ? figures.colour(item.colour) : item.colour;
-      const swatch = page.svg("svg", { viewBox: `0 0 ${wide} 20`, width: wide, height: 20, "aria-hidden": "true" }, [
+      const swatch = page.svg("svg", { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, "aria-hidden": "true" }, [
         item.band ? page.svg("rect", { x: 2, y: 4, width: 26, height: 12, fill: colour, "fill-opacity": 0.22 }) : null,
         item.line === false ? null : page.svg("line", { x1: 2, x2: 28, y1: 10, y2: 10, stroke: colour, "stroke-width": item.thin ? 1 : 2, "stroke-dasharray": item.dash || null }),
         item.shape === undefined ? null : figures.dot({ x: 15, y: 10, colour: item.colour, shape: item.shape, radius: 4.5, hollow: item.hollow }),
-        page.svg("text", { class: "legend-text", x: 35, y: 14.5 }, text),
+        lines.map((line, place) => page.svg("text", { class: "legend-text", x: 35, y: 14.5 + 17 * place }, line)),
       ]);
       if (!item.key) return page.html("span", { class: "entry" }, [page.html("span", { class: "unseen" }, item.text), swatch]);
-      const button = page.html("button", { type: "button", class: "entry", "aria-pressed": String(item.pressed), "aria-label": item.text, title: item.text === text ? null : item.text }, swatch);
+      const button = page.html("button", { type: "button", class: "entry", "aria-pressed": String(item.pressed), "aria-label": item.text }, swatch);
       button.addEventListener("click", () => toggle(item.key));
       return button;
     }));
@@ -334,6 +341,15 @@ headprobe.figures = (() => {
     [x, y, x2, y2].every(Number.isFinite)
       ? page.svg("line", { class: "interval", x1: x, x2, y1: y, y2, stroke: typeof colour === "number" ? figures.colour(colour) : colour, "stroke-width": width, "stroke-opacity": opacity, "data-head": head })
       : null;
+
+  /** A value cut where the axis ends: marks stay inside of their plot. */
+  figures.inside = (scale, value) => {
+    const [low, high] = [Math.min(...scale.domain), Math.max(...scale.domain)];
+    return Number.isFinite(value) ? scale(Math.min(high, Math.max(low, value))) : NaN;
+  };
+
+  /** Something of a figure that is no wider than the room there is. */
+  figures.holder = (width, children) => page.html("div", { style: { width: `${width}px`, "max-width": "100%" } }, children);
 
   /** x of each dot of a layer: beside its middle by the rank of its value, so that no dot hides another. */
   figures.spread = (values, centre, step) => {

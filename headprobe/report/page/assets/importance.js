@@ -36,17 +36,18 @@ headprobe.section("importance", (root, data, page) => {
     const rule = run.found.map((row) => row.calibration).find(Boolean);
     const chosen = Math.max(...run.found.filter((row) => row.rows === "calibration").map((row) => row.images_chosen), 0);
     const judged = Math.max(...run.found.map((row) => row.images_judged));
-    if (rule === "same") return `Scores and costs are of the same ${page.number(judged)} images: they share their noise, so correlations flatter.`;
-    return `Scores of ${page.number(chosen, 4)} calibration images, costs of ${page.number(judged, 4)} other images.`;
+    if (rule === "same") return `Scores and costs are of the same ${page.number(judged, 1)} images: they share their noise, so correlations flatter.`;
+    return `Scores of ${page.number(chosen, 1)} calibration images, costs of ${page.number(judged, 1)} other images.`;
   }
 
-  const rowOf = (run, scope = "all", key = state.score) =>
-    run.found.find((row) => row.ablation === state.ablation && row.target === state.target && row.scope === scope && keyOf(row) === key);
+  function rowOf(run, scope = "all", key = state.score) {
+    return run.found.find((row) => row.ablation === state.ablation && row.target === state.target && row.scope === scope && keyOf(row) === key);
+  }
 
   function scatter(run, width) {
     const score = run.scores.find((one) => keyOf(one) === state.score);
     const costs = run.costs[state.ablation];
-    const holder = page.html("div", {});
+    const holder = f.holder(width);
     if (!score || !costs) return page.html("p", { class: "note" }, "This run has no such score.");
     const known = score.values.map((value, place) => place).filter((place) => score.values[place] !== null && costs[state.target][place] !== null);
     const xs = known.map((place) => score.values[place]);
@@ -79,12 +80,16 @@ headprobe.section("importance", (root, data, page) => {
     points.sort((a, b) => a.x - b.x);
     f.points(plot, points, `${score.score} of each head against what it costs`);
     holder.append(plot.svg, f.layerBar(last, width));
+    holder.classList.add("stays");
     return holder;
   }
 
-  const plus = (value, digits = 2) => (Number.isFinite(value) ? `${value > 0 ? "+" : ""}${page.fixed(value, digits)}` : "not defined");
-  const signed = (row, name = "spearman") =>
-    plus(row[name]) + (Number.isFinite(row[`${name}_low`]) ? ` [${plus(row[`${name}_low`])}, ${plus(row[`${name}_high`])}]` : "");
+  function plus(value, digits = 2) {
+    return (Number.isFinite(value) ? `${value > 0 ? "+" : ""}${page.fixed(value, digits)}` : "not defined");
+  }
+  function signed(row, name = "spearman") {
+    return plus(row[name]) + (Number.isFinite(row[`${name}_low`]) ? ` [${plus(row[`${name}_low`])}, ${plus(row[`${name}_high`])}]` : "");
+  }
 
   function correlations(run, width) {
     const own = run.found.filter((row) => row.ablation === state.ablation && row.target === state.target && row.scope === "all");
@@ -92,10 +97,10 @@ headprobe.section("importance", (root, data, page) => {
     const ceiling = own.reduce((best, row) => (row.heads > best.heads ? row : best), own[0] || { heads: 0 }).ceiling;
     const room = Math.min(250, Math.max(120, width * 0.42));
     const unit = 21;
-    const holder = page.html("div", {});
+    const holder = f.holder(width);
     const plot = page.plot({
       width, height: 96 + unit * rows.length, margin: { top: 46, left: room, right: 16, bottom: 46 },
-      x: { domain: [-1.04, 1.04], ticks: [-1, -0.5, 0, 0.5, 1], label: "Spearman's rank correlation with the cost", grid: true },
+      x: { domain: [-1.04, 1.04], ticks: [-1, -0.5, 0, 0.5, 1], label: width < 500 ? "rank correlation (Spearman)" : "Spearman's rank correlation with the cost", grid: true },
       y: { names: rows.map(() => "") },
       label: `Rank correlation of ${rows.length} scores with ${f.LABELS[state.target]}, ${state.ablation} ablation`,
     });

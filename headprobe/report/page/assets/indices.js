@@ -14,7 +14,7 @@ headprobe.section("indices", (root, data, page) => {
   const draw = f.fitted(parts, (width) => {
     parts.append(f.legend([
       { text: "the index", colour: 1, shape: 2, line: false },
-      { text: "a draw of random heads", colour: 0, shape: 0, line: false },
+      { text: "a draw of random heads", colour: "color-mix(in srgb, var(--s0) 40%, var(--panel))", shape: 0, line: false },
       { text: "middle 95% of the draws", colour: 0 },
     ], width));
     const values = there.flatMap((run) => [...run.found.filter((row) => row.quantity === state.quantity).map((row) => row.value), ...run.draws.map((draws) => draws[state.quantity])]);

@@ -3,7 +3,7 @@
 
 headprobe.section("ladder", (root, data, page) => {
   const f = headprobe.figures;
-  const runs = data.runs.map((run) => run && { ...run, points: f.rows(run.rows), step: 0 });
+  const runs = data.runs.map((run) => run && { ...run, points: f.rows(run.rows), step: null });
   const there = runs.filter(Boolean);
   const orders = f.union(runs, (run) => Object.keys(run.orders));
   const kinds = f.union(runs, (run) => run.points.map((point) => point.ablation));
@@ -29,7 +29,7 @@ headprobe.section("ladder", (root, data, page) => {
       part.append(page.html("p", { class: "note" }, "This run has no such order under this ablation."));
       return;
     }
-    run.step = Math.min(run.step, points.length);
+    run.step = Math.min(run.step ?? Math.round(points.length / 3), points.length);
     const wide = width >= 860;
     const left = page.html("div", {});
     const right = page.html("div", {});
@@ -61,7 +61,9 @@ headprobe.section("ladder", (root, data, page) => {
     show();
   }
 
-  const gone = (run, step) => run.orders[state.order].slice(0, step).flat();
+  function gone(run, step) {
+    return run.orders[state.order].slice(0, step).flat();
+  }
 
   function say(run, points, readout, newly, slider) {
     const point = points[run.step - 1];
@@ -111,14 +113,15 @@ headprobe.section("ladder", (root, data, page) => {
     const plot = page.plot({
       width, height: 280,
       x: { domain: [0, most], label: "heads removed" },
-      y: { domain: [0, 104], label: f.LABELS.top1 },
+      y: { domain: [0, 104], label: f.LABELS.top1, ticks: [0, 20, 40, 60, 80, 100] },
       label: `Accuracy along the order ${named(state.order)}, ${state.ablation} ablation`,
     });
     const base = 100 * run.baseline.top1;
+    const level = (value) => plot.y(Math.min(100, Math.max(0, value))); // limits of a drop may lie where no accuracy can
     const at = (point) => [plot.x(point.heads_removed), plot.y(100 * point.top1)];
     const band = randomOf(run).filter((point) => point.heads_removed <= most);
     if (band.length > 1) {
-      const edge = (limit) => band.map((point) => `${plot.x(point.heads_removed).toFixed(1)} ${plot.y(base - point[limit]).toFixed(1)}`);
+      const edge = (limit) => band.map((point) => `${plot.x(point.heads_removed).toFixed(1)} ${level(base - point[limit]).toFixed(1)}`);
       plot.inner.append(page.svg("path", { d: `M${[...edge("drop_low_pp"), ...edge("drop_high_pp").reverse()].join("L")}Z`, fill: page.series[6], "fill-opacity": 0.18 }));
       const [x, y] = at(band[Math.floor(band.length / 2)]);
       plot.inner.append(page.svg("text", { class: "tick", x: x - 4, y: y + 4, "text-anchor": "middle" }, "random orders"));
@@ -128,7 +131,7 @@ headprobe.section("ladder", (root, data, page) => {
     const marks = points.map((point, place) => {
       const [x, y] = at(point);
       const own = place + 1 === run.step;
-      plot.inner.append(f.bar({ x, y: plot.y(base - point.drop_low_pp), y2: plot.y(base - point.drop_high_pp), colour: own ? 1 : 0, width: own ? 2.4 : 1.1 }) || "");
+      plot.inner.append(f.bar({ x, y: level(base - (point.drop_low_pp ?? NaN)), y2: level(base - (point.drop_high_pp ?? NaN)), colour: own ? 1 : 0, width: own ? 2.4 : 1.1 }) || "");
       const node = f.dot({ x, y, colour: own ? 1 : 0, shape: own ? 2 : 0, radius: own ? 7 : 3.6 });
       plot.inner.append(node);
       return { x, y, node, series: 0, lines: [`${point.heads_removed} heads removed`, `top-1 ${page.percent(point.top1)}`, `drop ${f.loss(point, "drop_pp")}`] };

@@ -40,7 +40,9 @@ headprobe.section("similarity", (root, data, page) => {
     outline(page.selected());
   });
 
-  const measureOf = (run) => run.measures.find((one) => one.name === state.measure)?.models[state.model];
+  function measureOf(run) {
+    return run.measures.find((one) => one.name === state.measure)?.models[state.model];
+  }
 
   function changeLimit() {
     if (state.model !== "change") return { low: 0, high: 1, kind: "sequential" };

@@ -31,11 +31,17 @@ headprobe.section("spectra", (root, data, page) => {
     });
   });
 
-  const linesOf = (run, name) => (run.models[state.model] || []).filter((line) => line.series === name && line.profile === state.profile);
+  function linesOf(run, name) {
+    return (run.models[state.model] || []).filter((line) => line.series === name && line.profile === state.profile);
+  }
 
   function limits() {
     const values = runs.filter(Boolean).flatMap((run) => [state.heads, state.stream].flatMap((name) => linesOf(run, name).map((line) => line.delta)));
     return page.extent(values);
+  }
+
+  function highest() {
+    return Math.max(...runs.filter(Boolean).flatMap((run) => all(run).filter((line) => line.profile === state.profile).flatMap((line) => line.frequency)));
   }
 
   function panel(run, name, width) {
@@ -44,7 +50,7 @@ headprobe.section("spectra", (root, data, page) => {
     if (!lines.length || !extent) return page.html("p", { class: "note" }, `No spectra of ${NAMES[name] || name} in this run.`);
     const plot = page.plot({
       width, height: 360, margin: { top: 34, right: 18 },
-      x: { domain: [0, 1], label: "frequency (π rad/sample)" },
+      x: { domain: [0, highest()], label: "frequency (π rad/sample)" },
       y: { domain: page.nice([Math.min(0, extent[0]), Math.max(0, extent[1])]), label: `${state.model === "change" ? "change of " : ""}delta log amplitude` },
       label: `Spectra: ${NAMES[name] || name}`,
     });
@@ -65,7 +71,7 @@ headprobe.section("spectra", (root, data, page) => {
     plot.inner.append(page.svg("path", { class: "line", d, stroke: colour, "stroke-width": name ? 1.5 : 2.2, "data-head": name }));
     return known.slice(1).map(([frequency, value, place]) => {
       const [x, y] = [plot.x(frequency), plot.y(value)];
-      const node = f.dot({ x, y, colour, radius: name ? 2.4 : 3.4, shape: name ? 0 : 1, head: name });
+      const node = f.dot({ x, y, colour, radius: name ? 1.8 : 3.2, shape: name ? 0 : 1, head: name, rim: !name });
       plot.inner.append(node);
       const reach = Z95 * (line.error[row][place] ?? NaN);
       const what = name ? `Head ${name}` : `Layer ${line.layer}, ${NAMES[line.series] || line.series}`;

@@ -10,6 +10,7 @@ headprobe.section("worth", (root, data, page) => {
   const kinds = f.union(runs, (run) => run.together.map((row) => setOf(row)));
   state.pairs = kinds[0];
   const overlays = [];
+  const MOST_LISTED = 24;
 
   /** What the two parts of a row are: heads, layers, or other sets; and which index it is. */
   function setOf(row) {
@@ -34,8 +35,12 @@ headprobe.section("worth", (root, data, page) => {
     outline(page.selected());
   });
 
-  const chosen = (rows) => rows.filter((row) => row.ablation === state.ablation && row.quantity === state.quantity);
-  const valuesOf = (run) => chosen(run.values).filter((row) => row.players === state.players);
+  function chosen(rows) {
+    return rows.filter((row) => row.ablation === state.ablation && row.quantity === state.quantity);
+  }
+  function valuesOf(run) {
+    return chosen(run.values).filter((row) => row.players === state.players);
+  }
 
   function shapley(run, width) {
     const rows = valuesOf(run);
@@ -56,7 +61,7 @@ headprobe.section("worth", (root, data, page) => {
       return own.map((row, place) => value(plot, row, xs[place]));
     });
     f.points(plot, points, `Shapley values of ${state.players}`);
-    const holder = page.html("div", {}, plot.svg);
+    const holder = f.holder(width, plot.svg);
     holder.append(f.legend([{ text: "hollow: the interval holds 0", colour: 0, shape: 0, hollow: true, line: false }], width));
     return holder;
   }
@@ -84,19 +89,51 @@ headprobe.section("worth", (root, data, page) => {
     if (!rows.length) return run.together.length ? page.html("p", { class: "note" }, "No interactions of this kind in this run.") : null;
     const limit = Math.max(...there.flatMap((one) => chosen(one.together).filter((row) => setOf(row) === state.pairs).map((row) => Math.abs(row.interaction ?? 0)))) || 1;
     const cells = new Map(rows.flatMap((row) => [[`${row.a} ${row.b}`, row], [`${row.b} ${row.a}`, row]]));
-    const names = f.distinct(rows.flatMap((row) => [row.a, row.b])).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const layerOf = (name) => name.split(".")[0];
-    const within = state.pairs.endsWith("heads") && rows.every((row) => layerOf(row.a) === layerOf(row.b));
+    const same = state.pairs.endsWith("heads") ? rows.filter((row) => layerOf(row.a) === layerOf(row.b)) : [];
+    const between = rows.filter((row) => !same.includes(row));
+    const listed = same.length && between.length <= MOST_LISTED; // few pairs of two layers: a list below the matrices
+    const within = same.length > 0 && listed;
+    const names = f.distinct((within ? same : rows).flatMap((row) => [row.a, row.b])).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const groups = within ? [...f.byKey(names, layerOf).values()] : [names];
     const most = Math.max(...groups.map((own) => own.length));
     const side = within ? Math.min(width - 4, Math.max(112, Math.min(250, most * 36))) : Math.min(width - 4, 520, 90 + 44 * most);
-    const holder = page.html("div", {});
+    const holder = f.holder(width);
     const unit = `interaction (${f.UNITS[state.quantity]})`;
     const heading = `Interactions of ${PAIRS[state.pairs] || state.pairs}, ${state.ablation} ablation`;
     holder.append(f.heading(heading, width, 4), page.colourBar({ low: -limit, high: limit, kind: "diverging", label: unit }));
     holder.append(page.html("div", { class: "panels" }, groups.map((own) => matrix(own, cells, side, limit, within, layerOf))));
+    if (listed && between.length) holder.append(list(between, width));
     holder.append(page.html("p", { class: "note" }, `Above 0: both together cost more than the sum of each. Ring: told from 0 (q below ${data.clear_q}); pale: not.`));
     return holder;
+  }
+
+  /** Pairs of heads of two layers, one below the other, with their intervals. */
+  function list(rows, width) {
+    const values = rows.flatMap((row) => [row.interaction, row.interaction_low, row.interaction_high]);
+    const plot = page.plot({
+      width: Math.min(width, 520), height: 62 + 22 * rows.length, margin: { top: 34, left: 110 },
+      x: { domain: page.nice(page.extent([values, 0]), { zero: true }), label: `interaction (${f.UNITS[state.quantity]})`, grid: true },
+      y: { names: rows.map((row) => `${row.a} and ${row.b}`), ticks: rows.length },
+      label: "Interactions of heads of two layers",
+    });
+    f.title(plot, "heads of two layers");
+    plot.inner.append(page.svg("line", { class: "zero", x1: plot.x(0), x2: plot.x(0), y1: 0, y2: plot.height }));
+    const points = rows.map((row, place) => {
+      const [x, y] = [plot.x(row.interaction ?? NaN), plot.y(place)];
+      plot.inner.append(f.bar({ x: plot.x(row.interaction_low ?? NaN), x2: plot.x(row.interaction_high ?? NaN), y, colour: 0 }) || "");
+      const node = f.dot({ x, y, colour: 0, radius: 4.6, hollow: !(row.bh_q < data.clear_q), head: `${row.a} ${row.b}` });
+      if (Number.isFinite(x)) plot.inner.append(node);
+      return { x, y, node, series: 0, lines: said(row.a, row.b, row) };
+    });
+    f.points(plot, points, "Interactions of heads of two layers");
+    return plot.svg;
+  }
+
+  function said(a, b, row) {
+    const unit = f.UNITS[state.quantity];
+    const limits = f.estimate(row.interaction, row.interaction_low, row.interaction_high, unit);
+    return [`${a} and ${b}`, `interaction ${limits}`, `both together ${page.number(row.rise_both)} ${unit}`, `q ${page.number(row.bh_q, 2)}`];
   }
 
   function matrix(names, cells, side, limit, within, layerOf) {
@@ -137,10 +174,8 @@ headprobe.section("worth", (root, data, page) => {
       inner.append(page.svg("text", { class: "cell", x: middle[0], y: middle[1] + 4, "text-anchor": "middle", fill, "pointer-events": "none" }, page.fixed(row.interaction, state.quantity === "drop_pp" ? 1 : 2)));
     }
     if (clear) inner.append(page.svg("rect", { x: place.x + 1, y: place.y + 1, width: Math.max(1, place.width - 2), height: Math.max(1, place.height - 2), fill: "none", stroke: "var(--ink)", "stroke-width": 1.2, "pointer-events": "none" }));
-    const limits = f.estimate(row.interaction, row.interaction_low, row.interaction_high, f.UNITS[state.quantity]);
-    const lines = [`${a} and ${b}`, `interaction ${limits}`, `both together ${page.number(row.rise_both)} ${f.UNITS[state.quantity]}`, `q ${page.number(row.bh_q, 2)}`];
     const heads = [a, b].filter((name) => /^\d+\.\d+$/.test(name));
-    return { x: middle[0], y: middle[1], node, series: a, lines, act: heads.length ? () => page.select(heads) : null };
+    return { x: middle[0], y: middle[1], node, series: a, lines: said(a, b, row), act: heads.length ? () => page.select(heads) : null };
   }
 
   /** Rows and columns of the selected heads get an outline. */
