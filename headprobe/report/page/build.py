@@ -51,6 +51,7 @@ def build(runs: Sequence[RunFiles]) -> str:
     }
     return _template().render(
         first=first,
+        fact_names=list(dict.fromkeys(name for run in first for name in run["facts"])),
         runs=names_of(runs),
         sections=sections,
         docs=DOCS,
