@@ -59,8 +59,8 @@ def indices(run: RunFiles) -> Sentence | None:
     first = min(with_q, key=lambda row: (float(row["p"]), -float(row["value"])))
     if significant:
         names = listed([str(row["mask"]) for row in significant])
-        counts = {"significant": len(significant), "indices": len(with_q)}
-        draft.say("{significant:count} of {indices:count} {indices:index|indices} ", **counts)
+        draft.say("{significant:count} of ", significant=len(significant))
+        draft.say("{indices:count} {indices:index|indices} ", indices=len(with_q))
         draft.say("{number:differs|differ} by NLL rise (q below 0.05): {names}.", number=len(significant), names=names)
     else:
         draft.say(
