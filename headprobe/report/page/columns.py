@@ -9,7 +9,7 @@ import numpy as np
 
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.similarity.measures import MEASURES
-from headprobe.run.importance import candidates_named
+from headprobe.run.importance import candidates_named, single_head_masks
 from headprobe.run.load import Columns, Row, RunFiles
 
 SIGNIFICANT_Q = 0.05
@@ -137,10 +137,12 @@ def _spread(numbers: Mapping[Place, float], places: Sequence[Place]) -> FloatArr
 
 def _costs(run: RunFiles, places: Sequence[Place]) -> Iterator[HeadColumn]:
     """Yield NLL rise and drop of the masks of one head, ablation by ablation."""
+    # Several masks may name a head alone, as the first of an order does: one of them stands for all.
+    alone = {mask: Place(*place) for place, mask in single_head_masks(run.masks, run.heads).items()}
     rows: dict[str, dict[Place, list[Row]]] = {}
     for row in run.masks[1:]:
-        if len(own := run.heads[str(row["mask"])]) == 1:
-            rows.setdefault(str(row["ablation"]), {}).setdefault(Place(*own[0]), []).append(row)
+        if (place := alone.get(str(row["mask"]))) is not None:
+            rows.setdefault(str(row["ablation"]), {}).setdefault(place, []).append(row)
     for ablation, of_heads in rows.items():
         for quantity in COSTS:
             yield _cost(quantity, ablation, of_heads, places)

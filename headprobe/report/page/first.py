@@ -1,11 +1,14 @@
 """The first screen: model and data in a line, the answer in sentences, a table of what was measured; and the last."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
+from headprobe.report.page.answer import Sentence, answer, notices, provenance
+from headprobe.run.importance import single_head_masks
 from headprobe.run.load import Row, RunFiles
 from headprobe.text import counted
 
@@ -80,21 +83,52 @@ def _largest(run: RunFiles) -> Iterator[Fact]:
     if len(run.masks) < 2:
         return
     first = [row for row in run.masks[1:] if row["ablation"] == run.masks[1]["ablation"] and not row["draw"]]
+    alone = set(single_head_masks(run.masks, run.heads).values())
     for curve, name in LARGEST.items():
-        rows = [row for row in first if _kind(run, str(row["mask"])) == curve]
+        rows = [row for row in first if (row["mask"] in alone if curve == "by_head" else _curve(run, row) == curve)]
         if len(rows) > 1:
             yield Fact(name, *_drop(max(rows, key=lambda row: float(row["drop_pp"]))))
 
 
-def _kind(run: RunFiles, mask: str) -> str:
-    """Return which kind of set a mask is."""
-    return "by_head" if len(run.heads[mask]) == 1 else run.curves[mask][0]
+def _curve(run: RunFiles, row: Row) -> str:
+    """Return the curve that a row's mask is on."""
+    return run.curves[str(row["mask"])][0]
 
 
 def _drop(row: Row) -> tuple[str, str]:
     """Return a drop in points, and the mask with the drop's interval."""
     low, high = float(row["drop_low_pp"]), float(row["drop_high_pp"])
     return f"{float(row['drop_pp']):.1f} points", f"{row['mask']}: {low:.1f} to {high:.1f}"
+
+
+# -- the answer --
+
+SHORT = ("layers", "heads_tested", "useless", "random", "linear", "index", "distance", "scores")
+"""Sentences of the answer that the first screen begins with; all others stand below it."""
+
+_END = re.compile(r"(?<=[.?!]) (?=[A-Z])")
+"""Where a sentence ends; numbers and names of heads have no blank after their points."""
+
+
+class Said(NamedTuple):
+    """A sentence of the answer as the page writes it."""
+
+    key: str
+    lead: str  #: the question that it answers, where it has one
+    text: str
+
+
+def _with_lead(key: str, text: str) -> Said:
+    """Return a sentence with its question apart."""
+    lead, *rest = _END.split(text, maxsplit=1)
+    return Said(key, lead, rest[0]) if rest and lead.endswith("?") else Said(key, "", text)
+
+
+def short_answer(sentences: Sequence[Sentence]) -> list[Said]:
+    """Return the beginning of the sentences that matter most: what was measured, without what else is known of it."""
+    chosen = [sentence for sentence in sentences if sentence.key in SHORT] or sentences[:6]
+    said = [_with_lead(sentence.key, sentence.text) for sentence in chosen]
+    return [one._replace(text=_END.split(one.text, maxsplit=1)[0]) for one in said]
 
 
 def first_screen(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
@@ -104,12 +138,14 @@ def first_screen(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
 
 def _first(run: RunFiles, name: str) -> dict[str, Any]:
     """Return one run's texts."""
+    sentences, known = answer(run), dict(provenance(run))
     return {
         "name": name,
         "data": data_of(run),
-        "sentences": [],
-        "notices": [],
-        "provenance": [],
-        "command": str(run.record.get("command", "")),
+        "short": short_answer(sentences),
+        "sentences": [_with_lead(sentence.key, sentence.text) for sentence in sentences],
+        "notices": notices(run),
+        "command": known.pop("command", ""),
+        "provenance": list(known.items()),
         "facts": {fact.name: fact for fact in facts_of(run)},
     }

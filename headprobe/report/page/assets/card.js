@@ -1,7 +1,7 @@
 /* The card of a head: all that the run's files say of it. Its address is `#head=3.1`; the back button closes it. */
 "use strict";
 
-headprobe.card = (data, page, { places, named, differs, spoken, start }) => {
+headprobe.card = (data, page, { places, named, start }) => {
   const dialog = page.html("dialog", { id: "card", "aria-labelledby": "card-title", class: "card" });
   document.body.append(dialog);
   const narrow = matchMedia("(max-width: 760px)");
@@ -92,7 +92,7 @@ headprobe.card = (data, page, { places, named, differs, spoken, start }) => {
           h("button", { type: "button", class: "close", "aria-label": "Close", click: close }, "×"),
         ]),
       ]),
-      ...[switcher(head, number), costs(run, index), images(run, layer, own), likeness(run, layer, own), neighbours(run, index, number), worth(run, index)].filter(Boolean),
+      ...[switcher(head, number), costs(run, index), likeness(run, layer, own), images(run, layer, own), neighbours(run, index, number), worth(run, index)].filter(Boolean),
     );
   }
 
@@ -168,9 +168,11 @@ headprobe.card = (data, page, { places, named, differs, spoken, start }) => {
   }
 
   const unpacked = new Map();
-  function bytes(key, packed) {
-    if (!unpacked.has(key)) unpacked.set(key, page.bytes(packed));
-    return unpacked.get(key);
+  function bytes(owner, key, packed) {
+    if (!unpacked.has(owner)) unpacked.set(owner, new Map());
+    const own = unpacked.get(owner);
+    if (!own.has(key)) own.set(key, page.bytes(packed));
+    return own.get(key);
   }
 
   /** Its spectrum among those of all heads, and where it looks from a query. */
@@ -202,7 +204,7 @@ headprobe.card = (data, page, { places, named, differs, spoken, start }) => {
   function offsets(run, layer, head) {
     const found = run.offsets[layer];
     if (!found || !(found.most[head] > 0)) return null;
-    const { shape, values } = bytes(found, found.maps);
+    const { shape, values } = bytes(found, "maps", found.maps);
     const [, height, width] = shape;
     const size = height * width;
     const map = canvas(values.subarray(head * size, (head + 1) * size), height, width, `Mean attention of layer ${layer}, head ${head}, by offset of the key from the query`);
@@ -212,7 +214,7 @@ headprobe.card = (data, page, { places, named, differs, spoken, start }) => {
 
   /** A few images, and its attention over each. */
   function images(run, layer, head) {
-    return headprobe.examples ? headprobe.examples(run, layer, head, page, { block, bytes, canvas }) : null;
+    return headprobe.examples(run, layer, head, page, { block, bytes });
   }
 
   // -- other heads, and all numbers --
@@ -257,6 +259,5 @@ headprobe.card = (data, page, { places, named, differs, spoken, start }) => {
     ]);
   }
 
-  void [differs, spoken];
   page.afterStart(() => start.startsWith("#head=") && show());
 };

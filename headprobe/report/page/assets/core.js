@@ -239,18 +239,18 @@ const headprobe = (() => {
 
   /** A colour bar with its limits and unit, as SVG. */
   page.colourBar = ({ low, high, kind = "sequential", label, width = 220, digits = 2 }) => {
-    if (kind === "diverging") [low, high] = [-1, 1].map((sign) => sign * (Math.max(Math.abs(low), Math.abs(high)) || 1));
-    const pieces = 48;
-    const scale = page.scale([low, high], [0, width]);
+    // Diverging colours are symmetric about 0; the bar shows the part of them that the values need.
+    const [from, to] = kind === "diverging" ? [Math.min(0, low), Math.max(0, high)] : [low, high];
+    const pieces = 64;
+    const scale = page.scale([from, to], [0, width]);
     const bars = Array.from({ length: pieces }, (_, index) => {
-      const value = low + ((index + 0.5) / pieces) * (high - low);
-      const fill = page.ramp(value, low, high, kind);
+      const fill = page.ramp(from + ((index + 0.5) / pieces) * (to - from), low, high, kind);
       return page.svg("rect", { x: (index * width) / pieces, y: 0, width: width / pieces + 0.6, height: 10, fill });
     });
-    const ends = kind === "diverging" ? [low, 0, high] : [low, (low + high) / 2, high];
-    const texts = ends.map((value, index) =>
-      page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": ["start", "middle", "end"][index] }, page.number(value, digits)),
-    );
+    const inside = kind === "diverging" ? 0 : (from + to) / 2;
+    const room = [scale(inside), width - scale(inside)].every((place) => place > 46);
+    const ends = [[from, "start"], ...(room ? [[inside, "middle"]] : []), [to, "end"]];
+    const texts = ends.map(([value, anchor]) => page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": anchor }, page.number(value, digits)));
     return page.svg("svg", { viewBox: `0 0 ${width} 44`, width, height: 44, role: "img", class: "bar" }, [
       page.svg("title", {}, `Colours from ${page.number(low, digits)} to ${page.number(high, digits)}: ${label}`),
       bars,
@@ -399,11 +399,12 @@ const headprobe = (() => {
       button("SVG", () => download(`${name}.svg`, new Blob([asText(figureSVG(element, root, section.title))], { type: "image/svg+xml" }))),
       button("PNG", () => savePNG(`${name}.png`, figureSVG(element, root, section.title))),
     ];
-    if (Object.keys(section.table).length) {
-      buttons.push(button("CSV", () => download(`${name}.csv`, new Blob([csv(section.table)], { type: "text/csv" }))));
+    // A drawing whose data are the table already gives it itself: root.exportTable().
+    const table = () => (root.exportTable ? root.exportTable() : section.table);
+    if (root.exportTable || Object.keys(section.table).length) {
+      buttons.push(button("CSV", () => download(`${name}.csv`, new Blob([csv(table())], { type: "text/csv" }))));
     }
     element.querySelector(".tools").append(page.html("span", { class: "hint" }, "Save"), ...buttons);
-    return root;
   }
 
   // -- the whole page --
@@ -461,8 +462,9 @@ const headprobe = (() => {
     selecting();
     for (const section of data.sections) {
       const element = document.getElementById(section.key);
-      const root = frame(element, section);
+      const root = element.querySelector(".drawing");
       if (drawings.has(section.key)) drawings.get(section.key)(root, section.data, page);
+      frame(element, section);
       redrawn.observe(root, { childList: true, subtree: true });
     }
     afterwards.forEach((callback) => callback());

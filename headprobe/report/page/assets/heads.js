@@ -8,6 +8,7 @@ headprobe.section("heads", (root, data, page) => {
   for (const run of data.runs) for (const column of run.columns) if (!columns.has(column.key)) columns.set(column.key, column);
 
   const places = data.runs.map((run) => run.heads_per_layer.flatMap((heads, layer) => Array.from({ length: heads }, (_, head) => ({ layer, head }))));
+  const wide = Math.max(...data.runs.flatMap((run) => run.heads_per_layer)) <= 8 && !many; // cells with room
   const named = ({ layer, head }) => `${layer}.${head}`;
 
   // -- which column colours the map --
@@ -121,7 +122,7 @@ headprobe.section("heads", (root, data, page) => {
       button.title = `${place}\n${text}`;
       button.replaceChildren(page.html("span", {}, short(value, low, high)));
     }
-    legend.replaceChildren(page.colourBar({ low, high, kind: column.kind, label: column.unit ? `${column.label} (${column.unit})` : column.label, width: 300 }));
+    legend.replaceChildren(page.colourBar({ low, high, kind: column.kind || "sequential", label: column.unit ? `${column.label} (${column.unit})` : column.label, width: 300 }));
     const rule = { q: "q at most 0.05, corrected for the number of heads", interval: "the 95% interval leaves out 0, not corrected for the number of heads" }[column.differs];
     key.replaceChildren();
     if (rule) key.append(page.html("span", { class: "dot", "aria-hidden": "true" }), ` ${rule}${marked ? "" : ": none here"}. `);
@@ -133,9 +134,10 @@ headprobe.section("heads", (root, data, page) => {
   function short(value, low, high) {
     if (value === null) return "";
     const size = Math.max(Math.abs(low), Math.abs(high));
-    const places = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : size >= 0.1 ? 2 : size >= 0.01 ? 3 : 4;
-    const text = page.fixed(value, places);
-    return Number(text.replace("−", "-").replaceAll(",", "")) === 0 ? "0" : text.replace(/^(−?)0\./, "$1.");
+    const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : size >= 0.01 ? 3 : 4;
+    const text = page.fixed(value, wide ? Math.min(4, digits + 1) : digits);
+    if (wide) return text;
+    return /[1-9]/.test(text) ? text.replace(/^(−?)0\./, "$1.") : "0"; // no room for a leading zero
   }
 
   /** The maps as one SVG: what the buttons show, drawn again. */
@@ -177,5 +179,5 @@ headprobe.section("heads", (root, data, page) => {
     const cell = cells.find((one) => one.number === run && named(one) === head);
     return cell && { focus: () => focus(maps[run].cells, cell) };
   };
-  headprobe.card(data, page, { places, named, differs, spoken, start });
+  headprobe.card(data, page, { places, named, start });
 });

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from headprobe.metrics.similarity.measures import MEASURES
 from headprobe.report.page.columns import MEASURE_NAMES, HeadColumn, Place, columns_of, places_of
+from headprobe.report.page.examples import examples_of
 from headprobe.report.page.first import names_of
 from headprobe.report.page.section import Section
 from headprobe.run.load import Columns, RunFiles
@@ -15,7 +16,16 @@ from headprobe.run.load import Columns, RunFiles
 NEIGHBOURS = 5
 """How many of the nearest heads a card names."""
 
-FILES = ("masks.csv", "shapley.csv", "scores.csv", "heads.csv", "similarity.npz", "spectrum.csv", "offset_maps.npz")
+FILES = (
+    "masks.csv",
+    "shapley.csv",
+    "scores.csv",
+    "heads.csv",
+    "similarity.npz",
+    "spectrum.csv",
+    "offset_maps.npz",
+    "examples.npz",
+)
 
 
 def section(runs: Sequence[RunFiles]) -> Section | None:
@@ -26,13 +36,13 @@ def section(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="heads",
         title="Every head",
-        look_at="Each cell is one head: the deeper its colour, the larger its number. Choose a head to see all that is known of it.",
+        look_at="A cell is a head, a row a layer. Choose a head to see all that was measured of it.",
         definition="Costs are those of the model with one head masked, against the same model on the same images.",
         link="results.md#maskscsv",
         data={"runs": [_of_run(run, own) for run, own in zip(runs, columns, strict=True)]},
         table=_table(runs, columns),
         sources=[name for name in FILES if any((run.path / name).is_file() for run in runs)],
-        scripts=["card"],
+        scripts=["examples", "card"],
     )
 
 
@@ -44,6 +54,7 @@ def _of_run(run: RunFiles, columns: Sequence[HeadColumn]) -> dict[str, Any]:
         "nearest": _nearest(run),
         "spectra": _spectra(run),
         "offsets": _offset_maps(run),
+        "examples": examples_of(run),
     }
 
 
@@ -113,7 +124,7 @@ def _of_measure(found: dict[str, NDArray[Any]], measure: str, places: Sequence[P
 
 
 def _spectra(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the spectrum of each head's output by layer: `frequency` `[bins]`, `heads` and `values` `[heads, bins]`."""
+    """Return the spectra of outputs by layer: `frequency` `[bins]`, `heads`, and `values` `[heads, bins]`."""
     table = run.table("spectrum.csv")
     if not table:
         return []
