@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from headprobe import __version__
@@ -67,8 +67,9 @@ def build(runs: Sequence[RunFiles]) -> str:
         "runs": names_of(runs),
         "sections": [_for_scripts(section) for section in sections],
     }
-    return _template().render(
+    page: str = _template().render(
         first=first,
+        fact_names=list(dict.fromkeys(name for run in first for name in run["facts"])),
         runs=names_of(runs),
         sections=sections,
         docs=DOCS,
@@ -77,6 +78,7 @@ def build(runs: Sequence[RunFiles]) -> str:
         style=_asset("page.css") + _asset("figures.css"),
         scripts=[_asset(f"{name}.js") for name in _scripts(sections)],
     )
+    return page
 
 
 def _for_scripts(section: Section) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def _asset(name: str) -> Markup:
     return Markup((ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704 - our own file, no data in it
 
 
-def _template() -> Any:
+def _template() -> Template:
     # Every text that is not marked as HTML is escaped.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string((ASSETS / "page.html.j2").read_text(encoding="utf-8"))

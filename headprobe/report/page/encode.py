@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, np.ndarray):
         if value.dtype == np.uint8:
-            return {"shape": list(value.shape), "u8": base64.b64encode(np.ascontiguousarray(value)).decode("ascii")}
+            return {"shape": list(value.shape), "u8": base64.b64encode(value.tobytes()).decode("ascii")}
         return plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

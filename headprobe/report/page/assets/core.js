@@ -222,20 +222,35 @@ const headprobe = (() => {
     return luminance > 0.179 ? "#000" : "#fff";
   }
 
+  /** 256 colours `[red, green, blue]` of a ramp in the theme of now, for pixels of a canvas. */
+  page.palette = (kind = "sequential") => {
+    const stops = RAMPS[kind][page.theme()];
+    return Array.from({ length: 256 }, (_, index) => mixed(stops, index / 255));
+  };
+
+  const repaints = [];
+  page.theme = () => document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  /** Call back when the theme changes, as long as `element` stands in the page: only canvases need that. */
+  page.onTheme = (callback, element) => repaints.push({ callback, element });
+  function themeChanged() {
+    repaints.splice(0, Infinity, ...repaints.filter(({ element }) => element.isConnected));
+    repaints.forEach(({ callback }) => callback());
+  }
+
   /** A colour bar with its limits and unit, as SVG. */
   page.colourBar = ({ low, high, kind = "sequential", label, width = 220, digits = 2 }) => {
-    if (kind === "diverging") [low, high] = [-1, 1].map((sign) => sign * (Math.max(Math.abs(low), Math.abs(high)) || 1));
-    const pieces = 48;
-    const scale = page.scale([low, high], [0, width]);
+    // Diverging colours are symmetric about 0; the bar shows the part of them that the values need.
+    const [from, to] = kind === "diverging" ? [Math.min(0, low), Math.max(0, high)] : [low, high];
+    const pieces = 64;
+    const scale = page.scale([from, to], [0, width]);
     const bars = Array.from({ length: pieces }, (_, index) => {
-      const value = low + ((index + 0.5) / pieces) * (high - low);
-      const fill = page.ramp(value, low, high, kind);
+      const fill = page.ramp(from + ((index + 0.5) / pieces) * (to - from), low, high, kind);
       return page.svg("rect", { x: (index * width) / pieces, y: 0, width: width / pieces + 0.6, height: 10, fill });
     });
-    const ends = kind === "diverging" ? [low, 0, high] : [low, (low + high) / 2, high];
-    const texts = ends.map((value, index) =>
-      page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": ["start", "middle", "end"][index] }, page.number(value, digits)),
-    );
+    const inside = kind === "diverging" ? 0 : (from + to) / 2;
+    const room = [scale(inside), width - scale(inside)].every((place) => place > 46);
+    const ends = [[from, "start"], ...(room ? [[inside, "middle"]] : []), [to, "end"]];
+    const texts = ends.map(([value, anchor]) => page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": anchor }, page.number(value, digits)));
     return page.svg("svg", { viewBox: `0 0 ${width} 44`, width, height: 44, role: "img", class: "bar" }, [
       page.svg("title", {}, `Colours from ${page.number(low, digits)} to ${page.number(high, digits)}: ${label}`),
       bars,
@@ -271,7 +286,7 @@ const headprobe = (() => {
 
   /** Open a head's card; its address is `#head=3.1`. */
   page.open = (head) => {
-    location.hash = `head=${head}`;
+    location.hash = `head=${head}`; // card.js, where a run has cards, does more
   };
 
   /** A click on a mark of a head opens its card; with shift, ctrl or cmd it adds the head to the selection. */
@@ -279,10 +294,11 @@ const headprobe = (() => {
     const target = event.target.closest("main [data-head]");
     if (!target) return;
     const head = target.dataset.head.split(" ")[0];
+    const run = Number(target.dataset.run || target.closest("[data-run]")?.dataset.run || 0);
     if (event.shiftKey || event.ctrlKey || event.metaKey || document.body.classList.contains("highlighting")) page.toggle(head);
     else {
       page.select([head]);
-      page.open(head);
+      page.open(head, run);
     }
   });
 
@@ -395,14 +411,14 @@ const headprobe = (() => {
 
   function theme() {
     const button = document.getElementById("theme");
-    const dark = matchMedia("(prefers-color-scheme: dark)");
-    const now = () => document.documentElement.dataset.theme || (dark.matches ? "dark" : "light");
-    const say = () => button.setAttribute("aria-label", `Theme: ${now()}. Switch to ${now() === "dark" ? "light" : "dark"}`);
+    const other = () => (page.theme() === "dark" ? "light" : "dark");
+    const say = () => button.setAttribute("aria-label", `Switch to the ${other()} theme`);
+    const changed = () => (say(), themeChanged());
     button.addEventListener("click", () => {
-      document.documentElement.dataset.theme = now() === "dark" ? "light" : "dark";
-      say();
+      document.documentElement.dataset.theme = other();
+      changed();
     });
-    dark.addEventListener("change", say);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
     say();
   }
 
@@ -432,6 +448,10 @@ const headprobe = (() => {
     });
   }
 
+  const afterwards = [];
+  /** Call back when all sections are drawn. */
+  page.afterStart = (callback) => afterwards.push(callback);
+
   function start() {
     const data = JSON.parse(document.getElementById("data").textContent);
     page.runs = data.runs;
@@ -447,6 +467,7 @@ const headprobe = (() => {
       frame(element, section);
       redrawn.observe(root, { childList: true, subtree: true });
     }
+    afterwards.forEach((callback) => callback());
     document.documentElement.dataset.ready = "yes";
   }
 
