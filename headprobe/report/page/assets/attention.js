@@ -35,7 +35,7 @@ headprobe.section("attention", (root, data, page) => {
     if (state.show === "values") {
       items.push({ text: "mean of the layer", colour: 0 });
       if ([state.left, state.right].some((name) => there.some((run) => run.models.baseline?.uniform[name]))) items.push({ text: "uniform attention", colour: "var(--ink)" });
-      if (hasMask) items.push({ text: `masked: ${f.distinct(there.map((run) => run.mask).filter(Boolean)).join(", ")}`, colour: 1, shape: 0, hollow: true, line: false });
+      if (hasMask) items.push({ text: `masked: ${f.distinct(there.map((run) => run.mask).filter(Boolean)).join(", ")}`, colour: 1, shape: 0, ring: true, line: false });
     }
     return items;
   }
@@ -125,7 +125,7 @@ headprobe.section("attention", (root, data, page) => {
       const reach = Z95 * (errors[row] ?? NaN);
       const [x, y] = [xs[row], plot.y(value)];
       plot.inner.append(f.bar({ x, y: plot.y(value - reach), y2: plot.y(value + reach), colour: place, head, width: 1 }) || "");
-      const node = f.dot({ x, y, colour: place, radius: model.layer.length > 80 ? 3.4 : 4.6, hollow: place > 0, head });
+      const node = f.dot({ x, y, colour: place, radius: (model.layer.length > 80 ? 3.2 : 4.4) + 1.8 * place, ring: place > 0, head });
       plot.inner.append(node);
       const what = state.show === "change" ? "change " : place ? `masked (${run.mask}) ` : "";
       const lines = [`Head ${head}`, `${what}${titled(name)[1]} ${f.estimate(value, value - reach, value + reach)}`];

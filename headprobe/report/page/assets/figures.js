@@ -75,9 +75,9 @@ headprobe.figures = (() => {
   figures.dash = (place) => DASHES[place % DASHES.length];
 
   /** A dot: `shape` and `colour` are numbers or a CSS colour; hollow ones have the paper's colour inside. */
-  figures.dot = ({ x, y, colour, shape = 0, radius = 5, hollow = false, head = null, rim = true }) => {
+  figures.dot = ({ x, y, colour, shape = 0, radius = 5, hollow = false, ring = false, head = null, rim = true }) => {
     const own = typeof colour === "number" ? figures.colour(colour) : colour;
-    const paint = hollow ? { fill: "var(--panel)", stroke: own, "stroke-width": 1.8 } : { fill: own, stroke: rim ? "var(--panel)" : null, "stroke-width": 0.8 };
+    const paint = hollow || ring ? { fill: ring ? "none" : "var(--panel)", stroke: own, "stroke-width": 1.8 } : { fill: own, stroke: rim ? "var(--panel)" : null, "stroke-width": 0.8 };
     return page.svg("path", { class: "dot", d: figures.shape(shape, radius), transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`, "data-head": head, ...paint });
   };
 
@@ -146,7 +146,7 @@ headprobe.figures = (() => {
       const swatch = page.svg("svg", { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, "aria-hidden": "true" }, [
         item.band ? page.svg("rect", { x: 2, y: 4, width: 26, height: 12, fill: colour, "fill-opacity": 0.22 }) : null,
         item.line === false ? null : page.svg("line", { x1: 2, x2: 28, y1: 10, y2: 10, stroke: colour, "stroke-width": item.thin ? 1 : 2, "stroke-dasharray": item.dash || null }),
-        item.shape === undefined ? null : figures.dot({ x: 15, y: 10, colour: item.colour, shape: item.shape, radius: 4.5, hollow: item.hollow }),
+        item.shape === undefined ? null : figures.dot({ x: 15, y: 10, colour: item.colour, shape: item.shape, radius: 4.5, hollow: item.hollow, ring: item.ring }),
         lines.map((line, place) => page.svg("text", { class: "legend-text", x: 35, y: 14.5 + 17 * place }, line)),
       ]);
       if (!item.key) return page.html("span", { class: "entry" }, [page.html("span", { class: "unseen" }, item.text), swatch]);
