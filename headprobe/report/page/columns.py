@@ -18,7 +18,7 @@ SIGNIFICANT_Q = 0.05
 SEQUENTIAL, DIVERGING = "sequential", "diverging"
 """Kinds of colours: from the least to the most, or about 0."""
 
-COSTS = {"nll_rise": ("NLL rise", "nats"), "drop_pp": ("Top-1 drop", "percentage points")}
+COSTS = {"nll_rise": ("NLL rise", "nats"), "drop_pp": ("Top-1 drop", "points")}
 """What a mask costs, in words and units."""
 
 LABELS = {

@@ -10,6 +10,9 @@ from PIL import Image
 
 from headprobe.run.load import RunFiles
 
+LARGEST_PNG = 8_000
+"""Bytes up to which an image is kept without loss."""
+
 KINDS = {
     "class": "the attention of the class token to every patch",
     "pooling": "the attention of the learned queries to every patch, their mean",
@@ -41,7 +44,7 @@ def _image(found: dict[str, NDArray[Any]], number: int) -> dict[str, Any]:
         "right": bool(found["label"][number] == found["prediction"][number]),
         "source": str(found["source"][number]),
         "size": list(thumbnail.shape[:2]),
-        "picture": _png(thumbnail),
+        "picture": _address(thumbnail),
     }
 
 
@@ -50,8 +53,17 @@ def _named(found: dict[str, NDArray[Any]], name: str, number: int) -> str:
     return str(found[f"{name}_name"][number]) or f"class {int(found[name][number])}"
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
-    """Return an image as the address of its own bytes, without loss."""
+def _address(pixels: NDArray[np.uint8]) -> str:
+    """Return an image as the address of its own bytes: without loss where that is small, as of digits."""
+    exact = _bytes(pixels, format="PNG", optimize=True)
+    if len(exact) <= LARGEST_PNG:
+        return "data:image/png;base64," + base64.b64encode(exact).decode("ascii")
+    photo = _bytes(pixels, format="JPEG", quality=90, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(photo).decode("ascii")
+
+
+def _bytes(pixels: NDArray[np.uint8], **options: Any) -> bytes:
+    """Return the file of an image."""
     file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    Image.fromarray(pixels).save(file, **options)
+    return file.getvalue()

@@ -223,9 +223,9 @@ headprobe.card = (data, page, { places, named, start }) => {
     const measures = run.nearest.filter((measure) => measure.of[index].length);
     if (!measures.length) return null;
     const shown = h("div", {});
-    const list = (measure) => shown.replaceChildren(h("ul", { class: "near" }, measure.of[index].map(([layer, head, value, floor, above]) =>
+    const list = (measure) => shown.replaceChildren(h("ul", { class: "near" }, measure.of[index].map(([other, value, floor, above]) =>
       h("li", {}, [
-        h("button", { type: "button", class: "head", click: () => page.open(`${layer}.${head}`, number) }, `${layer}.${head}`),
+        h("button", { type: "button", class: "head", click: () => page.open(named(places[number][other]), number) }, named(places[number][other])),
         h("span", { class: "meter", style: { "--share": Math.max(0, Math.min(1, value)), "--floor": Number.isFinite(floor) ? Math.max(0, Math.min(1, floor)) : 0 } }),
         h("span", {}, [page.number(value), above === false ? h("small", {}, " not above its floor") : null]),
       ]))));

@@ -53,11 +53,12 @@ const headprobe = (() => {
     const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
     return minus(value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places }));
   };
-  /** A number with so many decimals, as columns of one unit want it. */
-  page.fixed = (value, places = 2) =>
-    value === null || value === undefined || !Number.isFinite(value)
-      ? EMPTY
-      : minus(value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places }));
+  /** A number with so many decimals, as columns of one unit want it; what rounds to 0 has no sign. */
+  page.fixed = (value, places = 2) => {
+    if (value === null || value === undefined || !Number.isFinite(value)) return EMPTY;
+    const text = value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
+    return /[1-9]/.test(text) ? minus(text) : text.replace("-", "");
+  };
   page.percent = (fraction, places = 1) => (Number.isFinite(fraction) ? `${page.fixed(100 * fraction, places)}%` : EMPTY);
   /** The limits of an interval in brackets; nothing where there are none. */
   page.interval = (low, high, digits = 3) =>
@@ -238,9 +239,11 @@ const headprobe = (() => {
   }
 
   /** A colour bar with its limits and unit, as SVG. */
-  page.colourBar = ({ low, high, kind = "sequential", label, width = 220, digits = 2 }) => {
+  page.colourBar = ({ low, high, kind = "sequential", label, width = 220 }) => {
     // Diverging colours are symmetric about 0; the bar shows the part of them that the values need.
     const [from, to] = kind === "diverging" ? [Math.min(0, low), Math.max(0, high)] : [low, high];
+    const places = Math.max(0, 1 - Math.floor(Math.log10(Math.max(Math.abs(from), Math.abs(to)) || 1)));
+    const number = (value) => page.fixed(value, Math.min(places, 8)); // the same decimals at both ends
     const pieces = 64;
     const scale = page.scale([from, to], [0, width]);
     const bars = Array.from({ length: pieces }, (_, index) => {
@@ -250,9 +253,9 @@ const headprobe = (() => {
     const inside = kind === "diverging" ? 0 : (from + to) / 2;
     const room = [scale(inside), width - scale(inside)].every((place) => place > 46);
     const ends = [[from, "start"], ...(room ? [[inside, "middle"]] : []), [to, "end"]];
-    const texts = ends.map(([value, anchor]) => page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": anchor }, page.number(value, digits)));
+    const texts = ends.map(([value, anchor]) => page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": anchor }, number(value)));
     return page.svg("svg", { viewBox: `0 0 ${width} 44`, width, height: 44, role: "img", class: "bar" }, [
-      page.svg("title", {}, `Colours from ${page.number(low, digits)} to ${page.number(high, digits)}: ${label}`),
+      page.svg("title", {}, `Colours from ${number(from)} to ${number(to)}: ${label}`),
       bars,
       texts,
       page.svg("text", { class: "label", x: width / 2, y: 41, "text-anchor": "middle" }, label),

@@ -50,7 +50,7 @@ headprobe.section("heads", (root, data, page) => {
       ]);
     });
     own[0].button.tabIndex = 0;
-    const table = page.html("div", { role: "grid", class: "heads", "aria-label": `Heads of ${name}, a row per layer`, style: { "--widest": widest, "--layers": rows.length } }, rows);
+    const table = page.html("div", { role: "grid", class: widest > 14 ? "heads broad" : "heads", "aria-label": `Heads of ${name}, a row per layer`, style: { "--widest": widest, "--half": Math.ceil(widest / 2), "--layers": rows.length } }, rows);
     table.addEventListener("keydown", (event) => move(event, own, run.heads_per_layer));
     const title = many ? page.html("h3", {}, page.html("bdi", {}, name)) : null;
     return { cells: own, element: page.html("div", { class: "map" }, [title, page.html("div", { class: "axis-name", "aria-hidden": "true" }, "layer"), table]) };
@@ -163,6 +163,23 @@ headprobe.section("heads", (root, data, page) => {
     const drawn = page.svg("svg", { width: around.width, height: around.height }, marks);
     const bar = legend.querySelector("svg");
     return [drawn, bar];
+  };
+
+  /** All columns of all runs as one table, a row per run and head: what the CSV button saves. */
+  root.exportTable = () => {
+    const table = {
+      run: places.flatMap((own, number) => own.map(() => page.runs[number])),
+      layer: places.flatMap((own) => own.map(({ layer }) => layer)),
+      head: places.flatMap((own) => own.map(({ head }) => head)),
+    };
+    const parts = { values: "", low: "_low", high: "_high", se: "_se", p: "_p", q: "_q", least: "_least", most: "_most" };
+    for (const name of columns.keys()) {
+      for (const [part, end] of Object.entries(parts)) {
+        const own = data.runs.map((run) => (columnOf(run, name) || {})[part]);
+        if (own.some(Boolean)) table[name + end] = places.flatMap((heads, number) => own[number] || heads.map(() => null));
+      }
+    }
+    return table;
   };
 
   // -- all together --

@@ -1,6 +1,6 @@
 """The map of heads, coloured by any column, and the card of each head."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from headprobe.metrics.similarity.measures import MEASURES
 from headprobe.report.page.columns import MEASURE_NAMES, HeadColumn, Place, columns_of, places_of
 from headprobe.report.page.examples import examples_of
-from headprobe.report.page.first import names_of
 from headprobe.report.page.section import Section
 from headprobe.run.load import Columns, RunFiles
 
-NEIGHBOURS = 5
+NEIGHBOURS = 4
 """How many of the nearest heads a card names."""
 
 FILES = (
@@ -40,7 +39,6 @@ def section(runs: Sequence[RunFiles]) -> Section | None:
         definition="Costs are those of the model with one head masked, against the same model on the same images.",
         link="results.md#maskscsv",
         data={"runs": [_of_run(run, own) for run, own in zip(runs, columns, strict=True)]},
-        table=_table(runs, columns),
         sources=[name for name in FILES if any((run.path / name).is_file() for run in runs)],
         scripts=["examples", "card"],
     )
@@ -58,40 +56,13 @@ def _of_run(run: RunFiles, columns: Sequence[HeadColumn]) -> dict[str, Any]:
     }
 
 
-def _table(runs: Sequence[RunFiles], columns: Sequence[Sequence[HeadColumn]]) -> dict[str, list[Any]]:
-    """Return all columns of all runs as one table, a row per run and head."""
-    places = [places_of(run) for run in runs]
-    table: dict[str, list[Any]] = {
-        "run": [name for name, own in zip(names_of(runs), places, strict=True) for _ in own],
-        "layer": [place.layer for own in places for place in own],
-        "head": [place.head for own in places for place in own],
-    }
-    named = [_with_extra(own) for own in columns]
-    for key in dict.fromkeys(key for own in named for key in own):
-        table[key] = [
-            value
-            for own, of_run in zip(places, named, strict=True)
-            for value in (of_run[key] if key in of_run else [None] * len(own))
-        ]
-    return table
-
-
-def _with_extra(columns: Iterable[HeadColumn]) -> dict[str, list[float]]:
-    """Return columns and their intervals by the names that they have in a saved table."""
-    found: dict[str, list[float]] = {}
-    for column in columns:
-        found[column.key] = column.values.tolist()
-        found |= {f"{column.key}_{name}": values.tolist() for name, values in (column.extra or {}).items()}
-    return found
-
-
 # -- what only the cards show --
 
 
 def _nearest(run: RunFiles) -> list[dict[str, Any]]:
     """Return for each measure the heads that are nearest to each head, the nearest first.
 
-    Each has `of`: a list per head of (layer, head, similarity, noise floor, whether it is above its floor).
+    Each has `of`: per head a list of (number of the other head, similarity, noise floor, whether it is above that).
     """
     found = run.arrays("similarity.npz")
     measures = [measure for measure in MEASURES if measure in found]
@@ -104,22 +75,16 @@ def _of_measure(found: dict[str, NDArray[Any]], measure: str, places: Sequence[P
     values = found[measure]
     floors = found.get(f"{measure}_floor", np.full_like(values, np.nan))
     above = found.get(f"{measure}_above_floor")
-    listed = [Place(int(layer), int(head)) for layer, head in zip(found["layer"], found["head"], strict=True)]
-    rows = {place: row for row, place in enumerate(listed)}
-    nearest: list[list[list[Any]]] = []
-    for place in places:
-        row = rows.get(place)
-        others = (
-            []
-            if row is None
-            else [one for one in np.argsort(-values[row]) if one != row and np.isfinite(values[row, one])]
-        )
-        nearest.append(
-            [
-                [*listed[one], values[row, one], floors[row, one], None if above is None else bool(above[row, one])]
-                for one in others[:NEIGHBOURS]
-            ]
-        )
+    numbers = {place: number for number, place in enumerate(places)}
+    # By row of the matrices the number of its head.
+    heads = [numbers[Place(int(layer), int(head))] for layer, head in zip(found["layer"], found["head"], strict=True)]
+    nearest: list[list[list[Any]]] = [[] for _ in places]
+    for row, head in enumerate(heads):
+        others = [one for one in np.argsort(-values[row]) if one != row and np.isfinite(values[row, one])]
+        nearest[head] = [
+            [heads[one], values[row, one], floors[row, one], None if above is None else bool(above[row, one])]
+            for one in others[:NEIGHBOURS]
+        ]
     return nearest
 
 
