@@ -183,7 +183,7 @@ headprobe.section("similarity", (root, data, page) => {
     });
     svg.addEventListener("pointerleave", hide);
     svg.addEventListener("click", choose);
-    const speak = () => live.replaceChildren(say().join(", "));
+    const speak = () => f.speak(say().join(", "));
     svg.addEventListener("focus", () => svg.matches(":focus-visible") && speak());
     svg.addEventListener("blur", hide);
     svg.addEventListener("keydown", (event) => {
@@ -196,9 +196,6 @@ headprobe.section("similarity", (root, data, page) => {
       event.preventDefault();
     });
   }
-  const live = page.html("div", { class: "unseen", "aria-live": "polite" });
-  root.append(live);
-
   /** Rows and columns of the selected heads get an outline. */
   function outline(heads) {
     const wanted = new Set(heads);
