@@ -275,7 +275,10 @@ const headprobe = (() => {
     listeners.forEach((callback) => callback([...selected]));
   };
   page.selected = () => [...selected];
-  page.onSelect = (callback) => listeners.push(callback);
+  page.onSelect = (callback) => {
+    listeners.push(callback);
+    if (selected.size) queueMicrotask(() => callback([...selected])); // when its figure is drawn
+  };
   page.toggle = (head) => page.select(selected.has(head) ? page.selected().filter((one) => one !== head) : [...selected, head]);
 
   function mark(root) {
@@ -468,15 +471,39 @@ const headprobe = (() => {
     theme();
     copying();
     selecting();
-    for (const section of data.sections) {
-      const element = document.getElementById(section.key);
-      const root = element.querySelector(".drawing");
+    const left = [...data.sections];
+    if (left.length) draw(left.shift()); // the map answers at once; what is below the first screen follows piece by piece
+    const finish = () => {
+      if (document.documentElement.dataset.ready) return;
+      afterwards.forEach((callback) => callback());
+      document.documentElement.dataset.ready = "yes";
+      const target = /^#[\w-]+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
+      if (target) target.scrollIntoView(); // figures above it have grown
+    };
+    const next = () => {
+      if (left.length) draw(left.shift());
+      left.length ? setTimeout(next) : finish();
+    };
+    addEventListener("beforeprint", () => {
+      while (left.length) draw(left.shift());
+      finish();
+    });
+    setTimeout(next);
+  }
+
+  /** Draw one section; what goes wrong in it leaves the others as they are. */
+  function draw(section) {
+    const element = document.getElementById(section.key);
+    const root = element.querySelector(".drawing");
+    try {
       if (drawings.has(section.key)) drawings.get(section.key)(root, section.data, page);
-      frame(element, section);
-      redrawn.observe(root, { childList: true, subtree: true });
+    } catch (error) {
+      root.replaceChildren(page.html("p", { class: "notice" }, `This figure could not be drawn: ${error.message}`));
+      console.error(section.key, error);
     }
-    afterwards.forEach((callback) => callback());
-    document.documentElement.dataset.ready = "yes";
+    frame(element, section);
+    if (selected.size) mark(root);
+    redrawn.observe(root, { childList: true, subtree: true });
   }
 
   document.addEventListener("DOMContentLoaded", start);
