@@ -77,7 +77,7 @@ def orders_figure(
     fitted = FITTED if (run.path / "scores.csv").is_file() else kinds  # orders too are of the calibration images
     title = f"Heads removed one after the other\n{about_masks(run, fitted)}{_left_out(orders, shown)}"
     if given is not None:
-        given.legend(frameon=False, fontsize=7)
+        given.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(-0.1, -0.16))
         write_title(figure_of(given), f"{title}, {kinds[0]} ablation", "", given)
         return figure_of(given)
     names = panels[0, 0].get_legend_handles_labels()

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from headprobe.metrics.arrays import FloatArray
-from headprobe.report.style import CHANGE_COLOURS, one_axes, write_title
+from headprobe.report.style import CHANGE_COLOURS, VALUE_COLOURS, one_axes, write_title
 
 MOST_NUMBERED = 400  # cells: a map with more carries no numbers
 
@@ -23,6 +23,7 @@ def head_heat_map(
     ring: str = "",
     limit: float | None = None,
     given: Axes | None = None,
+    diverging: bool = True,
 ) -> Figure:
     """Draw one number per head as layers x heads.
 
@@ -34,21 +35,29 @@ def head_heat_map(
         ring: What a ring means, for the caption.
         limit: Value of the darkest red, which maps that are compared share; the largest of this map if not given.
         given: Draw into these axes, not into a figure of its own.
+        diverging: Colours are symmetric about 0; else they go from the smallest value to the largest.
     """
     layers, heads = values.shape
     # wide models make a wide map: a cell stays large enough to carry its number
     figure, axes = one_axes(given, max(2.6 + 0.55 * heads, 5.0), 2.0 + 0.38 * layers)
 
+    finite = values[np.isfinite(values)]
     if limit is None:
-        limit = float(np.abs(values[np.isfinite(values)]).max(initial=0))
+        limit = float(np.abs(finite).max(initial=0))
     limit = limit or 1.0  # all values 0
-    image = axes.imshow(values, cmap=CHANGE_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+    if diverging:
+        image = axes.imshow(values, cmap=CHANGE_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+    else:
+        image = axes.imshow(values, cmap=VALUE_COLOURS, aspect="auto")
     axes.set(xlabel="head", ylabel="layer", xticks=range(heads), yticks=range(layers))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
     if layers * heads <= MOST_NUMBERED:
-        _write_numbers(axes, values, limit)
+        # white where the ground is dark: at both ends of a diverging scale, at the lower end of the other
+        low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
+        dark = np.abs(values) > 0.6 * limit if diverging else values < low + 0.6 * (high - low)
+        _write_numbers(axes, values, limit, dark)
     if ringed is not None:
         rows, columns = np.nonzero(ringed)
         axes.scatter(columns, rows, s=600, facecolors="none", edgecolors="black", linewidths=1.2)
@@ -98,11 +107,11 @@ def drop_curve(
     return figure
 
 
-def _write_numbers(axes: Axes, values: FloatArray, limit: float) -> None:
+def _write_numbers(axes: Axes, values: FloatArray, limit: float, dark: NDArray[np.bool_]) -> None:
     digits = 1 if limit >= 3 else 2 if limit >= 0.1 else 3
     for (row, column), value in np.ndenumerate(values):
         if math.isnan(value):
             continue
         text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: a rounded -0.0 loses its sign
-        colour = "white" if abs(value) > 0.6 * limit else "0.2"
+        colour = "white" if dark[row, column] else "0.2"
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)

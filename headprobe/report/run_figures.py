@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headprobe.masks.ablations import FITTED, ZERO
 from headprobe.metrics.arrays import FloatArray
-from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
+from headprobe.metrics.similarity.measures import MEASURES, Measure, samples_in_words, title
 from headprobe.report.agreement_figures import agreement_figures
 from headprobe.report.curve_figures import curve_figures
 from headprobe.report.head_figures import by_layer, change_by_layer
@@ -95,7 +95,7 @@ def about_heads(run: RunFiles) -> str:
     """Return what titles of described heads say of the run: its model and images, and the only mask's ablation."""
     heads = run.described("heads")
     images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
-    return f"{_model(run)}, {counted(int(images), 'image')}{_of_described_mask(run)}"
+    return f"{about_model(run)}, {counted(int(images), 'image')}{_of_described_mask(run)}"
 
 
 def _of_described_mask(run: RunFiles) -> str:
@@ -107,7 +107,7 @@ def _of_described_mask(run: RunFiles) -> str:
     return f", {kind} ablation{fitted}"
 
 
-def _model(run: RunFiles) -> str:
+def about_model(run: RunFiles) -> str:
     """Return what titles call the model: they say if its weights were random. Runs of before have only a name."""
     model = run.record["model"]
     return str(model.get("title", model["name"]))
@@ -212,13 +212,13 @@ def _similarities(run: RunFiles, about: str) -> Iterator[tuple[str, Figure]]:
             yield f"{measure}/change", similarity_by_layer(change, *axes, heading, "change", diverging=True)
 
 
-def measures_of(arrays: dict[str, NDArray[Any]]) -> list[str]:
+def measures_of(arrays: dict[str, NDArray[Any]]) -> list[Measure]:
     """Return the measures of a `similarity.npz`, in the order that they were asked for, which is the file's."""
     return sorted((measure for measure in MEASURES if measure in arrays), key=list(arrays).index)
 
 
 def similarity(
-    arrays: dict[str, NDArray[Any]], measure: str, layers: list[int], about: str, given: Axes | None = None
+    arrays: dict[str, NDArray[Any]], measure: Measure, layers: list[int], about: str, given: Axes | None = None
 ) -> Figure:
     """Draw a measure of the baseline's heads of some layers.
 

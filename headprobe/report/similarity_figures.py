@@ -48,11 +48,11 @@ def similarity_by_layer(
     figure, axes = one_axes(given, side + 1.7, side + 1.35)
     paint(axes, matrix, scale, side)
     mark_layers(axes, matrix.layer, "0.6" if diverging else "white")
-    axes.set_xlabel("layer (its heads in order)", fontsize=10 * zoom(figure))
-    axes.set_ylabel("layer (its heads in order)", fontsize=10 * zoom(figure))
+    axes.set_xlabel("layer (its heads in order)", fontsize=10 * zoom(figure, given))
+    axes.set_ylabel("layer (its heads in order)", fontsize=10 * zoom(figure, given))
 
     bar = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, values))
-    bar.set_label(label, size=10 * zoom(figure))
+    bar.set_label(label, size=10 * zoom(figure, given))
     write_title(figure, title, caption(matrix), given)
     return figure
 
@@ -157,12 +157,12 @@ def _small_matrices(
             axes.set_aspect("auto")
             draw_tree(tree, matrix, tallest(*matrices), ticks=False)
         topmost = above[0] if above else axes
-        topmost.set_title(f"layer {matrix.layer[0]}", fontsize=9 * zoom(figure), pad=4)
+        topmost.set_title(f"layer {matrix.layer[0]}", fontsize=9 * zoom(figure, given), pad=4)
     for axes in panels[len(matrices) :].flat:
         axes.set_axis_off()
 
     bar = figure.colorbar(scale, ax=list(grid.flat), fraction=0.03, pad=0.02, aspect=30, extend=_extend(scale, values))
-    bar.set_label(label, size=10 * zoom(figure))
+    bar.set_label(label, size=10 * zoom(figure, given))
     about = "Rows and columns: heads of the layer"
     if clustered:
         about += f", in order of average linkage of 1 - similarity (trees: 0 to {tallest(*matrices):.2f})"

@@ -87,8 +87,10 @@ def write_title(figure: Figure, title: str, caption: str, given: Axes | None = N
         figure.supxlabel(text, x=0.01, ha="left", multialignment="left", fontsize=size, color="0.3")
 
 
-def zoom(figure: Figure) -> float:
-    """Return the factor of font sizes: larger in a wide figure, which will be shown smaller."""
+def zoom(figure: Figure, given: Axes | None = None) -> float:
+    """Return the factor of font sizes: larger in a wide figure of ours, which will be shown smaller."""
+    if given is not None:
+        return 1.0
     width, _ = figure.get_size_inches()
     return float(np.clip(width / 10, 1, 1.8))
 

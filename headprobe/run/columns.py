@@ -87,3 +87,9 @@ MAY_BE_EMPTY: dict[str, frozenset[str]] = {
     "shapley.csv": frozenset({"head"}),
 }
 """Columns of whole numbers, by table, with cells that may be empty: a whole layer has no number of a head."""
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of a column, empty without one; a standard error `NAME_se` has that of NAME."""
+    column = COLUMNS.get(name) or COLUMNS.get(name.removesuffix("_se"))
+    return column.unit if column else ""
