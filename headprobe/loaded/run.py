@@ -1,5 +1,6 @@
 """A finished run for Python and notebooks: `headprobe.load_run`."""
 
+import math
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -114,7 +115,7 @@ class Run(Tables):
         about = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._about())
         rows = sorted(self.files.masks[1:], key=lambda row: -float(row["drop_pp"]))[:MOST_DROPS]
         drops = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in rows)
-        heading = "".join(f"<th>{name}</th>" for name in ("largest drops", "ablation", "points [95%]", "q"))
+        heading = "".join(f"<th>{name}</th>" for name in ("largest drops", "heads", "ablation", "points [95%]", "q"))
         table = f"<table><tr>{heading}</tr>{drops}</table>" if rows else ""
         return f"<div><table>{about}</table>{table}</div>"
 
@@ -143,7 +144,8 @@ def _percent(share: object) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     drop, low, high = (f"{float(row[name]):+.2f}" for name in ("drop_pp", "drop_low_pp", "drop_high_pp"))
     q = float(row["bh_q"])
-    return str(row["mask"]), str(row["ablation"]), f"{drop} [{low}, {high}]", "" if q != q else f"{q:.2g}"
+    what = str(row["mask"]), str(row["heads_masked"]), str(row["ablation"])
+    return *what, f"{drop} [{low}, {high}]", "" if math.isnan(q) else f"{q:.2g}"
 
 
 def load_run(path: str | Path) -> Run:

@@ -1,9 +1,11 @@
 """The tables of a run, or of several, as pandas frames: types and units by `headprobe.run.columns`."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 
@@ -59,38 +61,40 @@ def read_frame(path: Path) -> pd.DataFrame:
     Text is pandas' own text type, empty where there is none; floats are those of the file to the last bit. Whole
     numbers are int64, and where cells may be empty pandas' Int64.
     """
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
     for name in frame.columns:
         frame[name] = _in_its_type(frame[name], path.name)
     frame.attrs = {"file": path.name, "units": {name: unit_of(name) for name in frame.columns}}
     return frame
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    header = pd.read_csv(path, nrows=0, encoding="utf-8").columns
-    known = {name: COLUMNS[name].kind for name in header if name in COLUMNS}
-    # Only an empty cell of a number is missing: a mask may be called `none`, and a class `NA`.
-    return pd.read_csv(
-        path,
-        encoding="utf-8",
-        dtype={name: "str" if kind is Kind.TEXT else "float64" for name, kind in known.items()},
-        keep_default_na=False,
-        na_values={name: [""] for name in header if known.get(name) is not Kind.TEXT},
-        float_precision="round_trip",
-    )
+def _read_text(path: Path) -> pd.DataFrame:
+    """Read a CSV file as text: a mask may be called `none`, and a class `NA`, which pandas would take as missing."""
+    return pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
 
 
-def _in_its_type(column: "pd.Series[object]", file: str) -> "pd.Series[object]":
-    """Return a column in its documented type."""
+def _in_its_type(column: "pd.Series[Any]", file: str) -> "pd.Series[Any]":
+    """Return a column in its documented type; of a user's own statistic floats, where all cells are numbers."""
     name = str(column.name)
     kind = COLUMNS[name].kind if name in COLUMNS else None
-    if kind is Kind.INTEGER:
-        empty = name in MAY_BE_EMPTY.get(file, ()) or column.isna().any()
-        return column.astype("Int64" if empty else "int64")
     if kind is Kind.TEXT:
         return column.fillna("").astype("str")
-    # of a statistic of the user's own
-    return column.astype("float64") if pd.api.types.is_numeric_dtype(column) else column
+    try:
+        numbers = _floats(column)
+    except ValueError:
+        if kind is None:
+            return column
+        raise
+    if kind is not Kind.INTEGER:
+        return numbers
+    empty = name in MAY_BE_EMPTY.get(file, ()) or numbers.isna().any()
+    return numbers.astype("Int64" if empty else "int64")
+
+
+def _floats(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return the numbers of a column, NaN for an empty cell: Python's own reading is exact, older pandas' was not."""
+    cells = [math.nan if cell is None or cell == "" else float(cell) for cell in column]
+    return pd.Series(cells, index=column.index, name=column.name, dtype="float64")
 
 
 class Tables(ABC):

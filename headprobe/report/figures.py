@@ -90,7 +90,7 @@ def drop_curve(
         names: What to write below the steps in place of their numbers.
         given: Draw into these axes, not into a figure of its own.
     """
-    figure, axes = one_axes(given, max(7, 0.22 * len(names)), 5.0 if names else 3.6)
+    figure, axes = one_axes(given, max(7, 0.22 * len(names)), 3.6 + 0.07 * max(map(len, names), default=0))
     errors = np.abs(np.array([lows, highs]) - np.array(drops))  # [2, points], lengths below and above
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.errorbar(steps, drops, yerr=errors, fmt="o", color="#c0392b", ecolor="#e6a79f", capsize=3, markersize=5)

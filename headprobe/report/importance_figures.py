@@ -171,7 +171,7 @@ def _explain(figure: Figure, sources: set[str], left_out: Sequence[str], given: 
     keys.append(Line2D([], [], color=WITHIN_COLOUR, marker="D", markersize=3, label="within layers"))
     keys.append(Line2D([], [], color="0.3", linestyle=DASHES, linewidth=1, label="ceiling: the true order itself"))
     if given is not None:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": 2}
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": 2}
         given.legend(handles=keys, frameon=False, fontsize=7, **below)
         return
     note = "Lines: 95% intervals over images."

@@ -117,7 +117,8 @@ def load_files(path: str | Path) -> RunFiles:
     """Read a run's directory, as in `lightning_logs/version_0`.
 
     Raises:
-        UsageError: There is no finished run, or `run.json` is of another run than the tables beside it.
+        UsageError: There is no finished run, `run.json` is of another run than the tables beside it, or files are of a
+            newer headprobe or of one that is too old.
     """
     refuse_mixture(Path(path))
     return read_files(path)
@@ -127,19 +128,29 @@ def read_files(path: str | Path) -> RunFiles:
     """Read a directory that this process has just written, which needs no check.
 
     Raises:
-        UsageError: There is no finished run.
+        UsageError: There is no finished run, or its files are of another form.
     """
     directory = Path(path)
     try:
-        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
-        rows = list(_rows(directory / "masks.csv"))
+        return _read(directory)
     except FileNotFoundError as error:
         raise UsageError(
             f"{str(path)!r} is not the directory of a finished run: {Path(error.filename).name} is missing; "
             "give one such as lightning_logs/version_0"
         ) from error
+    except UsageError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"the files of this run are not as headprobe writes them now ({type(error).__name__}: {error}): an older "
+            f"release wrote them, or they were changed; run it again, got {str(path)!r}"
+        ) from error
 
+
+def _read(directory: Path) -> RunFiles:
+    record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
+    rows = list(_rows(directory / "masks.csv"))
     _check_schema(masks.pop("schema", None), directory / "masks.json")
     heads: dict[str, list[tuple[int, int]]] = {}
     curves: dict[str, tuple[str, int]] = {}
