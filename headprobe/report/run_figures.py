@@ -169,7 +169,7 @@ def statistic(heads: dict[str, Columns], column: str, about: str, given: Axes | 
 
 def _uniform(columns: Columns, column: str) -> FloatArray | None:
     """Return a statistic's value under uniform attention, from the ratio to it."""
-    if column not in UNIFORM:
+    if UNIFORM.get(column) not in columns:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(columns[column] / columns[UNIFORM[column]], dtype=np.float64)
