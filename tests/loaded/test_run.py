@@ -61,7 +61,7 @@ def test_pandas_alone_reads_the_same_numbers(run: headprobe.Run, whole: Path, na
     assert numeric
     for column in numeric:
         mine, other = (one[column].to_numpy(dtype="float64", na_value=np.nan) for one in (frame, alone))
-        np.testing.assert_allclose(mine, other, rtol=1e-14)
+        np.testing.assert_allclose(mine, other, rtol=1e-11)  # pandas before 3 loses the last digits
 
 
 def test_awkward_floats_are_read_to_the_last_bit(run: headprobe.Run) -> None:
