@@ -15,6 +15,14 @@ import pandas as pd
 import pytest
 
 import headprobe
+from headprobe.calibration.constants import (
+    Calibration,
+    LayerConstants,
+    from_bytes,
+    read_calibration,
+    save_calibration,
+    to_bytes,
+)
 from headprobe.errors import UsageError
 from headprobe.loaded.tables import TABLES
 from headprobe.run.columns import COLUMNS, MAY_BE_EMPTY, Kind, unit_of
@@ -274,6 +282,21 @@ def test_a_mask_is_taken_from_masks_json_whatever_its_version(tmp_path: Path) ->
     change(file, schema=2)
     with pytest.raises(UsageError, match=r"masks\.json has schema 2"):
         headprobe.MaskSpec(f"file:{file}").expand([2, 2, 3], "tiny")
+
+
+def test_newer_constants_of_a_calibration_are_refused_and_older_ones_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = Calibration([LayerConstants(3, np.zeros((2, 4)))], {"images": 3})
+    assert from_bytes(to_bytes(calibration)).about == {"images": 3}
+    monkeypatch.setattr("headprobe.calibration.constants.SCHEMA", 2)
+    save_calibration(calibration, tmp_path)
+    assert json.loads((tmp_path / "calibration.json").read_text())["schema"] == 2
+    with pytest.raises(UsageError, match=r"schema 2, and this headprobe reads 0 to 1: .*update headprobe"):
+        read_calibration(tmp_path)
+    monkeypatch.setattr("headprobe.calibration.constants.SCHEMA", None)
+    save_calibration(calibration, tmp_path)
+    assert read_calibration(tmp_path).about == {"images": 3}
 
 
 @pytest.mark.parametrize(
