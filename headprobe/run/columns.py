@@ -71,13 +71,14 @@ _FLOATS = {
     ),
 }
 
-COLUMNS: dict[str, Column] = {
-    **{name: Column(Kind.TEXT) for name in _TEXTS.split()},
-    **{name: Column(Kind.INTEGER, unit) for unit, names in _INTEGERS.items() for name in names.split()},
-    **{name: Column(Kind.FLOAT, unit) for unit, names in _FLOATS.items() for name in names.split()},
-}
+COLUMNS: dict[str, Column] = dict.fromkeys(_TEXTS.split(), Column(Kind.TEXT))
 """Every column by its name. Standard errors of `heads.csv`, `NAME_se`, are as the column NAME; columns of a user's own
 statistic are floats."""
+
+for _unit, _names in _INTEGERS.items():
+    COLUMNS |= dict.fromkeys(_names.split(), Column(Kind.INTEGER, _unit))
+for _unit, _names in _FLOATS.items():
+    COLUMNS |= dict.fromkeys(_names.split(), Column(Kind.FLOAT, _unit))
 
 MAY_BE_EMPTY: dict[str, frozenset[str]] = {
     "heads.csv": frozenset({"rank", "kept_dims"}),
