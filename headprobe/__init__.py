@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from headprobe.api import ablate, check
     from headprobe.data.datamodule import ImageNetDataModule
     from headprobe.errors import RunError, UsageError
+    from headprobe.loaded.run import Run, load_run
+    from headprobe.loaded.runs import Runs, load_runs
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
-    from headprobe.run.load import load_run
     from headprobe.trainer import ProbeTrainer
 
 __version__ = "0.1.0"
@@ -21,11 +22,14 @@ __all__ = [
     "ImageNetDataModule",
     "MaskSpec",
     "ProbeTrainer",
+    "Run",
     "RunError",
+    "Runs",
     "UsageError",
     "ablate",
     "check",
     "load_run",
+    "load_runs",
 ]
 
 _HOMES = {
@@ -33,11 +37,14 @@ _HOMES = {
     "ImageNetDataModule": "headprobe.data.datamodule",
     "MaskSpec": "headprobe.masks.spec",
     "ProbeTrainer": "headprobe.trainer",
+    "Run": "headprobe.loaded.run",
     "RunError": "headprobe.errors",
+    "Runs": "headprobe.loaded.runs",
     "UsageError": "headprobe.errors",
     "ablate": "headprobe.api",
     "check": "headprobe.api",
-    "load_run": "headprobe.run.load",
+    "load_run": "headprobe.loaded.run",
+    "load_runs": "headprobe.loaded.runs",
 }
 
 

@@ -1,4 +1,4 @@
-"""Refuses a folder into which several runs have written: its `run.json` says what its tables are not."""
+"""Refuses folders that would be read wrongly: several runs wrote into one, or a newer headprobe wrote it."""
 
 import csv
 import json
@@ -8,20 +8,45 @@ from typing import Any
 from headprobe.errors import UsageError
 from headprobe.files import text_digest
 
+SCHEMA = 1
+"""Version of all files that a run leaves: `schema` in `run.json` (which speaks for the tables), in `masks.json`,
+`calibration.json` and every npz. Files of before have none: version 0. A change that makes an older reader read a
+number wrongly adds 1; further columns and files do not."""
+
+
+def refuse_newer(schema: object, path: Path) -> None:
+    """Refuse what a newer headprobe wrote; files without a schema are of version 0.
+
+    Raises:
+        UsageError: With the version that is there and the versions that can be read.
+    """
+    if schema is None or (isinstance(schema, int) and 0 <= schema <= SCHEMA):
+        return
+    raise UsageError(
+        f"{path.name} has schema {schema!r}, and this headprobe reads 0 to {SCHEMA}: a newer release wrote it, so "
+        f"update headprobe (python -m pip install --upgrade headprobe), got {str(path)!r}"
+    )
+
 
 def refuse_mixture(folder: Path) -> None:
-    """Refuse a folder whose `run.json` is of another run than its tables.
+    """Refuse a folder whose `run.json` is of another run than its tables, or of a newer headprobe.
 
     A run that has not ended yet, and one of an older release, has no digests; there the masks are compared.
 
     Raises:
-        UsageError: They do not belong together; the message names the file.
+        UsageError: They do not belong together, or are newer; the message names the file.
     """
+    unreadable = (OSError, ValueError, KeyError, AttributeError, TypeError)  # no such files, or none of ours
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        schema = record.get("schema")
+    except unreadable:
+        return  # who reads them says so
+    refuse_newer(schema, folder / "run.json")
+    try:
         strange = _strange(folder, record)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return  # no such files, or none of ours: who reads them says so
+    except unreadable:
+        return
     if strange:
         raise UsageError(
             f"run.json does not belong to the {strange} beside it: two runs wrote into one folder, or a file was "

@@ -36,6 +36,7 @@ DIRECTLY: dict[str, set[str]] = {
     "fit_steps": {"backbone"},
     "run": {"module", "units"},
     "report": {"run"},
+    "loaded": {"report"},
     "callbacks": {"report", "fit_steps"},
     "trainer": {"callbacks"},
     "experiments": {"trainer"},
@@ -202,9 +203,10 @@ def test_a_folder_has_at_most_about_fifteen_files() -> None:
     assert {str(folder.relative_to(ROOT)): files for folder, files in folders.items() if files > 15} == {}
 
 
-def test_the_package_has_at_most_180_files() -> None:
-    # 126 when the house was built; since then local sources, model places, converting and calibration moved in.
-    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 180
+def test_the_package_has_at_most_230_files() -> None:
+    # 126 when the house was built; since then local sources, model places, converting, calibration, what Python users
+    # load and the page moved in.
+    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 230
 
 
 def test_the_package_itself_imports_no_room_before_a_name_is_used() -> None:

@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 from headprobe.errors import RunError, UsageError
 from headprobe.files import write_bytes, write_text
 from headprobe.metrics.arrays import FloatArray
+from headprobe.mixture import SCHEMA, refuse_newer
 
 CONSTANTS, ABOUT = "calibration.safetensors", "calibration.json"
 
@@ -195,6 +196,7 @@ def from_bytes(content: bytes) -> Calibration:
     tensors = load(content)
     if not isinstance(about, dict):
         raise ValueError(f"{METADATA} must be an object, got {type(about).__name__}")
+    refuse_newer(about.pop("schema", None), Path(CONSTANTS))
     count = 1 + max(int(name.split(".")[1]) for name in tensors)
     return Calibration([_layer(tensors, number) for number in range(count)], about)
 
@@ -210,7 +212,7 @@ def save_calibration(calibration: Calibration, directory: Path) -> None:
 
 
 def _about_text(calibration: Calibration) -> str:
-    return json.dumps(dict(calibration.about), indent=1, sort_keys=True)
+    return json.dumps({"schema": SCHEMA, **calibration.about}, indent=1, sort_keys=True)
 
 
 def digest_of(calibration: Calibration) -> str:

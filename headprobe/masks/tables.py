@@ -15,7 +15,7 @@ from headprobe.masks.clauses import Clause, Member, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
 from headprobe.masks.pieces import Numbers, Piece
-from headprobe.mixture import refuse_mixture
+from headprobe.mixture import refuse_mixture, refuse_newer
 from headprobe.text import counted
 
 CALIBRATION = "calibration"
@@ -309,6 +309,8 @@ def _the_mask(data: object, where: str) -> object:
     """The data of the one mask of a `masks.json` (its baseline, `none`, aside), or the data as they are."""
     if not isinstance(data, Mapping) or "masked_heads" in data or not data:
         return data
+    refuse_newer(data.get("schema"), Path(where))
+    data = {name: entry for name, entry in data.items() if name != "schema"}
     if not all(isinstance(entry, Mapping) and "masked_heads" in entry for entry in data.values()):
         return data
     names = [name for name in data if name != "none"]

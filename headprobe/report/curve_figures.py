@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from headprobe.masks.ablations import FITTED
 from headprobe.metrics.arrays import FloatArray
 from headprobe.report.mask_figures import about_masks
-from headprobe.report.style import HEAD_COLOURS, new_figure, write_title
+from headprobe.report.style import HEAD_COLOURS, figure_of, new_figure, write_title
 from headprobe.run.curves import ONE_MORE_ORDER
 from headprobe.run.load import Columns, RunFiles
 from headprobe.text import counted
@@ -34,31 +35,55 @@ _SEED = re.compile(r"(.*random)_seed_\d+")
 def curve_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield one figure of all orders of a run: a column of panels for each ablation, all with the same axes."""
     table = run.table("curves.csv")
-    if table is None:
-        return
+    if table is not None:
+        yield "curves/heads_removed", orders_figure(run, table, list(dict.fromkeys(table["ablation"].tolist())))
+
+
+def orders_figure(
+    run: RunFiles,
+    table: Columns,
+    kinds: Sequence[str],
+    quantities: Sequence[str] = tuple(AXES),
+    given: Axes | None = None,
+) -> Figure:
+    """Draw all orders of a run: a column of panels for each ablation, a row for each quantity.
+
+    Args:
+        run: The run.
+        table: Its `curves.csv`.
+        kinds: The ablations.
+        quantities: `top1`, `nll` or both.
+        given: Draw into these axes, not into a figure of its own; for one ablation and quantity.
+    """
     means = list(dict.fromkeys(table["order"][table["orders"] > 1].tolist()))
     orders = [
         name for name in dict.fromkeys(table["order"].tolist()) if name not in means and _random(name) not in means
     ]
     shown = _largest_areas(run, orders)
-    kinds = list(dict.fromkeys(table["ablation"].tolist()))
-    figure = new_figure(max(2.4 + 3.4 * len(kinds), 7.5), 6.6 + 0.2 * ((len(shown) + len(means) + 2) // 2))
-    panels = figure.subplots(len(AXES), len(kinds), sharex=True, sharey="row", squeeze=False)
+    panels: Any = np.array([[given]])
+    if given is None:
+        high = 0.8 + 2.9 * len(quantities) + 0.2 * ((len(shown) + len(means) + 2) // 2)
+        figure = new_figure(max(2.4 + 3.4 * len(kinds), 7.5), high)
+        panels = figure.subplots(len(quantities), len(kinds), sharex=True, sharey="row", squeeze=False)
     for column, kind in zip(panels.T, kinds, strict=True):
         own = {name: values[table["ablation"] == kind] for name, values in table.items()}
-        for axes, quantity in zip(column, AXES, strict=True):
+        for axes, quantity in zip(column, quantities, strict=True):
             _panel(axes, own, quantity, means, shown, float(run.masks[0][quantity]))
-        column[0].set_title(f"{kind} ablation", fontsize=10)
+        if given is None:
+            column[0].set_title(f"{kind} ablation", fontsize=10)
         column[-1].set_xlabel("heads removed")
-    for axes, label in zip(panels[:, 0], AXES.values(), strict=True):
-        axes.set_ylabel(label)
-    figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8
-    )
+    for axes, quantity in zip(panels[:, 0], quantities, strict=True):
+        axes.set_ylabel(AXES[quantity])
     fitted = FITTED if (run.path / "scores.csv").is_file() else kinds  # orders too are of the calibration images
     title = f"Heads removed one after the other\n{about_masks(run, fitted)}{_left_out(orders, shown)}"
+    if given is not None:
+        given.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(-0.1, -0.16))
+        write_title(figure_of(given), f"{title}, {kinds[0]} ablation", "", given)
+        return figure_of(given)
+    names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
     write_title(figure, title, "")  # the legend has the caption's place
-    yield "curves/heads_removed", figure
+    return figure
 
 
 def _random(order: str) -> str:

@@ -11,7 +11,7 @@ from headprobe.report.style import (
     BASELINE_COLOUR,
     CHANGE_COLOURS,
     MASKED_COLOUR,
-    new_figure,
+    one_axes,
     say_nothing_there,
     some,
     write_title,
@@ -38,6 +38,7 @@ def by_layer(
     uniform: FloatArray | None = None,
     masked: FloatArray | None = None,
     masked_name: str = "",
+    given: Axes | None = None,
 ) -> Figure:
     """Draw a statistic of every head over the layers: dots sorted within each layer, a line through the means.
 
@@ -51,8 +52,9 @@ def by_layer(
         uniform: `[heads]`, its value under uniform attention; drawn once per layer.
         masked: `[heads]`, the values of a masked model, each joined with the baseline's.
         masked_name: Its mask.
+        given: Draw into these axes, not into a figure of its own.
     """
-    figure, axes = _axes(layer, ylabel)
+    figure, axes = _axes(layer, ylabel, given)
     sorted_by = values if masked is None or np.isfinite(values).any() else masked
     x = _x_of_dots(layer, sorted_by)
     notes = [f"{_dots(layer)} Line: mean of the layer."]
@@ -76,8 +78,9 @@ def by_layer(
     _finish(axes, [values, masked, uniform])
     _, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8.5 * zoom(figure))
-    write_title(figure, title, " ".join(notes))
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 8.5 * zoom(figure)}
+        axes.legend(frameon=False, **(above if given is None else {"fontsize": 7.5}))  # there a title stands above
+    write_title(figure, title, " ".join(notes), given)
     return figure
 
 
@@ -120,20 +123,19 @@ def _dots(layer: IntArray) -> str:
     return f"A dot per head{numbered}, sorted by value within its layer."
 
 
-def _axes(layer: IntArray, ylabel: str) -> tuple[Figure, Axes]:
-    """Return a figure as wide as the layers need, and its axes."""
+def _axes(layer: IntArray, ylabel: str, given: Axes | None = None) -> tuple[Figure, Axes]:
+    """Return a figure as wide as the layers need, and its axes; or the axes that were given."""
     numbers, heads = np.unique(layer, return_counts=True)
     of_layer = np.clip(0.13 * heads.max(), 0.32, 0.9)  # inches
     width = float(np.clip(len(numbers) * of_layer + 1.2, 6, 15))
-    figure = new_figure(width, 4.4 + 0.08 * width)
-    axes = figure.add_subplot()
+    figure, axes = one_axes(given, width, 4.4 + 0.08 * width)
 
     shown = list(some(len(numbers), int(width / 0.3)))
     axes.set_xticks(shown, [str(number) for number in numbers[shown]])
     axes.set_xlim(-0.6, len(numbers) - 0.4)
-    axes.set_xlabel("layer", fontsize=10 * zoom(figure))
-    axes.set_ylabel(ylabel, fontsize=10 * zoom(figure))
-    axes.tick_params(labelsize=9 * zoom(figure))
+    axes.set_xlabel("layer", fontsize=10 * zoom(figure, given))
+    axes.set_ylabel(ylabel, fontsize=10 * zoom(figure, given))
+    axes.tick_params(labelsize=9 * zoom(figure, given))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -14,7 +14,7 @@ from headprobe.masks.ablations import FITTED
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.agreement_figures import ONE_COLOUR, layer_bar, layer_colours
 from headprobe.report.mask_figures import about_masks, single_heads
-from headprobe.report.style import MASKED_COLOUR, new_figure, say_nothing_there, write_title
+from headprobe.report.style import MASKED_COLOUR, figure_of, new_figure, say_nothing_there, write_title
 from headprobe.run.ablations import NLL_RISE, with_limits
 from headprobe.run.importance import ALL, CALIBRATION, JUDGED, WITHIN_LAYERS, candidates_named
 from headprobe.run.load import Columns, Row, RunFiles
@@ -44,7 +44,7 @@ def importance_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
         return
     if scores and candidates_named(scores):
         yield "importance/scores", _scores(run, rows, scores)
-    yield "importance/correlations", _correlations(run, rows)
+    yield "importance/correlations", correlations(run, rows)
 
 
 def _scores(run: RunFiles, rows: Sequence[Row], scores: Columns) -> Figure:
@@ -95,16 +95,25 @@ def _panel(axes: Axes, score: FloatArray, rises: FloatArray, layers: IntArray) -
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _correlations(run: RunFiles, rows: Sequence[Row]) -> Figure:
-    """Draw a panel for each ablation: every score's correlation with the NLL rise, over all heads and within layers."""
+def correlations(run: RunFiles, rows: Sequence[Row], given: Axes | None = None) -> Figure:
+    """Draw a panel for each ablation: every score's correlation with the NLL rise, over all heads and within layers.
+
+    Args:
+        run: The run.
+        rows: Rows of `importance.csv` with the target `nll_rise`.
+        given: Draw into these axes, not into a figure of its own; for rows of one ablation.
+    """
     ablations = list(dict.fromkeys(str(row["ablation"]) for row in rows))
     by_key = {(str(row["ablation"]), str(row["scope"]), str(row["score"]), str(row["rows"])): row for row in rows}
     # The best under the first ablation first, without those that give no order under any.
     ordered = {key[2:] for key, row in by_key.items() if np.isfinite(float(row["spearman"]))}
     candidates = [key[2:] for key in by_key if key[:2] == (ablations[0], ALL)]
     order = [key for key in candidates if key in ordered] or candidates
-    figure = new_figure(3.2 + 2.9 * len(ablations), 1.9 + 0.27 * len(order))
-    panels = figure.subplots(1, len(ablations), sharey=True, squeeze=False)[0]
+    if given is None:
+        figure = new_figure(3.2 + 2.9 * len(ablations), 1.9 + 0.27 * len(order))
+        panels: Any = figure.subplots(1, len(ablations), sharey=True, squeeze=False)[0]
+    else:
+        figure, panels = figure_of(given), np.array([given])
     for axes, ablation in zip(panels, ablations, strict=True):
         for scope, shift in ((ALL, -0.14), (WITHIN_LAYERS, 0.2)):
             _dots(axes, [by_key[(ablation, scope, *key)] for key in order], shift)
@@ -116,9 +125,12 @@ def _correlations(run: RunFiles, rows: Sequence[Row]) -> Figure:
         label.set_color(COLOURS[source])
     panels[0].set_ylim(len(order) - 0.4, -0.6)
     about = f"Which score predicts the NLL rise without a head: Spearman's rank correlation\n{about_masks(run, FITTED)}"
-    write_title(figure, about, "")
     left_out = [name for name, source in candidates if (name, source) not in order]
-    _explain(figure, {source for _, source in order}, left_out)
+    if given is not None:
+        about = f"{about}, {given.get_title()}"  # the ablation and its ceiling
+        given.set_title("")
+    write_title(figure, about, "", given)
+    _explain(figure, {source for _, source in order}, left_out, given)
     return figure
 
 
@@ -150,7 +162,7 @@ def _frame(axes: Axes, row: Row, ablation: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _explain(figure: Figure, sources: set[str], left_out: Sequence[str]) -> None:
+def _explain(figure: Figure, sources: set[str], left_out: Sequence[str], given: Axes | None) -> None:
     """Write below the panels what dots and lines mean, and which scores are not there."""
     kinds = {source: name for source, name in NAMES.items() if source in sources}
     keys = [
@@ -158,6 +170,10 @@ def _explain(figure: Figure, sources: set[str], left_out: Sequence[str]) -> None
     ]
     keys.append(Line2D([], [], color=WITHIN_COLOUR, marker="D", markersize=3, label="within layers"))
     keys.append(Line2D([], [], color="0.3", linestyle=DASHES, linewidth=1, label="ceiling: the true order itself"))
+    if given is not None:
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": 2}
+        given.legend(handles=keys, frameon=False, fontsize=7, **below)
+        return
     note = "Lines: 95% intervals over images."
     note += f" Not shown, as they give no order: {', '.join(left_out)}." if left_out else ""
     wide = figure.get_size_inches()[0]

@@ -1,6 +1,6 @@
 """Figures of what masks cost under each ablation: maps of heads, drops by layer and by index, indices beside draws."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,18 +78,41 @@ def _about(run: RunFiles, rows: Sequence[Row]) -> str:
 
 def _head_maps(run: RunFiles, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Figure]]:
     """Yield each quantity's map for each ablation, all in the same colours."""
-    for column, heading, label, ring in MAPS:
-        maps = {suffix: single_heads(run, rows, column) for suffix, rows in kinds.items()}
-        limit = max((float(np.abs(one[np.isfinite(one)]).max(initial=0)) for one in maps.values()), default=0.0)
-        for suffix, values in maps.items():
-            if np.isfinite(values).sum() < 2:
-                continue
-            first = [row for row in kinds[suffix] if not row["draw"]]
-            draws = 1 + max(int(row["draw"]) for row in kinds[suffix])
-            note, of_first = (f", mean of {draws} draws", " Rings are of draw 0.") if draws > 1 else ("", "")
-            title, caption = f"{heading}\n{_about(run, first)}{note}", f"{ring}{of_first}"
-            ringed = _ringed(run, first, column)
-            yield f"{column}/heads{suffix}", head_heat_map(values, title, label, ringed, caption, limit)
+    for quantity in MAPS:
+        limit = largest_change(run, kinds.values(), quantity.column)
+        for suffix, rows in kinds.items():
+            figure = head_map(run, rows, quantity, limit)
+            if figure is not None:
+                yield f"{quantity.column}/heads{suffix}", figure
+
+
+def largest_change(run: RunFiles, kinds: Iterable[Sequence[Row]], column: str) -> float:
+    """Return the largest size of a quantity of single heads under any ablation, 0 where there is none."""
+    maps = [single_heads(run, rows, column) for rows in kinds]
+    return max((float(np.abs(one[np.isfinite(one)]).max(initial=0)) for one in maps), default=0.0)
+
+
+def head_map(
+    run: RunFiles, rows: Sequence[Row], quantity: HeadMap, limit: float, given: Axes | None = None
+) -> Figure | None:
+    """Draw a quantity of the single heads of one ablation; None with fewer than two.
+
+    Args:
+        run: The run.
+        rows: The ablation's rows of `masks.csv`, of all draws.
+        quantity: The quantity.
+        limit: Value of the darkest red.
+        given: Draw into these axes, not into a figure of its own.
+    """
+    values = single_heads(run, rows, quantity.column)
+    if np.isfinite(values).sum() < 2:
+        return None
+    first = [row for row in rows if not row["draw"]]
+    draws = 1 + max(int(row["draw"]) for row in rows)
+    note, of_first = (f", mean of {draws} draws", " Rings are of draw 0.") if draws > 1 else ("", "")
+    title, caption = f"{quantity.heading}\n{_about(run, first)}{note}", f"{quantity.ring}{of_first}"
+    ringed = _ringed(run, first, quantity.column)
+    return head_heat_map(values, title, quantity.label, ringed, caption, limit, given)
 
 
 def _ringed(run: RunFiles, rows: Sequence[Row], column: str) -> NDArray[np.bool_]:
@@ -102,18 +125,58 @@ def _ringed(run: RunFiles, rows: Sequence[Row], column: str) -> NDArray[np.bool_
 
 def _curves(run: RunFiles, rows: Sequence[Row], suffix: str) -> Iterator[tuple[str, Figure]]:
     """Yield the drops by layer and by index: of draw 0 with their intervals, of other draws as dots."""
-    for curve, axis in CURVES.items():
-        shown = [row for row in rows if run.curves[str(row["mask"])][0] == curve]
-        first = [row for row in shown if not row["draw"]]
-        if len(first) < 2:
-            continue
-        steps = [run.curves[str(row["mask"])][1] for row in first]
-        drops, lows, highs = (
-            [float(row[column]) for row in first] for column in ("drop_pp", "drop_low_pp", "drop_high_pp")
-        )
-        others = [(run.curves[str(row["mask"])][1], float(row["drop_pp"])) for row in shown if row["draw"]]
-        title = f"Top-1 drop with its paired 95% interval\n{_about(run, first)}" + (", draw 0" if others else "")
-        yield f"drop_pp/{curve}{suffix}", drop_curve(steps, drops, lows, highs, axis, title, others)
+    for curve in CURVES:
+        figure = drops_along(run, rows, curve)
+        if figure is not None:
+            yield f"drop_pp/{curve}{suffix}", figure
+
+
+def drops_along(run: RunFiles, rows: Sequence[Row], curve: str, given: Axes | None = None) -> Figure | None:
+    """Draw the drops of one ablation along a curve of `CURVES`; None with fewer than two masks.
+
+    Args:
+        run: The run.
+        rows: The ablation's rows of `masks.csv`, of all draws.
+        curve: The curve, as in `masks.json`.
+        given: Draw into these axes, not into a figure of its own.
+    """
+    steps = {str(row["mask"]): run.curves[str(row["mask"])][1] for row in rows}
+    shown = [row for row in rows if run.curves[str(row["mask"])][0] == curve]
+    if len({row["mask"] for row in shown}) < 2:
+        return None
+    return _drops(run, shown, steps, CURVES[curve], given=given)
+
+
+def drops_of_masks(run: RunFiles, rows: Sequence[Row], most: int, given: Axes | None = None) -> Figure:
+    """Draw the drops of all masks of one ablation beside each other, by name; of more than `most` the largest."""
+    first = [row for row in rows if not row["draw"]]
+    largest = sorted(first, key=lambda row: -float(row["drop_pp"]))[:most]
+    kept = {row["mask"] for row in (first if len(first) <= most else largest)}
+    names = [str(row["mask"]) for row in first if row["mask"] in kept]
+    steps = {name: place for place, name in enumerate(names)}
+    left_out = f", the largest {len(names)} of {len(first)}" if len(names) < len(first) else ""
+    shown = [row for row in rows if row["mask"] in kept]
+    return _drops(run, shown, steps, "heads masked", names, left_out, given)
+
+
+def _drops(
+    run: RunFiles,
+    shown: Sequence[Row],
+    steps: dict[str, int],
+    axis: str,
+    names: Sequence[str] = (),
+    note: str = "",
+    given: Axes | None = None,
+) -> Figure:
+    """Draw the drops of draw 0 with their intervals and those of other draws as dots, each mask at its step."""
+    first = [row for row in shown if not row["draw"]]
+    drops, lows, highs = (
+        [float(row[column]) for row in first] for column in ("drop_pp", "drop_low_pp", "drop_high_pp")
+    )
+    others = [(steps[str(row["mask"])], float(row["drop_pp"])) for row in shown if row["draw"]]
+    title = f"Top-1 drop with its paired 95% interval{note}\n{_about(run, first)}" + (", draw 0" if others else "")
+    places = [steps[str(row["mask"])] for row in first]
+    return drop_curve(places, drops, lows, highs, axis, title, others, names, given)
 
 
 def single_heads(run: RunFiles, rows: Sequence[Row], column: str) -> FloatArray:

@@ -2,7 +2,7 @@
 
 ```python
 run = headprobe.load_run("lightning_logs/version_0")
-for name, figure in run_figures(run):
+for name, figure in run.figures():
     figure.savefig(f"{name.replace('/', '_')}.png", dpi=150)
 ```
 """
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from headprobe.masks.ablations import FITTED, ZERO
 from headprobe.metrics.arrays import FloatArray
-from headprobe.metrics.similarity.measures import MEASURES, samples_in_words, title
+from headprobe.metrics.similarity.measures import MEASURES, Measure, samples_in_words, title
 from headprobe.report.agreement_figures import agreement_figures
 from headprobe.report.curve_figures import curve_figures
 from headprobe.report.head_figures import by_layer, change_by_layer
@@ -83,13 +84,18 @@ def run_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
         yield from set_figures(run)
     if (run.path / "importance.csv").is_file():
         yield from importance_figures(run)
-    heads = run.described("heads")
-    images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
-    about = f"{_model(run)}, {counted(int(images), 'image')}{_of_described_mask(run)}"
+    heads, about = run.described("heads"), about_heads(run)
     yield from _statistics(heads, about)
     yield from _offset_maps(run, _names(heads), about)
     yield from _similarities(run, about)
     yield from _spectra(run, about)
+
+
+def about_heads(run: RunFiles) -> str:
+    """Return what titles of described heads say of the run: its model and images, and the only mask's ablation."""
+    heads = run.described("heads")
+    images = heads["baseline"]["images"][0] if heads else run.masks[0]["images"]
+    return f"{about_model(run)}, {counted(int(images), 'image')}{_of_described_mask(run)}"
 
 
 def _of_described_mask(run: RunFiles) -> str:
@@ -101,7 +107,7 @@ def _of_described_mask(run: RunFiles) -> str:
     return f", {kind} ablation{fitted}"
 
 
-def _model(run: RunFiles) -> str:
+def about_model(run: RunFiles) -> str:
     """Return what titles call the model: they say if its weights were random. Runs of before have only a name."""
     model = run.record["model"]
     return str(model.get("title", model["name"]))
@@ -122,7 +128,7 @@ def _names(described: dict[str, Columns]) -> dict[str, str]:
 
 def _statistics(heads: dict[str, Columns], about: str) -> Iterator[tuple[str, Figure]]:
     """Yield for every column of `heads.csv` its values by layer and, with a mask, its change."""
-    baseline, masked, change = (heads.get(model, {}) for model in ("baseline", "masked", "change"))
+    baseline, change = (heads.get(model, {}) for model in ("baseline", "change"))
     names = _names(heads)
     for column, values in baseline.items():
         if column in WITHOUT_FIGURE or column.endswith("_se") or not np.isfinite(values).any():
@@ -130,28 +136,40 @@ def _statistics(heads: dict[str, Columns], about: str) -> Iterator[tuple[str, Fi
 
         heading, axis = TITLES.get(column, (column, column))
         axes = (baseline["layer"], baseline["head"])  # the change has its heads in the same order
-        yield (
-            f"{column}/by_layer",
-            by_layer(
-                *axes,
-                values,
-                baseline.get(f"{column}_se"),
-                f"{heading}\n{about}",
-                axis,
-                uniform=_uniform(baseline, column),
-                masked=masked.get(column),
-                masked_name=names.get("masked", ""),
-            ),
-        )
+        yield f"{column}/by_layer", statistic(heads, column, about)
         if column in change:
             changed = f"{heading}: {names['change']}\n{about}"
             errors = change.get(f"{column}_se")
             yield f"{column}/change", change_by_layer(*axes, change[column], errors, changed, f"change of {axis}")
 
 
+def statistic(heads: dict[str, Columns], column: str, about: str, given: Axes | None = None) -> Figure:
+    """Draw a column of `heads.csv` by layer, of the baseline and the masked model where there is one.
+
+    Args:
+        heads: The described heads of each model.
+        column: The column.
+        about: The model and its images, for the title.
+        given: Draw into these axes, not into a figure of its own.
+    """
+    baseline, heading = heads["baseline"], TITLES.get(column, (column, column))
+    return by_layer(
+        baseline["layer"],
+        baseline["head"],
+        baseline[column],
+        baseline.get(f"{column}_se"),
+        f"{heading[0]}\n{about}",
+        heading[1],
+        uniform=_uniform(baseline, column),
+        masked=heads.get("masked", {}).get(column),
+        masked_name=_names(heads).get("masked", ""),
+        given=given,
+    )
+
+
 def _uniform(columns: Columns, column: str) -> FloatArray | None:
     """Return a statistic's value under uniform attention, from the ratio to it."""
-    if column not in UNIFORM:
+    if UNIFORM.get(column) not in columns:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(columns[column] / columns[UNIFORM[column]], dtype=np.float64)
@@ -178,8 +196,7 @@ def _similarities(run: RunFiles, about: str) -> Iterator[tuple[str, Figure]]:
     sampling, mask = str(arrays["sampling"]), str(arrays["mask"])
     note = samples_in_words(arrays["samples"], int(arrays["images"]), sampling)
     axes: tuple[NDArray[Any], NDArray[Any]] = (arrays["layer"], arrays["head"])
-    # In the order of the file, which is the order that they were asked for.
-    measures = sorted((measure for measure in MEASURES if measure in arrays), key=list(arrays).index)
+    measures = measures_of(arrays)
     drawn = [name for name in DRAWN_MEASURES if name in measures] or measures[:1]
     for measure in drawn:
         label = title(measure, sampling)
@@ -193,6 +210,34 @@ def _similarities(run: RunFiles, about: str) -> Iterator[tuple[str, Figure]]:
             heading = f"{label} of heads: {mask} minus baseline\n{about}, {note}"
             change = arrays[f"change_{measure}"]
             yield f"{measure}/change", similarity_by_layer(change, *axes, heading, "change", diverging=True)
+
+
+def measures_of(arrays: dict[str, NDArray[Any]]) -> list[Measure]:
+    """Return the measures of a `similarity.npz`, in the order that they were asked for, which is the file's."""
+    return sorted((measure for measure in MEASURES if measure in arrays), key=list(arrays).index)
+
+
+def similarity(
+    arrays: dict[str, NDArray[Any]], measure: Measure, layers: list[int], about: str, given: Axes | None = None
+) -> Figure:
+    """Draw a measure of the baseline's heads of some layers.
+
+    Args:
+        arrays: A run's `similarity.npz`.
+        measure: The measure.
+        layers: The layers.
+        about: The model and its images, for the title.
+        given: Draw into these axes, not into a figure of its own; for one matrix.
+    """
+    rows = np.flatnonzero(np.isin(arrays["layer"], layers))
+    grid = np.ix_(rows, rows)
+    floor, sampling = arrays.get(f"{measure}_floor"), str(arrays["sampling"])
+    note = samples_in_words(arrays["samples"], int(arrays["images"]), sampling)
+    label = title(measure, sampling)
+    heading = f"{label} of heads: baseline\n{about}, {note}"
+    places = (arrays["layer"][rows], arrays["head"][rows])
+    own_floor = None if floor is None else floor[grid]
+    return similarity_by_layer(arrays[measure][grid], *places, heading, label, own_floor, given=given)
 
 
 def _spectra(run: RunFiles, about: str) -> Iterator[tuple[str, Figure]]:

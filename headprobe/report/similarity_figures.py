@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.matrices import Matrix, caption, colour_scale, draw_tree, mark_heads, mark_layers, paint, tallest
-from headprobe.report.style import new_figure, panel_grid, say_nothing_there, write_title, zoom
+from headprobe.report.style import figure_of, new_figure, one_axes, panel_grid, say_nothing_there, write_title, zoom
 
 DEPTH_COLOURS = "Greys"
 
@@ -22,6 +23,7 @@ def similarity_by_layer(
     label: str,
     floor: FloatArray | None = None,
     diverging: bool = False,
+    given: Axes | None = None,
 ) -> Figure:
     """Draw the similarity of every pair of heads, heads in order of (layer, head).
 
@@ -35,23 +37,23 @@ def similarity_by_layer(
         label: The measure, beside the colour bar.
         floor: `[heads, heads]`, what unrelated images score; entries at or below it are drawn pale.
         diverging: The values are differences: colours symmetric about 0 instead of from 0 to 1.
+        given: Draw into these axes, not into a figure of its own; for one matrix.
     """
     if not _between_layers(values, layer):
-        return similarity_within(values, layer, head, title, label, floor, diverging)
+        return similarity_within(values, layer, head, title, label, floor, diverging, given)
 
     matrix = _in_order(values, layer, head, floor)
     scale = colour_scale(values, diverging)
     side = _side(len(layer))
-    figure = new_figure(side + 1.7, side + 1.35)
-    axes = figure.add_subplot()
+    figure, axes = one_axes(given, side + 1.7, side + 1.35)
     paint(axes, matrix, scale, side)
     mark_layers(axes, matrix.layer, "0.6" if diverging else "white")
-    axes.set_xlabel("layer (its heads in order)", fontsize=10 * zoom(figure))
-    axes.set_ylabel("layer (its heads in order)", fontsize=10 * zoom(figure))
+    axes.set_xlabel("layer (its heads in order)", fontsize=10 * zoom(figure, given))
+    axes.set_ylabel("layer (its heads in order)", fontsize=10 * zoom(figure, given))
 
     bar = figure.colorbar(scale, ax=axes, fraction=0.045, pad=0.02, extend=_extend(scale, values))
-    bar.set_label(label, size=10 * zoom(figure))
-    write_title(figure, title, caption(matrix))
+    bar.set_label(label, size=10 * zoom(figure, given))
+    write_title(figure, title, caption(matrix), given)
     return figure
 
 
@@ -63,12 +65,13 @@ def similarity_within(
     label: str,
     floor: FloatArray | None = None,
     diverging: bool = False,
+    given: Axes | None = None,
 ) -> Figure:
     """Draw the similarity of heads of the same layer: a small matrix per layer, all with the same colours.
 
     Takes what `similarity_by_layer` takes; values between layers are not shown.
     """
-    return _small_matrices(_in_order(values, layer, head, floor).by_layer(), title, label, diverging)
+    return _small_matrices(_in_order(values, layer, head, floor).by_layer(), title, label, diverging, given)
 
 
 def similarity_clustered(
@@ -121,8 +124,10 @@ def _clustered_whole(matrix: Matrix, title: str, label: str) -> Figure:
     return figure
 
 
-def _small_matrices(matrices: Sequence[Matrix], title: str, label: str, diverging: bool) -> Figure:
-    """Draw a matrix per layer, and the tree above it where it is clustered."""
+def _small_matrices(
+    matrices: Sequence[Matrix], title: str, label: str, diverging: bool, given: Axes | None = None
+) -> Figure:
+    """Draw a matrix per layer, and the tree above it where it is clustered; one matrix also into axes of others."""
     most = max(len(matrix.head) for matrix in matrices)
     if most < 2:
         return _nothing(title, "Every layer has a single head: within layers there is nothing to compare.")
@@ -131,11 +136,15 @@ def _small_matrices(matrices: Sequence[Matrix], title: str, label: str, divergin
     clustered = any(matrix.tree is not None for matrix in matrices)
     side = float(np.clip(0.32 * most, 1.5, 2.2))  # inches
     high = 1.22 * side + 0.6 if clustered else side + 0.55
-    figure = new_figure(columns * (side + 0.35) + 1.3, rows * high + 1.1)
+    figure = figure_of(given) if given else new_figure(columns * (side + 0.35) + 1.3, rows * high + 1.1)
 
     # Trees have rows of axes of their own: constrained layout misjudges what is inset.
     heights = [0.22, 1] if clustered else [1]
-    grid = figure.subplots(rows * len(heights), columns, squeeze=False, height_ratios=heights * rows)
+    grid = (
+        np.array([[given]])
+        if given
+        else figure.subplots(rows * len(heights), columns, squeeze=False, height_ratios=heights * rows)
+    )
     # [rows * heights, columns] -> [panels, heights]
     panels = grid.reshape(rows, len(heights), columns).transpose(0, 2, 1).reshape(-1, len(heights))
 
@@ -148,16 +157,19 @@ def _small_matrices(matrices: Sequence[Matrix], title: str, label: str, divergin
             axes.set_aspect("auto")
             draw_tree(tree, matrix, tallest(*matrices), ticks=False)
         topmost = above[0] if above else axes
-        topmost.set_title(f"layer {matrix.layer[0]}", fontsize=9 * zoom(figure), pad=4)
+        topmost.set_title(f"layer {matrix.layer[0]}", fontsize=9 * zoom(figure, given), pad=4)
     for axes in panels[len(matrices) :].flat:
         axes.set_axis_off()
 
-    bar = figure.colorbar(scale, ax=grid, fraction=0.03, pad=0.02, aspect=30, extend=_extend(scale, values))
-    bar.set_label(label, size=10 * zoom(figure))
+    bar = figure.colorbar(scale, ax=list(grid.flat), fraction=0.03, pad=0.02, aspect=30, extend=_extend(scale, values))
+    bar.set_label(label, size=10 * zoom(figure, given))
     about = "Rows and columns: heads of the layer"
     if clustered:
         about += f", in order of average linkage of 1 - similarity (trees: 0 to {tallest(*matrices):.2f})"
-    write_title(figure, title, f"{about}. {caption(*matrices)}")
+    if given:
+        title = f"{title}, {topmost.get_title()}"
+        topmost.set_title("")
+    write_title(figure, title, f"{about}. {caption(*matrices)}", given)
     return figure
 
 

@@ -16,6 +16,7 @@ from headprobe.report.style import (
     HEAD_COLOURS,
     HEAD_DASHES,
     VALUE_COLOURS,
+    figure_of,
     new_figure,
     panel_grid,
     say_nothing_there,
@@ -32,7 +33,12 @@ SERIES_IN_WORDS = {"head": "outputs of heads", "contribution": "what heads add t
 
 
 def spectra_by_layer(
-    columns: Columns, title: str, series: str = "head", profile: str = "diagonal", ylabel: str = DELTA
+    columns: Columns,
+    title: str,
+    series: str = "head",
+    profile: str = "diagonal",
+    ylabel: str = DELTA,
+    given: Axes | None = None,
 ) -> Figure:
     """Draw a panel per layer with a line per head, beside the residual stream before the layer's attention.
 
@@ -45,12 +51,16 @@ def spectra_by_layer(
         series: `head`, the heads' outputs, or `contribution`, what they add to the stream.
         profile: `diagonal` or `radial`.
         ylabel: The quantity.
+        given: Draw into these axes, not into a figure of its own; for columns of one layer.
     """
     chosen = _chosen(columns, profile)
     layers = np.unique(columns["layer"])
     rows, wide = panel_grid(len(layers))
-    figure = new_figure(max(wide * 2.5, 4) + 1.4, rows * 2.0 + 1.2)
-    grid = figure.subplots(rows, wide, sharex=True, sharey=True, squeeze=False)
+    if given is None:
+        figure = new_figure(max(wide * 2.5, 4) + 1.4, rows * 2.0 + 1.2)
+        grid: Any = figure.subplots(rows, wide, sharex=True, sharey=True, squeeze=False)
+    else:
+        figure, grid = figure_of(given), np.array([[given]])
 
     for axes, layer in zip(grid.flat, layers, strict=False):
         for _, frequency, delta in _lines(chosen, layer, "stream_before"):
@@ -71,11 +81,18 @@ def spectra_by_layer(
             axes.set_xlabel(FREQUENCY, fontsize=_small(figure))
             axes.tick_params(labelbottom=True)
 
-    figure.supylabel(ylabel, fontsize=10 * zoom(figure))
-    _legend(figure, grid)
+    if given is None:
+        figure.supylabel(ylabel, fontsize=10 * zoom(figure))
+        _legend(figure, grid)
+    else:
+        given.set_ylabel(ylabel, fontsize=_small(figure))
+        title = f"{title}, {given.get_title()}"
+        given.set_title("")
+        if given.lines:
+            given.legend(frameon=False, fontsize=7)
     what = SERIES_IN_WORDS.get(series, series)
     stream = "thick grey: the residual stream before the layer's attention"
-    write_title(figure, title, f"Lines: {what}; {stream}. Profile: {profile}.")
+    write_title(figure, title, f"Lines: {what}; {stream}. Profile: {profile}.", given)
     return figure
 
 

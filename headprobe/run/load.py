@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from headprobe.errors import UsageError
 from headprobe.masks.spec import NONE
-from headprobe.mixture import refuse_mixture
+from headprobe.mixture import SCHEMA, refuse_mixture, refuse_newer
+from headprobe.run.columns import COLUMNS, Kind
 from headprobe.text import counted
 
 Cell = str | int | float
@@ -67,12 +68,18 @@ class RunFiles:
         return {column: np.array([row[column] for row in rows]) for column in (rows[0] if rows else ())}
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        """Return the arrays of a file such as `similarity.npz`; none where there is no such file."""
+        """Return the arrays of a file such as `similarity.npz`, without its `schema`; none where there is no such file.
+
+        Raises:
+            UsageError: A newer headprobe wrote it.
+        """
         path = self.path / name
         if not path.is_file():
             return {}
         with np.load(path, allow_pickle=False) as found:
-            return {key: found[key] for key in found.files}
+            arrays = {key: found[key] for key in found.files}
+        _check_schema(arrays.pop("schema", np.asarray(0)).item(), path)
+        return arrays
 
     def described(self, name: str) -> dict[str, Columns]:
         """Return a table about heads for each model: `baseline`, `masked` and their `change`, where they are there.
@@ -110,7 +117,8 @@ def load_files(path: str | Path) -> RunFiles:
     """Read a run's directory, as in `lightning_logs/version_0`.
 
     Raises:
-        UsageError: There is no finished run, or `run.json` is of another run than the tables beside it.
+        UsageError: There is no finished run, `run.json` is of another run than the tables beside it, or files are of a
+            newer headprobe or of one that is too old.
     """
     refuse_mixture(Path(path))
     return read_files(path)
@@ -120,19 +128,30 @@ def read_files(path: str | Path) -> RunFiles:
     """Read a directory that this process has just written, which needs no check.
 
     Raises:
-        UsageError: There is no finished run.
+        UsageError: There is no finished run, or its files are of another form.
     """
     directory = Path(path)
     try:
-        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
-        rows = list(_rows(directory / "masks.csv"))
+        return _read(directory)
     except FileNotFoundError as error:
         raise UsageError(
             f"{str(path)!r} is not the directory of a finished run: {Path(error.filename).name} is missing; "
             "give one such as lightning_logs/version_0"
         ) from error
+    except UsageError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"the files of this run are not as headprobe writes them now ({type(error).__name__}: {error}): an older "
+            f"release wrote them, or they were changed; run it again, got {str(path)!r}"
+        ) from error
 
+
+def _read(directory: Path) -> RunFiles:
+    record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    masks = json.loads((directory / "masks.json").read_text(encoding="utf-8"))
+    rows = list(_rows(directory / "masks.csv"))
+    _check_schema(masks.pop("schema", None), directory / "masks.json")
     heads: dict[str, list[tuple[int, int]]] = {}
     curves: dict[str, tuple[str, int]] = {}
     for name, mask in masks.items():
@@ -141,7 +160,9 @@ def read_files(path: str | Path) -> RunFiles:
     return RunFiles(directory, rows, heads, curves, record)
 
 
-load_run = load_files
+def _check_schema(schema: object, path: Path) -> None:
+    if schema != SCHEMA:
+        refuse_newer(schema, path)
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -151,66 +172,11 @@ def _rows(path: Path) -> Iterator[Row]:
             yield {name: _cell(name, text) for name, text in row.items()}
 
 
-# All other columns hold floats, written with full precision: they are read back to the last bit.
-_TEXT_COLUMNS = frozenset(
-    {
-        "mask",
-        "mask_a",
-        "mask_b",
-        "kind",
-        "players",
-        "ablation",
-        "ablation_a",
-        "ablation_b",
-        "calibration",
-        "interval",
-        "layers",
-        "order",
-        "quantity",
-        "target",
-        "scope",
-        "score",
-        "rows",
-        "test_family",
-        "series",
-        "profile",
-    }
-)
-_INTEGER_COLUMNS = frozenset(
-    {
-        "counts",
-        "draw",
-        "draws",
-        "heads_masked",
-        "heads_removed",
-        "most_removed",
-        "orders",
-        "masks",
-        "heads",
-        "heads_without_mask",
-        "heads_without_score",
-        "images",
-        "images_chosen",
-        "images_judged",
-        "top1_count",
-        "top5_count",
-        "right_to_wrong",
-        "wrong_to_right",
-        "nonfinite",
-        "layer",
-        "head",
-        "layer_a",
-        "head_a",
-        "layer_b",
-        "head_b",
-        "reversed",
-    }
-)
-
-
 def _cell(name: str, text: str) -> Cell:
-    if name in _TEXT_COLUMNS:
+    column = COLUMNS.get(name)
+    if column is None or column.kind is Kind.FLOAT:  # written with full precision: read back to the last bit
+        return float(text) if text else math.nan
+    if column.kind is Kind.TEXT:
         return text
-    if name in _INTEGER_COLUMNS:
-        return int(text) if text else math.nan  # a whole layer has no number of a head
-    return float(text) if text else math.nan
+    # Beside an empty cell numbers of dims are written as floats, such as 16.0.
+    return int(float(text)) if text else math.nan  # a whole layer has no number of a head

@@ -19,6 +19,7 @@ from headprobe.masks.tables import CALIBRATION
 from headprobe.metrics.accuracy.paired_tests import bh_q, p_of_e
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.metrics.arrays import FloatArray
+from headprobe.mixture import SCHEMA
 from headprobe.run.load import Cell, Columns, Row
 from headprobe.text import ranges
 
@@ -201,7 +202,7 @@ def write_masks(path: Path, variants: Sequence[Variant]) -> None:
         name: {**mask.mask.to_json(), "digest": mask.mask.digest, "curve": mask.curve, "step": mask.step}
         for name, mask in masks.items()
     }
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    write_text(path, json.dumps({"schema": SCHEMA, **data}, indent=1) + "\n")
 
 
 def _is_nan(cell: Cell) -> bool:
@@ -210,7 +211,7 @@ def _is_nan(cell: Cell) -> bool:
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write `run.json`."""
-    write_text(directory / "run.json", json.dumps(record, indent=1, default=str) + "\n")
+    write_text(directory / "run.json", json.dumps({"schema": SCHEMA, **record}, indent=1, default=str) + "\n")
 
 
 # -- what describes heads: `heads.csv`, `heads_change.csv`, and arrays as npz ------------------------------------------
@@ -239,7 +240,7 @@ def column_rows(columns: Columns) -> list[Row]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Write arrays as a compressed npz file, in one step."""
-    out, content = io.BytesIO(), dict[str, Any](arrays)
+    """Write arrays as a compressed npz file with the version of its `schema`, in one step."""
+    out, content = io.BytesIO(), {"schema": np.asarray(SCHEMA, dtype=np.int64), **dict[str, Any](arrays)}
     np.savez_compressed(out, **content)
     write_bytes(path, out.getvalue())

@@ -420,7 +420,7 @@ def test_every_table_says_which_images_fitted(flagged: tuple[str, Ended]) -> Non
     rule, ended = flagged
     wanted = {"none": "", "zero": "", "mean": rule}
     assert all(row["calibration"] == wanted[row["ablation"]] for row in ended.rows())
-    run = headprobe.load_run(ended.directory())
+    run = headprobe.load_run(ended.directory()).files
     assert run.calibration == rule
     compared = run.table("ablations.csv")
     assert compared is not None
@@ -465,7 +465,7 @@ def test_zero_alone_is_never_said_to_be_fitted(tmp_path: Path, rule: str) -> Non
     assert ended.code == 0, ended.err
     assert "fitted" not in ended.out.replace("nothing is fitted", "")
     assert ("nothing is fitted; judged on 28 images of one half" in ended.out) == (rule == "half")
-    assert headprobe.load_run(ended.directory()).calibration == ""
+    assert headprobe.load_run(ended.directory()).files.calibration == ""
     assert {row["calibration"] for row in ended.rows()} == {""}
 
 

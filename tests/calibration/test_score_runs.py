@@ -35,6 +35,7 @@ def masked_of(ended: Ended, number: int = 0) -> dict[str, set[tuple[int, int]]]:
     return {
         name: {(int(layer), head) for layer, heads in mask["masked_heads"].items() for head in heads}
         for name, mask in masks.items()
+        if name != "schema"
     }
 
 

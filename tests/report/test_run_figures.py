@@ -83,8 +83,7 @@ def test_tensorboard_shows_the_pixels_of_the_files(described: Ended) -> None:
 def test_a_run_is_read_and_drawn_without_torch_lightning_or_timm(moved: Path) -> None:
     code = (
         "import sys, headprobe\n"
-        "from headprobe.report.run_figures import run_figures\n"
-        "names = [name for name, _ in run_figures(headprobe.load_run(sys.argv[1]))]\n"
+        "names = [name for name, _ in headprobe.load_run(sys.argv[1]).figures()]\n"
         "heavy = {'torch', 'torchvision', 'torchmetrics', 'lightning', 'timm', 'datasets'} & sys.modules.keys()\n"
         "sys.stdout.write(f'{len(names)} {sorted(heavy)}')\n"
     )

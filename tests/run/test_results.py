@@ -36,7 +36,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_masks(tmp_path / "masks.json", masks)
     write_record(tmp_path, {"status": "done"})
     run = load_files(tmp_path)
-    assert run.record == {"status": "done"}
+    assert run.record == {"schema": 1, "status": "done"}
     assert run.heads["head:1.0"] == [(1, 0)]
     for found, written in zip(run.masks, rows, strict=True):
         for name, cell in written.items():

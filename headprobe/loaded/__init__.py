@@ -1,0 +1,1 @@
+"""Runs read back for Python and notebooks: pandas tables, arrays and plots."""
