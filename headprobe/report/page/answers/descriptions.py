@@ -33,10 +33,10 @@ def distance(run: RunFiles) -> Sentence | None:
         draft.say("{ratio:ratio} of the distance of uniform attention", f"{end}_", ratio=float(ratio.mean()))
     px = heads["attention_distance_px"]
     near, far = int(np.nanargmin(px)), int(np.nanargmax(px))
-    draft.say(". The smallest distance is that of {head} with ", head=_name(heads, near)).say(
+    draft.say(". The smallest distance is that of head {head} with ", head=_name(heads, near)).say(
         "{near:px} pixels, ", near=float(px[near])
     )
-    draft.say("the largest that of {head} with ", head=_name(heads, far)).say("{far:px}", far=float(px[far]))
+    draft.say("the largest that of head {head} with ", head=_name(heads, far)).say("{far:px}", far=float(px[far]))
     error = float(np.nanmax(heads["attention_distance_px_se"]))
     return draft.say("; standard errors over images are at most {error:ratio} pixels.", error=error).done()
 
@@ -75,7 +75,7 @@ def entropy(run: RunFiles) -> Sentence | None:
     draft.say(" of that of uniform attention; ")
     values = heads["entropy_ratio"]
     least = int(np.nanargmin(values))
-    draft.say("the smallest is that of {head} with ", head=_name(heads, least))
+    draft.say("the smallest is that of head {head} with ", head=_name(heads, least))
     return draft.say("{least:percent}.", least=float(values[least])).done()
 
 
@@ -153,7 +153,7 @@ def similarity(run: RunFiles) -> Sentence | None:
         draft.say("; ")
     first, second = (int(place) for place in np.unravel_index(int(np.nanargmax(values)), values.shape))
     names = {"one": _name(arrays, first), "other": _name(arrays, second)}
-    draft.say("the nearest two of those compared are {one} and {other} with ", **names)
+    draft.say("the nearest two of those compared are head {one} and head {other} with ", **names)
     draft.say("{nearest:ratio}", nearest=float(values[first, second]))
     if f"{measure}_low" in arrays:
         limits = {f"nearest_{end}": float(arrays[f"{measure}_{end}"][first, second]) for end in ("low", "high")}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from headprobe.masks.ablations import LINEAR, ZERO
-from headprobe.report.page.answers.selected import SIGNIFICANT_Q, filled, main_ablation
+from headprobe.report.page.answers.selected import MEAN_OF, SIGNIFICANT_Q, fill, main_ablation
 from headprobe.report.page.answers.wording import Draft, Sentence, judged_images, listed, table_rows
 from headprobe.run.curves import ONE_MORE_ORDER
 from headprobe.run.index_null import FEWEST_DRAWS
@@ -26,7 +26,7 @@ def random_heads(run: RunFiles) -> Sentence | None:
     row = min(points, key=lambda point: abs(2 * int(point["heads_removed"]) - total))
     draft = Draft("random", judged_images(run))
     draft.say("{removed:count} of {heads:count head} ", removed=int(row["heads_removed"]), heads=total)
-    draft.say("removed at random ({how}) cost ", how=filled(run, kind))
+    fill(draft.say("removed at random ("), run, kind, MEAN_OF).say(") cost ")
     draft.say("{drop_pp:points} points of top-1 accuracy on average of ", drop_pp=float(row["drop_pp"]))
     draft.say("{orders:count random order}; ", orders=int(row["orders"]))
     low, high = float(row["drop_low_pp"]), float(row["drop_high_pp"])
@@ -137,7 +137,7 @@ def removable(run: RunFiles) -> Sentence | None:
     rows = [row for row in rows if int(row["most_removed"]) == widest]
     best = max(rows, key=lambda row: float(row["area"]))
     draft = Draft("removable", judged_images(run))
-    draft.say("Removed by a score ({how}), the best of ", how=filled(run, kind))
+    fill(draft.say("Removed by a score ("), run, kind, MEAN_OF).say("), the best of ")
     draft.say(
         "{orders:count order} is {order}: the area under its accuracy curve is ",
         orders=len(rows),
@@ -193,7 +193,7 @@ def interactions(run: RunFiles) -> Sentence | None:
     more = [row for row in real if float(row["interaction"]) > 0]
     draft = Draft("interactions", judged_images(run))
     draft.say("Do parts stand in for each other? Of {pairs:count} {what} ", pairs=len(rows), what=_pairs(rows))
-    draft.say("({how}), ", how=filled(run, kind))
+    fill(draft.say("("), run, kind, MEAN_OF).say("), ")
     if not real:
         smallest = min(float(row["bh_q"]) for row in rows)
         draft.say("none has an NLL rise measurably other than the sum of its parts (smallest q {q:p}).", q=smallest)
@@ -229,11 +229,15 @@ def shapley(run: RunFiles) -> Sentence | None:
         return None
     ordered = sorted(rows, key=lambda row: -float(row["value"]))
     draft = Draft("shapley", judged_images(run))
-    draft.say("As one of all (Shapley values: the mean over orders of removal, {how}), ", how=filled(run, kind))
-    draft.say("{players} worth most are ", players=players)
+    fill(draft.say("As one of all (Shapley values: the mean over orders of removal, "), run, kind, MEAN_OF).say("), ")
+    draft.say("worth most are ")
     for place, row in enumerate(ordered[:SHOWN_PLAYERS], start=1):
-        name = f"{row['layer']}.{row['head']:.0f}" if players == "heads" else str(row["layer"])
-        draft.say("; " if place > 1 else "").say("{player} with ", player=name)
+        draft.say("; " if place > 1 else "")
+        if players == "heads":
+            draft.say("head {head}", head=f"{row['layer']}.{row['head']:.0f}")
+        else:
+            draft.say("layer {layer:count}", f"{place}_", layer=int(row["layer"]))
+        draft.say(" with ")
         draft.say("{value:nats} nats", f"{place}_", value=float(row["value"]))
         draft.interval(row, "value", "nats", f"{place}_")
     total = sum(float(row["value"]) for row in rows)
