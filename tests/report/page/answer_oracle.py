@@ -203,7 +203,9 @@ def indices(files: Files) -> Numbers | None:
     found: Numbers = {"draws": min(count), "indices": len(rows)}
     if min(count) < 99:
         return found | {"needed": 99}
-    first = {}  # masks of the same heads count with the first of them: their rounding may differ
+    first: dict[
+        frozenset[tuple[int, int]], str
+    ] = {}  # masks of the same heads count with the first of them: their rounding may differ
     for line in files.masks:
         if line["ablation"] == files.kind:
             first.setdefault(frozenset(files.heads[line["mask"]]), line["mask"])
@@ -372,12 +374,12 @@ def described(folder: Path) -> dict[str, Numbers]:
         one: Numbers = {}
         for end, own in zip(("first", "last"), two, strict=True):
             values = [number(line[column]) for line in own]
-            one |= {f"{end}_mean": np.mean(values), f"{end}_least": min(values), f"{end}_most": max(values)}
+            one |= {f"{end}_mean": float(np.mean(values)), f"{end}_least": min(values), f"{end}_most": max(values)}
             one[f"{end}_layer"] = int(own[0]["layer"])
             if more:
                 one |= {
                     f"{end}_heads": len(own),
-                    f"{end}_ratio": np.mean([number(line["attention_distance_ratio"]) for line in own]),
+                    f"{end}_ratio": float(np.mean([number(line["attention_distance_ratio"]) for line in own])),
                 }
         every = [number(line[column]) for line in rows]
         if more:
@@ -445,9 +447,10 @@ def scores(files: Files) -> Numbers | None:
     found: Numbers = {}
     kinds = sorted(dict.fromkeys(line["ablation"] for line in table), key=lambda kind: kind != files.kind)
     for place, kind in enumerate(kinds, start=1):
-        rises = {
-            min(heads): files.mean(mask, kind, "nll_rise") for mask, heads in files.heads.items() if len(heads) == 1
-        }
+        rises: dict[tuple[int, int], float] = {}
+        for line in files.masks:  # a head that several masks name counts with the first
+            if line["ablation"] == kind and line["heads_masked"] == "1":
+                rises.setdefault(min(files.heads[line["mask"]]), files.mean(line["mask"], kind, "nll_rise"))
         correlations = {}
         for name, values in known.items():
             both = sorted(values.keys() & rises.keys())

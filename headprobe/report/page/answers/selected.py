@@ -33,7 +33,7 @@ def main_ablation(run: RunFiles) -> str:
 
 
 FIRST, MEAN_OF = "the first", "the mean"
-"""Of an ablation that draws, `masks.csv` is told by its first draw, which is tested; other tables by the mean of all."""
+"""Of an ablation that draws, sentences about `masks.csv` tell the first, which is tested, others the mean of all."""
 
 
 def fill(draft: Draft, run: RunFiles, ablation: str, which: str) -> Draft:
