@@ -82,8 +82,7 @@ def write_descriptions(folder: Path, heads: Sequence[int], grid: int = 14) -> No
     layer, head = np.array(places).T
     same_layer = layer[:, None] == layer[None, :]
     arrays: dict[str, Any] = {"layer": layer, "head": head, "scope": np.array("within"), "images": np.array(40)}
-    arrays |= {"sampling": np.array("tokens"), "mask": np.array(""), "variance": np.array(0.99), "groups": np.array(16)}
-    arrays |= {name: np.full(len(places), 40) for name in ("samples", "rank", "kept")}
+    arrays |= {"sampling": np.array("tokens"), "mask": np.array(""), "samples": np.full(len(places), 600)}
     for measure in MEASURES:
         values = np.where(same_layer, random.uniform(0, 1, same_layer.shape), np.nan)
         arrays |= {measure: values, f"{measure}_floor": values / 2, f"{measure}_above_floor": values > 0.5}

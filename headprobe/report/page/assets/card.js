@@ -259,5 +259,5 @@ headprobe.card = (data, page, { places, named, start }) => {
     ]);
   }
 
-  page.afterStart(() => start.startsWith("#head=") && show());
+  if (start.startsWith("#head=")) show();
 };

@@ -254,11 +254,12 @@ const headprobe = (() => {
     const room = [scale(inside), width - scale(inside)].every((place) => place > 46);
     const ends = [[from, "start"], ...(room ? [[inside, "middle"]] : []), [to, "end"]];
     const texts = ends.map(([value, anchor]) => page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": anchor }, number(value)));
-    return page.svg("svg", { viewBox: `0 0 ${width} 44`, width, height: 44, role: "img", class: "bar" }, [
+    const whole = Math.max(width, Math.ceil(7.4 * label.length)); // a long name needs more room than the bar
+    return page.svg("svg", { viewBox: `0 0 ${whole} 44`, width: whole, height: 44, role: "img", class: "bar" }, [
       page.svg("title", {}, `Colours from ${number(from)} to ${number(to)}: ${label}`),
       bars,
       texts,
-      page.svg("text", { class: "label", x: width / 2, y: 41, "text-anchor": "middle" }, label),
+      page.svg("text", { class: "label", x: 0, y: 41 }, label),
     ]);
   };
 
@@ -274,7 +275,10 @@ const headprobe = (() => {
     listeners.forEach((callback) => callback([...selected]));
   };
   page.selected = () => [...selected];
-  page.onSelect = (callback) => listeners.push(callback);
+  page.onSelect = (callback) => {
+    listeners.push(callback);
+    if (selected.size) queueMicrotask(() => callback([...selected])); // when its figure is drawn
+  };
   page.toggle = (head) => page.select(selected.has(head) ? page.selected().filter((one) => one !== head) : [...selected, head]);
 
   function mark(root) {
@@ -320,6 +324,7 @@ const headprobe = (() => {
   ];
 
   /** A copy of an SVG with its computed styles written out: it looks the same without the page's style sheet. */
+  page.styled = styled;
   function styled(svg) {
     const copy = svg.cloneNode(true);
     const [from, to] = [svg, copy].map((root) => [root, ...root.querySelectorAll("*")]);
@@ -340,32 +345,35 @@ const headprobe = (() => {
     "paint-order": "normal", "mix-blend-mode": "normal", "stop-color": "rgb(0, 0, 0)",
   };
 
-  /** One SVG of all that a figure shows, at the places it has on the screen, under its title. */
-  function figureSVG(frame, root, title) {
-    const parts = root.exportSVG ? [].concat(root.exportSVG()) : [...root.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length);
-    const around = root.getBoundingClientRect();
-    const top = 34;
-    let [width, height, free] = [320, top, top];
-    const placed = parts.map((svg) => {
-      const box = svg.isConnected ? svg.getBoundingClientRect() : null;
-      const copy = box ? styled(svg) : svg;
-      const size = box || { width: Number(svg.getAttribute("width")), height: Number(svg.getAttribute("height")) };
-      const x = box ? box.left - around.left : 0;
-      const y = box ? box.top - around.top + top : free;
-      for (const [name, value] of Object.entries({ x, y, width: size.width, height: size.height })) copy.setAttribute(name, value.toFixed(1));
-      free = y + size.height;
-      [width, height] = [Math.max(width, x + size.width), Math.max(height, free)];
+  /** One SVG of all that a figure shows, at the places it has on the screen, under its title.
+   *
+   * A drawing that is no SVG gives one itself: root.exportSVG().
+   */
+  function figureSVG(root, title) {
+    const own = root.exportSVG ? [].concat(root.exportSVG()) : null;
+    const shown = own || [...root.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length && !svg.closest("button"));
+    const boxes = shown.map((svg) => (own ? { left: 0, top: 0, ...sizeOf(svg) } : svg.getBoundingClientRect()));
+    const [left, top] = ["left", "top"].map((side) => Math.min(...boxes.map((box) => box[side])));
+    const edge = { left: 12, top: 40 };
+    let [width, height] = [0, 0];
+    const placed = shown.map((svg, index) => {
+      const box = boxes[index];
+      const copy = own ? svg : styled(svg);
+      const place = { x: box.left - left + edge.left, y: box.top - top + edge.top, width: box.width, height: box.height };
+      for (const [name, value] of Object.entries(place)) copy.setAttribute(name, value.toFixed(1));
+      [width, height] = [Math.max(width, place.x + place.width), Math.max(height, place.y + place.height)];
       return copy;
     });
     const theme = getComputedStyle(document.body);
-    const text = { fill: theme.color, "font-family": theme.fontFamily, "font-size": "16px", "font-weight": "600", x: 8, y: 22 };
-    const size = { width: Math.ceil(width + 8), height: Math.ceil(height + 8) };
+    const text = { fill: theme.color, "font-family": theme.fontFamily, "font-size": "16px", "font-weight": "600", x: edge.left, y: 24 };
+    const size = { width: Math.ceil(Math.max(width, 9.5 * title.length) + 12), height: Math.ceil(height + 12) };
     return page.svg("svg", { xmlns: SVG, viewBox: `0 0 ${size.width} ${size.height}`, ...size }, [
       page.svg("rect", { width: "100%", height: "100%", fill: theme.backgroundColor }),
       page.svg("text", text, title),
       placed,
     ]);
   }
+  const sizeOf = (svg) => ({ width: Number(svg.getAttribute("width")), height: Number(svg.getAttribute("height")) });
 
   const asText = (svg) => new XMLSerializer().serializeToString(svg);
 
@@ -399,8 +407,8 @@ const headprobe = (() => {
     const name = `headprobe-${section.key}`;
     const button = (text, action) => page.html("button", { type: "button", class: "save", "aria-label": `Save ${section.title} as ${text}`, click: action }, text);
     const buttons = [
-      button("SVG", () => download(`${name}.svg`, new Blob([asText(figureSVG(element, root, section.title))], { type: "image/svg+xml" }))),
-      button("PNG", () => savePNG(`${name}.png`, figureSVG(element, root, section.title))),
+      button("SVG", () => download(`${name}.svg`, new Blob([asText(figureSVG(root, section.title))], { type: "image/svg+xml" }))),
+      button("PNG", () => savePNG(`${name}.png`, figureSVG(root, section.title))),
     ];
     // A drawing whose data are the table already gives it itself: root.exportTable().
     const table = () => (root.exportTable ? root.exportTable() : section.table);
@@ -463,15 +471,39 @@ const headprobe = (() => {
     theme();
     copying();
     selecting();
-    for (const section of data.sections) {
-      const element = document.getElementById(section.key);
-      const root = element.querySelector(".drawing");
+    const left = [...data.sections];
+    if (left.length) draw(left.shift()); // the map answers at once; what is below the first screen follows piece by piece
+    const finish = () => {
+      if (document.documentElement.dataset.ready) return;
+      afterwards.forEach((callback) => callback());
+      document.documentElement.dataset.ready = "yes";
+      const target = /^#[\w-]+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
+      if (target) target.scrollIntoView(); // figures above it have grown
+    };
+    const next = () => {
+      if (left.length) draw(left.shift());
+      left.length ? setTimeout(next) : finish();
+    };
+    addEventListener("beforeprint", () => {
+      while (left.length) draw(left.shift());
+      finish();
+    });
+    setTimeout(next);
+  }
+
+  /** Draw one section; what goes wrong in it leaves the others as they are. */
+  function draw(section) {
+    const element = document.getElementById(section.key);
+    const root = element.querySelector(".drawing");
+    try {
       if (drawings.has(section.key)) drawings.get(section.key)(root, section.data, page);
-      frame(element, section);
-      redrawn.observe(root, { childList: true, subtree: true });
+    } catch (error) {
+      root.replaceChildren(page.html("p", { class: "notice" }, `This figure could not be drawn: ${error.message}`));
+      console.error(section.key, error);
     }
-    afterwards.forEach((callback) => callback());
-    document.documentElement.dataset.ready = "yes";
+    frame(element, section);
+    if (selected.size) mark(root);
+    redrawn.observe(root, { childList: true, subtree: true });
   }
 
   document.addEventListener("DOMContentLoaded", start);

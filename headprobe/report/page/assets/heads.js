@@ -142,27 +142,27 @@ headprobe.section("heads", (root, data, page) => {
 
   /** The maps as one SVG: what the buttons show, drawn again. */
   root.exportSVG = () => {
-    const around = root.getBoundingClientRect();
+    const around = root.querySelector(".maps").getBoundingClientRect();
     const theme = getComputedStyle(document.body);
     const text = (content, x, y, fill, anchor = "middle", size = "11px") =>
       page.svg("text", { x, y, fill, "text-anchor": anchor, "font-size": size, "font-family": theme.fontFamily }, content);
     const marks = [];
-    for (const title of root.querySelectorAll("h3, .name, .axis-name")) {
+    for (const title of root.querySelectorAll(".map h3, .map .name, .map .axis-name")) {
       const box = title.getBoundingClientRect();
-      if (box.width) marks.push(text(title.textContent, box.left - around.left, box.top - around.top + box.height * 0.72, theme.color, "start", getComputedStyle(title).fontSize));
+      if (box.width) marks.push(text(title.textContent, box.left - around.left, box.top - around.top + box.height * 0.84, theme.color, "start", getComputedStyle(title).fontSize));
     }
     for (const { button } of cells) {
       const box = button.getBoundingClientRect();
       const style = getComputedStyle(button);
       const [x, y] = [box.left - around.left, box.top - around.top];
-      marks.push(page.svg("rect", { x, y, width: box.width, height: box.height, rx: 3, fill: style.backgroundColor, opacity: style.opacity }));
+      marks.push(page.svg("rect", { x, y, width: box.width, height: box.height, rx: 3, fill: style.backgroundColor }));
       const label = button.querySelector("span");
       if (label.getClientRects().length) marks.push(text(label.textContent, x + box.width / 2, y + box.height / 2 + 4, style.color));
       if (button.classList.contains("differs")) marks.push(page.svg("circle", { cx: x + box.width - 5, cy: y + 5, r: 2, fill: style.color }));
     }
-    const drawn = page.svg("svg", { width: around.width, height: around.height }, marks);
-    const bar = legend.querySelector("svg");
-    return [drawn, bar];
+    const bar = page.styled(legend.querySelector("svg"));
+    bar.setAttribute("y", around.height + 10);
+    return page.svg("svg", { width: around.width, height: around.height + 10 + Number(bar.getAttribute("height")) }, [marks, bar]);
   };
 
   /** All columns of all runs as one table, a row per run and head: what the CSV button saves. */
