@@ -17,16 +17,19 @@ headprobe.section("ablations", (root, data, page) => {
   const draw = f.fitted(parts, (width) => {
     const domain = page.nice(page.extent([0, there.flatMap((run) => Object.values(familyOf(run)?.kinds || {}).map((costs) => costs[state.quantity]))]), { zero: true });
     f.perRun(parts, runs, width, (run, part) => {
-      const rows = run.found.filter((row) => row.test_family === state.family && row.quantity === state.quantity);
+      const rows = rowsOf(run);
       const family = familyOf(run);
       if (!family || !rows.length) return part.append(page.html("p", { class: "note" }, "This run has no such masks."));
-      const wide = f.panelWidth(width, Math.max(2, rows.length), 300, 480);
+      const wide = f.panelWidth(width, f.most(runs, (one) => rowsOf(one).length), 300, 480);
       part.append(page.html("div", { class: "panels" }, rows.map((row) => panel(row, family, wide, domain))));
       const last = Math.max(...family.layers.filter((layer) => layer !== null), 0);
       if (family.layers.some((layer) => layer !== null)) part.append(f.layerBar(last, width));
     });
   });
 
+  function rowsOf(run) {
+    return run.found.filter((row) => row.test_family === state.family && row.quantity === state.quantity);
+  }
   function familyOf(run) {
     return run.families.find((family) => family.family === state.family);
   }

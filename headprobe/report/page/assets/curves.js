@@ -28,9 +28,10 @@ headprobe.section("curves", (root, data, page) => {
     if (found) return `${found[2]}${found[3]}, ${found[4]} first${found[1] ? ", the other way round" : ""}`;
     if (!means.has(order)) return order.replace(/^(.*)random_seed_(\d+)$/, "$1random order $2");
     const own = there.flatMap((run) => run.points.filter((point) => point.order === order));
-    const count = Math.max(...own.map((point) => point.orders));
-    const band = own.every((point) => point.interval === "one more order") ? "where one more lies with 95%" : "smallest to largest";
-    return `${order === "random" ? "random orders" : order}: mean of ${count}; band: ${band}`;
+    const counts = f.distinct(own.map((point) => point.orders)).sort((a, b) => a - b);
+    const bands = f.distinct(own.map((point) => (point.interval === "one more order" ? "where one more lies with 95%" : "smallest to largest")));
+    const count = counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0];
+    return `${order === "random" ? "random orders" : order}: mean of ${count}; band: ${bands.join(", of fewer than 10 ")}`;
   }
   const colourOf = (order) => (means.has(order) ? page.series[6] : scored.indexOf(order) % 6);
   const look = (order) => ({ colour: colourOf(order), shape: means.has(order) ? undefined : scored.indexOf(order), dash: means.has(order) ? "" : f.dash(Math.floor(scored.indexOf(order) / 6)) });
@@ -60,7 +61,7 @@ headprobe.section("curves", (root, data, page) => {
     const domains = limits();
     f.perRun(parts, runs, width, (run, part) => {
       const kinds = f.distinct([...run.points, ...run.singles].map((point) => point.ablation));
-      const wide = f.panelWidth(width, Math.max(2, kinds.length), 300, 560);
+      const wide = f.panelWidth(width, f.most(runs, (one) => new Set(one.points.map((point) => point.ablation)).size), 300, 560);
       const panels = page.html("div", { class: "panels" });
       kinds.forEach((kind) => panels.append(panel(run, kind, wide, domains)));
       part.append(panels);
@@ -138,7 +139,7 @@ headprobe.section("curves", (root, data, page) => {
     const quantity = state.quantity === "top1" ? "drop_pp" : "nll_rise";
     const what = point.orders > 1 ? (point.interval === "one more order" ? "band of one more order" : point.interval) : "95% interval";
     return [
-      named(point.order).replace(/; band.*/, ""),
+      point.orders > 1 ? `${point.order.replaceAll("_", " ")} orders: mean of ${point.orders}` : named(point.order),
       `${point.heads_removed} of ${run.heads} heads removed, ${point.ablation} ablation`,
       state.quantity === "top1" ? `top-1 ${page.percent(point.top1)}` : `NLL ${page.number(point.nll)} nats`,
       `${f.SHORT[quantity]} ${f.loss(point, quantity)}`,

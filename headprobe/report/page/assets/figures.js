@@ -225,6 +225,9 @@ headprobe.figures = (() => {
     return Math.min(most, Math.floor((width - 16 * (columns - 1)) / columns));
   };
 
+  /** The most panels that any run has, so that all of them have the same width. */
+  figures.most = (runs, count) => Math.max(2, ...runs.filter(Boolean).map(count));
+
   /** A title inside of a plot's upper margin: bold, and a second line that is not. */
   figures.title = (plot, text, more = "") => {
     const left = -plot.edge.left + 2;
@@ -358,6 +361,19 @@ headprobe.figures = (() => {
     const found = values.map(() => NaN);
     order.forEach(([, place], rank) => (found[place] = centre + gap * (rank - (order.length - 1) / 2)));
     return found;
+  };
+
+  /** Marks beside the rows and columns of a matrix that are selected; of few also lines around their cells. */
+  figures.outline = (group, places, count, unit) => {
+    page.clear(group);
+    const whole = unit * count;
+    const still = { "pointer-events": "none" };
+    for (const place of places) {
+      const at = place * unit;
+      group.append(page.svg("path", { ...still, class: "marker", d: `M${at + 1} -1.5h${unit - 2}M-1.5 ${at + 1}v${unit - 2}` }));
+      if (places.length > 3) continue;
+      group.append(page.svg("rect", { ...still, class: "outline", x: 0, y: at, width: whole, height: unit }), page.svg("rect", { ...still, class: "outline", x: at, y: 0, width: unit, height: whole }));
+    }
   };
 
   /** All heads of a layer, or all heads of an index, as the page names them. */

@@ -21,7 +21,7 @@ headprobe.section("indices", (root, data, page) => {
     const domain = page.nice(page.extent([values, 0]), { zero: true });
     f.perRun(parts, runs, width, (run, part) => {
       const kinds = f.distinct(run.found.map((row) => row.ablation));
-      const wide = f.panelWidth(width, Math.max(2, kinds.length), 320, 560);
+      const wide = f.panelWidth(width, f.most(runs, (one) => new Set(one.found.map((row) => row.ablation)).size), 320, 560);
       part.append(page.html("div", { class: "panels" }, kinds.map((kind) => panel(run, kind, wide, domain))));
       const few = run.found.filter((row) => !Number.isFinite(row.p));
       if (few.length) part.append(page.html("p", { class: "note" }, "Where there is no p, there are fewer than 99 draws."));

@@ -7,7 +7,11 @@ headprobe.section("ladder", (root, data, page) => {
   const there = runs.filter(Boolean);
   const orders = f.union(runs, (run) => Object.keys(run.orders));
   const kinds = f.union(runs, (run) => run.points.map((point) => point.ablation));
-  const state = { order: orders[0], ablation: kinds[0] };
+  const inAll = (own) => (one) => there.every((run) => own(run).includes(one));
+  const state = {
+    order: orders.find(inAll((run) => Object.keys(run.orders))) || orders[0],
+    ablation: kinds.find(inAll((run) => run.points.map((point) => point.ablation))) || kinds[0],
+  };
 
   const named = (order) => {
     const found = order.match(/^(keep_)?(.*?)grow_(.+)_(least|most)$/);
@@ -124,7 +128,7 @@ headprobe.section("ladder", (root, data, page) => {
       const edge = (limit) => band.map((point) => `${plot.x(point.heads_removed).toFixed(1)} ${level(base - point[limit]).toFixed(1)}`);
       plot.inner.append(page.svg("path", { d: `M${[...edge("drop_low_pp"), ...edge("drop_high_pp").reverse()].join("L")}Z`, fill: page.series[6], "fill-opacity": 0.18 }));
       const [x, y] = at(band[Math.floor(band.length / 2)]);
-      plot.inner.append(page.svg("text", { class: "tick", x: x - 4, y: y + 4, "text-anchor": "middle" }, "random orders"));
+      plot.inner.append(page.svg("text", { class: "tick over", x: x - 4, y: y + 4, "text-anchor": "middle" }, "random orders"));
     }
     plot.inner.append(page.svg("line", { class: "baseline", x1: 0, x2: plot.width, y1: plot.y(base), y2: plot.y(base) }));
     plot.inner.append(page.svg("path", { class: "line", d: `M${[[plot.x(0), plot.y(base)], ...points.map(at)].map((place) => place.map((one) => one.toFixed(1)).join(" ")).join("L")}`, stroke: page.series[0], "stroke-width": 2 }));

@@ -62,8 +62,9 @@ headprobe.section("similarity", (root, data, page) => {
     const whole = !run.within;
     const groups = whole ? [order] : f.distinct(run.layer).map((layer) => order.filter((row) => run.layer[row] === layer));
     const most = Math.max(...groups.map((rows) => rows.length));
-    const side = whole ? Math.min(width - 8, 760) : Math.min(width - 8, Math.max(118, Math.min(260, most * 36)));
-    groups.filter((rows) => rows.length > 1).forEach((rows) => panels.append(matrix(run, rows, cells, side, limit, whole)));
+    const room = Math.min(width - 8, whole ? 760 : 320) - (whole ? 42 : 28);
+    const unit = Math.max(2, Math.min(29, room / most));
+    groups.filter((rows) => rows.length > 1).forEach((rows) => panels.append(matrix(run, rows, cells, unit, limit, whole)));
     part.append(panels, page.html("p", { class: "note" }, notes(run, model)));
   }
 
@@ -86,10 +87,9 @@ headprobe.section("similarity", (root, data, page) => {
     return (a, b) => found.get(`${a} ${b}`);
   }
 
-  function matrix(run, rows, cells, side, limit, whole) {
+  function matrix(run, rows, cells, unit, limit, whole) {
     const edge = { left: whole ? 40 : 26, top: whole ? 20 : 38 };
-    const unit = (side - edge.left - 2) / rows.length;
-    const size = [side, Math.round(edge.top + unit * rows.length + 4)];
+    const size = [Math.max(84, Math.ceil(edge.left + unit * rows.length + 2)), Math.round(edge.top + unit * rows.length + 4)];
     const svg = page.svg("svg", { viewBox: `0 0 ${size.join(" ")}`, width: size[0], height: size[1], tabindex: 0, role: "application", "aria-roledescription": "matrix" });
     const inner = page.svg("g", { transform: `translate(${edge.left},${edge.top})` });
     const title = whole ? "All heads" : `layer ${run.layer[rows[0]]}`;
@@ -133,7 +133,7 @@ headprobe.section("similarity", (root, data, page) => {
   }
 
   function labels(run, rows, unit, edge, whole) {
-    const found = [];
+    const found = whole ? [page.svg("text", { class: "tick", x: 0, y: edge.top - 5 }, state.order === "layer" ? "layer" : "head")] : [];
     const put = (text, place) => {
       found.push(page.svg("text", { class: "tick", x: edge.left + place * unit, y: edge.top - 5, "text-anchor": "middle" }, text));
       found.push(page.svg("text", { class: "tick", x: edge.left - 5, y: edge.top + place * unit + 4, "text-anchor": "end" }, text));
@@ -203,12 +203,8 @@ headprobe.section("similarity", (root, data, page) => {
   function outline(heads) {
     const wanted = new Set(heads);
     for (const { run, rows, unit, group } of overlays) {
-      page.clear(group);
-      const whole = unit * rows.length;
-      rows.forEach((row, place) => {
-        if (!wanted.has(`${run.layer[row]}.${run.head[row]}`)) return;
-        group.append(page.svg("rect", { class: "outline", x: 0, y: place * unit, width: whole, height: unit }), page.svg("rect", { class: "outline", x: place * unit, y: 0, width: unit, height: whole }));
-      });
+      const places = rows.map((row, place) => [row, place]).filter(([row]) => wanted.has(`${run.layer[row]}.${run.head[row]}`));
+      f.outline(group, places.map(([, place]) => place), rows.length, unit);
     }
   }
   page.onSelect(outline);

@@ -97,12 +97,13 @@ headprobe.section("worth", (root, data, page) => {
     const names = f.distinct((within ? same : rows).flatMap((row) => [row.a, row.b])).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const groups = within ? [...f.byKey(names, layerOf).values()] : [names];
     const most = Math.max(...groups.map((own) => own.length));
-    const side = within ? Math.min(width - 4, Math.max(112, Math.min(250, most * 36))) : Math.min(width - 4, 520, 90 + 44 * most);
+    const room = within ? Math.min(width - 4, 290) : Math.min(width - 4, 560);
+    const unit = Math.max(2, Math.min(within ? 27 : 44, (room - (within ? 28 : 112)) / most));
     const holder = f.holder(width);
-    const unit = `interaction (${f.UNITS[state.quantity]})`;
+    const measure = `interaction (${f.UNITS[state.quantity]})`;
     const heading = `Interactions of ${PAIRS[state.pairs] || state.pairs}, ${state.ablation} ablation`;
-    holder.append(f.heading(heading, width, 4), page.colourBar({ low: -limit, high: limit, kind: "diverging", label: unit }));
-    holder.append(page.html("div", { class: "panels" }, groups.map((own) => matrix(own, cells, side, limit, within, layerOf))));
+    holder.append(f.heading(heading, width, 4), page.colourBar({ low: -limit, high: limit, kind: "diverging", label: measure }));
+    holder.append(page.html("div", { class: "panels" }, groups.map((own) => matrix(own, cells, unit, limit, within, layerOf))));
     if (listed && between.length) holder.append(list(between, width));
     holder.append(page.html("p", { class: "note" }, `Above 0: both together cost more than the sum of each. Ring: told from 0 (q below ${data.clear_q}); pale: not.`));
     return holder;
@@ -121,7 +122,7 @@ headprobe.section("worth", (root, data, page) => {
     plot.inner.append(page.svg("line", { class: "zero", x1: plot.x(0), x2: plot.x(0), y1: 0, y2: plot.height }));
     const points = rows.map((row, place) => {
       const [x, y] = [plot.x(row.interaction ?? NaN), plot.y(place)];
-      plot.inner.append(f.bar({ x: plot.x(row.interaction_low ?? NaN), x2: plot.x(row.interaction_high ?? NaN), y, colour: 0 }) || "");
+      plot.inner.append(f.bar({ x: plot.x(row.interaction_low ?? NaN), x2: plot.x(row.interaction_high ?? NaN), y, colour: 0, head: `${row.a} ${row.b}` }) || "");
       const node = f.dot({ x, y, colour: 0, radius: 4.6, hollow: !(row.bh_q < data.clear_q), head: `${row.a} ${row.b}` });
       if (Number.isFinite(x)) plot.inner.append(node);
       return { x, y, node, series: 0, lines: said(row.a, row.b, row) };
@@ -136,10 +137,10 @@ headprobe.section("worth", (root, data, page) => {
     return [`${a} and ${b}`, `interaction ${limits}`, `both together ${page.number(row.rise_both)} ${unit}`, `q ${page.number(row.bh_q, 2)}`];
   }
 
-  function matrix(names, cells, side, limit, within, layerOf) {
+  function matrix(names, cells, unit, limit, within, layerOf) {
     const text = (name) => (within ? name.split(".")[1] : name);
     const edge = { left: within ? 26 : Math.min(110, 14 + Math.max(...names.map((name) => f.textWidth(text(name), 12)))), top: within ? 38 : 22 };
-    const unit = (side - edge.left - 2) / names.length;
+    const side = Math.max(edge.left + unit * names.length + 2, 84);
     const height = Math.round(edge.top + unit * names.length + 4);
     const inner = page.svg("g", { transform: `translate(${edge.left},${edge.top})` });
     const svg = page.svg("svg", { viewBox: `0 0 ${side} ${height}`, width: side, height }, inner);
@@ -182,13 +183,8 @@ headprobe.section("worth", (root, data, page) => {
   function outline(heads) {
     const wanted = new Set(heads);
     for (const { names, unit, group } of overlays) {
-      page.clear(group);
-      const whole = unit * names.length;
-      names.forEach((name, place) => {
-        if (!wanted.has(name)) return;
-        const still = { class: "outline", "pointer-events": "none" };
-        group.append(page.svg("rect", { ...still, x: 0, y: place * unit, width: whole, height: unit }), page.svg("rect", { ...still, x: place * unit, y: 0, width: unit, height: whole }));
-      });
+      const places = names.map((name, place) => [name, place]).filter(([name]) => wanted.has(name));
+      f.outline(group, places.map(([, place]) => place), names.length, unit);
     }
   }
   page.onSelect(outline);
