@@ -11,10 +11,10 @@ import pytest
 from headprobe.callbacks.derived import write_derived
 from headprobe.report.page.build import write_page
 from headprobe.run.load import load_files, read_files
-from tests.report.page.made_runs import write_descriptions, write_examples, write_whole_run
+from tests.report.page.made_runs import write_examples, write_whole_run
 
 RAGGED, MANY = (2, 2, 3), (12,) * 12
-HALF = {"calibration": "0f", "calibration_images": 31}
+HALF: dict[str, Any] = {"calibration": "0f", "calibration_images": 31}
 EVERYTHING = ("each:head", "each:layer", "each:index", "each:pair", "grow:random:0-9", "one-per-layer:0-98")
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" </script> مرحبا \u202eabc 🦜 {{ 7 * 7 }}"
 """Text that must be shown as it is, in the place of any name."""
@@ -49,6 +49,10 @@ class Opened:
     requests: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
+    def dismiss(self, dialog: Any) -> None:
+        self.said.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
 
 Open = Callable[..., Opened]
 
@@ -67,9 +71,10 @@ def opened(chromium: Any) -> Iterator[Open]:
         one.page.on("request", lambda request: one.requests.append(request.url))
         one.page.on("console", lambda message: one.said.append(f"{message.type}: {message.text}"))
         one.page.on("pageerror", lambda error: one.said.append(f"error: {error}"))
-        one.page.on("dialog", lambda dialog: (one.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        one.page.on("dialog", one.dismiss)
         one.page.goto(file.resolve().as_uri() + address)
-        one.page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+        # wait_for_function would evaluate a text, which the page forbids.
+        one.page.wait_for_selector("html[data-ready=yes]")
         found.append(one)
         return one
 
@@ -139,7 +144,7 @@ def one_mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run in which model, data, classes, paths, notices and the command are hostile text."""
     folder = tmp_path_factory.mktemp("hostile")
-    record = {
+    record: dict[str, Any] = {
         "model": model_of(HOSTILE, RAGGED),
         "data": {"path": HOSTILE, "split": HOSTILE},
         "command": HOSTILE,
@@ -149,6 +154,5 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     with pytest.MonkeyPatch.context() as patch:
         write_whole_run(folder, patch, RAGGED, **record)
-    write_descriptions(folder, RAGGED)
     write_examples(folder, RAGGED, name=HOSTILE)
     return write_page([load_files(folder)], folder / "report.html")

@@ -102,7 +102,7 @@ headprobe.section("worth", (root, data, page) => {
     const holder = f.holder(width);
     const measure = `interaction (${f.UNITS[state.quantity]})`;
     const heading = `Interactions of ${PAIRS[state.pairs] || state.pairs}, ${state.ablation} ablation`;
-    holder.append(f.heading(heading, width, 4), page.colourBar({ low: -limit, high: limit, kind: "diverging", label: measure }));
+    holder.append(f.heading(heading, width, page.runs.length > 1 ? 4 : 3), page.colourBar({ low: -limit, high: limit, kind: "diverging", label: measure }));
     holder.append(page.html("div", { class: "panels" }, groups.map((own) => matrix(own, cells, unit, limit, within, layerOf))));
     if (listed && between.length) holder.append(list(between, width));
     holder.append(page.html("p", { class: "note" }, `Above 0: both together cost more than the sum of each. Ring: told from 0 (q below ${data.clear_q}); pale: not.`));
