@@ -165,6 +165,19 @@ def test_scores_and_sets_in_their_order_are_the_oracles(tmp_path: Path) -> None:
     assert "Under linear ablation" in said["scores"].text
 
 
+@pytest.mark.parametrize(("rule", "flatters"), [("half", 0), ("same", 3)])
+def test_what_was_chosen_on_the_judged_images_is_said_to_be_flattered(rule: str, flatters: int, tmp_path: Path) -> None:
+    score(write_run(tmp_path / "earlier", ["each:head"]))
+    record = HALF | {"data": {"path": "digits", "split": "test", "rows": {"rule": rule}}}
+    order = f"grow:{tmp_path}/earlier:gradient_abs:least:1-7"
+    folder = write_run(tmp_path / "run", ["each:head", order], ("zero", "linear"), **record)
+    score(folder)
+    for _ in write_derived(read_files(folder)):
+        pass
+    texts = [sentence.text for sentence in check(folder).values()]
+    assert sum("fitted or chosen on the images that judge it" in text for text in texts) == flatters
+
+
 # -- what is named, and what is said where there is nothing to name --
 
 

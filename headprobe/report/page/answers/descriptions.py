@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.similarity.measures import Measure, title
 from headprobe.report.page.answers.selected import main_ablation
-from headprobe.report.page.answers.wording import Draft, Sentence, judged_images, table_rows
+from headprobe.report.page.answers.wording import Draft, Sentence, flattered, judged_images, table_rows
 from headprobe.run.load import Columns, Row, RunFiles
 
-MEASURES = ("cka_unbiased", "cka", "svcca", "pwcca", "cca", "procrustes")
+MEASURES: tuple[Measure, ...] = ("cka_unbiased", "cka", "svcca", "pwcca", "cca", "procrustes")
 """Of the measured similarities sentences are about the first."""
 
 ROTATED = frozenset({"cka_unbiased", "cka", "procrustes"})
@@ -140,7 +141,8 @@ def similarity(run: RunFiles) -> Sentence | None:
     layer, values = arrays["layer"], _pairs(arrays, measure)
     within = np.isfinite(values) & (layer[:, None] == layer[None, :])
     draft = Draft("similarity", judged_images(run))
-    draft.say("How alike are heads? By {measure} ", measure=measure)
+    named = title(measure, str(arrays.get("sampling", "tokens")))
+    draft.say("How alike are heads? By {measure} ", measure=named)
     if within.any():
         draft.say(
             "{mean:ratio} on average of {pairs:count pair} of one layer",
@@ -184,7 +186,7 @@ def scores(run: RunFiles) -> Sentence | None:
     draft.say("Which score predicts what a head costs (rank correlation with the NLL rise, of either sign)? ")
     for place, kind in enumerate(kinds, start=1):
         _best(draft.say(". " if place > 1 else ""), [row for row in rows if row["ablation"] == kind], kind, f"{place}_")
-    return draft.say(". The best is chosen after the fact, so it is flattered.").done()
+    return flattered(draft.say(". The best is chosen after the fact, so it is flattered."), run).done()
 
 
 def _best(draft: Draft, rows: list[Row], kind: str, prefix: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from headprobe.masks.ablations import LINEAR, ZERO
 from headprobe.report.page.answers.selected import MEAN_OF, SIGNIFICANT_Q, fill, main_ablation
-from headprobe.report.page.answers.wording import Draft, Sentence, judged_images, listed, table_rows
+from headprobe.report.page.answers.wording import Draft, Sentence, flattered, judged_images, listed, table_rows
 from headprobe.run.curves import ONE_MORE_ORDER
 from headprobe.run.index_null import FEWEST_DRAWS
 from headprobe.run.load import Row, RunFiles
@@ -98,10 +98,10 @@ def _linear(run: RunFiles, row: Row) -> Sentence:
     draft.say("; replaced by a linear prediction from the heads that their layer keeps, by {sum_b:nats}", sum_b=linear)
     draft.interval(row, "sum_b", "nats").say(".")
     if zero > 0 and 0 <= linear <= zero:
-        draft.say(" So {kept:percent} of the rise is left: the rest of what these heads say ", kept=linear / zero)
-        draft.say("can be read off their neighbours.")
+        draft.say(" So {kept:percent} of the rise is left; for the rest ", kept=linear / zero)
+        draft.say("the other heads of the layer can stand in.")
     draft.say(" The difference is {b_minus_a:nats} nats", b_minus_a=float(row["b_minus_a"]))
-    return draft.interval(row, "b_minus_a", "nats").say(".").done()
+    return flattered(draft.interval(row, "b_minus_a", "nats").say("."), run).done()
 
 
 def ablations_agree(run: RunFiles) -> Sentence | None:
@@ -137,7 +137,7 @@ def removable(run: RunFiles) -> Sentence | None:
     rows = [row for row in rows if int(row["most_removed"]) == widest]
     best = max(rows, key=lambda row: float(row["area"]))
     draft = Draft("removable", judged_images(run))
-    fill(draft.say("Removed by a score ("), run, kind, MEAN_OF).say("), the best of ")
+    fill(draft.say("Removed in the order of a score ("), run, kind, MEAN_OF).say("), the best of ")
     draft.say(
         "{orders:count order} is {order}: the area under its accuracy curve is ",
         orders=len(rows),
@@ -157,7 +157,8 @@ def removable(run: RunFiles) -> Sentence | None:
     )
     if not math.isnan(float(best["removable_1pp_surely"])):
         draft.say(", by the upper limit of the drop {surely:none}", surely=int(best["removable_1pp_surely"]))
-    return _cost_there(run, draft.say("."), best).done()
+    _cost_there(run, draft.say("."), best)
+    return flattered(draft, run, "order of heads" in (run.record.get("decisions") or {})).done()
 
 
 _SCORED = re.compile(r"grow_(?P<column>.+)_(?P<end>least|most)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from headprobe.run.load import Row, RunFiles
+from headprobe.run.load import SAME, Row, RunFiles
 from headprobe.text import counted
 
 MANY_IMAGES = 5000
@@ -126,6 +126,13 @@ class Draft:
     def done(self) -> Sentence:
         """Return the sentence."""
         return Sentence(self._key, "".join(self._text), self._numbers)
+
+
+def flattered(draft: Draft, run: RunFiles, also: bool = False) -> Draft:
+    """Say of what was fitted or chosen on the judged images that it flatters; `also` where something else tells so."""
+    if also or run.calibration == SAME:
+        draft.say(" It was fitted or chosen on the images that judge it, which flatters it.")
+    return draft
 
 
 def limits_of(column: str) -> tuple[str, str]:
