@@ -84,7 +84,7 @@ headprobe.card = (data, page, { places, named, start }) => {
       return h("button", { type: "button", disabled: !other, "aria-label": text, click: () => other && page.open(named(other), number) }, mark);
     };
     dialog.replaceChildren(
-      h("div", { class: "title" }, [
+      h("div", { class: "top-of-card" }, [
         title,
         h("div", { class: "steps" }, [
           step(-1, "Previous head", "‹"),
