@@ -67,7 +67,7 @@ headprobe.section("ablations", (root, data, page) => {
     const [a, b] = [first[quantity][place], second[quantity][place]];
     if (a === null || b === null) return [];
     const [x, y] = [plot.x(a), plot.y(b)];
-    const heads = family.heads ? family.heads[place].join(" ") : null;
+    const heads = family.heads ? family.heads[place] : null;
     const layer = family.layers[place];
     const node = f.dot({ x, y, colour: layer === null ? 0 : f.layerColour(layer, last), radius: 5, head: heads });
     node.style.stroke = "var(--muted)";
@@ -78,7 +78,7 @@ headprobe.section("ablations", (root, data, page) => {
       plot.inner.append(f.bar({ ...bars, x: left, x2: right, y }) || "", f.bar({ ...bars, x, y: lower, y2: upper }) || "");
     }
     plot.inner.append(node);
-    const said = (kind, costs) => `${kind}: ${f.estimate(costs[quantity][place], costs[low][place], costs[high][place], f.UNITS[quantity])}`;
+    const said = (kind, costs) => `${kind}: ${f.estimate(costs[quantity][place], costs[low]?.[place], costs[high]?.[place], f.UNITS[quantity])}`;
     return [{ x, y, node, series: 0, lines: [mask, said(row.ablation_a, first), said(row.ablation_b, second)] }];
   }
 

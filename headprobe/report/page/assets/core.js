@@ -345,13 +345,16 @@ const headprobe = (() => {
     "paint-order": "normal", "mix-blend-mode": "normal", "stop-color": "rgb(0, 0, 0)",
   };
 
+  // Buttons are no part of a figure, but for the entries of a legend that are on.
+  const UNSAVED = "button:not(.entry), .entry[aria-pressed=false]";
+
   /** One SVG of all that a figure shows, at the places it has on the screen, under its title.
    *
    * A drawing that is no SVG gives one itself: root.exportSVG().
    */
   function figureSVG(root, title) {
     const own = root.exportSVG ? [].concat(root.exportSVG()) : null;
-    const shown = own || [...root.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length && !svg.closest("button"));
+    const shown = own || [...root.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length && !svg.closest(UNSAVED));
     const boxes = shown.map((svg) => (own ? { left: 0, top: 0, ...sizeOf(svg) } : svg.getBoundingClientRect()));
     const [left, top] = ["left", "top"].map((side) => Math.min(...boxes.map((box) => box[side])));
     const edge = { left: 12, top: 40 };

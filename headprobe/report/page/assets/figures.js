@@ -103,8 +103,10 @@ headprobe.figures = (() => {
   // -- texts that saved figures keep: they are SVG --
 
   const ruler = document.createElement("canvas").getContext("2d");
+  let family = "";
   figures.textWidth = (text, size = 13, weight = 400) => {
-    ruler.font = `${weight} ${size}px ${getComputedStyle(document.body).fontFamily}`;
+    family = family || getComputedStyle(document.body).fontFamily; // asked once: it makes the browser lay out the page
+    ruler.font = `${weight} ${size}px ${family}`;
     return ruler.measureText(text).width;
   };
 
@@ -257,10 +259,15 @@ headprobe.figures = (() => {
   })();
   figures.tip = tip;
 
+  const live = page.html("div", { class: "unseen", "aria-live": "polite" });
+  document.addEventListener("DOMContentLoaded", () => document.body.append(live));
+  /** Say something to screen readers. */
+  figures.speak = (text) => live.replaceChildren(text);
+
   /** Let points say their numbers: the nearest one to the pointer, and by keyboard with the arrow keys.
    *
    * Points: {x, y, lines, node, series, act}: where in the plot, what is said, its mark, which of several lines it is
-   * on; `act` is done on a click or Enter where the mark is not one of a head.
+   * on; `act` is done on a click or Enter where the mark is not one of a head. Without marks, `head` says whose it is.
    */
   figures.points = (plot, points, label) => {
     const known = points.filter((point) => Number.isFinite(point.x) && Number.isFinite(point.y));
@@ -270,7 +277,8 @@ headprobe.figures = (() => {
     svg.setAttribute("aria-label", `${label}. Arrow keys move from point to point.`);
     let hot = null;
     const light = (point) => {
-      if (hot) hot.node.classList.remove("hot");
+      if (hot && hot.node) hot.node.classList.remove("hot");
+      if (shared) shared.style.opacity = point ? 1 : 0;
       hot = point;
       if (hot) hot.node.classList.add("hot");
     };
@@ -279,20 +287,56 @@ headprobe.figures = (() => {
       return [at.x, at.y];
     };
     const say = (point) => {
+      lend(point);
       light(point);
       tip.show(point.lines, ...screen(point));
     };
+    // Points without a mark of their own, as there are thousands, share one that goes where the pointer or the keys are.
+    let shared = null;
+    const nodes = new Map();
     known.forEach((point, place) => {
-      const acts = point.act || point.node.dataset.head;
-      point.node.setAttribute("role", acts ? "button" : "img");
+      if (!point.node) return;
+      nodes.set(point.node, point);
+      dressed(point, place === 0);
+    });
+    if (!nodes.size) {
+      shared = figures.dot({ x: 0, y: 0, colour: "var(--ink)", radius: 4.5 });
+      shared.style.opacity = 0;
+      plot.inner.append(shared);
+      lend(known[0]);
+      shared.setAttribute("tabindex", "0");
+    }
+    function dressed(point, first) {
+      point.node.setAttribute("role", point.act || point.node.dataset.head ? "button" : "img");
       point.node.setAttribute("aria-label", point.lines.join(", "));
-      point.node.setAttribute("tabindex", place ? "-1" : "0");
-      point.node.addEventListener("focus", () => say(point));
-      point.node.addEventListener("blur", () => (light(null), tip.hide()));
-      point.node.addEventListener("keydown", (event) => onKey(event, point));
-      if (point.act) point.node.addEventListener("click", (event) => (event.stopPropagation(), point.act(event)));
+      point.node.setAttribute("tabindex", first ? "0" : "-1");
+    }
+    function lend(point) {
+      if (!shared) return;
+      known.forEach((one) => one.node === shared && delete one.node);
+      point.node = shared;
+      nodes.clear();
+      nodes.set(shared, point);
+      if (point.head) shared.dataset.head = point.head;
+      else delete shared.dataset.head;
+      shared.setAttribute("transform", `translate(${point.x.toFixed(1)},${point.y.toFixed(1)})`);
+      dressed(point, true);
+    }
+    svg.addEventListener("focusin", (event) => nodes.has(event.target) && say(nodes.get(event.target)));
+    svg.addEventListener("focusout", () => (light(null), tip.hide()));
+    svg.addEventListener("keydown", (event) => nodes.has(event.target) && onKey(event, nodes.get(event.target)));
+    svg.addEventListener("click", (event) => {
+      const point = nodes.get(event.target);
+      if (!point || !point.act) return;
+      event.stopPropagation();
+      point.act(event);
     });
     const go = (point) => {
+      if (shared) {
+        say(point);
+        figures.speak(point.lines.join(", "));
+        return;
+      }
       known.forEach((one) => one.node.setAttribute("tabindex", one === point ? "0" : "-1"));
       point.node.focus({ preventScroll: true });
     };
@@ -327,12 +371,12 @@ headprobe.figures = (() => {
       const point = nearest(event);
       if (point) say(point);
       else (light(null), tip.hide());
-      svg.style.cursor = point && (point.act || point.node.dataset.head) ? "pointer" : "";
+      svg.style.cursor = point && (point.act || point.head || point.node.dataset.head) ? "pointer" : "";
     });
     svg.addEventListener("pointerleave", () => (light(null), tip.hide()));
     svg.addEventListener("click", (event) => {
       const point = nearest(event);
-      if (!point || event.target === point.node || event.target.closest("[role=button]")) return;
+      if (!point || nodes.has(event.target) || event.target.closest("[role=button]")) return;
       say(point);
       const keys = { shiftKey: event.shiftKey, ctrlKey: event.ctrlKey, metaKey: event.metaKey };
       point.node.dispatchEvent(new MouseEvent("click", { bubbles: true, ...keys }));

@@ -4,6 +4,7 @@
 headprobe.section("importance", (root, data, page) => {
   const f = headprobe.figures;
   const MANY_DECADES = 30; // a positive score whose largest value is so many times its median has a logarithmic axis
+  const MOST_BARS = 60; // more intervals hide the dots; the numbers of each are on hover
   const SOURCES = { calibration: ["of calibration images", 0], judged: ["of the images that judge: shares their noise", 1], "": ["of no image", 6] };
   const runs = data.runs.map((run) => run && { ...run, found: f.rows(run.rows) });
   const there = runs.filter(Boolean);
@@ -71,7 +72,7 @@ headprobe.section("importance", (root, data, page) => {
       const head = `${run.layer[place]}.${run.head[place]}`;
       const [x, y] = [plot.x(score.values[place]), plot.y(costs[state.target][place])];
       const colour = f.layerColour(run.layer[place], last);
-      plot.inner.append(f.bar({ x, y: plot.y(costs[low][place] ?? NaN), y2: plot.y(costs[high][place] ?? NaN), colour: "var(--muted)", head, width: 1, opacity: 0.6 }) || "");
+      if (known.length <= MOST_BARS) plot.inner.append(f.bar({ x, y: plot.y(costs[low][place] ?? NaN), y2: plot.y(costs[high][place] ?? NaN), colour: "var(--muted)", head, width: 1, opacity: 0.6 }) || "");
       const node = f.dot({ x, y, colour, radius: 5, head });
       node.style.stroke = "var(--muted)";
       plot.inner.append(node);

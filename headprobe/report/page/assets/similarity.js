@@ -62,7 +62,7 @@ headprobe.section("similarity", (root, data, page) => {
     const whole = !run.within;
     const groups = whole ? [order] : f.distinct(run.layer).map((layer) => order.filter((row) => run.layer[row] === layer));
     const most = Math.max(...groups.map((rows) => rows.length));
-    const room = Math.min(width - 8, whole ? 760 : 320) - (whole ? 42 : 28);
+    const room = Math.min(width - 8, whole ? 760 : groups.length > 6 ? 230 : 320) - (whole ? 42 : 28);
     const unit = Math.max(2, Math.min(29, room / most));
     groups.filter((rows) => rows.length > 1).forEach((rows) => panels.append(matrix(run, rows, cells, unit, limit, whole)));
     part.append(panels, page.html("p", { class: "note" }, notes(run, model)));
@@ -183,7 +183,7 @@ headprobe.section("similarity", (root, data, page) => {
     });
     svg.addEventListener("pointerleave", hide);
     svg.addEventListener("click", choose);
-    const speak = () => live.replaceChildren(say().join(", "));
+    const speak = () => f.speak(say().join(", "));
     svg.addEventListener("focus", () => svg.matches(":focus-visible") && speak());
     svg.addEventListener("blur", hide);
     svg.addEventListener("keydown", (event) => {
@@ -196,9 +196,6 @@ headprobe.section("similarity", (root, data, page) => {
       event.preventDefault();
     });
   }
-  const live = page.html("div", { class: "unseen", "aria-live": "polite" });
-  root.append(live);
-
   /** Rows and columns of the selected heads get an outline. */
   function outline(heads) {
     const wanted = new Set(heads);

@@ -71,11 +71,9 @@ headprobe.section("spectra", (root, data, page) => {
     plot.inner.append(page.svg("path", { class: "line", d, stroke: colour, "stroke-width": name ? 1.5 : 2.2, "data-head": name }));
     return known.slice(1).map(([frequency, value, place]) => {
       const [x, y] = [plot.x(frequency), plot.y(value)];
-      const node = f.dot({ x, y, colour, radius: name ? 1.8 : 3.2, shape: name ? 0 : 1, head: name, rim: !name });
-      plot.inner.append(node);
       const reach = Z95 * (line.error[row][place] ?? NaN);
       const what = name ? `Head ${name}` : `Layer ${line.layer}, ${NAMES[line.series] || line.series}`;
-      return { x, y, node, series: `${line.layer} ${head}`, lines: [what, `frequency ${page.number(frequency)} π`, `delta log amplitude ${f.estimate(value, value - reach, value + reach)}`] };
+      return { x, y, head: name, series: `${line.layer} ${head}`, lines: [what, `frequency ${page.number(frequency)} π`, `delta log amplitude ${f.estimate(value, value - reach, value + reach)}`] };
     });
   }
 

@@ -14,7 +14,8 @@ headprobe.section("worth", (root, data, page) => {
 
   /** What the two parts of a row are: heads, layers, or other sets; and which index it is. */
   function setOf(row) {
-    const what = /^\d+\.\d+$/.test(row.a) ? "heads" : /^\d+$/.test(row.a) ? "layers" : "sets";
+    const both = (form) => form.test(row.a) && form.test(row.b);
+    const what = both(/^\d+\.\d+$/) ? "heads" : both(/^\d+$/) ? "layers" : "sets";
     return `${row.kind} ${what}`;
   }
   const PAIRS = { "pairwise heads": "two heads", "pairwise layers": "two layers", "pairwise sets": "two sets", "shapley layers": "two layers, over all sets of the others" };
@@ -29,7 +30,7 @@ headprobe.section("worth", (root, data, page) => {
   const draw = f.fitted(parts, (width) => {
     overlays.length = 0;
     f.perRun(parts, runs, width, (run, part) => {
-      const half = width >= 860 ? Math.floor((width - 24) / 2) : width;
+      const half = width >= 860 && run.values.length && run.together.length ? Math.floor((width - 24) / 2) : width;
       part.append(page.html("div", { class: "panels" }, [shapley(run, half), interactions(run, half)]));
     });
     outline(page.selected());
@@ -44,6 +45,7 @@ headprobe.section("worth", (root, data, page) => {
 
   function shapley(run, width) {
     const rows = valuesOf(run);
+    width = Math.min(width, 900);
     if (!rows.length) return run.values.length ? page.html("p", { class: "note" }, "No Shapley values of this kind in this run.") : null;
     const domain = page.nice(page.extent([0, there.flatMap((one) => valuesOf(one).flatMap((row) => [row.value, row.value_low, row.value_high]))]), { zero: true });
     const layers = f.distinct(rows.map((row) => row.layer));
@@ -97,7 +99,7 @@ headprobe.section("worth", (root, data, page) => {
     const names = f.distinct((within ? same : rows).flatMap((row) => [row.a, row.b])).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const groups = within ? [...f.byKey(names, layerOf).values()] : [names];
     const most = Math.max(...groups.map((own) => own.length));
-    const room = within ? Math.min(width - 4, 290) : Math.min(width - 4, 560);
+    const room = within ? Math.min(width - 4, groups.length > 6 ? 186 : 290) : Math.min(width - 4, 560);
     const unit = Math.max(2, Math.min(within ? 27 : 44, (room - (within ? 28 : 112)) / most));
     const holder = f.holder(width);
     const measure = `interaction (${f.UNITS[state.quantity]})`;

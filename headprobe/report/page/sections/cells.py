@@ -35,6 +35,15 @@ def columns_of(table: Columns, names: Iterable[str], rows: NDArray[Any] | None =
     return {name: coded(values) if values.dtype.kind == "U" else values for name, values in chosen.items()}
 
 
+def short(values: Any, digits: int = 4) -> Any:
+    """Return numbers rounded to so many significant digits: a large table need not have more than a figure shows."""
+    numbers = np.asarray(values, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.floor(np.log10(np.abs(numbers)))
+    unit = 10.0 ** (digits - 1 - np.where(np.isfinite(size), size, 0))
+    return np.round(numbers * unit) / unit
+
+
 def coded(values: Iterable[Any]) -> dict[str, Any]:
     """Return texts as the different ones, in their order, and where each stands among them."""
     listed = [str(value) for value in values]

@@ -15,6 +15,7 @@ from headprobe.report.page.sections.cells import (
     columns_of,
     head_name,
     of_runs,
+    short,
 )
 from headprobe.run.index_null import nulls_of
 from headprobe.run.load import Cell, Row, RunFiles
@@ -22,6 +23,12 @@ from headprobe.run.results import FAMILIES_JOINED
 
 BY_LAYER = "by_layer"
 """The curve of masks of whole layers, in `masks.json`."""
+
+MOST_NAMED = 2
+"""Masks of so many heads at most are marked with them."""
+
+MOST_WITH_LIMITS = 200
+"""In families of more masks, such as all pairs of heads, the page leaves the intervals to `masks.csv`."""
 
 FEWEST = 2
 """So many masks make a figure."""
@@ -142,7 +149,8 @@ def _family(run: RunFiles, family: str) -> dict[str, Any]:
         "family": family,
         "masks": masks,
         "layers": [_only({layer for layer, _ in run.heads[mask]}) for mask in masks],
-        "heads": heads if all(len(own) <= 2 for own in heads) else None,  # of larger sets the name says enough
+        # Of larger sets the name says enough.
+        "heads": [" ".join(own) for own in heads] if all(len(own) <= MOST_NAMED for own in heads) else None,
         "kinds": {kind: _costs([found[kind, mask] for mask in masks]) for kind in kinds},
     }
 
@@ -155,9 +163,9 @@ def _costs(of_masks: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Return the losses of masks, of several draws their means, and the limits of those that have a single draw."""
     means: dict[str, Any] = {}
     for quantity, limits in LIMITS.items():
-        means[quantity] = [float(np.mean([_number(row[quantity]) for row in rows])) for rows in of_masks]
-        for limit in limits:
-            means[limit] = [_number(rows[0][limit]) if len(rows) == 1 else float("nan") for rows in of_masks]
+        means[quantity] = short([float(np.mean([_number(row[quantity]) for row in rows])) for rows in of_masks])
+        for limit in limits if len(of_masks) <= MOST_WITH_LIMITS else ():
+            means[limit] = short([_number(rows[0][limit]) if len(rows) == 1 else float("nan") for rows in of_masks])
     return means
 
 

@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 DIGITS = 1000
 """Similarities stand as whole thousandths, which takes half of the letters."""
 
-OF_ALL_HEADS = ("svcca", "cka", "cka_unbiased")
+OF_ALL_HEADS = ("svcca", "cka_unbiased")
 """Measures that the page holds of the whole model, where the matrices are large; the others are in the file."""
 
 MOST_PAIRS = 3000

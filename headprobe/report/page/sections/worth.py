@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import QUANTITIES, SCRIPTS, coded, columns_of, of_runs
+from headprobe.report.page.sections.cells import QUANTITIES, SCRIPTS, coded, columns_of, of_runs, short
 from headprobe.run.interactions import CLEAR_Q
 from headprobe.run.load import Columns, RunFiles
 
@@ -48,8 +48,13 @@ def _worth(run: RunFiles) -> dict[str, Any] | None:
         return None
     return {
         "values": columns_of(values, VALUES) if values else None,
-        "together": _pairs(together) | columns_of(together, TOGETHER) if together else None,
+        "together": _pairs(together) | columns_of(_shorter(together), TOGETHER) if together else None,
     }
+
+
+def _shorter(table: Columns) -> Columns:
+    """Return the table with fewer digits: heads of a layer have many pairs."""
+    return {name: short(values) if values.dtype.kind == "f" else values for name, values in table.items()}
 
 
 def _pairs(table: Columns) -> dict[str, Any]:
