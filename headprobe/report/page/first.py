@@ -106,6 +106,9 @@ def _drop(row: Row) -> tuple[str, str]:
 SHORT = ("layers", "heads_tested", "useless", "random", "linear", "index", "distance", "scores")
 """Sentences of the answer that the first screen begins with; all others stand below it."""
 
+FEWEST = 6
+"""With fewer of them others stand beside them."""
+
 _END = re.compile(r"(?<=[.?!]) (?=[A-Z])")
 """Where a sentence ends; numbers and names of heads have no blank after their points."""
 
@@ -126,7 +129,9 @@ def _with_lead(key: str, text: str) -> Said:
 
 def short_answer(sentences: Sequence[Sentence]) -> list[Said]:
     """Return the beginning of the sentences that matter most: what was measured, without what else is known of it."""
-    chosen = [sentence for sentence in sentences if sentence.key in SHORT] or sentences[:6]
+    first = [sentence for sentence in sentences if sentence.key in SHORT]
+    others = [sentence for sentence in sentences if sentence.key not in SHORT][: max(0, FEWEST - len(first))]
+    chosen = [sentence for sentence in sentences if sentence in first or sentence in others]
     said = [_with_lead(sentence.key, sentence.text) for sentence in chosen]
     return [one._replace(text=_END.split(one.text, maxsplit=1)[0]) for one in said]
 

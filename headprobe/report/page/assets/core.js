@@ -192,7 +192,8 @@ const headprobe = (() => {
     return from.map((value, index) => Math.round(value + (place - below) * (to[index] - value)));
   }
   const css = (rgb) => `rgb(${rgb.join(",")})`;
-  const both = (light, dark) => `light-dark(${light}, ${dark})`;
+  const themed = CSS.supports("color", "light-dark(#000, #fff)"); // browsers of before 2024 stay light
+  const both = (light, dark) => (themed ? `light-dark(${light}, ${dark})` : light);
 
   /** Where a value stands between two limits, 0 to 1; diverging ramps have 0 in the middle. */
   function share(value, low, high, kind) {
@@ -230,7 +231,7 @@ const headprobe = (() => {
   };
 
   const repaints = [];
-  page.theme = () => document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  page.theme = () => !themed ? "light" : document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   /** Call back when the theme changes, as long as `element` stands in the page: only canvases need that. */
   page.onTheme = (callback, element) => repaints.push({ callback, element });
   function themeChanged() {
@@ -425,6 +426,7 @@ const headprobe = (() => {
 
   function theme() {
     const button = document.getElementById("theme");
+    button.hidden = !themed;
     const other = () => (page.theme() === "dark" ? "light" : "dark");
     const say = () => button.setAttribute("aria-label", `Switch to the ${other()} theme`);
     const changed = () => (say(), themeChanged());

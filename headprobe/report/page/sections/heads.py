@@ -35,7 +35,7 @@ def section(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="heads",
         title="Every head",
-        look_at="A cell is a head, a row a layer. Choose a head to see all that was measured of it.",
+        look_at="A row is a layer, a cell a head (3.1: layer 3, head 1). Choose one to see all that was measured of it.",
         definition="Costs are those of the model with one head masked, against the same model on the same images.",
         link="results.md#maskscsv",
         data={"runs": [_of_run(run, own) for run, own in zip(runs, columns, strict=True)]},
