@@ -254,8 +254,8 @@ def test_columns_without_a_value_are_not_offered(tmp_path: Path) -> None:
 
 def test_a_masked_model_stands_beside_the_whole_one_with_its_paired_change(tmp_path: Path) -> None:
     write_run(tmp_path, ["layer:1"])
-    rows: list[dict[str, Any]] = [{"mask": mask, "layer": 0, "head": 0, "images": 9, "entropy_nats": value, "entropy_nats_se": 0.1}
-            for mask, value in (("none", 1.5), ("layer:1", 2.0))]  # fmt: skip
+    place: dict[str, Any] = {"layer": 0, "head": 0, "images": 9, "entropy_nats_se": 0.1}
+    rows = [{"mask": mask, **place, "entropy_nats": value} for mask, value in (("none", 1.5), ("layer:1", 2.0))]
     write_rows(tmp_path / "heads.csv", rows)
     write_rows(tmp_path / "heads_change.csv", [rows[1] | {"entropy_nats": 0.5, "entropy_nats_se": 0.02}])
     (own,) = data_of(attention, load_files(tmp_path))

@@ -40,7 +40,7 @@ headprobe.section("ablations", (root, data, page) => {
   function agreement(row) {
     if (!Number.isFinite(row.spearman)) return "rank agreement not defined";
     const limits = Number.isFinite(row.spearman_low) ? ` [${plus(row.spearman_low)}, ${plus(row.spearman_high)}]` : "";
-    return `rank agreement ${plus(row.spearman)}${limits}, ${row.masks} masks`;
+    return `rank agreement ${plus(row.spearman)}${limits}, ${row.masks} masks of ${row.test_family}`;
   }
 
   function panel(row, family, width, domain) {

@@ -66,7 +66,7 @@ headprobe.section("importance", (root, data, page) => {
       y: { domain: page.nice(page.extent([all, 0]), { zero: true }), label: f.LABELS[state.target] },
       label: `${score.score} of each head against ${f.LABELS[state.target]}`,
     });
-    f.title(plot, score.score, row ? `rank correlation ${signed(row)}` : "");
+    f.title(plot, score.score, row ? `rank correlation ${signed(row)}, ${state.ablation} ablation` : "");
     plot.inner.append(page.svg("line", { class: "zero", x1: 0, x2: plot.width, y1: plot.y(0), y2: plot.y(0) }));
     const points = known.map((place) => {
       const head = `${run.layer[place]}.${run.head[place]}`;

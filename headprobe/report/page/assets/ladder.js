@@ -115,11 +115,12 @@ headprobe.section("ladder", (root, data, page) => {
   function drawChart(run, points, width) {
     const most = Math.max(...there.flatMap((one) => pointsOf(one).map((point) => point.heads_removed)), 1);
     const plot = page.plot({
-      width, height: 280,
+      width, height: 314, margin: { top: 46 },
       x: { domain: [0, most], label: "heads removed" },
       y: { domain: [0, 104], label: f.LABELS.top1, ticks: [0, 20, 40, 60, 80, 100] },
       label: `Accuracy along the order ${named(state.order)}, ${state.ablation} ablation`,
     });
+    f.title(plot, named(state.order), `${state.ablation} ablation`);
     const base = 100 * run.baseline.top1;
     const level = (value) => plot.y(Math.min(100, Math.max(0, value))); // limits of a drop may lie where no accuracy can
     const at = (point) => [plot.x(point.heads_removed), plot.y(100 * point.top1)];

@@ -6,7 +6,9 @@ headprobe.section("similarity", (root, data, page) => {
   const SHADES = 40; // cells of like colours share a path: a matrix of 144 heads has 20,736 of them
   const MODELS = { baseline: "whole model", masked: "masked model", change: "change" };
   const runs = data.runs.map((run) => run && { ...run, order: inOrder(run), pairsOf: pairs(run) });
-  const measures = new Map(runs.filter(Boolean).flatMap((run) => run.measures.map((one) => [one.name, one.title])));
+  // Runs that compare tokens and runs that compare images call the same measure by different names.
+  const titles = (name) => f.union(runs, (run) => run.measures.filter((one) => one.name === name).map((one) => one.title));
+  const measures = new Map(f.union(runs, (run) => run.measures.map((one) => one.name)).map((name) => [name, titles(name).join(" / ")]));
   const models = f.union(runs, (run) => run.measures.flatMap((one) => Object.keys(one.models)));
   const state = { measure: ["cka_unbiased", "svcca"].find((name) => measures.has(name)) || [...measures.keys()][0], order: "layer", model: "baseline" };
   const overlays = [];
@@ -35,13 +37,18 @@ headprobe.section("similarity", (root, data, page) => {
   const draw = f.fitted(parts, (width) => {
     overlays.length = 0;
     const limit = changeLimit();
-    parts.append(page.colourBar({ ...limit, label: state.model === "change" ? `change of ${measures.get(state.measure)}` : measures.get(state.measure) }));
+    parts.append(page.colourBar({ ...limit, label: barLabel() }));
     f.perRun(parts, runs, width, (run, part) => drawRun(run, part, width, limit));
     outline(page.selected());
   });
 
   function measureOf(run) {
     return run.measures.find((one) => one.name === state.measure)?.models[state.model];
+  }
+
+  function barLabel() {
+    const name = measures.get(state.measure);
+    return { baseline: name, masked: `${name}, masked model`, change: `change of ${name}` }[state.model];
   }
 
   function changeLimit() {

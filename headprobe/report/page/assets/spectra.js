@@ -40,6 +40,11 @@ headprobe.section("spectra", (root, data, page) => {
     return page.extent(values);
   }
 
+  function about(run) {
+    const profile = state.profile === "radial" ? "rings of frequencies" : `${state.profile} of the transform`;
+    return state.model === "baseline" || !run.mask ? profile : `${profile}; ${MODELS[state.model]}: ${run.mask}`;
+  }
+
   function highest() {
     return Math.max(...runs.filter(Boolean).flatMap((run) => all(run).filter((line) => line.profile === state.profile).flatMap((line) => line.frequency)));
   }
@@ -49,12 +54,12 @@ headprobe.section("spectra", (root, data, page) => {
     const extent = limits();
     if (!lines.length || !extent) return page.html("p", { class: "note" }, `No spectra of ${NAMES[name] || name} in this run.`);
     const plot = page.plot({
-      width, height: 360, margin: { top: 34, right: 18 },
+      width, height: 370, margin: { top: 46, right: 18 },
       x: { domain: [0, highest()], label: "frequency (π rad/sample)" },
       y: { domain: page.nice([Math.min(0, extent[0]), Math.max(0, extent[1])]), label: `${state.model === "change" ? "change of " : ""}delta log amplitude` },
       label: `Spectra: ${NAMES[name] || name}`,
     });
-    f.title(plot, (NAMES[name] || name).replace(/^./, (letter) => letter.toUpperCase()));
+    f.title(plot, (NAMES[name] || name).replace(/^./, (letter) => letter.toUpperCase()), about(run));
     plot.inner.append(page.svg("line", { class: "zero", x1: 0, x2: plot.width, y1: plot.y(0), y2: plot.y(0) }));
     const points = lines.flatMap((line) => line.heads.flatMap((head, row) => drawLine(plot, line, head, row)));
     f.points(plot, points, `Spectra: ${NAMES[name] || name}`);
