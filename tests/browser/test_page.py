@@ -122,7 +122,7 @@ def test_144_heads_take_at_most_a_megabyte_and_a_half_and_the_first_card_less_th
     many: Path, opened: Open
 ) -> None:
     assert many.stat().st_size <= 1_500_000
-    took = []
+    took: list[float] = []
     while len(took) < 3 and not any(seconds < 1 for seconds in took):  # a busy machine's caches may cost one try
         one = opened(many, drawn=False)
         one.page.wait_for_selector('button.cell[data-head="7.5"]')
