@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.similarity.measures import Measure, title
 from headprobe.report.page.answers.selected import main_ablation
-from headprobe.report.page.answers.wording import Draft, Sentence, judged_images, table_rows
+from headprobe.report.page.answers.wording import Draft, Sentence, flattered, judged_images, table_rows
 from headprobe.run.load import Columns, Row, RunFiles
 
-MEASURES = ("cka_unbiased", "cka", "svcca", "pwcca", "cca", "procrustes")
+MEASURES: tuple[Measure, ...] = ("cka_unbiased", "cka", "svcca", "pwcca", "cca", "procrustes")
 """Of the measured similarities sentences are about the first."""
 
 ROTATED = frozenset({"cka_unbiased", "cka", "procrustes"})
@@ -33,10 +34,10 @@ def distance(run: RunFiles) -> Sentence | None:
         draft.say("{ratio:ratio} of the distance of uniform attention", f"{end}_", ratio=float(ratio.mean()))
     px = heads["attention_distance_px"]
     near, far = int(np.nanargmin(px)), int(np.nanargmax(px))
-    draft.say(". The smallest distance is that of {head} with ", head=_name(heads, near)).say(
+    draft.say(". The smallest distance is that of head {head} with ", head=_name(heads, near)).say(
         "{near:px} pixels, ", near=float(px[near])
     )
-    draft.say("the largest that of {head} with ", head=_name(heads, far)).say("{far:px}", far=float(px[far]))
+    draft.say("the largest that of head {head} with ", head=_name(heads, far)).say("{far:px}", far=float(px[far]))
     error = float(np.nanmax(heads["attention_distance_px_se"]))
     return draft.say("; standard errors over images are at most {error:ratio} pixels.", error=error).done()
 
@@ -75,7 +76,7 @@ def entropy(run: RunFiles) -> Sentence | None:
     draft.say(" of that of uniform attention; ")
     values = heads["entropy_ratio"]
     least = int(np.nanargmin(values))
-    draft.say("the smallest is that of {head} with ", head=_name(heads, least))
+    draft.say("the smallest is that of head {head} with ", head=_name(heads, least))
     return draft.say("{least:percent}.", least=float(values[least])).done()
 
 
@@ -140,7 +141,8 @@ def similarity(run: RunFiles) -> Sentence | None:
     layer, values = arrays["layer"], _pairs(arrays, measure)
     within = np.isfinite(values) & (layer[:, None] == layer[None, :])
     draft = Draft("similarity", judged_images(run))
-    draft.say("How alike are heads? By {measure} ", measure=measure)
+    named = title(measure, str(arrays.get("sampling", "tokens")))
+    draft.say("How alike are heads? By {measure} ", measure=named)
     if within.any():
         draft.say(
             "{mean:ratio} on average of {pairs:count pair} of one layer",
@@ -153,7 +155,7 @@ def similarity(run: RunFiles) -> Sentence | None:
         draft.say("; ")
     first, second = (int(place) for place in np.unravel_index(int(np.nanargmax(values)), values.shape))
     names = {"one": _name(arrays, first), "other": _name(arrays, second)}
-    draft.say("the nearest two of those compared are {one} and {other} with ", **names)
+    draft.say("the nearest two of those compared are head {one} and head {other} with ", **names)
     draft.say("{nearest:ratio}", nearest=float(values[first, second]))
     if f"{measure}_low" in arrays:
         limits = {f"nearest_{end}": float(arrays[f"{measure}_{end}"][first, second]) for end in ("low", "high")}
@@ -184,7 +186,7 @@ def scores(run: RunFiles) -> Sentence | None:
     draft.say("Which score predicts what a head costs (rank correlation with the NLL rise, of either sign)? ")
     for place, kind in enumerate(kinds, start=1):
         _best(draft.say(". " if place > 1 else ""), [row for row in rows if row["ablation"] == kind], kind, f"{place}_")
-    return draft.say(". The best is chosen after the fact, so it is flattered.").done()
+    return flattered(draft.say(". The best is chosen after the fact, so it is flattered."), run).done()
 
 
 def _best(draft: Draft, rows: list[Row], kind: str, prefix: str) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from scipy import stats
 
 from headprobe.report.page.answers.selected import (
+    FIRST,
     SIGNIFICANT_Q,
     churn_of,
-    filled,
+    fill,
     largest_first,
     main_ablation,
     masked,
@@ -71,7 +72,8 @@ def layers(run: RunFiles) -> Sentence | None:
         return None
     numbers = {id(row): layer for layer, row in by_layer.items()}
     draft = Draft("layers", images)
-    draft.say("Without all heads of one layer ({how}), top-1 accuracy drops most", how=filled(run, kind))
+    fill(draft.say("Without all heads of one layer ("), run, kind, FIRST)
+    draft.say("), top-1 accuracy drops most")
     for place, row in enumerate(largest_first([*by_layer.values()], "drop_pp")[:SHOWN_LAYERS], start=1):
         draft.say(", then" if place > 1 else "").say(" for layer {layer:count}", f"{place}_", layer=numbers[id(row)])
         _drop(draft.say(" by "), row, f"{place}_")
@@ -129,7 +131,8 @@ def costly_heads(run: RunFiles) -> Sentence | None:
         return None
     shown = ordered[:SHOWN_HEADS]
     draft = Draft("heads", images)
-    draft.say("Taken away alone ({how}), ", how=filled(run, kind))
+    fill(draft.say("Taken away alone ("), run, kind, FIRST)
+    draft.say("), ")
     draft.say(
         "{shown:count head} of {heads:count} {shown:costs|cost} most by NLL rise: ",
         shown=len(shown),
@@ -137,7 +140,7 @@ def costly_heads(run: RunFiles) -> Sentence | None:
     )
     for place, row in enumerate(shown, start=1):
         prefix = f"{place}_"
-        draft.say("; " if place > 1 else "").say("{head} by ", head=names[id(row)])
+        draft.say("; " if place > 1 else "").say("head {head} by ", head=names[id(row)])
         draft.say("{nll_rise:nats} nats", prefix, nll_rise=float(row["nll_rise"]))
         draft.interval(row, "nll_rise", "nats", prefix)
         draft.say(", top-1 drop {drop_pp:points} points", prefix, drop_pp=float(row["drop_pp"]))
@@ -217,7 +220,7 @@ def other_masks(run: RunFiles) -> Sentence | None:
         _drop(draft, row, prefix)
         draft.say(" without the heads of {mask} ", mask=str(row["mask"]))
         draft.say("({heads:count head}, ", prefix, heads=int(row["heads_masked"]))
-        draft.say("{how}, ", how=filled(run, kind))
+        fill(draft, run, kind, FIRST).say(", ")
         tested = "mcnemar_p" if math.isnan(float(row["bh_q"])) else "bh_q"
         draft.say("{name} {value:p})".replace("value", tested), prefix, name=tested[-1], **{tested: float(row[tested])})
     if any(math.isnan(float(row["bh_q"])) or float(row["bh_q"]) >= SIGNIFICANT_Q for row in shown):

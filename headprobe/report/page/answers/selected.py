@@ -6,6 +6,7 @@ import numpy as np
 
 from headprobe.masks.ablations import LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
+from headprobe.report.page.answers.wording import Draft
 from headprobe.run.load import Row, RunFiles
 
 SIGNIFICANT_Q = 0.05
@@ -31,11 +32,17 @@ def main_ablation(run: RunFiles) -> str:
     return ZERO if ZERO in kinds else kinds[0] if kinds else ""
 
 
-def filled(run: RunFiles, ablation: str) -> str:
-    """Return what masked heads are, such as `set to zero`; of several draws, that it is the first."""
+FIRST, MEAN_OF = "the first", "the mean"
+"""Of an ablation that draws, sentences about `masks.csv` tell the first, which is tested, others the mean of all."""
+
+
+def fill(draft: Draft, run: RunFiles, ablation: str, which: str) -> Draft:
+    """Say what masked heads are, such as `set to zero`; of several draws, which of them the numbers are."""
+    draft.say(FILLED.get(ablation.partition(":")[0], f"{ablation} ablation"))
     draws = len({int(row["draw"]) for row in run.masks[1:] if row["ablation"] == ablation})
-    words = FILLED.get(ablation.partition(":")[0], f"{ablation} ablation")
-    return f"{words}, the first of {draws} draws" if draws > 1 else words
+    if draws > 1:
+        draft.say(", {which} of {ablation_draws:count draw}", which=which, ablation_draws=draws)
+    return draft
 
 
 def masked(run: RunFiles, ablation: str) -> dict[Heads, Row]:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 
 from headprobe.masks.ablations import LINEAR, ZERO
-from headprobe.report.page.answers.selected import SIGNIFICANT_Q, filled, main_ablation
-from headprobe.report.page.answers.wording import Draft, Sentence, judged_images, listed, table_rows
+from headprobe.report.page.answers.selected import MEAN_OF, SIGNIFICANT_Q, fill, main_ablation
+from headprobe.report.page.answers.wording import Draft, Sentence, flattered, judged_images, listed, table_rows
 from headprobe.run.curves import ONE_MORE_ORDER
 from headprobe.run.index_null import FEWEST_DRAWS
 from headprobe.run.load import Row, RunFiles
@@ -26,7 +26,7 @@ def random_heads(run: RunFiles) -> Sentence | None:
     row = min(points, key=lambda point: abs(2 * int(point["heads_removed"]) - total))
     draft = Draft("random", judged_images(run))
     draft.say("{removed:count} of {heads:count head} ", removed=int(row["heads_removed"]), heads=total)
-    draft.say("removed at random ({how}) cost ", how=filled(run, kind))
+    fill(draft.say("removed at random ("), run, kind, MEAN_OF).say(") cost ")
     draft.say("{drop_pp:points} points of top-1 accuracy on average of ", drop_pp=float(row["drop_pp"]))
     draft.say("{orders:count random order}; ", orders=int(row["orders"]))
     low, high = float(row["drop_low_pp"]), float(row["drop_high_pp"])
@@ -98,10 +98,10 @@ def _linear(run: RunFiles, row: Row) -> Sentence:
     draft.say("; replaced by a linear prediction from the heads that their layer keeps, by {sum_b:nats}", sum_b=linear)
     draft.interval(row, "sum_b", "nats").say(".")
     if zero > 0 and 0 <= linear <= zero:
-        draft.say(" So {kept:percent} of the rise is left: the rest of what these heads say ", kept=linear / zero)
-        draft.say("can be read off their neighbours.")
+        draft.say(" So {kept:percent} of the rise is left; for the rest ", kept=linear / zero)
+        draft.say("the other heads of the layer can stand in.")
     draft.say(" The difference is {b_minus_a:nats} nats", b_minus_a=float(row["b_minus_a"]))
-    return draft.interval(row, "b_minus_a", "nats").say(".").done()
+    return flattered(draft.interval(row, "b_minus_a", "nats").say("."), run).done()
 
 
 def ablations_agree(run: RunFiles) -> Sentence | None:
@@ -137,7 +137,7 @@ def removable(run: RunFiles) -> Sentence | None:
     rows = [row for row in rows if int(row["most_removed"]) == widest]
     best = max(rows, key=lambda row: float(row["area"]))
     draft = Draft("removable", judged_images(run))
-    draft.say("Removed by a score ({how}), the best of ", how=filled(run, kind))
+    fill(draft.say("Removed in the order of a score ("), run, kind, MEAN_OF).say("), the best of ")
     draft.say(
         "{orders:count order} is {order}: the area under its accuracy curve is ",
         orders=len(rows),
@@ -157,7 +157,8 @@ def removable(run: RunFiles) -> Sentence | None:
     )
     if not math.isnan(float(best["removable_1pp_surely"])):
         draft.say(", by the upper limit of the drop {surely:none}", surely=int(best["removable_1pp_surely"]))
-    return _cost_there(run, draft.say("."), best).done()
+    _cost_there(run, draft.say("."), best)
+    return flattered(draft, run, "order of heads" in (run.record.get("decisions") or {})).done()
 
 
 _SCORED = re.compile(r"grow_(?P<column>.+)_(?P<end>least|most)")
@@ -193,7 +194,7 @@ def interactions(run: RunFiles) -> Sentence | None:
     more = [row for row in real if float(row["interaction"]) > 0]
     draft = Draft("interactions", judged_images(run))
     draft.say("Do parts stand in for each other? Of {pairs:count} {what} ", pairs=len(rows), what=_pairs(rows))
-    draft.say("({how}), ", how=filled(run, kind))
+    fill(draft.say("("), run, kind, MEAN_OF).say("), ")
     if not real:
         smallest = min(float(row["bh_q"]) for row in rows)
         draft.say("none has an NLL rise measurably other than the sum of its parts (smallest q {q:p}).", q=smallest)
@@ -229,11 +230,15 @@ def shapley(run: RunFiles) -> Sentence | None:
         return None
     ordered = sorted(rows, key=lambda row: -float(row["value"]))
     draft = Draft("shapley", judged_images(run))
-    draft.say("As one of all (Shapley values: the mean over orders of removal, {how}), ", how=filled(run, kind))
-    draft.say("{players} worth most are ", players=players)
+    fill(draft.say("As one of all (Shapley values: the mean over orders of removal, "), run, kind, MEAN_OF).say("), ")
+    draft.say("worth most are ")
     for place, row in enumerate(ordered[:SHOWN_PLAYERS], start=1):
-        name = f"{row['layer']}.{row['head']:.0f}" if players == "heads" else str(row["layer"])
-        draft.say("; " if place > 1 else "").say("{player} with ", player=name)
+        draft.say("; " if place > 1 else "")
+        if players == "heads":
+            draft.say("head {head}", head=f"{row['layer']}.{row['head']:.0f}")
+        else:
+            draft.say("layer {layer:count}", f"{place}_", layer=int(row["layer"]))
+        draft.say(" with ")
         draft.say("{value:nats} nats", f"{place}_", value=float(row["value"]))
         draft.interval(row, "value", "nats", f"{place}_")
     total = sum(float(row["value"]) for row in rows)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from headprobe.run.load import Row, RunFiles
+from headprobe.run.load import SAME, Row, RunFiles
 from headprobe.text import counted
 
 MANY_IMAGES = 5000
@@ -63,16 +63,16 @@ class _Wording(string.Formatter):
             case "ratio":
                 return _signed_zero_gone(f"{value:.2f}")
             case "change":
-                return f"{value:+.2f}"
+                return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: no sign of a rounded zero
             case "px":
-                return f"{value:.1f}"
+                return _signed_zero_gone(f"{value:.1f}")
         raise ValueError(f"no such form of a number: {format_spec!r}")
 
 
 def _nats(value: float) -> str:
     """Return three decimals, of small numbers two digits."""
     if value == 0 or abs(value) >= 0.01:
-        return f"{value:.3f}"
+        return f"{abs(value) if value == 0 else value:.3f}"
     decimals = 1 - math.floor(math.log10(abs(value)))
     return f"{value:.{decimals}f}" if decimals <= 6 else f"{value:.1e}"
 
@@ -126,6 +126,13 @@ class Draft:
     def done(self) -> Sentence:
         """Return the sentence."""
         return Sentence(self._key, "".join(self._text), self._numbers)
+
+
+def flattered(draft: Draft, run: RunFiles, also: bool = False) -> Draft:
+    """Say of what was fitted or chosen on the judged images that it flatters; `also` where something else tells so."""
+    if also or run.calibration == SAME:
+        draft.say(" It was fitted or chosen on the images that judge it, which flatters it.")
+    return draft
 
 
 def limits_of(column: str) -> tuple[str, str]:
