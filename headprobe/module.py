@@ -42,7 +42,7 @@ from headprobe.calibration.optimal import (
 )
 from headprobe.calibration.scores import ScoreStatistic
 from headprobe.calibration.slots import SlotStatistic
-from headprobe.describe.base import HeadStatistic, Subject
+from headprobe.describe.base import HeadStatistic, Judged, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
 from headprobe.masks.ablations import FITTED, LINEAR, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
 from headprobe.masks.spec import MaskSpec, Scores, Variant, expand_all
@@ -638,6 +638,10 @@ class HeadProbe(lightning.LightningModule):
         device = _double_device(logits.device)
         opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
         opened.rows.labels += labels.tolist()
+        if observing is not None and not self.calibrating:
+            judged = Judged(batch.unit, rows, batch.images, batch.labels, logits[0], self.valid_classes, batch.sources)
+            for statistic in self.statistics:
+                statistic.judged(judged, opened.statistics[statistic.name])
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)

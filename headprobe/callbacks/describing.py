@@ -15,7 +15,7 @@ from headprobe.describe.similarity import SimilaritySums
 from headprobe.describe.spectrum import SpectrumSums
 from headprobe.errors import UsageError
 from headprobe.metrics.similarity.measures import MEASURES, VARIANCE
-from headprobe.module import HeadProbe
+from headprobe.module import HeadProbe, data_of
 from headprobe.report.table import console, layers_table
 from headprobe.run.results import column_rows, head_rows, write_arrays, write_rows
 from headprobe.units.tree import Arrays
@@ -56,10 +56,18 @@ class HeadAttention(HeadCallback):
 
     Args:
         offset_maps: Also write each head's mean attention by offset of key from query, as `offset_maps.npz`.
+        examples: Also write so many images with every head's attention, as `examples.npz`; 0 for none.
     """
 
-    def __init__(self, offset_maps: bool = True) -> None:
-        super().__init__(AttentionSums(offset_maps))
+    def __init__(self, offset_maps: bool = True, examples: int = 4) -> None:
+        super().__init__(AttentionSums(offset_maps, examples))
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Also take the names of classes, for the examples."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "test" and isinstance(pl_module, HeadProbe) and isinstance(self.statistic, AttentionSums):
+            data = getattr(data_of(trainer), "class_names", None)
+            self.statistic.class_names = tuple(data or pl_module.class_names or ())
 
 
 class HeadSimilarity(HeadCallback):

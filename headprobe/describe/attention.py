@@ -1,5 +1,6 @@
-"""What every head attends to: attention statistics and offset maps."""
+"""What every head attends to: attention statistics and offset maps, and a few images with their maps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -8,22 +9,31 @@ from headprobe.backbone.capture.layer_facts import LayerFacts
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.describe.base import (
     HeadStatistic,
+    Judged,
     Observation,
     Role,
+    Subject,
     Undefined,
     by_layer_mean,
     by_reason,
     differences,
     prefixed,
 )
+from headprobe.describe.examples import ExampleMaps
+from headprobe.errors import UsageError
 from headprobe.metrics.arrays import FloatArray
 from headprobe.metrics.attention.offsets import WITHOUT_MAP, OffsetMaps
 from headprobe.metrics.attention.reduction import Reduction, reduce_attention
 from headprobe.metrics.attention.statistics import RATIOS, STATISTICS, AttentionStatistics, HeadTable
 from headprobe.metrics.projection import output_norm_ratio
+from headprobe.text import counted
 from headprobe.units.tree import Arrays, NamedSums
 
 MAPS_SUFFIX = "_maps"  # in the names of sums, of a model's offset maps
+EXAMPLES = "examples"  # the sums with a few images
+
+MOST_EXAMPLES = 64
+"""Images with maps, at most: each unit keeps as many until it is merged with others."""
 
 
 class AttentionSums(HeadStatistic):
@@ -31,14 +41,29 @@ class AttentionSums(HeadStatistic):
 
     Args:
         offset_maps: Also average each head's attention by the offset of key from query.
+        examples: Also keep the baseline's attention on so many images (see `metrics.attention.examples`).
+
+    Attributes:
+        class_names: Names of the model's classes, "" for one without, for the examples; none where they are unknown.
+
+    Raises:
+        UsageError: Too many examples are wanted, or less than none.
     """
 
-    def __init__(self, offset_maps: bool = True) -> None:
-        self.offset_maps = offset_maps
+    def __init__(self, offset_maps: bool = True, examples: int = 4) -> None:
+        if not 0 <= examples <= MOST_EXAMPLES:
+            raise UsageError(f"HeadAttention.examples must be 0 for none, or up to {MOST_EXAMPLES}, got {examples}")
+        self.offset_maps, self.examples = offset_maps, examples
+        self.class_names: Sequence[str] = ()
 
     def options(self) -> dict[str, Any]:
         """Return name and options."""
-        return {"name": "attention", "offset_maps": self.offset_maps}
+        return {"name": "attention", "offset_maps": self.offset_maps, "examples": self.examples}
+
+    def begin(self, subject: Subject) -> None:
+        """Fit the statistic to a model, and find what each layer's map of an image is."""
+        super().begin(subject)
+        self._maps = ExampleMaps(subject)
 
     def empty_sums(self) -> NamedSums:
         """Make empty sums for each model and, where there are two, for their differences image by image."""
@@ -48,6 +73,8 @@ class AttentionSums(HeadStatistic):
         sums: NamedSums = {role: AttentionStatistics(grids, heads, undefined) for role in self.subject.roles}
         if self.offset_maps:
             sums |= {model + MAPS_SUFFIX: OffsetMaps(grids, heads) for model in self.subject.models}
+        if self.examples:
+            sums[EXAMPLES] = self._maps.empty(self.examples)
         return sums
 
     def observe(self, observation: Observation, sums: NamedSums) -> None:
@@ -63,6 +90,13 @@ class AttentionSums(HeadStatistic):
         if len(found) > 1:
             baseline, masked = (reduction.values for reduction in found)
             sums[Role.CHANGE].update(observation.layer, images, differences(masked, baseline, self.subject.device))
+        if self.examples:
+            self._maps.observe(observation, sums[EXAMPLES])
+
+    def judged(self, batch: Judged, sums: NamedSums) -> None:
+        """Note what the examples of a batch are, and what the model takes them for."""
+        if self.examples:
+            self._maps.judged(batch, sums[EXAMPLES])
 
     def tables(self) -> dict[str, HeadTable]:
         """Return means and standard errors of every statistic."""
@@ -96,13 +130,14 @@ class AttentionSums(HeadStatistic):
         return found
 
     def npz_files(self) -> dict[str, Arrays]:
-        """Return the offset maps as `offset_maps.npz`."""
+        """Return the offset maps as `offset_maps.npz`, and the images with their maps as `examples.npz`."""
         arrays: Arrays = {}
         for model, maps in self.maps().items():
             for layer, values in enumerate(maps):
                 if values is not None:
                     arrays[prefixed(model, f"layer_{layer:03d}")] = values
-        return {"offset_maps.npz": arrays}
+        examples = self._maps.arrays(self.whole[EXAMPLES], self.class_names) if self.examples else {}
+        return {"offset_maps.npz": arrays, "examples.npz": examples}
 
     def undefined(self) -> Undefined:
         """Return the layers without a statistic, or without an offset map."""
@@ -111,7 +146,16 @@ class AttentionSums(HeadStatistic):
         without = [layer for layer, values in enumerate(maps) if values is None]
         if without:
             found["offset_maps"] = {WITHOUT_MAP: without}
+        if self.examples and self._maps.undefined():
+            found[EXAMPLES] = self._maps.undefined()
         return found
+
+    def note(self) -> str:
+        """Return how many examples there are, where there are fewer than wanted."""
+        images = len(self.whole[EXAMPLES]) if self.examples else 0
+        if images == self.examples:
+            return ""
+        return f"Attention: examples.npz has {counted(images, 'image')}, as no others could be read"
 
     def summary(self) -> dict[str, ArrayLike]:
         """Return each layer's mean distance and entropy."""

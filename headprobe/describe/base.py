@@ -104,13 +104,36 @@ class Observation:
         return found
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A batch of images after all its forward passes.
+
+    Attributes:
+        unit: The unit that the images belong to.
+        rows: `[images]`, their rows inside the unit.
+        images: uint8 `[images, channels, height, width]`, as the model saw them but for the normalisation.
+        labels: `[images]`, in the model's numbering.
+        logits: Of the whole model, `[images, classes]`.
+        classes: Number in the model of each of these classes, None where they are all of the model's.
+        sources: The file (and the rows in it) that each image is from; none where that is unknown.
+    """
+
+    unit: int
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    classes: Tensor | None
+    sources: Sequence[str]
+
+
 class HeadStatistic(ABC):
     """One kind of statistic of every head.
 
     It keeps its options and, at the end, the sums over all units; the sums of open units are in
     `headprobe.units.unit_sums`. `begin` fits it to a model. `open` makes room for a unit, `observe` adds one layer of
-    one forward pass to it, `close` ends it, and `finish` takes the sums over all units. After that the numbers are
-    read on the first process: `columns`, and whatever else there is.
+    one forward pass to it and `judged` a whole batch, `close` ends it, and `finish` takes the sums over all units.
+    After that the numbers are read on the first process: `columns`, and whatever else there is.
     """
 
     subject: Subject
@@ -161,6 +184,10 @@ class HeadStatistic(ABC):
     @abstractmethod
     def observe(self, observation: Observation, sums: NamedSums) -> None:
         """Add one layer of one forward pass to the sums of its unit."""
+
+    def judged(self, batch: Judged, sums: NamedSums) -> None:
+        """Add what is known of a batch once it was judged; nothing by default."""
+        return
 
     def close(self, unit: int, sums: NamedSums) -> NamedSums:
         """End a unit after its last batch, or without any image, and return its sums on the CPU."""

@@ -1,0 +1,42 @@
+"""The answer to "What does the multi-head do?", in sentences that are filled with the measured numbers of a run."""
+
+from collections.abc import Callable
+
+from headprobe.report.page.answers import descriptions, masks, sets
+from headprobe.report.page.answers.wording import Sentence
+from headprobe.report.page.notices import notices
+from headprobe.report.page.provenance import provenance
+from headprobe.run.load import RunFiles
+
+__all__ = ["Sentence", "answer", "notices", "provenance"]
+
+SENTENCES: tuple[Callable[[RunFiles], Sentence | None], ...] = (
+    masks.baseline,
+    masks.other_masks,
+    masks.layers,
+    masks.costly_heads,
+    masks.heads_that_differ,
+    masks.useless_heads,
+    sets.random_heads,
+    sets.removable,
+    sets.linear_replacement,
+    sets.ablations_agree,
+    sets.indices,
+    sets.interactions,
+    sets.shapley,
+    descriptions.scores,
+    descriptions.distance,
+    descriptions.entropy,
+    descriptions.frequencies,
+    descriptions.similarity,
+)
+"""In the order of the page. Each gives nothing where its table is missing."""
+
+
+def answer(run: RunFiles) -> list[Sentence]:
+    """Return the sentences that a run's files allow, each with the unrounded numbers in it.
+
+    They state what sets of heads cost, with 95% intervals as `docs/results.md` defines them, never what a head is for.
+    Where nothing is significant they say so, and what so many images could have found.
+    """
+    return [sentence for say in SENTENCES if (sentence := say(run)) is not None]

@@ -1,0 +1,1 @@
+"""The sentences that answer "What does the multi-head do?", by what they are about."""

@@ -1,0 +1,151 @@
+"""The first screen: model and data in a line, the answer in sentences, a table of what was measured; and the last."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from scipy.stats import binomtest
+
+from headprobe.report.page.answer import Sentence, answer, notices, provenance
+from headprobe.run.importance import single_head_masks
+from headprobe.run.load import Row, RunFiles
+from headprobe.text import counted
+
+
+class Fact(NamedTuple):
+    """A cell of the summary."""
+
+    name: str  #: what was measured
+    value: str  #: the number
+    detail: str = ""  #: its interval, or what it is of
+
+
+def names_of(runs: Sequence[RunFiles]) -> list[str]:
+    """Return a name for each run: its model, and its directory where several have the same."""
+    titles = [model_of(run) for run in runs]
+    often = Counter(titles)
+    return [
+        f"{title} ({run.path.name})" if often[title] > 1 else title for title, run in zip(titles, runs, strict=True)
+    ]
+
+
+def model_of(run: RunFiles) -> str:
+    """Return what titles call a run's model. Runs of before have only a name."""
+    model = run.record["model"]
+    return str(model.get("title", model["name"]))
+
+
+def data_of(run: RunFiles) -> str:
+    """Return the data in a line: which they are, how many images judged, and how many chose."""
+    data = run.record.get("data") or {}
+    where = str(data.get("path", "unknown data"))
+    split = f" ({data['split']})" if data.get("split") else ""
+    judged = counted(int(run.masks[0]["images"]), "image")
+    return f"{where}{split}, {judged} judged" + (f"; constants {run.fitted_in_words}" if run.fitted_in_words else "")
+
+
+def facts_of(run: RunFiles) -> list[Fact]:
+    """Return the summary of a run: the baseline, the images, the heads, and the largest drops that were measured."""
+    baseline = run.masks[0]
+    images, right = int(baseline["images"]), int(baseline["top1_count"])
+    heads = [int(number) for number in run.record["model"]["heads_per_layer"]]
+    limits = binomtest(right, images).proportion_ci(method="wilson") if images else None
+    return [
+        Fact("Baseline top-1", f"{100 * right / images:.1f}%" if images else "none", _percent(limits)),
+        Fact("Images judged", f"{images:,}"),
+        Fact("Heads", f"{sum(heads):,}", f"in {counted(len(heads), 'layer')}"),
+        Fact("Masks scored", f"{len({str(row['mask']) for row in run.masks[1:]}):,}", _ablations(run)),
+        *_largest(run),
+    ]
+
+
+def _percent(limits: Any) -> str:
+    """Return Wilson's interval of the accuracy in words."""
+    return f"95% interval {100 * limits.low:.1f} to {100 * limits.high:.1f}" if limits is not None else ""
+
+
+def _ablations(run: RunFiles) -> str:
+    """Return the ablations of a run."""
+    return ", ".join(dict.fromkeys(str(row["ablation"]) for row in run.masks[1:]))
+
+
+LARGEST = {
+    "by_layer": "Largest drop, one layer",
+    "by_index": "Largest drop, one index",
+    "by_head": "Largest drop, one head",
+}
+"""Curves whose largest drop the summary shows."""
+
+
+def _largest(run: RunFiles) -> Iterator[Fact]:
+    """Yield the largest drop of each kind of set under the first ablation."""
+    if len(run.masks) < 2:
+        return
+    first = [row for row in run.masks[1:] if row["ablation"] == run.masks[1]["ablation"] and not row["draw"]]
+    alone = set(single_head_masks(run.masks, run.heads).values())
+    for curve, name in LARGEST.items():
+        rows = [row for row in first if (row["mask"] in alone if curve == "by_head" else _curve(run, row) == curve)]
+        if len(rows) > 1:
+            yield Fact(name, *_drop(max(rows, key=lambda row: float(row["drop_pp"]))))
+
+
+def _curve(run: RunFiles, row: Row) -> str:
+    """Return the curve that a row's mask is on."""
+    return run.curves[str(row["mask"])][0]
+
+
+def _drop(row: Row) -> tuple[str, str]:
+    """Return a drop in points, and the mask with the drop's interval."""
+    low, high = float(row["drop_low_pp"]), float(row["drop_high_pp"])
+    return f"{float(row['drop_pp']):.1f} points", f"{row['mask']}: {low:.1f} to {high:.1f}"
+
+
+# -- the answer --
+
+SHORT = ("layers", "heads_tested", "useless", "random", "linear", "index", "distance", "scores")
+"""Sentences of the answer that the first screen begins with; all others stand below it."""
+
+_END = re.compile(r"(?<=[.?!]) (?=[A-Z])")
+"""Where a sentence ends; numbers and names of heads have no blank after their points."""
+
+
+class Said(NamedTuple):
+    """A sentence of the answer as the page writes it."""
+
+    key: str
+    lead: str  #: the question that it answers, where it has one
+    text: str
+
+
+def _with_lead(key: str, text: str) -> Said:
+    """Return a sentence with its question apart."""
+    lead, *rest = _END.split(text, maxsplit=1)
+    return Said(key, lead, rest[0]) if rest and lead.endswith("?") else Said(key, "", text)
+
+
+def short_answer(sentences: Sequence[Sentence]) -> list[Said]:
+    """Return the beginning of the sentences that matter most: what was measured, without what else is known of it."""
+    chosen = [sentence for sentence in sentences if sentence.key in SHORT] or sentences[:6]
+    said = [_with_lead(sentence.key, sentence.text) for sentence in chosen]
+    return [one._replace(text=_END.split(one.text, maxsplit=1)[0]) for one in said]
+
+
+def first_screen(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    """Return for each run what the first screen and the end of the page write."""
+    return [_first(run, name) for run, name in zip(runs, names_of(runs), strict=True)]
+
+
+def _first(run: RunFiles, name: str) -> dict[str, Any]:
+    """Return one run's texts."""
+    sentences, known = answer(run), dict(provenance(run))
+    return {
+        "name": name,
+        "data": data_of(run),
+        "short": short_answer(sentences),
+        "sentences": [_with_lead(sentence.key, sentence.text) for sentence in sentences],
+        "notices": notices(run),
+        "command": known.pop("command", ""),
+        "provenance": list(known.items()),
+        "facts": {fact.name: fact for fact in facts_of(run)},
+    }
