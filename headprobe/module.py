@@ -293,7 +293,12 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        found = [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout), *self.remarks]
+        found = [
+            *self._decisions,
+            _normalisation(self.source, self.data_config),
+            *_of_layers(self.layout),
+            *self.remarks,
+        ]
         if self.resampled is not None:
             found.append(self._donors_in_words())
         if self.calibration is not None:

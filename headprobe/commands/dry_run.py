@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -28,7 +28,13 @@ CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
 of several. Measured on DeiT-Ti: 500 ImageNet images, all heads, layers, indices, 32 random sets (docs/results.md)."""
 
 
-def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any, about: Sequence[str] = ()) -> None:
+def print_dry_run(
+    trainer: lightning.Trainer,
+    probe: HeadProbe,
+    data: Any,
+    about: Sequence[str] = (),
+    writing: float | None = None,
+) -> None:
     """Print what a run would do: masks, forward passes, time and memory measured on noise, smallest resolvable drop.
 
     Args:
@@ -36,6 +42,7 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any, about
         probe: The model with its masks.
         data: The data module, bound to the model.
         about: Lines about the masks.
+        writing: Seconds that tables and figures take, for a plan that counts them and the proofs too.
     """
     device = trainer.strategy.root_device
     probe.to(device)
@@ -44,7 +51,9 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any, about
         torch.set_num_threads(max(1, threads // trainer.num_devices))
     with torch.inference_mode():
         fitting = plan_fitting(trainer, probe, data)
+        began = time.perf_counter()
         probe.begin_judging(data.batch_size, statistics_of(trainer))
+        proofs = time.perf_counter() - began
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
         probe.end_judging()
     torch.set_num_threads(threads)
@@ -53,7 +62,8 @@ def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any, about
     lines = [*decisions, *about, *_masks_lines(probe), *(fitting.lines() if fitting else ()), _plan_line(probe)]
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
-    lines += _time_lines(seconds, images, trainer.world_size, fitting)
+    beside = None if writing is None else Beside(proofs * (2 if fitting else 1), writing)
+    lines += _time_lines(seconds, images, trainer.world_size, fitting, beside)
     if images is not None and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
@@ -111,7 +121,21 @@ def _plan(probe: HeadProbe) -> RowPlan:
     return probe.plan
 
 
-def _time_lines(seconds: float, images: int | None, processes: int, fitting: Fitting | None) -> list[str]:
+class Beside(NamedTuple):
+    """Seconds that a run takes beside its passes.
+
+    Attributes:
+        proofs: Before images are read.
+        writing: For tables and figures, at the end.
+    """
+
+    proofs: float
+    writing: float
+
+
+def _time_lines(
+    seconds: float, images: int | None, processes: int, fitting: Fitting | None, beside: Beside | None
+) -> list[str]:
     """Return the time of both stages, and what it is of an image."""
     each = f"{seconds * 1000:.3g} ms an image on this machine"
     on = "one process" if processes == 1 else f"{processes} processes"
@@ -125,9 +149,17 @@ def _time_lines(seconds: float, images: int | None, processes: int, fitting: Fit
         f"{judge}: about {duration(whole)} for {counted(images, 'image')} on {on} ({each}, model "
         "only; reading and decoding go on beside it)",
     ]
-    if fitting and fitting.images is not None:
-        most = "at most about" if fitting.heads else "about"
-        lines.append(f"time in all: {most} {duration(whole + fitting.images * fitting.most_seconds / processes)}")
+    if beside is not None:
+        lines.append(
+            f"time beside: about {duration(beside.proofs)} to prove the masks, {duration(beside.writing)} for tables, "
+            "figures and the page"
+        )
+    if fitting is not None and fitting.images is None:
+        return lines
+    if fitting is not None or beside is not None:
+        most = "at most about" if fitting and fitting.heads else "about"
+        fits = fitting.images * fitting.most_seconds / processes if fitting and fitting.images else 0.0
+        lines.append(f"time in all: {most} {duration(whole + fits + sum(beside or ()))}")
     return lines
 
 

@@ -22,6 +22,12 @@ ABLATIONS = "zero,mean,linear"
 
 REPORT = "report.html"
 
+BUNDLED, BUNDLED_IMAGES = "digits", 400
+"""Of the bundled images a study takes so many, to be done in five minutes on two cores."""
+
+SECONDS_OF_WRITING = 30.0
+"""Tables, figures and the page, of 24 or 36 heads on one core. Measured."""
+
 
 class StudyCLI(TestCLI):
     """`study`: the options of `test` with other defaults, and `--skip`."""
@@ -41,9 +47,7 @@ class StudyCLI(TestCLI):
             "--skip", type=str, default="", help=f"Parts of the study to leave out, with commas: {', '.join(PARTS)}."
         )
         described = [{"class_path": callback.__name__} for callback in DESCRIBING]
-        parser.set_defaults(
-            {"ablation": Ablations(ABLATIONS), "score_heads": True, "trainer.callbacks": described},
-        )
+        parser.set_defaults({"ablation": Ablations(ABLATIONS), "trainer.callbacks": described})
 
     def before_instantiate_classes(self) -> None:
         """Refuse unknown parts before anything is built or fetched."""
@@ -52,18 +56,22 @@ class StudyCLI(TestCLI):
         strange = [name for name in self._skipped if name not in PARTS]
         if strange:
             raise UsageError(f"--skip must be some of {', '.join(PARTS)}, joined with commas, got {strange[0]!r}")
+        data = self.config["test"].data
+        if data.path == BUNDLED and data.max_images is None:
+            data.max_images = BUNDLED_IMAGES
 
     def choose_masks(self) -> None:
         """Choose the study's masks, for this model."""
         config = self.config["test"]
         more = [str(spec) for spec in config.mask_spec if spec.canonical != NONE]
-        self.study = study_of(self.model, config.ablation, self._skipped, more, config.score_heads)
+        self.study = study_of(self.model, config.ablation, self._skipped, more)
         self.study.choose(self.model)
 
     def before_test(self) -> None:
         """Check the data and print what the study does and costs; with --dry-run stop there."""
         self.open_data()
-        rank_zero_only(print_dry_run)(self.trainer, self.model, self.datamodule, self.study.lines())
+        about = self.study.lines()
+        rank_zero_only(print_dry_run)(self.trainer, self.model, self.datamodule, about, SECONDS_OF_WRITING)
         if self.config["test"].dry_run:
             raise SystemExit(0)
 

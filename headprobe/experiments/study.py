@@ -97,9 +97,7 @@ class Study:
         return [f"study: {'; '.join([*parts, *own])}; ablation by {', '.join(one.text for one in self.ablations)}"]
 
 
-def study_of(
-    probe: HeadProbe, ablations: Ablations, skip: Sequence[str] = (), more: Sequence[str] = (), score_heads: bool = True
-) -> Study:
+def study_of(probe: HeadProbe, ablations: Ablations, skip: Sequence[str] = (), more: Sequence[str] = ()) -> Study:
     """Return the study of a model.
 
     Args:
@@ -107,7 +105,6 @@ def study_of(
         ablations: Kinds that are wanted; those that the model does not allow are left out.
         skip: Names of parts to leave out.
         more: Mask specs beside the study's.
-        score_heads: Score heads where the model allows it.
 
     Raises:
         UsageError: There is no such part; the model allows none of the ablations, or its heads cannot be found.
@@ -117,15 +114,15 @@ def study_of(
         raise UsageError(f"--skip must be some of {', '.join(PARTS)}, joined with commas, got {strange[0]!r}")
     missing: dict[str, str] = {}
     allowed = _allowed(probe, ablations, missing)
-    lacking = _scores_lacking(probe) if score_heads else dict.fromkeys(BY_SCORE, "heads are not scored")
-    scored = score_heads and SCORES not in lacking
-    if score_heads and not scored:
+    lacking = {} if "scores" in skip else _scores_lacking(probe)
+    if SCORES in lacking:
         missing[SCORES] = lacking[SCORES]
     kinds = [ablation.kind for ablation in allowed]
     model = _Model(probe.layout.heads_per_layer, ZERO if ZERO in kinds else kinds[0], lacking)
     parts = [make(model) for name, make in PARTS.items() if name not in skip]
-    if len(kinds) < 2:  # nothing to say of one ablation alone
+    if len(kinds) == 1:
         parts = [replace(part, says=part.says.removesuffix(model.alone)) for part in parts]
+    scored = "scores" not in skip and SCORES not in lacking
     return Study(tuple(parts), tuple(dict.fromkeys(more)), allowed, scored, missing)
 
 
