@@ -1,4 +1,4 @@
-"""What `study --help`, `test --help` and `fit --help` print: the options that people use, each with an example; nothing heavy loads."""
+"""What `study`, `test` and `fit` print on `--help`: the options that people use, with examples; nothing heavy loads."""
 
 TEST = """\
 usage: headprobe test [OPTIONS]           every option may also stand in a YAML file: --config FILE

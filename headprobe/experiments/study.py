@@ -4,6 +4,7 @@ It is a choice of masks and ablations, made for the model at hand. What a model 
 much for its number of heads, is left out, and the study says why.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import comb
@@ -118,7 +119,7 @@ def study_of(probe: HeadProbe, ablations: Ablations, skip: Sequence[str] = (), m
     if SCORES in lacking:
         missing[SCORES] = lacking[SCORES]
     kinds = [ablation.kind for ablation in allowed]
-    model = _Model(probe.layout.heads_per_layer, ZERO if ZERO in kinds else kinds[0], lacking)
+    model = Heads(probe.layout.heads_per_layer, ZERO if ZERO in kinds else kinds[0], lacking)
     parts = [make(model) for name, make in PARTS.items() if name not in skip]
     if len(kinds) == 1:
         parts = [replace(part, says=part.says.removesuffix(model.alone)) for part in parts]
@@ -136,7 +137,8 @@ def _allowed(probe: HeadProbe, ablations: Ablations, missing: dict[str, str]) ->
         try:
             refuse_kinds(probe.layout, {ablation.kind})
         except UsageError as error:
-            missing[ablation.kind], refused = str(error), error
+            # without what a user of --ablation would be told to do
+            missing[ablation.kind], refused = re.split(r"[:;] choose ", str(error))[0], error
         else:
             allowed.append(ablation)
     if not allowed and refused is not None:
@@ -160,7 +162,7 @@ def _scores_lacking(probe: HeadProbe) -> dict[str, str]:
         probe.passes.score(noise, labels, lambda _: (), _any_loss, statistic.scoring, lambda *_: None)
     except UsageError as error:
         probe.end_calibration()
-        return {SCORES: str(error)} | dict.fromkeys(BY_SCORE, "heads cannot be scored")
+        return {SCORES: re.split(r": choose ", str(error))[0]} | dict.fromkeys(BY_SCORE, "heads cannot be scored")
     undefined = statistic.undefined()
     probe.end_calibration()
     return {
@@ -177,7 +179,7 @@ def _any_loss(logits: Tensor, _: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Heads:
     """What the parts are made for.
 
     Attributes:
@@ -192,6 +194,7 @@ class _Model:
 
     @property
     def heads(self) -> int:
+        """All heads."""
         return sum(self.heads_per_layer)
 
     @property
@@ -201,18 +204,19 @@ class _Model:
 
     @property
     def alone(self) -> str:
+        """What is said of masks that are scored under the main kind alone."""
         return f", under {self.main} alone"
 
 
-def _layers(model: _Model) -> Part:
+def _layers(model: Heads) -> Part:
     return Part("layers", counted(len(model.heads_per_layer), "mask"), ("each:layer",))
 
 
-def _indices(model: _Model) -> Part:
+def _indices(model: Heads) -> Part:
     return Part("indices", counted(max(model.heads_per_layer), "mask"), ("each:index",))
 
 
-def _nulls(model: _Model) -> Part:
+def _nulls(model: Heads) -> Part:
     """Beside each index one head of each layer that has it, drawn at random."""
     counts = model.heads_per_layer
     sets = {tuple(layer for layer, own in enumerate(counts) if own > index) for index in range(max(counts))}
@@ -227,27 +231,27 @@ def _nulls(model: _Model) -> Part:
     return Part("nulls", f"{len(specs) * NULL_DRAWS} draws of one head per layer{model.alone}", tuple(specs))
 
 
-def _heads(model: _Model) -> Part:
+def _heads(model: Heads) -> Part:
     return Part("heads", counted(model.heads, "mask"), ("each:head",))
 
 
-def _pairs(model: _Model) -> Part:
+def _pairs(model: Heads) -> Part:
     pairs = sum(comb(own, 2) for own in model.heads_per_layer)
     if not pairs:
         return Part("pairs", "", missing="each layer has a single head")
     if pairs > MOST_MORE:
-        missing = f"{pairs:,} pairs of heads within layers would cost more than the rest (--mask-spec each:pair)"
+        missing = f"{pairs:,} pairs of heads within layers would cost too much (--mask-spec {model.main}:each:pair)"
         return Part("pairs", "", missing=missing)
     return Part("pairs", f"{counted(pairs, 'mask')}{model.alone}", (f"{model.main}:each:pair",))
 
 
-def _random(model: _Model) -> Part:
+def _random(model: Heads) -> Part:
     sizes = model.sizes
     says = f"{ORDERS} orders of {counted(len(sizes), 'size')}"
     return Part("random", says, (f"random:{number_text(sizes)}:0-{ORDERS - 1}",))
 
 
-def _scores(model: _Model) -> Part:
+def _scores(model: Heads) -> Part:
     there = [name for name in BY_SCORE if name not in model.lacking]
     sizes = number_text(model.sizes)
     specs = tuple(f"grow:{CALIBRATION}:{name}:least:{sizes}" for name in there)
@@ -255,21 +259,22 @@ def _scores(model: _Model) -> Part:
     return Part("scores", f"{counted(len(specs), 'order')} of {counted(len(model.sizes), 'size')}", specs, missing)
 
 
-def _shapley(model: _Model) -> Part:
+def _shapley(model: Heads) -> Part:
     """Return as many whole random orders as `MOST_MORE` masks allow: the sizes between those that are there."""
     more = model.heads - len(model.sizes)
     orders = ORDERS if not more else min(ORDERS, MOST_MORE // more)
     if orders < FEWEST_WHOLE_ORDERS:
+        spec = f"{model.main}:grow:random:0-{FEWEST_WHOLE_ORDERS - 1}"
         missing = (
             f"{FEWEST_WHOLE_ORDERS} whole random orders of {model.heads} heads would cost "
-            f"{FEWEST_WHOLE_ORDERS * more:,} more masks (--mask-spec {model.main}:grow:random:0-9)"
+            f"{FEWEST_WHOLE_ORDERS * more:,} more masks (--mask-spec {spec})"
         )
         return Part("shapley", "", missing=missing)
     says = f"{orders} whole random orders{model.alone}"
     return Part("shapley", says, (f"{model.main}:grow:random:0-{orders - 1}",))
 
 
-PARTS: dict[str, Callable[[_Model], Part]] = {
+PARTS: dict[str, Callable[[Heads], Part]] = {
     "layers": _layers,
     "indices": _indices,
     "nulls": _nulls,

@@ -18,8 +18,8 @@
 | `grow:PATH:COLUMN[:least or most[:COUNTS]]` | nested masks by a column of a run's tables |
 | `grow:calibration:SCORE[:least or most[:COUNTS]]` | nested masks by a score of this run's own calibration |
 
-`+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0. Before all of it
-may stand the kinds of ablation that the masks are scored under, of those of the run: `zero:each:layer`.
+`+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0. Before all of
+it may stand the kinds of ablation that the masks are scored under, of those of the run: `zero:each:layer`.
 """
 
 from __future__ import annotations

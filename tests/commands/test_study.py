@@ -1,0 +1,172 @@
+"""`headprobe study`: one run with the whole study and its page, resumed by the same command."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headprobe.commands import dry_run
+from headprobe.errors import RunError
+from headprobe.experiments.study import PARTS
+from headprobe.module import HeadProbe
+from tests import forked
+from tests.cli_runs import QUICK, Ended, command, only_message
+from tests.forked import digits
+
+PLAIN = ("--trainer.callbacks", "null", "--trainer.accelerator", "cpu", "--data.num_workers", "0")
+SHORT = ("study", *PLAIN, "--skip", ",".join(set(PARTS) - {"layers", "nulls", "indices"}), "--ablation", "zero,mean")
+RESULTS = ("masks.csv", "groups.npz", "index_null.csv", "ablations.csv", "calibration.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "TIMED_PASSES", 1)
+
+
+def record(ended: Ended, version: int = 0) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((ended.directory(version) / "run.json").read_text(encoding="utf-8"))
+    return content
+
+
+def line(ended: Ended, begins: str) -> str:
+    return next(text for text in ended.out.splitlines() if text.startswith(begins))
+
+
+def test_the_plan_of_the_usual_study_stands_before_it_and_a_dry_run_stops_there(tmp_path: Path) -> None:
+    ended = command(tmp_path, "study", "--trainer.accelerator", "cpu", "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    study = line(ended, "study: ")
+    assert all(f"{part} (" in study for part in PARTS)
+    assert study.endswith("ablation by zero, mean, linear")
+    assert "masks: 767 beside the baseline" in line(ended, "masks: ")
+    assert "of 500" in line(ended, "images: ")  # of the bundled images 400 are taken, and that is said
+    for begins in ("plan: ", "memory: ", "time to fit: ", "time to judge: ", "time beside: ", "time in all: "):
+        assert re.search(r"\d", line(ended, begins)), begins
+    assert list(tmp_path.iterdir()) == []
+
+
+def minutes(text: str) -> float:
+    """Return the duration that ends a line, such as `time in all: about 4 min`."""
+    number, unit = re.findall(r"about ([\d.]+) (s|min|h)", text)[-1]
+    return float(number) * {"s": 1 / 60, "min": 1, "h": 60}[unit]
+
+
+def test_the_time_in_all_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+    ended = command(tmp_path, *SHORT, "--data.max_images", "200", "--dry-run")
+    beside = line(ended, "time beside: ")
+    parts = [line(ended, "time to fit: "), re.sub(r" \(.*", "", line(ended, "time to judge: ")), beside.split(",")[0]]
+    found = sum(minutes(re.sub(r" for .*", "", part)) for part in parts) + 0.5
+    assert minutes(line(ended, "time in all: ")) == pytest.approx(found, rel=0.1)
+    assert "30 s for tables, figures and the page" in beside
+
+
+@pytest.mark.slow
+def test_a_study_leaves_the_tables_of_a_test_and_a_page(tmp_path: Path) -> None:
+    skip = "nulls,random,shapley"
+    ended = command(tmp_path, "study", *QUICK, "--skip", skip, "--mask-spec", "layer:0+head:3.1")
+    assert ended.code == 0, ended.err
+    there = {file.name for file in ended.directory().iterdir()}
+    described = {"heads.csv", "offset_maps.npz", "similarity.npz", "spectrum.csv"}
+    tables = {"ablations.csv", "scores.csv", "importance.csv", "curves.csv", "orders.csv", "interactions.csv"}
+    assert {"masks.csv", "report.html", "config.yaml", *described, *tables} <= there
+    rows = ended.rows()
+    assert {row["ablation"] for row in rows if row["mask"] == "head:3.0"} == {"zero", "mean", "linear"}
+    assert {row["ablation"] for row in rows if row["mask"] == "head:3.0,1"} == {"zero"}
+    assert {row["ablation"] for row in rows if row["mask"] == "layer:0+head:3.1"} == {"zero", "mean", "linear"}
+    assert line(ended, "Report: ") == "Report: lightning_logs/version_0/report.html"
+    assert "<title>What does the multi-head do?" in (ended.directory() / "report.html").read_text(encoding="utf-8")
+    assert record(ended)["command"].startswith("headprobe study ")
+    assert "left out of the study" not in record(ended)["decisions"]
+
+    # its own config.yaml says the same again, and nothing is scored anew
+    again = command(tmp_path, "study", "--config", "lightning_logs/version_0/config.yaml")
+    assert again.code == 0, again.err
+    assert "All of it was scored before" in again.out
+    assert (again.directory(1) / "masks.csv").read_bytes() == (ended.directory() / "masks.csv").read_bytes()
+
+
+def test_a_study_that_broke_off_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    digits(tmp_path / "set", 40, 4)
+    words = (*SHORT, "--data.path", "set")
+    real, seen = HeadProbe.test_step, []
+
+    def step(self: HeadProbe, batch: Any, batch_idx: int) -> Any:
+        if batch.name != "noise":  # the plan's
+            seen.append(self.calibrating)
+            if seen.count(False) == 3:
+                raise RunError("the machine went away")
+        return real(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadProbe, "test_step", step)
+        broken = command(tmp_path, *words)
+        assert (broken.code, only_message(broken)) == (1, "the machine went away\n")
+        assert seen == [True] * 4 + [False] * 3
+        seen += [False] * 3  # never again the third
+        ended = command(tmp_path, *words)
+    assert ended.code == 0, ended.err
+    assert seen[10:] == [False] * 2
+    assert record(ended, 1)["units_resumed"] == 2
+    assert (ended.directory(1) / "report.html").is_file()
+    undisturbed = command(tmp_path, *words, "--resume", "never")
+    for name in RESULTS:
+        assert (ended.directory(1) / name).read_bytes() == (undisturbed.directory(2) / name).read_bytes(), name
+
+
+def test_two_processes_find_what_one_finds_and_make_one_page(tmp_path: Path) -> None:
+    digits(tmp_path / "set", 40, 4)
+    ended = {}
+    for processes in (1, 2):
+        words = (*SHORT, "--data.path", "../set")
+        ended[processes] = forked.run(tmp_path / str(processes), *words, processes=processes)
+        assert ended[processes].code == 0, ended[processes].err
+    for name in RESULTS:
+        one, two = ((own.directory() / name).read_bytes() for own in ended.values())
+        assert one == two, name
+    assert ended[2].out.count("study: ") == ended[2].out.count("Report: ") == 1
+    assert (ended[2].directory() / "report.html").is_file()
+
+
+def test_a_swin_goes_on_without_what_it_lacks_and_says_so(tmp_path: Path) -> None:
+    skip = "nulls,random,heads,indices,pairs,scores"
+    words = ("--model.name", "digits_swin", "--data.max_images", "16", "--skip", skip, *PLAIN)
+    options = "{embed_dim: 24, depths: [2, 2], num_heads: [12, 24], img_size: 32, patch_size: 2, window_size: 4}"
+    random = (
+        "--model.name",
+        "swin_tiny_patch4_window7_224",
+        "--model.pretrained",
+        "false",
+        "--model.num_classes",
+        "10",
+    )
+    ended = command(tmp_path, "study", *words)
+    assert ended.code == 0, ended.err
+    assert "shapley (8 whole random orders" in line(ended, "study: ")
+    wide = command(tmp_path, "study", *words, *random, "--model.options", options, "--dry-run")
+    assert wide.code == 0, wide.err
+    assert line(wide, "left out of the study: ").startswith(
+        "left out of the study: shapley: 5 whole random orders of 72"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--skip", "pairs,nuls"),
+            "--skip must be some of layers, indices, nulls, heads, pairs, random, scores, shapley",
+        ),
+        (("--mask-spec", "layer:9"), "has no layer 9"),
+        (("--mask-spec", "resample:layer:1"), "the run has no ablation resample: add it to --ablation"),
+        (("--skips", "nulls"), "did you mean --skip?"),
+        (("--ablation", "zeros"), "did you mean zero?"),
+    ],
+)
+def test_a_mistake_is_one_message(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    ended = command(tmp_path, "study", *QUICK, *words)
+    assert ended.code == 2
+    assert said in only_message(ended)
+    assert list(tmp_path.iterdir()) == []
