@@ -63,7 +63,7 @@ def print_dry_run(
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     beside = None if writing is None else Beside(proofs * (2 if fitting else 1), writing)
-    lines += _time_lines(seconds, images, trainer.world_size, fitting, beside)
+    lines += time_lines(seconds, images, trainer.world_size, fitting, beside)
     if images is not None and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
@@ -133,7 +133,7 @@ class Beside(NamedTuple):
     writing: float
 
 
-def _time_lines(
+def time_lines(
     seconds: float, images: int | None, processes: int, fitting: Fitting | None, beside: Beside | None
 ) -> list[str]:
     """Return the time of both stages, and what it is of an image."""
