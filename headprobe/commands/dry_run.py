@@ -134,7 +134,7 @@ class Beside(NamedTuple):
 
 
 def time_lines(
-    seconds: float, images: int | None, processes: int, fitting: Fitting | None, beside: Beside | None
+    seconds: float, images: int | None, processes: int, fitting: Fitting | None, beside: Beside | None = None
 ) -> list[str]:
     """Return the time of both stages, and what it is of an image."""
     each = f"{seconds * 1000:.3g} ms an image on this machine"
