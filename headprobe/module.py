@@ -170,6 +170,7 @@ class HeadProbe(lightning.LightningModule):
 
     Attributes:
         class_names: Names of the model's classes in its classifier's order, where its configuration has them.
+        remarks: What was decided about the masks by whoever chose them, such as the study.
     """
 
     head_mask: Tensor  #: `[variants, layers, max heads]` bool, True = keep
@@ -199,6 +200,7 @@ class HeadProbe(lightning.LightningModule):
         self.specs: list[MaskSpec] = []
         self.ablations = Ablations(ZERO)
         self.score_heads = False
+        self.remarks: list[Decision] = []
         self.calibration: Calibration | None = None  # what fills slots now
         self.given_calibration: Calibration | None = None
         self.calibrating = False
@@ -256,6 +258,7 @@ class HeadProbe(lightning.LightningModule):
         texts = [specs] if isinstance(specs, str) or not isinstance(specs, Iterable) else specs
         self.specs = [MaskSpec(text) for text in texts]
         self.score_heads = score_heads or any(spec.needs_scores for spec in self.specs)
+        self.remarks = []
         self._expand(None)
         refuse_kinds(self.layout, {variant.ablation for variant in self.variants})
 
@@ -299,7 +302,12 @@ class HeadProbe(lightning.LightningModule):
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the model where the user did not."""
-        found = [*self._decisions, _normalisation(self.source, self.data_config), *_of_layers(self.layout)]
+        found = [
+            *self._decisions,
+            _normalisation(self.source, self.data_config),
+            *_of_layers(self.layout),
+            *self.remarks,
+        ]
         if self.resampled is not None:
             found.append(self._donors_in_words())
         if self.calibration is not None:
@@ -513,6 +521,17 @@ class HeadProbe(lightning.LightningModule):
         sums = [metric for statistic in self.statistics for metric in statistic.empty_sums().values()]
         self.calibrating, self.statistics, self.unit_sums = False, (), None
         return sum(getattr(metric, name).nbytes for metric in sums for name in metric.layout)
+
+    def begin_judging(self, batch_size: int, statistics: Sequence[HeadStatistic]) -> None:
+        """Begin to judge a unit of noise, which these statistics observe, for dry runs."""
+        self.statistics = tuple(statistics)
+        self.begin_units(1)
+        self.plan_passes(batch_size)
+        self.observe_heads()
+
+    def end_judging(self) -> None:
+        """End the judging of noise; nothing of it is kept."""
+        self.statistics, self.unit_sums, self.donor_labels = (), None, None
 
     def _begin_passes(self) -> None:
         data = getattr(self.trainer, "datamodule", None)

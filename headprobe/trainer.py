@@ -99,6 +99,11 @@ class ProbeTrainer(lightning.Trainer):
         folder: str = self.strategy.broadcast(str(self._folder))
         return folder
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the last run, on the first process, which made it; None on the others."""
+        return self._folder
+
     def test(self, *args: Any, resume: str = AUTO, records: bool = False, **kwargs: Any) -> Any:
         """Score a model with and without chosen attention heads, on the same images, in one pass.
 

@@ -44,7 +44,8 @@ def content(config: Path) -> dict[str, Any]:
 
 def test_the_first_line_is_the_command_that_uses_the_file(config: Path) -> None:
     assert re.fullmatch(
-        rf"# python -m headprobe (test|fit) --config {config.relative_to(ROOT).as_posix()}( .+)?", header(config)[0]
+        rf"# python -m headprobe (study|test|fit) --config {config.relative_to(ROOT).as_posix()}( .+)?",
+        header(config)[0],
     )
 
 

@@ -116,9 +116,14 @@ def commands_of(page: Path) -> Iterator[Command]:
 
 
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
-RUNS = [command for command in COMMANDS if command.words[:1] in {("test",), ("fit",)} and "--help" not in command.words]
-# what `status` and `convert` print needs a run or a checkpoint: test_status.py and test_convert.py in tests/commands
-PRINTS = [command for command in COMMANDS if command not in RUNS and command.words[0] not in {"status", "convert"}]
+RUNS = [
+    command
+    for command in COMMANDS
+    if command.words[:1] in {("study",), ("test",), ("fit",)} and "--help" not in command.words
+]
+# what these print needs a run or a checkpoint: test_report.py, test_status.py and test_convert.py in tests/commands
+NEED_FILES = {"report", "status", "convert"}
+PRINTS = [command for command in COMMANDS if command not in RUNS and command.words[0] not in NEED_FILES]
 CONFIGS = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
 SPECS = [
     (page.name, spec)

@@ -3,13 +3,16 @@
 import math
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
+from headprobe.callbacks.identity import statistics_of
 from headprobe.commands.dry_fitting import Fitting, plan_fitting
+from headprobe.data.stream import ImageBatch
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -25,28 +28,42 @@ CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
 of several. Measured on DeiT-Ti: 500 ImageNet images, all heads, layers, indices, 32 random sets (docs/results.md)."""
 
 
-def print_dry_run(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> None:
+def print_dry_run(
+    trainer: lightning.Trainer,
+    probe: HeadProbe,
+    data: Any,
+    about: Sequence[str] = (),
+    writing: float | None = None,
+) -> None:
     """Print what a run would do: masks, forward passes, time and memory measured on noise, smallest resolvable drop.
 
     Args:
         trainer: Where the run would be.
         probe: The model with its masks.
         data: The data module, bound to the model.
+        about: Lines about the masks.
+        writing: Seconds that tables and figures take, for a plan that counts them and the proofs too.
     """
     device = trainer.strategy.root_device
     probe.to(device)
+    threads = torch.get_num_threads()
     if device.type == "cpu":  # the processes of a run share the cores
-        torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
+        torch.set_num_threads(max(1, threads // trainer.num_devices))
     with torch.inference_mode():
         fitting = plan_fitting(trainer, probe, data)
-        probe.plan_passes(data.batch_size)
+        began = time.perf_counter()
+        probe.begin_judging(data.batch_size, statistics_of(trainer))
+        proofs = time.perf_counter() - began
         seconds = _seconds_per_image(trainer, probe, data.batch_size)
+        probe.end_judging()
+    torch.set_num_threads(threads)
     images = data.expected_images
     decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
-    lines = [*decisions, *_masks_lines(probe), *(fitting.lines() if fitting else ()), _plan_line(probe)]
+    lines = [*decisions, *about, *_masks_lines(probe), *(fitting.lines() if fitting else ()), _plan_line(probe)]
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
-    lines += _time_lines(seconds, images, trainer.world_size, fitting)
+    beside = None if writing is None else Beside(proofs * (2 if fitting else 1), writing)
+    lines += time_lines(seconds, images, trainer.world_size, fitting, beside)
     if images is not None and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
@@ -75,21 +92,25 @@ def _plan_line(probe: HeadProbe) -> str:
 
 
 def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:
-    """Time whole batches of noise under all masks, as the run will compute them, and return the median, per image."""
+    """Time passes of noise under all masks, as the run will compute and count them; return the median, per image."""
     size = probe.data_config["input_size"]
     noise = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=probe.device)
     with trainer.precision_plugin.forward_context():
-        _timed(probe, noise[: _plan(probe).images])  # the first pass allocates, and may halve the rows
+        _timed(probe, noise[: _plan(probe).images], 0)  # the first pass allocates, and may halve the rows
         images = min(batch_size, _plan(probe).images)
         times: list[float] = []
         while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):
-            times.append(_timed(probe, noise[:images]))
+            times.append(_timed(probe, noise[:images], batch_size + images * len(times)))
     return sorted(times)[len(times) // 2] / images
 
 
-def _timed(probe: HeadProbe, images: torch.Tensor) -> float:
+def _timed(probe: HeadProbe, images: torch.Tensor, first: int) -> float:
+    """Return the seconds of one step of the run on noise; `first` is the number of its first row."""
+    rows = torch.arange(first, first + len(images))
     began = time.perf_counter()
-    probe.masked_logits(images).cpu()  # a GPU has finished only when its result is here
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    step = probe.test_step(ImageBatch(images, labels, 0, rows, last=False, name="noise"), 0)
+    step.logits.cpu()  # a GPU has finished only when its result is here
     return time.perf_counter() - began
 
 
@@ -100,7 +121,21 @@ def _plan(probe: HeadProbe) -> RowPlan:
     return probe.plan
 
 
-def _time_lines(seconds: float, images: int | None, processes: int, fitting: Fitting | None) -> list[str]:
+class Beside(NamedTuple):
+    """Seconds that a run takes beside its passes.
+
+    Attributes:
+        proofs: Before images are read.
+        writing: For tables and figures, at the end.
+    """
+
+    proofs: float
+    writing: float
+
+
+def time_lines(
+    seconds: float, images: int | None, processes: int, fitting: Fitting | None, beside: Beside | None = None
+) -> list[str]:
     """Return the time of both stages, and what it is of an image."""
     each = f"{seconds * 1000:.3g} ms an image on this machine"
     on = "one process" if processes == 1 else f"{processes} processes"
@@ -114,9 +149,17 @@ def _time_lines(seconds: float, images: int | None, processes: int, fitting: Fit
         f"{judge}: about {duration(whole)} for {counted(images, 'image')} on {on} ({each}, model "
         "only; reading and decoding go on beside it)",
     ]
-    if fitting and fitting.images is not None:
-        most = "at most about" if fitting.heads else "about"
-        lines.append(f"time in all: {most} {duration(whole + fitting.images * fitting.most_seconds / processes)}")
+    if beside is not None:
+        lines.append(
+            f"time beside: about {duration(beside.proofs)} to prove the masks, {duration(beside.writing)} for tables, "
+            "figures and the page"
+        )
+    if fitting is not None and fitting.images is None:
+        return lines
+    if fitting is not None or beside is not None:
+        most = "at most about" if fitting and fitting.heads else "about"
+        fits = fitting.images * fitting.most_seconds / processes if fitting and fitting.images else 0.0
+        lines.append(f"time in all: {most} {duration(whole + fits + sum(beside or ()))}")
     return lines
 
 

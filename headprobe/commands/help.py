@@ -1,4 +1,4 @@
-"""What `test --help` and `fit --help` print: the options that people use, each with an example; nothing heavy loads."""
+"""What `study`, `test` and `fit` print on `--help`: the options that people use, with examples; nothing heavy loads."""
 
 TEST = """\
 usage: headprobe test [OPTIONS]           every option may also stand in a YAML file: --config FILE
@@ -81,4 +81,37 @@ output
 --help-trainer lists Lightning's other --trainer options, --help-all everything.
 """
 
-SCREENS = {"test": TEST, "fit": FIT}
+STUDY = """\
+usage: headprobe study [OPTIONS]          every option may also stand in a YAML file: --config FILE
+
+What does the multi-head do? One run with all that answers it, and a page of it: report.html beside the run's tables.
+It is a test with other defaults and takes every option of headprobe test --help. [Defaults] in brackets.
+
+what it scores, beside the whole model (docs/study.md)
+  layers, indices, heads              each alone, under every ablation
+  nulls                               99 draws of one random head per layer: what an index is compared with
+  pairs                               of heads within layers; left out where these are more than 150
+  random                              ten random orders, each at ten sizes
+  scores                              every importance score, and three orders by them, each at ten sizes
+  shapley                             5 to 10 whole random orders; left out where they cost more than 150 masks
+  with every head's attention, similarity and frequencies
+
+what changes it
+  --skip nulls,pairs                  parts to leave out, by the names above [none]
+  --mask-spec layer:3+head:5.0        masks beside the study's own [none]
+  --ablation zero,linear              what masked heads become [zero,mean,linear, those that the model allows]
+  --trainer.callbacks null            do not describe heads; or some of them by their names [HeadAttention,
+                                      HeadSimilarity, HeadSpectrum]
+  --dry-run                           print the plan with passes, time and memory; run nothing
+
+which model, on which images
+  --model.name vit_base_patch16_224   as of headprobe test [digits_vit]
+  --data.path FOLDER                  as of headprobe test [digits]
+  --data.max_images 1000              images: one half is scored and fits, the other judges [all; 400 of digits]
+  --config configs/study_imagenet_vit_base.yaml   also configs/study_imagenet_swin_tiny.yaml
+
+The plan is printed before it starts. Interrupt it at any time: the same command goes on where it stopped, and headprobe
+status shows how far it is. headprobe report RUN makes the page again, of several runs side by side.
+"""
+
+SCREENS = {"study": STUDY, "test": TEST, "fit": FIT}

@@ -149,10 +149,15 @@ class TestCLI(RunCLI):
     def after_instantiate_classes(self) -> None:
         """Choose the masks after the model is built: linked arguments would let YAML score the unmasked model."""
         config = self.config["test"]
-        self.model.choose_masks(config.mask_spec, config.ablation, config.score_heads)
+        self.choose_masks()
         if config.calibration_file is not None:
             self.model.use_calibration(config.calibration_file)
         self.trainer.split_data(self.model, self.datamodule)  # type: ignore[attr-defined]  # a ProbeTrainer
+
+    def choose_masks(self) -> None:
+        """Give the model the masks that the options name."""
+        config = self.config["test"]
+        self.model.choose_masks(config.mask_spec, config.ablation, config.score_heads)
 
     def before_test(self) -> None:
         """Check the data; with --dry-run, print what the run would do and stop."""
@@ -182,8 +187,12 @@ class FitCLI(RunCLI):
         self.open_data()
 
 
-def run(words: list[str] | None) -> None:
+def run(words: list[str] | None, of_test: type[TestCLI] = TestCLI) -> None:
     """Run `test` or `fit` with the words of the command line, the command first; None reads the process's own.
+
+    Args:
+        words: The words.
+        of_test: The command line of `test`, or one with other defaults.
 
     Raises:
         UsageError: The request cannot be carried out.
@@ -195,7 +204,7 @@ def run(words: list[str] | None) -> None:
     if given[0] == "fit" and {word.split("=", 1)[0] for word in given} & OF_TEST:
         raise UsageError(f"{', '.join(sorted(OF_TEST))} belong to test; fit trains with all heads")
     try:
-        _command_line(given[0], words)
+        _command_line(given[0], words, of_test)
     except SIGTERMException as stop:  # Lightning's own SystemExit would end with code 0
         raise RunError("ended from outside (SIGTERM); run the same command again to resume") from stop
     except OSError as error:  # of Lightning's and TensorBoard's own files; ours are RunErrors already
@@ -208,11 +217,11 @@ def run(words: list[str] | None) -> None:
         ) from error
 
 
-def print_options(command: str, everything: bool) -> None:
+def print_options(command: str, everything: bool, of_test: type[TestCLI] = TestCLI) -> None:
     """Print the options of Lightning's trainer, or all options of a command."""
     if everything:
         silence()
-        _command_line(command, [command, "--help"])
+        _command_line(command, ["fit" if command == "fit" else "test", "--help"], of_test)
         return
     parser = LightningParser(prog=f"headprobe {command}", usage=f"headprobe {command} [OPTIONS]", add_help=False)
     parser.add_lightning_class_args(ProbeTrainer, "trainer")
@@ -220,7 +229,7 @@ def print_options(command: str, everything: bool) -> None:
     parser.print_help()
 
 
-def _command_line(command: str, words: list[str] | None) -> None:
+def _command_line(command: str, words: list[str] | None, of_test: type[TestCLI]) -> None:
     """Parse the words and run the command; each has the options of its own model and data only."""
     kind: type[RunCLI]
     model: Any
@@ -234,7 +243,7 @@ def _command_line(command: str, words: list[str] | None) -> None:
         from headprobe.data.datamodule import ImageNetDataModule
         from headprobe.module import HeadProbe
 
-        kind, model, data = TestCLI, HeadProbe, ImageNetDataModule
+        kind, model, data = of_test, HeadProbe, ImageNetDataModule
     kind(
         model,
         data,

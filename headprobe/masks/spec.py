@@ -19,7 +19,8 @@
 | `grow:calibration:SCORE[:least or most[:COUNTS]]` | nested masks by a score of this run's own calibration |
 | `grow:calibration:SCORE:least or most:rescored[:COUNTS]` | the same, scored anew after each tenth of the heads |
 
-`+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0.
+`+` joins clauses into one mask, and a form of many masks to single ones. Layers and heads count from 0. Before all of
+it may stand the kinds of ablation that the masks are scored under, of those of the run: `zero:each:layer`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headprobe.errors import UsageError
-from headprobe.masks.ablations import ZERO, Ablations
+from headprobe.masks.ablations import KINDS, ZERO, Ablations
 from headprobe.masks.clauses import HEADS_MASKED, Clause, Member, Model
 from headprobe.masks.draws import Head
 from headprobe.masks.head_mask import HeadMask
@@ -79,13 +80,19 @@ class NamedMask:
 class MaskSpec(str):
     """The text of a mask spec, checked.
 
+    Attributes:
+        ablations: The kinds of ablation that its masks are scored under; none where these are all of the run.
+
     Raises:
         MaskSpecError: if the text is no mask spec, with a caret under the culprit.
 
     >>> MaskSpec("head:3.1+layer:3,1,2").canonical
     'layer:1-3+head:3.1'
+    >>> MaskSpec("mean,zero:each:layer").canonical
+    'zero,mean:each:layer'
     """
 
+    ablations: tuple[str, ...]
     _tree: Tree
 
     def __new__(cls, text: str) -> MaskSpec:
@@ -93,7 +100,8 @@ class MaskSpec(str):
         if not isinstance(text, str):
             raise MaskSpecError(repr(text), 0, _no_text(text))
         spec = super().__new__(cls, text)
-        spec._tree = parse(str(text))
+        spec.ablations, begin = _leading_kinds(text)
+        spec._tree = parse(str(text), begin)
         return spec
 
     def __reduce__(self) -> tuple[type[MaskSpec], tuple[str]]:
@@ -102,7 +110,20 @@ class MaskSpec(str):
     @property
     def canonical(self) -> str:
         """The text that is the same for all ways to write this spec."""
-        return self._tree.text
+        return (f"{','.join(self.ablations)}:" if self.ablations else "") + self._tree.text
+
+    def under(self, ablations: Ablations) -> list[str]:
+        """The kinds of a run's ablations that the masks are scored under.
+
+        Raises:
+            MaskSpecError: if the spec names a kind that the run does not have.
+        """
+        kinds = [ablation.kind for ablation in ablations]
+        lacking = [kind for kind in self.ablations if kind not in kinds]
+        if lacking:
+            reason = f"the run has no ablation {lacking[0]}: add it to --ablation, got {ablations.text}"
+            raise MaskSpecError(str(self), str(self).index(lacking[0]), reason)
+        return [kind for kind in kinds if not self.ablations or kind in self.ablations]
 
     @property
     def needs_scores(self) -> bool:
@@ -186,7 +207,8 @@ def expand_all(
     """The variants of several specs: each mask once, in the order of first appearance, under every ablation.
 
     A mask belongs to the test family of every spec of many masks that names it: no family lacks a member because it
-    shares it with another spec, and the order of the specs does not matter.
+    shares it with another spec, and the order of the specs does not matter. A spec that names kinds of ablation counts
+    under these alone.
 
     Args:
         specs: the specs.
@@ -200,17 +222,20 @@ def expand_all(
         MaskSpecError: as `MaskSpec.expand` does.
     """
     masks: dict[str, NamedMask] = {}
+    families: dict[str, dict[str, set[str]]] = {}  # of each mask, by kind of ablation
     for spec in specs:
+        kinds = spec.under(ablations)
         for mask in spec.expand(heads_per_layer, model, scores, orders):
             known = masks.get(mask.name, mask)
-            families = {*known.test_families, *mask.test_families}
             # One of many lies on the curve of the many, also where it was asked for by itself before.
-            first = known if known.test_families else mask
-            masks[mask.name] = replace(first, test_families=tuple(sorted(families)))
+            masks[mask.name] = known if known.test_families else mask
+            for kind in kinds:
+                families.setdefault(mask.name, {}).setdefault(kind, set()).update(mask.test_families)
     return [
-        Variant(mask, ablation.kind, draw)
+        Variant(replace(mask, test_families=tuple(sorted(families[mask.name][ablation.kind]))), ablation.kind, draw)
         for mask in _with_own_curves(list(masks.values()))
         for ablation in ablations
+        if ablation.kind in families[mask.name]
         for draw in range(ablation.draws)
     ]
 
@@ -262,6 +287,15 @@ def _union(clauses: Sequence[Clause], model: Model) -> frozenset[Head]:
 
 def _combine(mask: frozenset[Head], kept: frozenset[Head] | None, model: Model) -> frozenset[Head]:
     return mask if kept is None else mask | (model.heads - kept)
+
+
+def _leading_kinds(text: str) -> tuple[tuple[str, ...], int]:
+    """The kinds of ablation before a spec, in their usual order, and where the spec itself begins."""
+    before, colon, _ = text.partition(":")
+    kinds = before.split(",")
+    if not colon or not all(kind in KINDS for kind in kinds):
+        return (), 0
+    return tuple(kind for kind in KINDS if kind in kinds), len(before) + 1
 
 
 def _no_text(value: object) -> str:

@@ -90,19 +90,19 @@ class Tree:
         return mask + word + kept
 
 
-def parse(text: str) -> Tree:
-    """Read a mask spec.
+def parse(text: str, begin: int = 0) -> Tree:
+    """Read a mask spec, which begins at a place of the text.
 
     Raises:
         MaskSpecError: at the first clause, word or number that does not fit.
     """
-    if not text:
+    if begin == len(text):
         raise MaskSpecError(
-            text, 0, "the mask spec is empty: write 'none' for the unmasked model, or layer:3, head:3.1, ..."
+            text, begin, "the mask spec is empty: write 'none' for the unmasked model, or layer:3, head:3.1, ..."
         )
     mask: list[Clause] = []
     keep: list[Clause] | None = None
-    for piece in Piece(text, 0, len(text)).split("+"):
+    for piece in Piece(text, begin, len(text)).split("+"):
         body = piece
         if piece.split(":")[0].text == "keep":
             _check_keep(piece, first=keep is None)

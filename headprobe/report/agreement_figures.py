@@ -41,7 +41,7 @@ def agreement_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
             continue
         family, kinds = str(row["test_family"]), (str(row["ablation_a"]), str(row["ablation_b"]))
         rises = [_rises(run, family, kind) for kind in kinds]
-        masks = list(rises[0])
+        masks = [mask for mask in rises[0] if mask in rises[1]]
         first, second = (np.array([of_kind[mask] for mask in masks]) for of_kind in rises)
         agree = with_limits(row, "spearman", "+.2f")
         ranked = f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of NLL rises {agree}"
@@ -62,11 +62,12 @@ def _rows(run: RunFiles) -> list[Row]:
 
 def _rises(run: RunFiles, family: str, kind: str) -> dict[str, float]:
     """Return the NLL rise of each mask of a test family under an ablation, the mean of its draws."""
+    own = [row for row in run.masks[1:] if row["ablation"] == kind]
     # Only draw 0 is in a test family.
-    members = [str(row["mask"]) for row in run.masks[1:] if family in str(row["test_family"]).split(FAMILIES_JOINED)]
+    members = [str(row["mask"]) for row in own if family in str(row["test_family"]).split(FAMILIES_JOINED)]
     found: dict[str, list[float]] = {mask: [] for mask in members}
-    for row in run.masks[1:]:
-        if row["ablation"] == kind and row["mask"] in found:
+    for row in own:
+        if row["mask"] in found:
             found[str(row["mask"])].append(float(row["nll_rise"]))
     return {mask: float(np.mean(values)) for mask, values in found.items()}
 

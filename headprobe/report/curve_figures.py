@@ -80,8 +80,8 @@ def orders_figure(
         given.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(-0.1, -0.16))
         write_title(figure_of(given), f"{title}, {kinds[0]} ablation", "", given)
         return figure_of(given)
-    names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    handles = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
     write_title(figure, title, "")  # the legend has the caption's place
     return figure
 
@@ -110,6 +110,8 @@ def _panel(
     axes.axhline(scale * baseline, color="0.2", linewidth=0.9, linestyle=(0, (4, 3)), label="no head removed")
     for name, colour in zip(means, itertools.cycle(RANDOM_COLOURS), strict=False):
         rows = table["order"] == name
+        if not rows.any():  # under another ablation alone
+            continue
         low, high = _limits(table, rows, quantity, baseline)
         x = np.append(0, table["heads_removed"][rows])
         axes.fill_between(x[1:], scale * low, scale * high, color=colour, alpha=0.2, linewidth=0)
@@ -117,6 +119,8 @@ def _panel(
         axes.plot(x, y, color=colour, linewidth=2, label=_about_mean(name, table, rows))
     for name, colour in zip(shown, HEAD_COLOURS, strict=False):
         rows = table["order"] == name
+        if not rows.any():
+            continue
         x, y = np.append(0, table["heads_removed"][rows]), scale * np.append(baseline, table[quantity][rows])
         style = "--" if name.startswith("keep_") else "-"  # a reversed order may hide the opposite one
         axes.plot(x, y, style, marker="o", markersize=2.5, linewidth=1.4, color=colour, label=name)

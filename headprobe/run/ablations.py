@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -41,28 +41,28 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
     images = np.asarray(groups["images"], dtype=np.int64)
     draws = {kind: 1 + max(int(row["draw"]) for row in rows if row["ablation"] == kind) for kind in kinds}
     found: list[Row] = []
-    for family, masks in _families(rows).items() if of_variants else ():
-        of_kinds = {kind: _stacked(of_variants[kind, mask] for mask in masks) for kind in kinds}
-        for first, second in combinations(kinds, 2):
-            for quantity in QUANTITIES:
-                key: Row = {"test_family": family, "ablation_a": first, "ablation_b": second, "quantity": quantity}
-                sums = {kind: of_kinds[kind][quantity] for kind in (first, second)}
-                fitted = calibration if {first, second} & FITTED else ""
-                found.append(key | _compared(sums, draws, images) | {"calibration": fitted})
+    families = _families(rows) if of_variants else {}
+    for (family, members), (first, second) in product(families.items(), combinations(kinds, 2)):
+        masks = [mask for mask in members.get(first, ()) if mask in members.get(second, ())]
+        if len(masks) < FEWEST_ORDERED:  # enough of them to be ordered
+            continue
+        of_kinds = {kind: _stacked(of_variants[kind, mask] for mask in masks) for kind in (first, second)}
+        for quantity in QUANTITIES:
+            key: Row = {"test_family": family, "ablation_a": first, "ablation_b": second, "quantity": quantity}
+            sums = {kind: of_kinds[kind][quantity] for kind in (first, second)}
+            fitted = calibration if {first, second} & FITTED else ""
+            found.append(key | _compared(sums, draws, images) | {"calibration": fitted})
     return found
 
 
-def _families(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return the masks of each test family that has enough of them to be ordered."""
-    members: dict[str, dict[str, None]] = {}
+def _families(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, None]]]:
+    """Return the masks of each test family that is compared, by ablation, in their order."""
+    members: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows[1:]:
         for family in str(row["test_family"]).split(FAMILIES_JOINED) if row["test_family"] else ():
-            members.setdefault(family, {})[str(row["mask"])] = None
-    return {
-        family: list(masks)
-        for family, masks in members.items()
-        if len(masks) >= FEWEST_ORDERED and not _NESTED.search(family)
-    }
+            of_kind = members.setdefault(family, {}).setdefault(str(row["ablation"]), {})
+            of_kind[str(row["mask"])] = None
+    return {family: of_kinds for family, of_kinds in members.items() if not _NESTED.search(family)}
 
 
 def sums_by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], Sums]:

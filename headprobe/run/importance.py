@@ -130,16 +130,18 @@ def _targets(
 
     Sums and no means: those of lost answers are whole numbers, and rounding would break their ties by chance.
     """
-    masks = single_head_masks(mask_rows, mask_heads)
-    if len(masks) < FEWEST_ORDERED:
-        return {}
-    of_variants = sums_by_variant(mask_rows, groups)
+    by_ablation: dict[str, list[Row]] = {}
+    for row in mask_rows[1:]:
+        by_ablation.setdefault(str(row["ablation"]), []).append(row)
+    masks = {kind: single_head_masks([mask_rows[0], *rows], mask_heads) for kind, rows in by_ablation.items()}
+    masks = {kind: own for kind, own in masks.items() if len(own) >= FEWEST_ORDERED}
+    of_variants = sums_by_variant(mask_rows, groups) if masks else {}
     return {
         ablation: {
-            quantity: {head: of_variants[ablation, name][quantity] for head, name in masks.items()}
+            quantity: {head: of_variants[ablation, name][quantity] for head, name in own.items()}
             for quantity in QUANTITIES
         }
-        for ablation in dict.fromkeys(str(row["ablation"]) for row in mask_rows[1:])
+        for ablation, own in masks.items()
     }
 
 

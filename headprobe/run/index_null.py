@@ -48,9 +48,14 @@ def nulls_of(run: RunFiles) -> list[Null]:
     values = _values(run)
     found = []
     for ablation in dict.fromkeys(str(row["ablation"]) for row in run.masks[1:]):
+        own = {place: [one for one in of.values() if (ablation, one) in values] for place, of in draws.items()}
+        if not any(own.values()):  # of a run whose draws are scored under another ablation alone
+            continue
         for mask in indices:
-            own = [values[ablation, run_mask] for run_mask in draws.get(layers[mask], {}).values()]
-            drawn_values = {name: np.array([one[name] for one in own], dtype=np.float64) for name in QUANTITIES}
+            if (ablation, mask) not in values:
+                continue
+            drawn_by = [values[ablation, one] for one in own.get(layers[mask], ())]
+            drawn_values = {name: np.array([one[name] for one in drawn_by], dtype=np.float64) for name in QUANTITIES}
             found.append(Null(mask, ablation, layers[mask], values[ablation, mask], drawn_values))
     return found
 

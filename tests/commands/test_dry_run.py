@@ -88,9 +88,9 @@ def test_the_plan_is_timed_in_the_precision_of_the_run(tmp_path: Path, monkeypat
     seen: set[bool] = set()
     timed = dry_run._timed
 
-    def note(probe: HeadProbe, images: torch.Tensor) -> float:
+    def note(probe: HeadProbe, images: torch.Tensor, first: int) -> float:
         seen.add(torch.is_autocast_enabled("cpu"))
-        return timed(probe, images)
+        return timed(probe, images, first)
 
     monkeypatch.setattr(dry_run, "_timed", note)
     planned(tmp_path, "--trainer.precision", "bf16-mixed")
@@ -200,15 +200,15 @@ def test_the_time_in_all_counts_fitting_every_round_and_judging() -> None:
     rounds = planned_fitting(heads=3, round_seconds=0.1)
     assert rounds.lines()[-1].startswith("optimal: at most 40 rounds")
     assert "as much as 10.0 plain forward passes an image (100 ms)" in rounds.lines()[-1]
-    lines = dry_run._time_lines(0.05, 2000, 2, rounds)
+    lines = dry_run.time_lines(0.05, 2000, 2, rounds)
     assert lines[0] == "time to fit: about 6.0 s for 1,000 images, then at most 33 min to seek optimal constants"
     assert lines[1].startswith("time to judge: about 50 s for 2,000 images on 2 processes (50 ms an image")
     assert lines[2] == "time in all: at most about 34 min"
-    assert dry_run._time_lines(0.05, 2000, 2, planned_fitting())[2] == "time in all: about 56 s"
+    assert dry_run.time_lines(0.05, 2000, 2, planned_fitting())[2] == "time in all: about 56 s"
 
 
 def test_unknown_numbers_of_images_leave_the_time_of_one() -> None:
-    lines = dry_run._time_lines(0.05, None, 1, planned_fitting(images=None))
+    lines = dry_run.time_lines(0.05, None, 1, planned_fitting(images=None))
     assert lines[0] == "time to fit: 12 ms an image, model only"
     assert "how many images it has" in lines[1]
     assert len(lines) == 2
