@@ -319,7 +319,7 @@ class HeadProbe(lightning.LightningModule):
                 f"scores are computed anew after each tenth of the heads, of the model without these by {self.gone_by}"
             )
             one = "; one order for all ablations" * (len(self.ablations) > 1)
-            found.append(Decision(RESCORED_ORDERS, text + one, shown=True))
+            found.append(Decision("rescored", text + one, shown=True))
         if self.why_no_e_value:
             found.append(Decision("log_e_value", f"not given: {self.why_no_e_value} (docs/results.md)"))
         return found

@@ -129,7 +129,8 @@ def test_write_page_writes_what_build_gives(run: Path) -> None:
 
 
 def test_nothing_outside_of_the_page_imports_it_before_it_is_wanted() -> None:
-    others = [file for file in SOURCES if not file.is_relative_to(PACKAGE / "report/page")]
+    ours = (PACKAGE / "report/page", PACKAGE / "commands/report.py")  # the command does nothing else
+    others = [file for file in SOURCES if not any(file.is_relative_to(own) for own in ours)]
     early = {
         str(file.relative_to(PACKAGE))
         for file in others
