@@ -43,6 +43,7 @@ class Files:
         self.baseline, *self.masks = lines(folder, "masks.csv")
         self.images = int(self.baseline["images"])
         named = json.loads((folder / "masks.json").read_text())
+        del named["schema"]
         self.heads = {
             name: {(int(layer), head) for layer, own in one["masked_heads"].items() for head in own}
             for name, one in named.items()

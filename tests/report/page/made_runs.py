@@ -71,6 +71,7 @@ def write_descriptions(folder: Path, heads: Sequence[int], grid: int = 14) -> No
     for name in WITH_ERROR:
         columns |= {name: random.uniform(0.1, 5, len(places)), f"{name}_se": random.uniform(0.01, 0.1, len(places))}
     columns |= {name: random.uniform(0.1, 5, len(places)) for name in WITHOUT_ERROR}
+    columns |= {name: random.integers(1, 17, len(places)) for name in ("rank", "kept_dims")}
     small_runs.write_heads(folder, columns)
     write_rows(
         folder / "scores.csv",
