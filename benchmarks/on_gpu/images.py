@@ -1,65 +1,95 @@
 """Images of files through the whole command: does reading and decoding keep a GPU waiting? ViT-B/16, random weights.
 
 Files are synthetic JPEGs of 500 x 375 pixels, as large as ImageNet's, in class folders. `each:head` has 144 masks and
-should wait for the GPU; `layer:3` has one and asks for many images a second.
+should wait for the GPU; `layer:3` has one and asks for many images a second. All commands run in this process, one
+after the other. `sustained` is images/s from the end of the batch in the middle to the end of the last one: workers
+start and read ahead in the first half.
 """
 
 import io
 import os
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import lightning
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from benchmarks.on_gpu.part import SMALL, on, parser_of, publish, ran
+from benchmarks.on_gpu.part import SMALL, on, once, parser_of, publish
+from headprobe.data.sources.folder import IMAGES_PER_UNIT as UNIT
+from headprobe.module import AfterBatch, HeadProbe, StepResult
 
 SIDES = (500, 375)
 CLASSES = 8
+CLOCK = ("--trainer.callbacks", "benchmarks.on_gpu.images.Clock")
+
+
+class Clock(AfterBatch):
+    """Notes when each batch has been scored, and how many images it had, of the last test of this process."""
+
+    ends: ClassVar[list[tuple[float, int]]] = []
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Forget an earlier test."""
+        Clock.ends = []
+
+    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
+        """Wait for the device, and note the time."""
+        if step.logits.device.type == "cuda":
+            torch.cuda.synchronize(step.logits.device)
+        Clock.ends.append((time.perf_counter(), len(step.labels)))
+
+    @staticmethod
+    def sustained() -> float | None:
+        """Return images/s of the second half of the batches; None where there are too few."""
+        half = Clock.ends[len(Clock.ends) // 2 :]
+        if len(half) < 2:
+            return None
+        return sum(images for _, images in half[1:]) / (half[-1][0] - half[0][0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write images, run the commands and return 1 if one fails."""
     options = parser_of("images", __doc__).parse_args(arguments)
-    distinct, copies = (16, 1) if options.tiny else (1024, 4)
-    folder = options.folder / "images"
-    numbers: dict[str, Any] = {"bytes_of_an_image": write(folder, distinct, copies), "files": distinct * copies}
-    model = (
-        ("--model.name", "vit_tiny_patch16_224", *SMALL) if options.tiny else ("--model.name", "vit_base_patch16_224")
-    )
-    given = (*model, "--model.pretrained", "false", "--data.path", str(folder), *on(options.device))
-    workers = str(max(1, (os.cpu_count() or 2) - 1))
-    for name, words in cases(options.tiny, workers).items():
-        words = (*given, *words, "--trainer.precision", "bf16-mixed")
-        numbers[name] = ran(
-            words, options.folder / "of_images" / name.replace(" ", "_"), limit=180 if options.tiny else 60
-        )
+    few, many = options.folder / "images", options.folder / "more_images"
+    distinct = 16 if options.tiny else 1024
+    numbers: dict[str, Any] = {"bytes_of_an_image": write(few, distinct, 1 if options.tiny else 2)}
+    if not options.tiny:
+        write(many, distinct, 16)
+    name = ("vit_tiny_patch16_224", *SMALL) if options.tiny else ("vit_base_patch16_224",)
+    given = ("--model.name", *name, "--model.pretrained", "false", *on(options.device), *CLOCK)
+    for case, (folder, words) in cases(options.tiny, few, many).items():
+        own = options.folder / "of_images" / case.replace(" ", "_")
+        numbers[case] = once((*given, "--data.path", str(folder), *words), own) | {"sustained": Clock.sustained()}
         publish(numbers, options.json)
     return int(any(one["code"] != 0 for one in numbers.values() if isinstance(one, dict)))
 
 
-def cases(tiny: bool, workers: str) -> dict[str, tuple[str, ...]]:
-    """Return the options of each command by name."""
+def cases(tiny: bool, few: Path, many: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Return the images and options of each command by name."""
+    heads, mixed, true = ("--mask-spec", "each:head"), "bf16-mixed", "bf16-true"
     if tiny:
-        return {"heads": ("--mask-spec", "each:head", "--data.num_workers", "1")}
-    heads = ("--mask-spec", "each:head", "--data.max_images", "512")
-    layer = ("--mask-spec", "layer:3", "--data.batch_size", "256")
+        one = (*heads, "--data.num_workers", "1", "--data.batch_size", "4", "--trainer.precision")
+        return {"heads, bf16-mixed": (few, (*one, mixed)), "heads, bf16-true": (few, (*one, true))}
+    rows = (*heads, "--model.row_budget", "4096", "--data.batch_size", "112", "--trainer.precision")
+    layer = ("--mask-spec", "layer:3", "--data.batch_size", str(UNIT), "--trainer.precision", mixed)
+    workers = str(max(1, (os.cpu_count() or 2) - 1))
     return {
-        "heads, defaults": heads,
-        "heads, 4096 rows": (*heads, "--model.row_budget", "4096", "--data.batch_size", "112"),
-        "layer 3, default workers": layer,
-        f"layer 3, {workers} workers": (*layer, "--data.num_workers", workers),
+        "heads, bf16-mixed": (few, (*rows, mixed)),
+        "heads, bf16-true": (few, (*rows, true)),
+        f"layer 3, {workers} workers": (many, (*layer, "--data.num_workers", workers)),
+        "layer 3, default workers": (many, layer),
     }
 
 
 def write(folder: Path, distinct: int, copies: int) -> float:
     """Write JPEGs into class folders, each with further names, and return their mean size in bytes."""
-    if folder.exists():
-        return float(np.mean([file.stat().st_size for file in folder.rglob("*.jpg")]))
     labels = ImageNetInfo().label_names()[:CLASSES]
     for label in labels:
         (folder / label).mkdir(parents=True)
@@ -69,7 +99,7 @@ def write(folder: Path, distinct: int, copies: int) -> float:
         first = folder / labels[number % CLASSES] / f"{number:05d}_0.jpg"
         first.write_bytes(content)
         for copy in range(1, copies):
-            first.with_name(f"{number:05d}_{copy}.jpg").write_bytes(content)
+            first.with_name(f"{number:05d}_{copy}.jpg").hardlink_to(first)
         return len(content)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
