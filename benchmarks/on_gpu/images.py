@@ -9,49 +9,22 @@ start and read ahead in the first half.
 import io
 import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import lightning
 import numpy as np
-import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from benchmarks.on_gpu.clock import Clock
 from benchmarks.on_gpu.part import SMALL, on, once, parser_of, publish
 from headprobe.data.sources.folder import IMAGES_PER_UNIT as UNIT
-from headprobe.module import AfterBatch, HeadProbe, StepResult
 
 SIDES = (500, 375)
 CLASSES = 8
-CLOCK = ("--trainer.callbacks", "benchmarks.on_gpu.images.Clock")
-
-
-class Clock(AfterBatch):
-    """Notes when each batch has been scored, and how many images it had, of the last test of this process."""
-
-    ends: ClassVar[list[tuple[float, int]]] = []
-
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Forget an earlier test."""
-        Clock.ends = []
-
-    def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
-        """Wait for the device, and note the time."""
-        if step.logits.device.type == "cuda":
-            torch.cuda.synchronize(step.logits.device)
-        Clock.ends.append((time.perf_counter(), len(step.labels)))
-
-    @staticmethod
-    def sustained() -> float | None:
-        """Return images/s of the second half of the batches; None where there are too few."""
-        half = Clock.ends[len(Clock.ends) // 2 :]
-        if len(half) < 2:
-            return None
-        return sum(images for _, images in half[1:]) / (half[-1][0] - half[0][0])
+CLOCK = ("--trainer.callbacks", "benchmarks.on_gpu.clock.Clock")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +50,8 @@ def cases(tiny: bool, few: Path, many: Path) -> dict[str, tuple[Path, tuple[str,
     if tiny:
         one = (*heads, "--data.num_workers", "1", "--data.batch_size", "4", "--trainer.precision")
         return {"heads, bf16-mixed": (few, (*one, mixed)), "heads, bf16-true": (few, (*one, true))}
-    rows = (*heads, "--model.row_budget", "4096", "--data.batch_size", "112", "--trainer.precision")
+    # 32 images with a baseline and 144 masks each: four passes a batch
+    rows = (*heads, "--model.row_budget", "4640", "--data.batch_size", str(UNIT), "--trainer.precision")
     layer = ("--mask-spec", "layer:3", "--data.batch_size", str(UNIT), "--trainer.precision", mixed)
     workers = str(max(1, (os.cpu_count() or 2) - 1))
     return {
