@@ -57,13 +57,13 @@ def parts(options: argparse.Namespace, folder: Path) -> list[Part]:
         Part("commands", (f"{MODULES}.commands", *own), 110),
         Part("halves", (f"{MODULES}.commands", *own, "--cases", *HALVES), 60),
         Part("formats", (f"{MODULES}.formats", *device), 90),
-        Part("images", (f"{MODULES}.images", *own), 130),
         Part("check", (f"{MODULES}.checks", *device), 60),
         Part("memory", (f"{MODULES}.memory", *own), 60),
         Part("fitting", ("benchmarks.calibration", "--device", options.device, "--threads", threads, *fitting), 60),
         Part("profile", (f"{MODULES}.trials", "profile", *device), 60),
         Part("profile_bf16", (f"{MODULES}.trials", "profile", *device, *LARGE, "--all-bfloat16"), 45),
         Part("compile", (f"{MODULES}.trials", "compile", *device), 75),
+        Part("images", (f"{MODULES}.images", *own), 130),
     ]
     return [replace(part, limit=3 * part.limit) for part in found] if options.tiny else found
 
