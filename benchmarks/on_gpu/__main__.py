@@ -55,7 +55,7 @@ def parts(options: argparse.Namespace, folder: Path) -> list[Part]:
     found = [
         Part("sweep", ("benchmarks.gpu", *device, "--repeats", "3"), 130),
         Part("commands", (f"{MODULES}.commands", *own), 110),
-        Part("halves", (f"{MODULES}.commands", *own, "--cases", *HALVES), 60),
+        Part("halves", (f"{MODULES}.commands", *device, "--folder", str(folder / "halves"), "--cases", *HALVES), 60),
         Part("formats", (f"{MODULES}.formats", *device), 90),
         Part("check", (f"{MODULES}.checks", *device), 60),
         Part("memory", (f"{MODULES}.memory", *own), 60),
