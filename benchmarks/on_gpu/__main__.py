@@ -56,7 +56,7 @@ def parts(options: argparse.Namespace, folder: Path) -> list[Part]:
         Part("sweep", ("benchmarks.gpu", *device, "--repeats", "3"), 130),
         Part("commands", (f"{MODULES}.commands", *own), 110),
         Part("halves", (f"{MODULES}.commands", *device, "--folder", str(folder / "halves"), "--cases", *HALVES), 60),
-        Part("formats", (f"{MODULES}.formats", *device), 90),
+        Part("formats", (f"{MODULES}.formats", *device), 100),
         Part("check", (f"{MODULES}.checks", *device), 60),
         Part("memory", (f"{MODULES}.memory", *own), 60),
         Part("fitting", ("benchmarks.calibration", "--device", options.device, "--threads", threads, *fitting), 60),
