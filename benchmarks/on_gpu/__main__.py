@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 MODULES = "benchmarks.on_gpu"
+HALVES = ("cpu heads", "heads", "heads, bf16-mixed", "heads, bf16-true")
+"""Commands that are compared by the part `halves`: all on the GPU against float32 on the CPU."""
+LARGE = ("--rows", "4096")
 LEAST_SECONDS = 8.0
 """A part is not begun with less time than this: importing torch takes as long."""
 MOST_LINES = 25
@@ -52,12 +55,15 @@ def parts(options: argparse.Namespace, folder: Path) -> list[Part]:
     found = [
         Part("sweep", ("benchmarks.gpu", *device, "--repeats", "3"), 130),
         Part("commands", (f"{MODULES}.commands", *own), 110),
-        Part("images", (f"{MODULES}.images", *own), 130),
+        Part("halves", (f"{MODULES}.commands", *device, "--folder", str(folder / "halves"), "--cases", *HALVES), 60),
+        Part("formats", (f"{MODULES}.formats", *device), 100),
         Part("check", (f"{MODULES}.checks", *device), 60),
         Part("memory", (f"{MODULES}.memory", *own), 60),
         Part("fitting", ("benchmarks.calibration", "--device", options.device, "--threads", threads, *fitting), 60),
         Part("profile", (f"{MODULES}.trials", "profile", *device), 60),
+        Part("profile_bf16", (f"{MODULES}.trials", "profile", *device, *LARGE, "--all-bfloat16"), 45),
         Part("compile", (f"{MODULES}.trials", "compile", *device), 75),
+        Part("images", (f"{MODULES}.images", *own), 130),
     ]
     return [replace(part, limit=3 * part.limit) for part in found] if options.tiny else found
 

@@ -62,6 +62,7 @@ CASES = (
     Case("heads, ieee", HEADS, "cpu heads", nll=1e-4, more=IEEE),
     Case("heads, ddp with one rank", (*HEADS, *DDP), "heads", same=True),
     Case("heads, bf16-mixed", (*HEADS, "--trainer.precision", "bf16-mixed"), "cpu heads", nll=0.2),
+    Case("heads, bf16-true", (*HEADS, "--trainer.precision", "bf16-true"), "cpu heads", nll=0.2),
     Case("cpu describing", DESCRIBING, cpu=True),
     Case("describing", DESCRIBING, "cpu describing"),
     Case("describing, ieee", DESCRIBING, "cpu describing", nll=1e-4, more=IEEE),
@@ -73,8 +74,11 @@ QUICK = ("cpu heads", "heads", "heads, ddp with one rank")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all cases and compare them; return 1 if one fails or differs by too much."""
-    options = parser_of("commands", __doc__).parse_args(arguments)
-    chosen = [case for case in CASES if case.name in QUICK or not options.tiny]
+    parser = parser_of("commands", __doc__)
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="names of cases")
+    options = parser.parse_args(arguments)
+    named = options.cases or (QUICK if options.tiny else [case.name for case in CASES])
+    chosen = [case for case in CASES if case.name in named]
     cores = os.cpu_count() or 1
     at_once = max(1, min(len(chosen), cores - 1))
 

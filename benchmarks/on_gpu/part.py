@@ -1,14 +1,18 @@
 """What the parts have in common: their options, their numbers, a headprobe command and what it left."""
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from headprobe.cli import main as headprobe
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--model.options.img_size", "32", "--model.options.embed_dim", "24", "--model.options.depth", "3")
@@ -70,6 +74,23 @@ def ran(words: Sequence[str], folder: Path, limit: float, **more: str) -> dict[s
     if ended.returncode:
         return found | {"said": (ended.stdout + ended.stderr).splitlines()[-8:]}
     return found | of_run(run_in(folder))
+
+
+def once(words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run a test in this process, which has imported everything by then; return its code, what it said, its numbers.
+
+    `said` holds lines of memory and of precision; all of them if it failed.
+    """
+    began, said = time.monotonic(), io.StringIO()
+    with redirect_stderr(said), redirect_stdout(said):
+        code = headprobe(["test", "--trainer.default_root_dir", str(folder), *words])
+    sys.stderr.write(f"--- {' '.join(words)}\n{said.getvalue()}\n")
+    found: dict[str, Any] = {"code": code, "seconds": round(time.monotonic() - began, 2)}
+    lines = said.getvalue().splitlines()
+    if code:
+        return found | {"said": lines[-8:]}
+    told = [line for line in lines if "memory" in line or "baseline prediction" in line]
+    return found | {"said": told[:8]} | of_run(run_in(folder))
 
 
 def run_in(folder: Path) -> Path:

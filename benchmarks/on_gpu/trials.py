@@ -1,6 +1,7 @@
 """What a pass of ViT-B/16 is spent on, and what could be had: `profile` and `compile`.
 
-- `profile`: the kernels of one sweep pass over all 144 heads in bfloat16 autocast, by their share of the device's time.
+- `profile`: the kernels of one sweep pass over all 144 heads in bfloat16 autocast, by their share of the device's time;
+  with `--all-bfloat16` without autocast.
 - `compile`: images/s with everything in bfloat16 instead of autocast, and with each block through `torch.compile`.
 """
 
@@ -31,13 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("profile", "compile"))
     parser.add_argument("--rows", type=int, default=2048, help="row budget of the sweep")
     parser.add_argument("--batch", type=int, default=256, help="images of the plain pass")
+    parser.add_argument("--all-bfloat16", action="store_true", help="profile the sweep of weights in bfloat16")
     options = parser.parse_args(arguments)
     if options.tiny:
         options.rows, options.batch = 16, 4
     device = torch.device(options.device)
     backbone, layout = model_of("vit_base_patch16_224", TINY if options.tiny else {}, device)
     if options.what == "profile":
-        publish(profiled(backbone, layout, device, options.rows), options.json)
+        dtype = torch.bfloat16 if options.all_bfloat16 else torch.float32
+        publish(profiled(backbone.to(dtype), layout, device, options.rows), options.json)
         return 0
     numbers: dict[str, Any] = {"batch": options.batch, "rows": options.rows}
     for name, found in compiled(backbone, layout, device, options):
@@ -63,8 +66,9 @@ def sweep_of(
 def profiled(backbone: nn.Module, layout: HeadLayout, device: torch.device, rows: int) -> dict[str, Any]:
     """Return the kernels of one sweep pass that take most of the device's time, in shares of all of it."""
     cuda = device.type == "cuda"
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-        run, images = sweep_of(backbone, layout, device, rows)
+    dtype = next(backbone.parameters()).dtype
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.float32):
+        run, images = sweep_of(backbone, layout, device, rows, dtype)
         run()
         seconds = min(timed(run, device, 3))
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

@@ -1,7 +1,7 @@
 """How images are prepared for a model: timm's evaluation transform of it, checked entry by entry, and normalisation."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,9 +77,16 @@ def normalised(images: Tensor, config: Mapping[str, Any], dtype: torch.dtype) ->
         config: The model's evaluation transform (`data_config`); its `mean` and `std` are used.
         dtype: The model's own.
     """
-    mean = torch.tensor(config["mean"], device=images.device).view(-1, 1, 1)  # [channels, 1, 1]
-    std = torch.tensor(config["std"], device=images.device).view(-1, 1, 1)
+    mean, std = (_of_channels(config[name], images.device) for name in ("mean", "std"))  # each [channels, 1, 1]
     return images.float().div(255).sub(mean).div(std).to(dtype)
+
+
+def _of_channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return numbers of channels as float32 `[channels, 1, 1]`.
+
+    They are filled in where they are needed: a copy to a GPU would wait until it has done all that it was given.
+    """
+    return torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values])
 
 
 def check_entries(config: Mapping[str, Any], whose: str) -> None:

@@ -40,7 +40,7 @@ what each head is like (docs/describe_heads.md)
 where, how, and what is written
   --trainer.default_root_dir DIR      results go to DIR/lightning_logs/version_N [.]
   --trainer.devices 2                 GPUs, or with --trainer.accelerator cpu --trainer.strategy ddp processes
-  --trainer.precision bf16-mixed      number format of the model [32-true]
+  --trainer.precision bf16-mixed      number format of the model; bf16-true is the fastest on GPUs [32-true]
   --records  --model.per_class true   also one row per image and variant (Parquet); also classes.csv
   --resume never                      auto: continue a broken run; never: score all again; or a run's directory [auto]
   --seed_everything 1                 seed of Python, numpy and torch; masks and data do not depend on it [0]

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.on_gpu import __main__ as visit
 from benchmarks.on_gpu import difference, images
 from benchmarks.on_gpu.__main__ import Part
+from benchmarks.on_gpu.clock import Clock
 
 GOOD = """
 import argparse, pathlib
@@ -109,15 +110,24 @@ def test_synthetic_images_are_in_folders_of_imagenet_classes(tmp_path: Path) -> 
     assert len(list((tmp_path / "images").glob("n*/*.jpg"))) == 16
 
 
+def test_the_sustained_speed_is_that_of_the_second_half_of_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clock, "ends", [(10.0, 128), (11.0, 128), (11.1, 128), (11.6, 128), (12.1, 60)])
+    assert Clock.sustained() == pytest.approx((128 + 60) / 1.0)  # from the third, which ended at 11.1, to the last
+    monkeypatch.setattr(Clock, "ends", [(10.0, 128)])
+    assert Clock.sustained() is None
+
+
 @pytest.mark.slow
 def test_the_script_takes_the_parts_of_a_visit(tmp_path: Path) -> None:
     script = Path(visit.__file__).parents[1] / "gpu.sh"
-    words = ["bash", str(script), "all", "--device", "cpu", "--tiny", "--only", "check", "profile", "--json"]
+    words = ["bash", str(script), "all", "--device", "cpu", "--tiny", "--only", "check", "formats", "profile", "--json"]
     file = tmp_path / "gpu.json"
     ended = subprocess.run([*words, str(file)], env=None, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout
-    check, profile = json.loads(file.read_text())["parts"]
+    formats, check, profile = json.loads(file.read_text())["parts"]
     assert check["numbers"]["vit_tiny_patch16_224"]["passed"] is True
+    assert formats["numbers"]["differ_by"] < 0.1
+    assert formats["numbers"]["all in bfloat16, 32 rows"]["images_per_second"] > 0
     kernels = profile["numbers"]["kernels"]
     assert 50 < sum(kernel["percent"] for kernel in kernels) <= 100.001
     assert sys.executable

@@ -81,7 +81,8 @@ class GrowingPass:
         self.first_layers = first_layers(keep)
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = PassRows()
-        self._shortcutting = Shortcutting(backbone, layout, keep, self.replacements, shortcuts, self._rows)
+        self._keep_of_waves: dict[tuple[int, ...], Tensor] = {}
+        self._shortcutting = Shortcutting(backbone, layout, self.replacements, shortcuts, self._rows)
         self._stack = ExitStack()
         self._count = HookCount(len(layout.layers))
 
@@ -169,16 +170,28 @@ class GrowingPass:
             wave: Numbers of the variants.
             whole: Take no shortcut.
         """
-        self._rows.begin(len(images), wave, whole)
+        self._rows.begin(len(images), wave, self._keep_of_wave(wave), whole)
         try:
             logits: Tensor = self.backbone(images)
             joined, left_out = self._rows.joined, self._rows.left_out
         finally:
-            self._rows.begin(0, (), whole=False)
+            self._rows.begin(0, (), self.keep[:0], whole=False)
         self._count.check(self.layout)
         if left_out or joined != len(wave) or len(logits) != len(images) * (1 + joined):
             raise RunError(f"{joined} of {len(wave)} masks joined the forward pass of {self.layout.model!r}")
         return logits.reshape(1 + joined, len(images), *logits.shape[1:])
+
+    def _keep_of_wave(self, wave: tuple[int, ...]) -> Tensor:
+        """Return which heads the trunk and the variants of a wave keep, `[1 + variants, layers, max heads]`.
+
+        Made once, for choosing variants by number makes the host wait until a GPU has done all that it was given.
+        Layers take slices of it.
+        """
+        if wave not in self._keep_of_waves:
+            with torch.inference_mode(False):  # a later pass may need gradients
+                masks = self.keep[list(wave)]
+                self._keep_of_waves[wave] = torch.cat([masks.new_ones(1, *self.keep.shape[1:]), masks])
+        return self._keep_of_waves[wave]
 
     def _keep_of_layer(self, layer: int) -> Tensor | None:
         """Return which heads of `layer` the trunk and the variants joined so far keep, `[1 + joined, max heads]`."""
@@ -191,8 +204,7 @@ class GrowingPass:
         filled, rows.filled = rows.filled, 0
         if not any(self._masked[variant][layer] for variant in joined[: len(joined) - filled]):
             return None
-        masks = self.keep[list(joined), layer]
-        return torch.cat([torch.ones_like(masks[:1]), masks])
+        return rows.keep[: 1 + len(joined), layer]
 
     def _replacements_now(self) -> Sequence[Replacement]:
         """Return what fills the slots of the trunk's rows, where nothing is masked, and of each joined variant's."""

@@ -8,7 +8,7 @@ Below: the rows of the pass under way, and how a module's arguments get more or 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -137,6 +137,7 @@ class PassRows:
     Attributes:
         images: Images of the trunk.
         wave: Numbers of the variants in the order in which they join.
+        keep: Which heads the trunk and each of them keep, bool `[1 + variants of the wave, layers, max heads]`.
         whole: No shortcut may be taken.
         joined: How many of the wave have joined.
         joining: How many of them joined at the last join, and are nothing but copies of the trunk since.
@@ -147,6 +148,7 @@ class PassRows:
 
     images: int = 0
     wave: tuple[int, ...] = ()
+    keep: Tensor = field(default_factory=lambda: torch.ones(1, 1, 1, dtype=torch.bool))
     whole: bool = False
     joined: int = 0
     joining: int = 0
@@ -154,9 +156,9 @@ class PassRows:
     filled: int = 0
     stream: Tensor | None = None
 
-    def begin(self, images: int, wave: tuple[int, ...], whole: bool) -> None:
+    def begin(self, images: int, wave: tuple[int, ...], keep: Tensor, whole: bool) -> None:
         """Begin a forward pass; nobody has joined."""
-        self.images, self.wave, self.whole = images, wave, whole
+        self.images, self.wave, self.keep, self.whole = images, wave, keep, whole
         self.joined = self.joining = self.left_out = self.filled = 0
         self.stream = None
 

@@ -79,7 +79,6 @@ class Shortcutting:
     Args:
         backbone: The model that `layout` describes.
         layout: Its attention layers.
-        keep: `[variants, layers, max heads]` bool, True = keep.
         replacements: What fills each variant's masked slots.
         shortcuts: What may be left out.
         rows: The rows of the pass under way; the growing pass owns them.
@@ -89,12 +88,11 @@ class Shortcutting:
         self,
         backbone: nn.Module,
         layout: HeadLayout,
-        keep: Tensor,
         replacements: Sequence[Replacement],
         shortcuts: Shortcuts,
         rows: PassRows,
     ) -> None:
-        self.backbone, self.layout, self.keep, self.replacements = backbone, layout, keep, replacements
+        self.backbone, self.layout, self.replacements = backbone, layout, replacements
         self.shortcuts, self.rows = shortcuts, rows
 
     def hooks(self) -> Iterator[tuple[str, Hook]]:
@@ -145,9 +143,9 @@ class Shortcutting:
             heads_out, copies = args[0], rows.left_out
             rows.left_out, rows.filled = 0, copies
 
-            variants = list(rows.wave[rows.joined - copies : rows.joined])
+            variants = rows.wave[rows.joined - copies : rows.joined]
             trunk = heads_out[: rows.images * layer.rows]  # [rows of the trunk, ...]
-            keep = self.keep[variants, core.layer, : layer.heads]  # [copies, heads]
+            keep = rows.keep[1 + rows.joined - copies : 1 + rows.joined, core.layer, : layer.heads]  # [copies, heads]
             slots = LayerSlots(core.layer, torch.cat([trunk] * copies), keep, layer.channels, trunk, layer.rows)
             masked = replace_heads(slots, [self.replacements[variant] for variant in variants])
             return (torch.cat([heads_out, masked]), *args[1:]), kwargs

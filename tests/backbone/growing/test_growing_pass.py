@@ -1,15 +1,18 @@
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import masked_logits
+from headprobe.backbone.preparation import normalised
 from headprobe.backbone.sandbox import example_images
 from headprobe.errors import RunError, UsageError
 from tests.conftest import tiny
@@ -86,6 +89,38 @@ def test_no_module_runs_more_than_once_and_rows_grow_with_depth() -> None:
         rows.clear()
         growing.logits(images, growing.plan(3, 10_000))
     assert rows == [3 * (1 + 2 * (layer + 1)) for layer in range(6)]
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts what runs, by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+HOST_WAITS = ("aten.lift_fresh.default", "aten.index.Tensor", "aten.item.default")
+"""Numbers of the host become a tensor, places that a tensor holds are taken, a number of a tensor is read."""
+
+
+@torch.inference_mode()
+def test_the_host_of_a_gpu_waits_for_nothing_in_a_pass_whose_masks_it_knows() -> None:
+    model, layout, _ = setup("vit")
+    config = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    images = torch.zeros(3, *layout.input_size, dtype=torch.uint8)
+    with GrowingPass(model, layout, find_joins(model, layout).joins, single_head_masks(layout)) as growing:
+        growing.logits(normalised(images, config, torch.float32), growing.plan(3, 100))
+        with CountOperators() as count:
+            growing.logits(normalised(images, config, torch.float32), growing.plan(3, 100))
+        with CountOperators() as waits:  # what each layer did before: the names are right
+            assert growing.keep[[0], 0].any().item()
+    assert {*HOST_WAITS} <= waits.names.keys()
+    assert count.names["aten.gelu.default"] == len(layout.layers)
+    assert not count.names.keys() & {*HOST_WAITS}
 
 
 @torch.inference_mode()
