@@ -221,7 +221,7 @@ def _int64(values: list[int]) -> Tensor:
 # -- a dataset fitted to a model ---------------------------------------------------------------------------------------
 
 
-MOST_WORKERS = 8  # decoding is 3 ms an image: 8 processes outrun all but the smallest models on the fastest GPUs
+MOST_WORKERS = 16  # beside an H200, 15 processes read 2,001 images/s and 8 read 1,328 (benchmarks/README.md)
 FEW_IMAGES = 2000  # read in seconds: starting processes would take longer
 
 
