@@ -22,12 +22,18 @@ class Fact(NamedTuple):
 
 
 def names_of(runs: Sequence[RunFiles]) -> list[str]:
-    """Return a name for each run: its model, and its directory where several have the same."""
+    """Return a name for each run: its model and, where several have the same, as much of its path as tells them apart."""
     titles = [model_of(run) for run in runs]
     often = Counter(titles)
-    return [
-        f"{title} ({run.path.name})" if often[title] > 1 else title for title, run in zip(titles, runs, strict=True)
-    ]
+    paths = [run.path.resolve().parts for run in runs]
+    for parts in range(1, max(map(len, paths)) + 1):
+        tails = ["/".join(path[-parts:]) for path in paths]
+        names = [
+            f"{title} ({tail})" if often[title] > 1 else title for title, tail in zip(titles, tails, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def model_of(run: RunFiles) -> str:
@@ -103,7 +109,7 @@ def _drop(row: Row) -> tuple[str, str]:
 
 # -- the answer --
 
-SHORT = ("layers", "heads_tested", "useless", "random", "linear", "index", "distance", "scores")
+SHORT = ("layers", "heads", "heads_tested", "useless", "random", "linear", "index", "distance", "scores")
 """Sentences of the answer that the first screen begins with; all others stand below it."""
 
 FEWEST = 6

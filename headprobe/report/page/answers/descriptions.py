@@ -20,7 +20,7 @@ ROTATED = frozenset({"cka_unbiased", "cka", "procrustes"})
 
 def distance(run: RunFiles) -> Sentence | None:
     """Say how far heads look in the first and in the last layer, beside uniform attention."""
-    ends = _ends(run, "attention_distance_px")
+    ends = _ends(run, "attention_distance_px", "attention_distance_px_se", "attention_distance_ratio")
     if ends is None:
         return None
     heads, ends_of = ends
@@ -46,13 +46,14 @@ Ends = list[tuple[int, NDArray[np.intp]]]
 """The first and the last layer, and the rows of their heads."""
 
 
-def _ends(run: RunFiles, column: str) -> tuple[Columns, Ends] | None:
+def _ends(run: RunFiles, column: str, *beside: str) -> tuple[Columns, Ends] | None:
     """Return the whole model's rows of `heads.csv`, and which of them are of the first and of the last layer.
 
-    Layers in which the column is not defined for any head do not count. None where it is nowhere.
+    Layers in which the column is not defined for any head do not count. None where it is nowhere, or where a column
+    that stands beside it is not there, as in files of before.
     """
     heads = run.described("heads").get("baseline", {})
-    if column not in heads or not np.isfinite(there := heads[column]).any():
+    if any(name not in heads for name in (column, *beside)) or not np.isfinite(there := heads[column]).any():
         return None
     layers = np.unique(heads["layer"][np.isfinite(there)])
     return heads, [

@@ -143,10 +143,13 @@ def costly_heads(run: RunFiles) -> Sentence | None:
         draft.say("; " if place > 1 else "").say("head {head} by ", head=names[id(row)])
         draft.say("{nll_rise:nats} nats", prefix, nll_rise=float(row["nll_rise"]))
         draft.interval(row, "nll_rise", "nats", prefix)
-        draft.say(", top-1 drop {drop_pp:points} points", prefix, drop_pp=float(row["drop_pp"]))
+    draft.say(". In top-1 accuracy they cost, in this order, ")
+    for place, row in enumerate(shown, start=1):
+        prefix = f"{place}_"
+        draft.say(", " if place > 1 else "").say("{drop_pp:points}", prefix, drop_pp=float(row["drop_pp"]))
         if not math.isnan(float(row["bh_q"])):
-            draft.say(" with q {q:p}", prefix, q=float(row["bh_q"]))
-    draft.say(". Heads are written LAYER.HEAD, counted from 0; NLL is the negative log-likelihood of the right class.")
+            draft.say(" (q {q:p})", prefix, q=float(row["bh_q"]))
+    draft.say(" points. Heads are written LAYER.HEAD, counted from 0; NLL is the negative log-likelihood of the right class.")
     if left_out := len(by_head) - len(ordered):
         draft.say(" {undefined:count head} of them {undefined:has|have} no NLL rise.", undefined=left_out)
     return draft.done()
