@@ -12,6 +12,7 @@ class Section:
     Attributes:
         key: Its name: the anchor in the page, the name of saved files, and of `assets/KEY.js`, which draws it.
         title: Its heading.
+        short: What the bar on top calls it; its heading where it has no such name.
         look_at: One sentence: what to look at.
         definition: One sentence: how what is shown is defined.
         link: Where the docs of this version define it, such as `results.md#curvescsv`.
@@ -31,3 +32,4 @@ class Section:
     table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     sources: Sequence[str] = ()
     scripts: Sequence[str] = ()
+    short: str = ""

@@ -161,14 +161,16 @@ def removable(run: RunFiles) -> Sentence | None:
     return flattered(draft, run, "order of heads" in (run.record.get("decisions") or {})).done()
 
 
-_SCORED = re.compile(r"grow_(?P<column>.+)_(?P<end>least|most)")
-"""Orders by a column, without fixed clauses beside them."""
+_SCORED = re.compile(r"grow_(?P<column>.+)_(?P<end>least|most)(?P<anew>_rescored)?")
+"""Orders by a column, without fixed clauses beside them; scored anew on the way, or not."""
 
 
 def _in_words(order: str) -> str:
     """Return an order as in a sentence: `least gradient_abs first`."""
     found = _SCORED.fullmatch(order)
-    return f"{found['end']} {found['column']} first" if found else order
+    if not found:
+        return order
+    return f"{found['end']} {found['column']} first" + ", scored anew on the way" * (found["anew"] is not None)
 
 
 def _cost_there(run: RunFiles, draft: Draft, best: Row) -> Draft:

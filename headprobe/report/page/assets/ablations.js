@@ -7,7 +7,7 @@ headprobe.section("ablations", (root, data, page) => {
   const runs = data.runs.map((run) => run && { ...run, found: f.rows(run.rows) });
   const there = runs.filter(Boolean);
   const families = f.union(runs, (run) => run.families.map((family) => family.family));
-  const state = { family: families[0], quantity: "nll_rise" };
+  const state = { family: families.includes("each:head") ? "each:head" : families[0], quantity: "nll_rise" };
 
   const parts = page.html("div", {});
   root.append(f.controls(state, [
@@ -15,7 +15,7 @@ headprobe.section("ablations", (root, data, page) => {
     { key: "quantity", label: "Measure", buttons: true, options: [["nll_rise", "NLL rise"], ["drop_pp", "Top-1 drop"]] },
   ], () => draw()), parts);
   const draw = f.fitted(parts, (width) => {
-    const domain = page.nice(page.extent([0, there.flatMap((run) => Object.values(familyOf(run)?.kinds || {}).map((costs) => costs[state.quantity]))]), { zero: true });
+    const domain = page.nice(page.extent([0, there.flatMap((run) => shownOf(run))]), { zero: true });
     f.perRun(parts, runs, width, (run, part) => {
       const rows = rowsOf(run);
       const family = familyOf(run);
@@ -24,11 +24,19 @@ headprobe.section("ablations", (root, data, page) => {
       part.append(page.html("div", { class: "panels" }, rows.map((row) => panel(row, family, wide, domain))));
       const last = Math.max(...family.layers.filter((layer) => layer !== null), 0);
       if (family.layers.some((layer) => layer !== null)) part.append(f.layerBar(last, width));
+      if (state.family === "each:layer" && rows.some((row) => row.ablation_b === "linear"))
+        part.append(page.html("p", { class: "note" }, "With all heads of a layer gone linear ablation has none to predict from: it is mean ablation."));
     });
   });
 
   function rowsOf(run) {
     return run.found.filter((row) => row.test_family === state.family && row.quantity === state.quantity);
+  }
+  /** All that a panel draws of a run: costs and, where they are drawn, their intervals. */
+  function shownOf(run) {
+    const family = familyOf(run);
+    const names = family?.masks.length <= MOST_BARS ? [state.quantity, ...f.LIMITS[state.quantity]] : [state.quantity];
+    return Object.values(family?.kinds || {}).flatMap((costs) => names.flatMap((name) => costs[name] || []));
   }
   function familyOf(run) {
     return run.families.find((family) => family.family === state.family);

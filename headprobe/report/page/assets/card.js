@@ -113,7 +113,7 @@ headprobe.card = (data, page, { places, named, start }) => {
       whisker(run, column, index),
       h("p", { class: "verdict" }, verdict(column, index)),
     ]));
-    return block("What masking it costs", h("ul", { class: "costs" }, rows));
+    return block("What masking it costs", h("ul", { class: "costs" }, rows), h("p", { class: "small" }, "Ticks: the other heads. Dotted: no change."));
   }
 
   function verdict(column, index) {
@@ -125,11 +125,11 @@ headprobe.card = (data, page, { places, named, start }) => {
     const direction = value > 0 ? "a loss" : "a gain";
     let words = "";
     if (column.differs === "q" && Number.isFinite(q)) {
-      if (q <= 0.05) words = `Differs from nothing: ${direction}, also corrected for the number of heads${tested}.`;
+      if (q <= 0.05) words = `Differs from the whole model: ${direction}, also corrected for the number of heads${tested}.`;
       else if (p < 0.05) words = `Would differ from nothing if it were the only head tested; not after correction for the number of heads${tested}.`;
-      else words = `These images cannot tell it from nothing${tested}.`;
+      else words = `These images cannot tell it from no change${tested}.`;
     } else if (Number.isFinite(low)) {
-      words = low > 0 || high < 0 ? `Differs from nothing: ${direction} (not corrected for the number of heads)${tested}.` : `These images cannot tell it from nothing${tested}.`;
+      words = low > 0 || high < 0 ? `Differs from the whole model: ${direction} (not corrected for the number of heads)${tested}.` : `These images cannot tell it from no change${tested}.`;
     } else if (tested) words = `Of draw 0:${tested}.`;
     return `${limits}${draws}${words}`;
   }

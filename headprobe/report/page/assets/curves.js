@@ -24,8 +24,8 @@ headprobe.section("curves", (root, data, page) => {
 
   /** What people call an order; names that are not ours stay as they are. */
   function named(order) {
-    const found = order.match(/^(keep_)?(.*?)grow_(.+)_(least|most)$/);
-    if (found) return `${found[2]}${found[3]}, ${found[4]} first${found[1] ? ", the other way round" : ""}`;
+    const found = order.match(/^(keep_)?(.*?)grow_(.+)_(least|most)(_rescored)?$/);
+    if (found) return `${found[2]}${found[3]}, ${found[4]} first${found[5] ? ", scored anew" : ""}${found[1] ? ", the other way round" : ""}`;
     if (!means.has(order)) return order.replace(/^(.*)random_seed_(\d+)$/, "$1random order $2");
     const own = there.flatMap((run) => run.points.filter((point) => point.order === order));
     const counts = f.distinct(own.map((point) => point.orders)).sort((a, b) => a - b);

@@ -398,13 +398,10 @@ headprobe.figures = (() => {
   /** Something of a figure that is no wider than the room there is. */
   figures.holder = (width, children) => page.html("div", { style: { width: `${width}px`, "max-width": "100%" } }, children);
 
-  /** x of each dot of a layer: beside its middle by the rank of its value, so that no dot hides another. */
+  /** x of each dot of a layer: beside its middle in the order of the heads, so that no dot hides another. */
   figures.spread = (values, centre, step) => {
-    const order = values.map((value, place) => [value, place]).filter(([value]) => Number.isFinite(value)).sort((a, b) => a[0] - b[0]);
-    const gap = Math.min((0.72 * step) / Math.max(order.length - 1, 1), 9);
-    const found = values.map(() => NaN);
-    order.forEach(([, place], rank) => (found[place] = centre + gap * (rank - (order.length - 1) / 2)));
-    return found;
+    const gap = Math.min((0.72 * step) / Math.max(values.length - 1, 1), 9);
+    return values.map((value, place) => (Number.isFinite(value) ? centre + gap * (place - (values.length - 1) / 2) : NaN));
   };
 
   /** Marks beside the rows and columns of a matrix that are selected; of few also lines around their cells. */

@@ -38,7 +38,7 @@ headprobe.section("importance", (root, data, page) => {
     const chosen = Math.max(...run.found.filter((row) => row.rows === "calibration").map((row) => row.images_chosen), 0);
     const judged = Math.max(...run.found.map((row) => row.images_judged));
     if (rule === "same") return `Scores and costs are of the same ${page.number(judged, 1)} images: they share their noise, so correlations flatter.`;
-    return `Scores of ${page.number(chosen, 1)} calibration images, costs of ${page.number(judged, 1)} other images.`;
+    return `Blue scores are of ${page.number(chosen, 1)} calibration images, orange ones of the ${page.number(judged, 1)} judged images that the costs are of.`;
   }
 
   function rowOf(run, scope = "all", key = state.score) {

@@ -8,14 +8,24 @@ headprobe.section("ladder", (root, data, page) => {
   const orders = f.union(runs, (run) => Object.keys(run.orders));
   const kinds = f.union(runs, (run) => run.points.map((point) => point.ablation));
   const inAll = (own) => (one) => there.every((run) => own(run).includes(one));
-  const state = {
-    order: orders.find(inAll((run) => Object.keys(run.orders))) || orders[0],
-    ablation: kinds.find(inAll((run) => run.points.map((point) => point.ablation))) || kinds[0],
-  };
+  const shared = (names, own) => (names.some(inAll(own)) ? names.filter(inAll(own)) : names);
+  const state = best(shared(orders, (run) => Object.keys(run.orders)), shared(kinds, (run) => run.points.map((point) => point.ablation)));
+
+  /** The order and ablation that keep most accuracy in the first run, on average over the steps. */
+  function best(names, ablations) {
+    let found = { order: names[0], ablation: ablations[0] };
+    let most = -1;
+    for (const order of names) for (const ablation of ablations) {
+      const own = there[0].points.filter((point) => point.order === order && point.ablation === ablation);
+      const kept = own.reduce((sum, point) => sum + (point.top1 ?? 0), 0) / own.length;
+      if (kept > most) [most, found] = [kept, { order, ablation }];
+    }
+    return found;
+  }
 
   const named = (order) => {
-    const found = order.match(/^(keep_)?(.*?)grow_(.+)_(least|most)$/);
-    return found ? `${found[2]}${found[3]}, ${found[4]} first${found[1] ? ", the other way round" : ""}` : order.replaceAll("_", " ");
+    const found = order.match(/^(keep_)?(.*?)grow_(.+)_(least|most)(_rescored)?$/);
+    return found ? `${found[2]}${found[3]}, ${found[4]} first${found[5] ? ", scored anew" : ""}${found[1] ? ", the other way round" : ""}` : order.replaceAll("_", " ");
   };
   const pointsOf = (run) => run.points.filter((point) => point.order === state.order && point.ablation === state.ablation);
   const randomOf = (run) => run.points.filter((point) => point.orders > 1 && point.order === "random" && point.ablation === state.ablation);

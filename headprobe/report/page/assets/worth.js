@@ -107,7 +107,7 @@ headprobe.section("worth", (root, data, page) => {
     holder.append(f.heading(heading, width, page.runs.length > 1 ? 4 : 3), page.colourBar({ low: -limit, high: limit, kind: "diverging", label: measure }));
     holder.append(page.html("div", { class: "panels" }, groups.map((own) => matrix(own, cells, unit, limit, within, layerOf))));
     if (listed && between.length) holder.append(list(between, width));
-    holder.append(page.html("p", { class: "note" }, `Above 0: both together cost more than the sum of each. Ring: told from 0 (q below ${data.clear_q}); pale: not.`));
+    holder.append(page.html("p", { class: "note" }, `Above 0: both together cost more than the sum of each. Framed cell, full dot: told from 0 (q below ${data.clear_q}). Cell without a frame, hollow dot: not.`));
     return holder;
   }
 

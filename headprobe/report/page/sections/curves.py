@@ -28,13 +28,15 @@ def curves(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="curves",
         title="Heads removed one after the other",
+        short="Curves",
         look_at=(
-            "How many heads can go before a line leaves the dashed one, and whether an order that a score chose stays "
-            "above the band, where one more random order would lie."
+            "How many heads can go before a line leaves the dashed one, and whether an order that a score chose lies "
+            "above the mean of random orders; above the band, where another random order would lie, it is better than "
+            "nearly all of them."
         ),
         definition=(
             "Each point is the accuracy (or the mean negative log-likelihood of the label) with so many heads masked "
-            "together; the band is a 95% prediction interval for one more random order."
+            "together; the band is a 95% prediction interval for another random order."
         ),
         link="results.md#curvescsv",
         data={"runs": found},
@@ -82,6 +84,7 @@ def ladder(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="ladder",
         title="Remove heads step by step",
+        short="Step by step",
         look_at="Which heads an order takes next, and what all that are gone by then cost together.",
         definition=(
             "Every step is a mask that was measured: the heads of a step hold those of the step before. The drop is "

@@ -33,13 +33,14 @@ def attention(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="attention",
         title="What heads look at, by depth",
+        short="Attention",
         look_at=(
             "How far heads look as layers get deeper, and heads that stand apart from their layer; the dash is what "
             "attention that looks everywhere alike would have."
         ),
         definition=(
-            "A dot per head: the mean over images of the statistic chosen, with the 95% interval of that mean; the "
-            "line joins the means of the layers."
+            "A dot per head, those of a layer in their order from the left: the mean over images of the statistic "
+            "chosen, with the 95% interval of that mean; the line joins the means of the layers."
         ),
         link="describe_heads.md#headscsv",
         data={"runs": found, "titles": {name: list(words) for name, words in names.items()}},
@@ -82,9 +83,10 @@ def spectra(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="spectra",
         title="Which frequencies heads carry",
+        short="Frequencies",
         look_at=(
-            "How steeply lines fall: a low end means smooth output. Lines that rise with depth carry finer detail; "
-            "selected heads stand out."
+            "How steeply lines fall: a low end on the right means smooth output, a high one finer detail. Choose heads "
+            "to see their lines stand out."
         ),
         definition=(
             "Natural logarithm of the Fourier amplitude of patch tokens minus its value at frequency 0, mean over "

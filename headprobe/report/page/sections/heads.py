@@ -35,6 +35,7 @@ def section(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="heads",
         title="Every head",
+        short="Heads",
         look_at="A row is a layer, a cell a head (3.1: layer 3, head 1). Choose one to see all that is known of it.",
         definition="Costs are those of the model with one head masked, against the same model on the same images.",
         link="results.md#maskscsv",

@@ -27,6 +27,7 @@ def importance(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="importance",
         title="Which score predicts what a head costs",
+        short="Scores",
         look_at=(
             "How far a score's dot lies from 0, beside the dashed ceiling: what the true order of the heads would "
             "reach on so few images. Left or right says only which way round the score counts."

@@ -42,6 +42,7 @@ def layers(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="layers",
         title="Without one layer's heads",
+        short="Layers",
         look_at="Which layers the model needs: intervals that leave out 0, under every ablation.",
         definition=(
             "All heads of one layer are masked together; drop and rise are paired with the whole model on the same "
@@ -71,6 +72,7 @@ def indices(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="indices",
         title="The same head index in every layer, beside random heads",
+        short="Indices",
         look_at=(
             "Whether a diamond stands outside of the cloud of its draws. Heads of a layer have no order, so nothing is "
             "expected to."
@@ -105,9 +107,10 @@ def ablations(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="ablations",
         title="One ablation against another",
+        short="Ablations",
         look_at=(
-            "Dots far below the diagonal: parts that look costly only because of what stands in for them. What a "
-            "linear replacement makes up for is redundant."
+            "Dots far below the diagonal: heads that cost less when something better than zero stands in for them. "
+            "Linear against mean: what can be predicted from the layer's other heads."
         ),
         definition=(
             "Each dot is one mask under two ablations; Spearman's rank correlation has a 95% interval over images, "

@@ -35,6 +35,7 @@ def similarity(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="similarity",
         title="How similar heads are",
+        short="Similarity",
         look_at=(
             "Blocks of similar heads, which may stand in for each other; pale cells are no more similar than the same "
             "heads on different images."

@@ -26,6 +26,7 @@ def worth(runs: Sequence[RunFiles]) -> Section | None:
     return Section(
         key="worth",
         title="What heads are worth together",
+        short="Together",
         look_at=(
             "Heads whose share is large though the model hardly misses them alone, and pairs that cost more together "
             "than their sum: one stands in for the other."
@@ -33,7 +34,7 @@ def worth(runs: Sequence[RunFiles]) -> Section | None:
         definition=(
             "A Shapley value is the mean, over orders of removal, of what the loss rises when this head goes; the "
             "values add up to the loss of all heads. An interaction is the rise without both minus both single rises. "
-            f"Intervals are 95%; a clear interaction has q below {CLEAR_Q}."
+            f"Heads of a layer stand in their order from the left. Intervals are 95%; a clear interaction has q below {CLEAR_Q}."
         ),
         link="results.md#shapleycsv",
         data={"runs": found, "quantities": QUANTITIES, "clear_q": CLEAR_Q},
