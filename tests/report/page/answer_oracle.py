@@ -56,7 +56,7 @@ class Files:
         self.draws = len({line["draw"] for line in self.masks if line["ablation"] == self.kind})
 
     def sets(self, kind: str = "") -> list[Line]:
-        """One row for every set of heads under an ablation, the main unless given: tested names before others, draw 0."""
+        """One row for every set of heads under an ablation (else the main): tested names before others, draw 0."""
         own = [line for line in self.masks if line["ablation"] == (kind or self.kind) and line["draw"] == "0"]
         own = [line for line in own if self.heads[line["mask"]]]
         found: dict[tuple[tuple[int, int], ...], Line] = {}
