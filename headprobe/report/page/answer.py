@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from headprobe.report.page.answers import descriptions, masks, sets
+from headprobe.report.page.answers import descriptions, masks, orders, sets
 from headprobe.report.page.answers.wording import Sentence
 from headprobe.report.page.notices import notices
 from headprobe.report.page.provenance import provenance
@@ -18,7 +18,7 @@ SENTENCES: tuple[Callable[[RunFiles], Sentence | None], ...] = (
     masks.heads_that_differ,
     masks.useless_heads,
     sets.random_heads,
-    sets.removable,
+    orders.removable,
     sets.linear_replacement,
     sets.ablations_agree,
     sets.indices,

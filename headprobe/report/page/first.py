@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
+from headprobe.masks.ablations import FITTED
 from headprobe.report.page.answer import Sentence, answer, notices, provenance
+from headprobe.report.page.answers.wording import listed
 from headprobe.run.importance import single_head_masks
-from headprobe.run.load import Row, RunFiles
+from headprobe.run.load import OTHER, SAME, Row, RunFiles
 from headprobe.text import counted
 
 
@@ -22,15 +24,13 @@ class Fact(NamedTuple):
 
 
 def names_of(runs: Sequence[RunFiles]) -> list[str]:
-    """Return a name for each run: its model and, where several have the same, as much of its path as tells them apart."""
+    """Return a name for each run: its model and, where several have the same, as much of its path as is needed."""
     titles = [model_of(run) for run in runs]
     often = Counter(titles)
     paths = [run.path.resolve().parts for run in runs]
     for parts in range(1, max(map(len, paths)) + 1):
         tails = ["/".join(path[-parts:]) for path in paths]
-        names = [
-            f"{title} ({tail})" if often[title] > 1 else title for title, tail in zip(titles, tails, strict=True)
-        ]
+        names = [f"{title} ({tail})" if often[title] > 1 else title for title, tail in zip(titles, tails, strict=True)]
         if len(set(names)) == len(names):
             break
     return names
@@ -47,8 +47,46 @@ def data_of(run: RunFiles) -> str:
     data = run.record.get("data") or {}
     where = str(data.get("path", "unknown data"))
     split = f" ({data['split']})" if data.get("split") else ""
-    judged = counted(int(run.masks[0]["images"]), "image")
-    return f"{where}{split}, {judged} judged" + (f"; constants {run.fitted_in_words}" if run.fitted_in_words else "")
+    parts = [f"{where}{split}: {_judged(run)} judged", _chose(run), _size(run)]
+    return "; ".join(part for part in parts if part)
+
+
+def _judged(run: RunFiles) -> str:
+    """Return how many images judged; of how many where `--data.max_images` left some out and the files tell."""
+    data, images = run.record.get("data") or {}, int(run.masks[0]["images"])
+    rows = [file.get("rows") if isinstance(file, dict) else None for file in data.get("files") or []]
+    known = sum(int(row) for row in rows if row is not None)
+    if data.get("max_images") is None or None in rows or known <= images:
+        return counted(images, "image")
+    return f"{images:,} of {counted(known, 'image')}"
+
+
+def _chose(run: RunFiles) -> str:
+    """Return which images fitted constants, scored heads and so chose orders; nothing where nothing was."""
+    if run.calibration in ("", SAME, OTHER):
+        return f"constants {run.fitted_in_words}" if run.fitted_in_words else ""
+    kinds = {str(row["ablation"]).partition(":")[0] for row in run.masks[1:]}
+    did = ["fitted constants"] if kinds & FITTED else []
+    did += ["scored heads"] if (run.path / "scores.csv").is_file() else []
+    did += (
+        ["chose the orders by score"]
+        if any("grow:calibration:" in str(s) for s in run.record.get("specs") or [])
+        else []
+    )
+    others = counted(int(run.record.get("calibration_images") or 0), "other")
+    return f"{others} {listed(did or ['were kept to calibrate'])}"
+
+
+def _size(run: RunFiles) -> str:
+    """Return the size of the images as the model gets them, and its patches, where the record has them."""
+    model = run.record["model"]
+    size = (model.get("data_config") or {}).get("input_size") or []
+    patch = (model.get("options") or {}).get("patch_size")
+    if len(size) != 3:
+        return ""
+    pixels = f"{size[1]} x {size[2]} pixels"
+    fits = isinstance(patch, int) and patch > 0 and not (size[1] % patch or size[2] % patch)
+    return pixels + (f" in {size[1] // patch} x {size[2] // patch} patches" if fits else "")
 
 
 def facts_of(run: RunFiles) -> list[Fact]:
@@ -109,13 +147,13 @@ def _drop(row: Row) -> tuple[str, str]:
 
 # -- the answer --
 
-SHORT = ("layers", "heads", "heads_tested", "useless", "random", "linear", "index", "distance", "scores")
+SHORT = ("layers", "heads", "heads_tested", "useless", "random", "removable", "linear", "index", "distance", "scores")
 """Sentences of the answer that the first screen begins with; all others stand below it."""
 
 FEWEST = 6
 """With fewer of them others stand beside them."""
 
-_END = re.compile(r"(?<=[.?!]) (?=[A-Z])")
+_END = re.compile(r"(?<=[.?!]) (?=[A-Z])|(?<=[?]) (?=[0-9])")
 """Where a sentence ends; numbers and names of heads have no blank after their points."""
 
 

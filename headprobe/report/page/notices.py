@@ -70,8 +70,8 @@ def _images(run: RunFiles) -> Iterator[str]:
     groups = run.arrays("groups.npz").get("images")
     if groups is not None and (there := int((groups > 0).sum())) < len(groups):
         yield (
-            f"Intervals over differences of masks rest on {there} of {len(groups)} groups of images: "
-            "the others hold no image."
+            f"For intervals over differences of masks the images are put into {len(groups)} groups; "
+            f"{len(groups) - there} of them got no image, so that {there} count."
         )
 
 
@@ -148,4 +148,13 @@ def _decisions(run: RunFiles) -> Iterator[str]:
     decisions = run.record.get("decisions") or {}
     for key in TOLD:
         if text := decisions.get(key):
-            yield f"{key}: {text}"
+            yield f"{key}: {plain(str(text))}"
+
+
+HOW_HALVED = ", by a hash of unit and row"
+"""Part of a decision that only the provenance tells."""
+
+
+def plain(decision: str) -> str:
+    """Return a decision without what only someone who repeats the run must know."""
+    return decision.replace(HOW_HALVED, "")

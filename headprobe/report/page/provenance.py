@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from headprobe.report.page.answers.wording import judged_images
-from headprobe.report.page.notices import TOLD
+from headprobe.report.page.notices import TOLD, plain
 from headprobe.run.load import RunFiles
 from headprobe.text import counted, duration
 
@@ -16,7 +16,9 @@ def provenance(run: RunFiles) -> list[tuple[str, str]]:
     """Return names and values, as plain text; what the run's record does not hold is left out."""
     record = run.record
     found = [*_what_ran(record), *_model(record), *_data(run), *_how(record), *_when(record)]
-    told = [(f"decided: {key}", str(text)) for key, text in _decisions(record).items() if key not in TOLD]
+    there = {text for _, text in found}  # such as the transform, which would stand twice
+    decided = {key: str(text) for key, text in _decisions(record).items() if str(text) not in there}
+    told = [(f"decided: {key}", text) for key, text in decided.items() if key not in TOLD or plain(text) != text]
     return [(name, text) for name, text in [*found, *told] if text]
 
 

@@ -55,9 +55,9 @@ class Files:
         self.kind = "zero" if "zero" in kinds else kinds[0] if kinds else ""
         self.draws = len({line["draw"] for line in self.masks if line["ablation"] == self.kind})
 
-    def sets(self) -> list[Line]:
-        """One row for every set of heads under the main ablation: tested names before others, draw 0."""
-        own = [line for line in self.masks if line["ablation"] == self.kind and line["draw"] == "0"]
+    def sets(self, kind: str = "") -> list[Line]:
+        """One row for every set of heads under an ablation (else the main): tested names before others, draw 0."""
+        own = [line for line in self.masks if line["ablation"] == (kind or self.kind) and line["draw"] == "0"]
         own = [line for line in own if self.heads[line["mask"]]]
         found: dict[tuple[tuple[int, int], ...], Line] = {}
         for line in sorted(own, key=lambda line: not line["test_family"]):
@@ -98,7 +98,7 @@ def power(images: int, true_drop: float, churn: float) -> float:
     return float(stats.multinomial.pmf(table, images, rates)[z > stats.norm.ppf(0.975)].sum())
 
 
-def tested(rows: Iterable[Line], images: int) -> Numbers:
+def tested(rows: Iterable[Line], images: int, power_told: bool) -> Numbers:
     rows = list(rows)
     q = [number(row["bh_q"]) for row in rows if row["bh_q"]]
     if not q:
@@ -106,7 +106,7 @@ def tested(rows: Iterable[Line], images: int) -> Numbers:
     real = sum(value < 0.05 for value in q)
     found: Numbers = {"tested": len(q)}
     found |= {"significant": real, "number": real} if real else {"smallest_q": min(q)}
-    return found if real == len(q) else found | resolved(rows, images)
+    return found if real == len(q) or not power_told else found | resolved(rows, images)
 
 
 def resolved(rows: list[Line], images: int) -> Numbers:
@@ -124,7 +124,8 @@ def about_masks(files: Files) -> dict[str, Numbers]:
         found["baseline"]["classes"] = classes
     layers, singles, rows = files.layers(), files.singles(), files.sets()
     if len(layers) > 1:
-        found["layers"] = tested(layers.values(), images)
+        unclear = len(singles) > 1 and any(number(line["bh_q"]) >= 0.05 for line in singles.values())
+        found["layers"] = tested(layers.values(), images, power_told=not unclear)
         for place, (layer, line) in enumerate(sorted(layers.items(), key=lambda one: -drop(one[1]))[:3], start=1):
             found["layers"] |= {f"{place}_layer": layer, f"{place}_drop_pp": drop(line)}
             found["layers"] |= limits(line, "drop_pp", prefix=f"{place}_")
@@ -154,10 +155,12 @@ def about_heads(rows: list[Line], images: int) -> dict[str, Numbers]:
     square = stats.norm.ppf(0.975) ** 2
     reach = 100 * square / (images + square)
     small = sum(number(row["drop_low_pp"]) >= -1 and number(row["drop_high_pp"]) <= 1 for row in rows)
-    useless: Numbers = {"small": small, "heads": len(rows)} | (
-        {"images": images, "narrowest": reach} if reach > 1 else {}
-    )
-    found = {"heads_tested": tested(rows, images) | sure | {"heads": len(rows)}, "useless": useless}
+    useless: Numbers = {"heads": len(rows)}
+    useless |= {"images": images, "narrowest": reach} if reach > 1 else {"small": small} if small else {}
+    if order:
+        least = min((row for row in rows if row["nll_rise"]), key=lambda row: number(row["nll_rise"]))
+        useless |= {"nll_rise": number(least["nll_rise"])} | limits(least, "nll_rise")
+    found = {"heads_tested": tested(rows, images, power_told=True) | sure | {"heads": len(rows)}, "useless": useless}
     return found | ({"heads": costly} if order else {})
 
 
@@ -257,6 +260,16 @@ def replaced(files: Files) -> dict[str, Numbers]:
         one: Numbers = {"masks": len(rises["zero"]), "sum_a": zero, "sum_b": linear, "b_minus_a": linear - zero}
         for column in ("sum_a", "sum_b", "b_minus_a"):
             one |= limits(line, column)
+        if "mean" in rises:
+            side, own = next(
+                (side, row) for row in table.values() for side in "ab" if row[f"ablation_{side}"] == "mean"
+            )
+            one |= {"mean": sum(rises["mean"].values())} | limits(own, f"sum_{side}", "mean")
+        worst = max(
+            (row for row in files.sets("linear") if row["heads_masked"] == "1"),
+            key=lambda row: number(row["nll_rise"]),
+        )
+        one |= {"worst": number(worst["nll_rise"])} | limits(worst, "nll_rise", "worst")
         found["linear"] = one | ({"kept": linear / zero} if zero > 0 and 0 <= linear <= zero else {})
     agree: Numbers = {}
     for place, ((first, second), line) in enumerate(table.items(), start=1):
@@ -291,10 +304,15 @@ def removable(files: Files) -> Numbers | None:
         "counts": len(orders[best]),
         "heads": sum(files.per_layer),
     }
-    (line,) = (row for row in lines(files.folder, "orders.csv") if (row["order"], row["ablation"]) == (best, kind))
+    table = {row["order"]: row for row in lines(files.folder, "orders.csv") if row["ablation"] == kind}
+    line = table[best]
     found |= limits(line, "area")
     if line["minus_random"]:
         found |= {"minus_random": number(line["minus_random"])} | limits(line, "minus_random")
+    worse = [table[name] for name in orders if number(table[name]["minus_random_high"]) < 0]
+    for place, row in enumerate(sorted(worse, key=lambda row: -number(row["minus_random"])), start=1):
+        prefix = f"worse_{place}_"
+        found |= {f"{prefix}minus_random": number(row["minus_random"])} | limits(row, "minus_random", prefix=prefix)
     for name, column in (("removable_1pp", "drop_pp"), ("surely", "drop_high_pp")):
         counts = [0]
         for point in orders[best]:
@@ -302,6 +320,8 @@ def removable(files: Files) -> Numbers | None:
                 break
             counts.append(int(point["heads_masked"]))
         found[name] = counts[-1]
+    if not found["removable_1pp"]:
+        del found["surely"]
     for point in orders[best]:
         if int(point["heads_masked"]) == found["removable_1pp"]:
             found |= {"drop_pp": drop(point)} | limits(point, "drop_pp")

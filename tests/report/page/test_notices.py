@@ -47,7 +47,7 @@ NOTICES: dict[str, tuple[dict[str, Any], str]] = {
     "memory": ({"units_by_row_budget": {"48": 3, "24": 2}}, "Memory ended during the run"),
     "decided": ({"decisions": {"order of heads": "by a judged column"}}, "order of heads: by a judged column"),
     "few images": ({}, "40 images judged: below 200"),
-    "few groups": ({}, "of 64 groups of images: the others hold no image"),
+    "few groups": ({}, "are put into 64 groups; "),
 }
 
 

@@ -18,6 +18,10 @@ ROTATED = frozenset({"cka_unbiased", "cka", "procrustes"})
 """Measures that are 1 up to a rotation and a factor; the others are up to any invertible linear map."""
 
 
+ABOUT = 0.9, 1.1
+"""A ratio to uniform attention between these is about 1."""
+
+
 def distance(run: RunFiles) -> Sentence | None:
     """Say how far heads look in the first and in the last layer, beside uniform attention."""
     ends = _ends(run, "attention_distance_px", "attention_distance_px_se", "attention_distance_ratio")
@@ -32,6 +36,8 @@ def distance(run: RunFiles) -> Sentence | None:
         draft.say("{mean:px} pixels on average of {heads:count head} ", f"{end}_", mean=float(px.mean()), heads=len(px))
         draft.say("(single heads {least:px} to {most:px}), ", f"{end}_", least=float(px.min()), most=float(px.max()))
         draft.say("{ratio:ratio} of the distance of uniform attention", f"{end}_", ratio=float(ratio.mean()))
+    if all(ABOUT[0] <= float(heads["attention_distance_ratio"][rows].mean()) <= ABOUT[1] for _, rows in ends_of):
+        draft.say(": in both about as far as uniform attention looks")
     px = heads["attention_distance_px"]
     near, far = int(np.nanargmin(px)), int(np.nanargmax(px))
     draft.say(". The smallest distance is that of head {head} with ", head=_name(heads, near)).say(
@@ -74,7 +80,7 @@ def entropy(run: RunFiles) -> Sentence | None:
     heads, ends_of = ends
     draft = Draft("entropy", judged_images(run)).say("How widely is attention spread? Its entropy is ")
     _shares(draft, heads["entropy_ratio"], ends_of)
-    draft.say(" of that of uniform attention; ")
+    draft.say("; ")
     values = heads["entropy_ratio"]
     least = int(np.nanargmin(values))
     draft.say("the smallest is that of head {head} with ", head=_name(heads, least))
@@ -85,14 +91,12 @@ def _shares(draft: Draft, values: FloatArray, ends: Ends) -> None:
     for end, (layer, rows) in zip(("first", "last"), ends, strict=True):
         own = values[rows]
         draft.say("" if end == "first" else " and ")
-        draft.say(
-            "{mean:percent} (single heads {least:percent} to {most:percent})",
-            f"{end}_",
-            mean=float(own.mean()),
-            least=float(own.min()),
-            most=float(own.max()),
+        draft.say("{mean:percent}", f"{end}_", mean=float(own.mean()))
+        draft.say(" of uniform attention's" if end == "first" else "").say(
+            " in layer {layer:count}", f"{end}_", layer=layer
         )
-        draft.say(" in layer {layer:count}", f"{end}_", layer=layer)
+        ends_in_words = " (single heads {least:percent} to {most:percent})"
+        draft.say(ends_in_words, f"{end}_", least=float(own.min()), most=float(own.max()))
 
 
 def frequencies(run: RunFiles) -> Sentence | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from scipy import stats
@@ -77,8 +78,21 @@ def layers(run: RunFiles) -> Sentence | None:
     for place, row in enumerate(largest_first([*by_layer.values()], "drop_pp")[:SHOWN_LAYERS], start=1):
         draft.say(", then" if place > 1 else "").say(" for layer {layer:count}", f"{place}_", layer=numbers[id(row)])
         _drop(draft.say(" by "), row, f"{place}_")
-    _significance(draft.say(". "), [*by_layer.values()], images, "layer")
+    heads = [*single_heads(masked(run, kind)).values()]
+    told = len(heads) > 1 and _some_unclear(heads)  # what so many images can find is said once, of the heads
+    _significance(draft.say(". "), [*by_layer.values()], images, "layer", power=not told)
+    if len(heads) < 2 and any(not math.isnan(float(row["bh_q"])) for row in by_layer.values()):
+        draft.say(Q_IN_WORDS)
     return draft.done()
+
+
+Q_IN_WORDS = " Here q is the p of the test of top-1 accuracy, corrected for the number of masks tested together."
+"""Said once on a page: of the heads where there are some."""
+
+
+def _some_unclear(rows: Sequence[Row]) -> bool:
+    """Return whether some of the tested masks do not differ from the whole model."""
+    return any(float(row["bh_q"]) >= SIGNIFICANT_Q for row in rows)
 
 
 def _drop(draft: Draft, row: Row, prefix: str = "") -> Draft:
@@ -87,8 +101,8 @@ def _drop(draft: Draft, row: Row, prefix: str = "") -> Draft:
     return draft.interval(row, "drop_pp", "points", prefix)
 
 
-def _significance(draft: Draft, rows: Sequence[Row], images: int, noun: str) -> None:
-    """Say how many masks differ from the whole model, and what the images could resolve where some do not."""
+def _significance(draft: Draft, rows: Sequence[Row], images: int, noun: str, power: bool = True) -> None:
+    """Say how many masks differ from the whole model, and with `power` what the images could find where some do not."""
     q_values = [q for row in rows if not math.isnan(q := float(row["bh_q"]))]
     tested, significant = len(q_values), sum(q < SIGNIFICANT_Q for q in q_values)
     if not tested:
@@ -100,7 +114,7 @@ def _significance(draft: Draft, rows: Sequence[Row], images: int, noun: str) -> 
     else:
         draft.say("None of {tested:count {noun}} differs measurably from the whole model ", tested=tested, noun=noun)
         draft.say("in top-1 accuracy (smallest q {smallest_q:p}).", smallest_q=min(q_values))
-    if significant < tested:
+    if power and significant < tested:
         _resolved(draft.say(" "), rows, images)
 
 
@@ -113,10 +127,10 @@ def _resolved(draft: Draft, rows: Sequence[Row], images: int) -> None:
         return
     draft.say("With {images:count image}, a single test finds true drops from ", images=images)
     draft.say(
-        "{resolvable:points} points on in 80% of the cases, if as many images flip by chance as under ",
+        "{resolvable:points} points on in 80% of the cases (taking as many chance flips as the median mask here ",
         resolvable=smallest,
     )
-    draft.say("these masks ({churn:percent}, median).", churn=churn)
+    draft.say("shows, {churn:percent} of images).", churn=churn)
 
 
 def costly_heads(run: RunFiles) -> Sentence | None:
@@ -143,16 +157,29 @@ def costly_heads(run: RunFiles) -> Sentence | None:
         draft.say("; " if place > 1 else "").say("head {head} by ", head=names[id(row)])
         draft.say("{nll_rise:nats} nats", prefix, nll_rise=float(row["nll_rise"]))
         draft.interval(row, "nll_rise", "nats", prefix)
-    draft.say(". In top-1 accuracy they cost, in this order, ")
+    draft.say(_overlap(shown)).say(". In top-1 accuracy they cost, in this order, ")
     for place, row in enumerate(shown, start=1):
         prefix = f"{place}_"
         draft.say(", " if place > 1 else "").say("{drop_pp:points}", prefix, drop_pp=float(row["drop_pp"]))
         if not math.isnan(float(row["bh_q"])):
             draft.say(" (q {q:p})", prefix, q=float(row["bh_q"]))
-    draft.say(" points. Heads are written LAYER.HEAD, counted from 0; NLL is the negative log-likelihood of the right class.")
+    draft.say(" points.")
+    if any(not math.isnan(float(row["bh_q"])) for row in shown):
+        draft.say(Q_IN_WORDS)
+    draft.say(" Heads are written LAYER.HEAD, counted from 0; NLL is the negative log-likelihood of the right class.")
     if left_out := len(by_head) - len(ordered):
         draft.say(" {undefined:count head} of them {undefined:has|have} no NLL rise.", undefined=left_out)
     return draft.done()
+
+
+def _overlap(ordered: Sequence[Row]) -> str:
+    """Return what the intervals of the NLL rise leave of an order, from the largest rise to the smallest."""
+    pairs = list(pairwise(ordered))
+    overlapping = sum(float(low["nll_rise_high"]) >= float(high["nll_rise_low"]) for high, low in pairs)
+    if not overlapping:
+        return ""
+    some = "their" if overlapping == len(pairs) else "some of their"
+    return f"; {some} intervals overlap, so that their order is not sure"
 
 
 def heads_that_differ(run: RunFiles) -> Sentence | None:
@@ -180,25 +207,44 @@ def useless_heads(run: RunFiles) -> Sentence | None:
     rows = [*single_heads(masked(run, kind)).values()]
     if len(rows) < 2 or not images:
         return None
-    small = sum(float(row["drop_low_pp"]) >= -SMALL_DROP and float(row["drop_high_pp"]) <= SMALL_DROP for row in rows)
     narrowest = unflipped_limit(images)
-    draft = Draft("useless", images)
-    draft.say(
-        "Is a head useless? For {small:none} of {heads:count head} the whole 95% interval ",
-        small=small,
-        heads=len(rows),
-    )
-    draft.say("of the drop lies within 1 point of no drop. ")
+    draft = Draft("useless", images).say("Is a head useless? ")
     if narrowest > SMALL_DROP:
         draft.say(
-            "{images:count image} cannot show that: even where no answer changes, the interval reaches ", images=images
+            "{images:count image} are too few to call any of {heads:count head} useless, ",
+            images=images,
+            heads=len(rows),
         )
-        draft.say("{narrowest:points} points to both sides, so no head can be called useless.", narrowest=narrowest)
-    elif small:
+        draft.say("or to rule it out: even where no answer changes, the interval of the drop reaches ")
+        draft.say("{narrowest:points} points to both sides.", narrowest=narrowest)
+    else:
+        _small(draft, rows)
+    return _lowest(draft, run).done()
+
+
+def _small(draft: Draft, rows: Sequence[Row]) -> None:
+    """Say for how many heads the whole interval of the drop is small."""
+    small = sum(float(row["drop_low_pp"]) >= -SMALL_DROP and float(row["drop_high_pp"]) <= SMALL_DROP for row in rows)
+    whole = "whole 95% interval of the drop lies within 1 point of no drop"
+    if small:
+        draft.say(f"For {{small:count}} of {{heads:count head}} the {whole}. ", small=small, heads=len(rows))
         draft.say("Each of these can go alone at little cost; of several together other masks must tell.")
     else:
-        draft.say("None can be called useless on these images.")
-    return draft.done()
+        draft.say(f"Of {{heads:count head}} no head's {whole}, ", heads=len(rows))
+        draft.say("so that none can be called useless on these images.")
+
+
+def _lowest(draft: Draft, run: RunFiles) -> Draft:
+    """Say which head has the lowest NLL rise."""
+    by_head = single_heads(masked(run, main_ablation(run)))
+    rises = {head: float(row["nll_rise"]) for head, row in by_head.items()}
+    rises = {head: rise for head, rise in rises.items() if not math.isnan(rise)}
+    if not rises:
+        return draft
+    layer, head = least = min(rises, key=lambda one: rises[one])
+    draft.say(" The lowest NLL rise is that of head {head} with ", head=f"{layer}.{head}")
+    draft.say("{nll_rise:nats} nats", nll_rise=rises[least])
+    return draft.interval(by_head[least], "nll_rise", "nats").say(".")
 
 
 def unflipped_limit(images: int) -> float:

@@ -1,11 +1,18 @@
-"""Sentences about sets: random heads, indices, orders of scores, pairs, and what each head is worth as one of all."""
+"""Sentences about sets: random heads, indices, pairs, and what each head is worth as one of all."""
 
 import math
-import re
 from collections.abc import Sequence
 
-from headprobe.masks.ablations import LINEAR, ZERO
-from headprobe.report.page.answers.selected import MEAN_OF, SIGNIFICANT_Q, fill, main_ablation
+from headprobe.masks.ablations import LINEAR, MEAN, ZERO
+from headprobe.report.page.answers.selected import (
+    MEAN_OF,
+    SIGNIFICANT_Q,
+    fill,
+    largest_first,
+    main_ablation,
+    masked,
+    single_heads,
+)
 from headprobe.report.page.answers.wording import Draft, Sentence, flattered, judged_images, listed, table_rows
 from headprobe.run.curves import ONE_MORE_ORDER
 from headprobe.run.index_null import FEWEST_DRAWS
@@ -31,9 +38,9 @@ def random_heads(run: RunFiles) -> Sentence | None:
     draft.say("{orders:count random order}; ", orders=int(row["orders"]))
     low, high = float(row["drop_low_pp"]), float(row["drop_high_pp"])
     if math.isnan(low):
-        draft.say("where one more would lie is not defined.")
+        draft.say("where another random order would lie is not defined.")
     elif row["interval"] == ONE_MORE_ORDER:
-        draft.say("one more would lie between {drop_low_pp:points} and ", drop_low_pp=low)
+        draft.say("another random order would lie between {drop_low_pp:points} and ", drop_low_pp=low)
         draft.say("{drop_high_pp:points} points with 95%.", drop_high_pp=high)
     else:
         draft.say("they range from {drop_low_pp:points} to ", drop_low_pp=low)
@@ -55,6 +62,8 @@ def indices(run: RunFiles) -> Sentence | None:
     if not (with_q := [row for row in rows if not math.isnan(float(row["bh_q"]))]):
         draft.say("{indices:count} {indices:index|indices} cannot be tested: ", indices=count)
         return draft.say("a p needs {needed:count draw}.", needed=FEWEST_DRAWS).done()
+    least = min(1.0, len(with_q) * max(float(row["p_smallest"]) for row in with_q))
+    hopeless = least >= SIGNIFICANT_Q
     significant = [row for row in with_q if float(row["bh_q"]) < SIGNIFICANT_Q]
     first = min(with_q, key=lambda row: (float(row["p"]), -float(row["value"])))
     if significant:
@@ -64,8 +73,12 @@ def indices(run: RunFiles) -> Sentence | None:
         draft.say("{number:differs|differ} by NLL rise (q below 0.05): {names}.", number=len(significant), names=names)
     else:
         draft.say(
-            "none of {indices:count} {indices:index|indices} differs by NLL rise (q below 0.05).", indices=len(with_q)
+            "none of {indices:count} {indices:index|indices} differs by NLL rise (q below 0.05)", indices=len(with_q)
         )
+        if hopeless:
+            draft.say(", which so many draws could not show for a single index: ")
+            draft.say("{least_q:p} is the least q", least_q=least)
+        draft.say(".")
     draft.say(" The smallest p is {p:p} with q {bh_q:p}, ", p=float(first["p"]), bh_q=float(first["bh_q"]))
     draft.say("of {mask}: {value:nats} nats against ", mask=str(first["mask"]), value=float(first["value"]))
     draft.say(
@@ -76,8 +89,8 @@ def indices(run: RunFiles) -> Sentence | None:
         draws_low=float(first["draws_low"]),
         draws_high=float(first["draws_high"]),
     )
-    least = min(1.0, len(with_q) * max(float(row["p_smallest"]) for row in with_q))
-    draft.say(" So many draws allow a single index a q of {least_q:p} at best.", least_q=least)
+    if significant or not hopeless:
+        draft.say(" So many draws allow a single index a q of {least_q:p} at best.", least_q=least)
     return draft.done()
 
 
@@ -95,13 +108,33 @@ def _linear(run: RunFiles, row: Row) -> Sentence:
     draft = Draft("linear", judged_images(run))
     draft.say("Set to zero one at a time, {masks:count head} raise the NLL by ", masks=int(row["masks"]))
     draft.say("{sum_a:nats} nats in sum", sum_a=zero).interval(row, "sum_a", "nats")
+    _mean(draft, run)
     draft.say("; replaced by a linear prediction from the heads that their layer keeps, by {sum_b:nats}", sum_b=linear)
     draft.interval(row, "sum_b", "nats").say(".")
     if zero > 0 and 0 <= linear <= zero:
-        draft.say(" So {kept:percent} of the rise is left; for the rest ", kept=linear / zero)
-        draft.say("the other heads of the layer can stand in.")
+        draft.say(" So {kept:percent} of the rise under zero is left; the rest ", kept=linear / zero)
+        draft.say("can be read off their means and their neighbours.")
     draft.say(" The difference is {b_minus_a:nats} nats", b_minus_a=float(row["b_minus_a"]))
-    return flattered(draft.interval(row, "b_minus_a", "nats").say("."), run).done()
+    draft.interval(row, "b_minus_a", "nats").say(".")
+    by_head = single_heads(masked(run, LINEAR))
+    names = {id(one): f"{layer}.{head}" for (layer, head), one in by_head.items()}
+    if costly := largest_first([*by_head.values()], "nll_rise")[:1]:
+        draft.say(" Replaced so, head {head} costs most, ", head=names[id(costly[0])])
+        draft.say("{worst:nats} nats", worst=float(costly[0]["nll_rise"]))
+        ends = {f"worst_{end}": costly[0][f"nll_rise_{end}"] for end in ("low", "high")}
+        draft.interval(ends, "worst", "nats").say(".")
+    return flattered(draft, run).done()
+
+
+def _mean(draft: Draft, run: RunFiles) -> None:
+    """Say the sum of the rises under mean ablation, which is between, where it was measured."""
+    for row in table_rows(run, "ablations.csv"):
+        for side in "ab":
+            if (row["test_family"], row[f"ablation_{side}"], row["quantity"]) == ("each:head", MEAN, "nll_rise"):
+                draft.say("; set to their mean, by {mean:nats}", mean=float(row[f"sum_{side}"]))
+                ends = {f"mean_{end}": row[f"sum_{side}_{end}"] for end in ("low", "high")}
+                draft.interval(ends, "mean", "nats")
+                return
 
 
 def ablations_agree(run: RunFiles) -> Sentence | None:
@@ -124,63 +157,6 @@ def ablations_agree(run: RunFiles) -> Sentence | None:
         )
         draft.interval(row, "spearman", "ratio", prefix)
     return draft.say(".").done()
-
-
-def removable(run: RunFiles) -> Sentence | None:
-    """Say how many heads can go for 1 point in the best order of a score, under linear replacement if measured."""
-    rows = [row for row in table_rows(run, "orders.csv") if _SCORED.fullmatch(str(row["order"]))]
-    kind = LINEAR if any(row["ablation"] == LINEAR for row in rows) else main_ablation(run)
-    rows = [row for row in rows if row["ablation"] == kind and not math.isnan(float(row["area"]))]
-    if not rows:
-        return None
-    widest = max(int(row["most_removed"]) for row in rows)  # areas to another end are not comparable
-    rows = [row for row in rows if int(row["most_removed"]) == widest]
-    best = max(rows, key=lambda row: float(row["area"]))
-    draft = Draft("removable", judged_images(run))
-    fill(draft.say("Removed in the order of a score ("), run, kind, MEAN_OF).say("), the best of ")
-    draft.say(
-        "{orders:count order} is {order}: the area under its accuracy curve is ",
-        orders=len(rows),
-        order=_in_words(str(best["order"])),
-    )
-    draft.say("{area:ratio}", area=float(best["area"])).interval(best, "area", "ratio")
-    if not math.isnan(float(best["minus_random"])):
-        draft.say(", {minus_random:ratio} more than that of random orders", minus_random=float(best["minus_random"]))
-        draft.interval(best, "minus_random", "ratio")
-    draft.say(
-        ". In it {removable_1pp:none} of {heads:count head} ",
-        removable_1pp=int(best["removable_1pp"]),
-        heads=sum(run.record["model"]["heads_per_layer"]),
-    )
-    draft.say(
-        "can go for at most 1 point of top-1 accuracy ({counts:count number} measured)", counts=int(best["counts"])
-    )
-    if not math.isnan(float(best["removable_1pp_surely"])):
-        draft.say(", by the upper limit of the drop {surely:none}", surely=int(best["removable_1pp_surely"]))
-    _cost_there(run, draft.say("."), best)
-    return flattered(draft, run, "order of heads" in (run.record.get("decisions") or {})).done()
-
-
-_SCORED = re.compile(r"grow_(?P<column>.+)_(?P<end>least|most)(?P<anew>_rescored)?")
-"""Orders by a column, without fixed clauses beside them; scored anew on the way, or not."""
-
-
-def _in_words(order: str) -> str:
-    """Return an order as in a sentence: `least gradient_abs first`."""
-    found = _SCORED.fullmatch(order)
-    if not found:
-        return order
-    return f"{found['end']} {found['column']} first" + ", scored anew on the way" * (found["anew"] is not None)
-
-
-def _cost_there(run: RunFiles, draft: Draft, best: Row) -> Draft:
-    """Say what so many heads cost, with the interval."""
-    key = best["order"], best["ablation"], best["removable_1pp"]
-    for row in table_rows(run, "curves.csv"):
-        if (row["order"], row["ablation"], row["heads_removed"]) == key:
-            draft.say(" Their measured drop is {drop_pp:points} points", drop_pp=float(row["drop_pp"]))
-            return draft.interval(row, "drop_pp", "points").say(".")
-    return draft
 
 
 def interactions(run: RunFiles) -> Sentence | None:

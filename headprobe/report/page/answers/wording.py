@@ -9,6 +9,9 @@ from typing import Any, Self
 from headprobe.run.load import SAME, Row, RunFiles
 from headprobe.text import counted
 
+MINUS = "\u2212"
+"""The minus of prose, as in figures."""
+
 MANY_IMAGES = 5000
 """From so many images on, percentages have two decimals: one image in 5,000 is 0.02 points."""
 
@@ -41,6 +44,10 @@ class _Wording(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, str):
             return value
+        text = self._number(value, format_spec)
+        return f"{MINUS}{text[1:]}" if text.startswith("-") else text
+
+    def _number(self, value: Any, format_spec: str) -> str:
         if "|" in format_spec:
             one, several = format_spec.split("|")
             return one if value == 1 else several
