@@ -34,7 +34,8 @@ def worth(runs: Sequence[RunFiles]) -> Section | None:
         definition=(
             "A Shapley value is the mean, over orders of removal, of what the loss rises when this head goes; the "
             "values add up to the loss of all heads. An interaction is the rise without both minus both single rises. "
-            f"Heads of a layer stand in their order from the left. Intervals are 95%; a clear interaction has q below {CLEAR_Q}."
+            "Heads of a layer stand in their order from the left. Intervals are 95%; a clear interaction has q below "
+            f"{CLEAR_Q}."
         ),
         link="results.md#shapleycsv",
         data={"runs": found, "quantities": QUANTITIES, "clear_q": CLEAR_Q},
