@@ -15,7 +15,7 @@ from torch import Tensor
 from headprobe.backbone.masking.replacement import refuse_kinds
 from headprobe.calibration.scores import ScoreStatistic
 from headprobe.errors import RunError, UsageError
-from headprobe.masks.ablations import ZERO, Ablations
+from headprobe.masks.ablations import LINEAR, MEAN, ZERO, Ablations
 from headprobe.masks.pieces import number_text
 from headprobe.masks.tables import CALIBRATION
 from headprobe.module import HeadProbe
@@ -119,7 +119,9 @@ def study_of(probe: HeadProbe, ablations: Ablations, skip: Sequence[str] = (), m
     if SCORES in lacking:
         missing[SCORES] = lacking[SCORES]
     kinds = [ablation.kind for ablation in allowed]
-    model = Heads(probe.layout.heads_per_layer, ZERO if ZERO in kinds else kinds[0], lacking)
+    # 130 masks of a third kind would make a study a fifth longer, for curves that lie beside those of zero.
+    ends = (ZERO, LINEAR) if set(kinds) == {ZERO, MEAN, LINEAR} else ()
+    model = Heads(probe.layout.heads_per_layer, ZERO if ZERO in kinds else kinds[0], lacking, ends)
     parts = [make(model) for name, make in PARTS.items() if name not in skip]
     if len(kinds) == 1:
         parts = [replace(part, says=part.says.removesuffix(model.alone)) for part in parts]
@@ -186,11 +188,13 @@ class Heads:
         heads_per_layer: Heads of each layer.
         main: The kind of ablation under which alone masks are scored that only judge others, or that are very many.
         lacking: Scores that some heads do not have, with the reasons.
+        ends: Kinds that orders of removal are scored under, where these are not all.
     """
 
     heads_per_layer: tuple[int, ...]
     main: str
     lacking: dict[str, str]
+    ends: tuple[str, ...] = ()
 
     @property
     def heads(self) -> int:
@@ -201,6 +205,16 @@ class Heads:
     def sizes(self) -> list[int]:
         """Ten numbers of heads in equal steps, the last of them all; all numbers of a model with fewer heads."""
         return sorted({round(self.heads * step / SIZES) for step in range(1, SIZES + 1)} - {0})
+
+    @property
+    def of_ends(self) -> str:
+        """How a spec begins whose masks are scored under `ends`."""
+        return f"{','.join(self.ends)}:" if self.ends else ""
+
+    @property
+    def under_ends(self) -> str:
+        """What is said of them."""
+        return f", under {' and '.join(self.ends)}" if self.ends else ""
 
     @property
     def alone(self) -> str:
@@ -247,16 +261,17 @@ def _pairs(model: Heads) -> Part:
 
 def _random(model: Heads) -> Part:
     sizes = model.sizes
-    says = f"{ORDERS} orders of {counted(len(sizes), 'size')}"
-    return Part("random", says, (f"random:{number_text(sizes)}:0-{ORDERS - 1}",))
+    says = f"{ORDERS} orders of {counted(len(sizes), 'size')}{model.under_ends}"
+    return Part("random", says, (f"{model.of_ends}random:{number_text(sizes)}:0-{ORDERS - 1}",))
 
 
 def _scores(model: Heads) -> Part:
     there = [name for name in BY_SCORE if name not in model.lacking]
     sizes = number_text(model.sizes)
-    specs = tuple(f"grow:{CALIBRATION}:{name}:least:{sizes}" for name in there)
+    specs = tuple(f"{model.of_ends}grow:{CALIBRATION}:{name}:least:{sizes}" for name in there)
     missing = ", ".join(f"no {name} ({model.lacking[name]})" for name in BY_SCORE if name in model.lacking)
-    return Part("scores", f"{counted(len(specs), 'order')} of {counted(len(model.sizes), 'size')}", specs, missing)
+    says = f"{counted(len(specs), 'order')} of {counted(len(model.sizes), 'size')}{model.under_ends}"
+    return Part("scores", says, specs, missing)
 
 
 def _shapley(model: Heads) -> Part:

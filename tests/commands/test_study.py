@@ -43,7 +43,7 @@ def test_the_plan_of_the_usual_study_stands_before_it_and_a_dry_run_stops_there(
     study = line(ended, "study: ")
     assert all(f"{part} (" in study for part in PARTS)
     assert study.endswith("ablation by zero, mean, linear")
-    assert "masks: 767 beside the baseline" in line(ended, "masks: ")
+    assert "masks: 637 beside the baseline" in line(ended, "masks: ")
     assert "of 500" in line(ended, "images: ")  # of the bundled images 400 are taken, and that is said
     for begins in ("plan: ", "memory: ", "time to fit: ", "time to judge: ", "time beside: ", "time in all: "):
         assert re.search(r"\d", line(ended, begins)), begins

@@ -20,6 +20,7 @@ from tests.conftest import TINY
 from tests.run.small_runs import HEADS, write_run
 
 THREE = Ablations("zero,mean,linear")
+ENDS = ("zero", "linear")
 
 DIGITS, DEIT_TINY, VIT_BASE = (4,) * 6, (3,) * 12, (12,) * 12
 SWIN_TINY = (3, 3, 6, 6, 12, 12, 12, 12, 12, 12, 24, 24)
@@ -28,7 +29,7 @@ SWIN_TINY = (3, 3, 6, 6, 12, 12, 12, 12, 12, 12, 24, 24)
 def specs_of(
     counts: tuple[int, ...], *parts: str, main: str = "zero", lacking: dict[str, str] | None = None
 ) -> list[str]:
-    return [spec for name in parts or PARTS for spec in PARTS[name](Heads(counts, main, lacking or {})).specs]
+    return [spec for name in parts or PARTS for spec in PARTS[name](Heads(counts, main, lacking or {}, ENDS)).specs]
 
 
 def variants_of(counts: tuple[int, ...], *parts: str) -> list[Variant]:
@@ -41,7 +42,7 @@ def under(variants: list[Variant], kind: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("counts", "masks"), [(DIGITS, 767), (DEIT_TINY, 808), (VIT_BASE, 993), (SWIN_TINY, 1308)], ids=str
+    ("counts", "masks"), [(DIGITS, 637), (DEIT_TINY, 678), (VIT_BASE, 863), (SWIN_TINY, 1178)], ids=str
 )
 def test_a_study_has_so_many_variants(counts: tuple[int, ...], masks: int) -> None:
     assert len(variants_of(counts)) == masks
@@ -62,14 +63,15 @@ def test_orders_have_ten_equal_steps_up_to_all_heads(counts: tuple[int, ...]) ->
     assert sizes[-1] == every
     steps = {after - before for before, after in zip([0, *sizes], sizes, strict=False)}
     assert max(steps) - min(steps) <= 1
-    assert len(variants_of(counts, "random")) == 3 * ORDERS * len(sizes)
+    assert len(variants_of(counts, "random")) == 2 * ORDERS * len(sizes)
 
 
 @pytest.mark.parametrize("counts", [DIGITS, DEIT_TINY, (2, 2, 4, 4, 8, 8)], ids=str)
 def test_whole_orders_cost_at_most_so_many_masks_beside_the_sizes(counts: tuple[int, ...]) -> None:
     both = variants_of(counts, "random", "shapley")
-    assert 0 < under(both, "zero") - under(both, "mean") <= MOST_MORE
-    assert under(both, "mean") == under(both, "linear") == len(variants_of(counts, "random")) / 3
+    assert 0 < under(both, "zero") - under(both, "linear") <= MOST_MORE
+    assert under(both, "linear") == len(variants_of(counts, "random")) / 2
+    assert under(both, "mean") == 0
 
 
 @pytest.mark.parametrize("counts", [VIT_BASE, SWIN_TINY], ids=str)
