@@ -100,7 +100,9 @@ def test_the_slider_shows_what_the_files_hold(rich: Path, rich_page: Path, opene
     page = opened(rich_page).page
     ladder = page.locator("#ladder")
     order = ladder.locator("select").first.input_value()
-    points = [row for row in lines(rich, "curves.csv") if (row["order"], row["ablation"]) == (order, "zero")]
+    kind = ladder.locator('.segments button[aria-pressed="true"]').get_attribute("data-value")
+    points = [row for row in lines(rich, "curves.csv") if (row["order"], row["ablation"]) == (order, kind)]
+    assert points
     points.sort(key=lambda row: int(row["heads_removed"]))
     slider = ladder.locator("input[type=range]")
     slider.focus()

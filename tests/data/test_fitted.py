@@ -40,10 +40,15 @@ def test_a_small_dataset_needs_no_workers() -> None:
     assert default_workers(units=5, images=500, processes=1, local_processes=1) == 0
 
 
-@pytest.mark.parametrize(("processes", "most"), [(1, 8), (5, 3), (14, 1), (100, 1)])
+@pytest.mark.parametrize(("processes", "most"), [(1, 14), (5, 3), (14, 1), (100, 1)])
 def test_workers_never_outnumber_units(monkeypatch: pytest.MonkeyPatch, processes: int, most: int) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(1000)), raising=False)
     assert default_workers(14, 50_000, processes, local_processes=1) == most
+
+
+def test_one_process_has_at_most_sixteen_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(1000)), raising=False)
+    assert default_workers(504, 50_000, processes=1, local_processes=1) == 16
 
 
 def test_workers_leave_a_core_to_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
