@@ -91,7 +91,7 @@ def _model(run: RunFiles) -> Iterator[str]:
 def _calibration(run: RunFiles) -> Iterator[str]:
     kinds = {str(row["ablation"]) for row in run.masks[1:]}
     fitted = [*sorted(kinds & FITTED), *(["scores"] if (run.path / "scores.csv").is_file() else [])]
-    rules = {str(row["calibration"]) for row in run.masks[1:]}
+    rules = {str(row.get("calibration", "")) for row in run.masks[1:]}  # runs of before have no such column
     if SAME in rules or run.calibration == SAME:
         yield (
             f"What is fitted or chosen ({listed(fitted) or 'orders'}) is {JUDGED_ON_SAME} "

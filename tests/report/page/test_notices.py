@@ -1,5 +1,6 @@
 """What a page says was left out or flatters, and what the run was made of."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from headprobe.report.page.build import build
 from headprobe.report.page.notices import TOLD, notices
 from headprobe.report.page.provenance import provenance
 from headprobe.run.load import load_files
@@ -150,3 +152,14 @@ def test_a_resumed_run_gives_the_same_answer_and_says_that_it_was_resumed(tmp_pa
     assert known["command"].startswith("headprobe test --mask-spec each:layer")
     assert known["status"] == "done"
     assert known["heads"] == "24 heads in 6 layers: 6 x 4"
+
+
+def test_a_run_from_before_masks_named_their_calibration_has_a_page(tmp_path: Path) -> None:
+    file = write_run(tmp_path, ["each:head"], ("mean",)) / "masks.csv"
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    with file.open("w", newline="") as opened:
+        table = csv.DictWriter(opened, [name for name in rows[0] if name != "calibration"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    assert "What does the multi-head do?" in build([load_files(tmp_path)])
