@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headprobe.masks.tables import SCORES
 from headprobe.metrics.similarity.measures import MEASURES
 from headprobe.run.results import write_arrays, write_rows
 from tests.run import small_runs
@@ -31,18 +32,6 @@ WITH_ERROR = (
 """Columns of `heads.csv` that have a standard error; the others have none."""
 
 WITHOUT_ERROR = ("rank", "kept_dims", *(f"{measure}_mean" for measure in MEASURES))
-
-SCORES = (
-    "gradient_abs",
-    "gradient_abs_l2",
-    "gradient_fisher",
-    "taylor_zero",
-    "taylor_mean",
-    "variance_after_projection",
-    "residual_variance_after_projection",
-    "stable_rank",
-    "direct_logit",
-)
 
 
 def write_whole_run(
