@@ -471,3 +471,15 @@ def test_a_page_of_144_heads_with_every_table_is_small(tmp_path: Path) -> None:
         write_whole_run(tmp_path, patch, (12,) * 12, specs, ("zero", "mean", "linear"))
     list(write_derived(read_files(tmp_path)))
     assert len(build([load_files(tmp_path)]).encode("utf-8")) < 1_500_000
+
+
+def test_a_head_that_one_ablation_masked_alone_has_no_cost_under_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_whole_run(tmp_path, monkeypatch, specs=("zero:each:head", "each:layer"))
+    for _ in write_derived(read_files(folder)):
+        pass
+    assert (folder / "importance.csv").is_file()
+    (own,) = data_of(importance, load_files(folder))
+    assert None not in own["costs"]["zero"]["nll_rise"]
+    assert set(own["costs"]["mean"]["nll_rise"]) == {None}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headprobe.run.load import Columns, RunFiles
+from headprobe.run.load import Columns, Row, RunFiles
 
 SCRIPTS = ("figures",)
 """What the drawings of figures have in common, in `assets/`."""
@@ -55,6 +55,29 @@ def by_column(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[s
     """Return rows of `masks.csv` by column."""
     table = {name: np.array([row[name] for row in rows]) for name in names if rows and name in rows[0]}
     return columns_of(table, table)
+
+
+def rows_of_masks(run: RunFiles) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of `masks.csv` by ablation and mask: one, or as many as draws."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in run.masks[1:]:
+        found.setdefault((str(row["ablation"]), str(row["mask"])), []).append(row)
+    return found
+
+
+def losses_of(of_masks: Sequence[Sequence[Row]], limits: bool = True) -> dict[str, list[float]]:
+    """Return the losses of masks by column, NaN of a mask without rows: not every mask is scored under every ablation.
+
+    Args:
+        of_masks: The rows of each mask; of several draws losses are means, without limits.
+        limits: Whether to return the limits too.
+    """
+    found: dict[str, list[float]] = {}
+    for quantity, ends in LIMITS.items():
+        found[quantity] = [float(np.mean([row[quantity] for row in rows])) if rows else np.nan for rows in of_masks]
+        for end in ends if limits else ():
+            found[end] = [float(rows[0][end]) if len(rows) == 1 else np.nan for rows in of_masks]
+    return found
 
 
 def kinds_of(run: RunFiles) -> list[str]:

@@ -1,14 +1,22 @@
 """Scores of heads against what the heads cost: `importance.csv`, and the scores and rises behind it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from headprobe.report.page.section import Section
-from headprobe.report.page.sections.cells import LIMITS, QUANTITIES, SCRIPTS, columns_of, kinds_of, of_runs
+from headprobe.report.page.sections.cells import (
+    QUANTITIES,
+    SCRIPTS,
+    columns_of,
+    kinds_of,
+    losses_of,
+    of_runs,
+    rows_of_masks,
+)
 from headprobe.run.importance import CALIBRATION, DEPTH, JUDGED, candidates_named, single_head_masks
-from headprobe.run.load import Columns, Row, RunFiles
+from headprobe.run.load import Columns, RunFiles
 
 Head = tuple[int, int]
 
@@ -49,15 +57,13 @@ def _importance(run: RunFiles) -> dict[str, Any] | None:
         return None
     masks = single_head_masks(run.masks, run.heads)
     heads = list(masks)
-    by_mask: dict[tuple[str, str], list[Row]] = {}
-    for row in run.masks[1:]:
-        by_mask.setdefault((str(row["ablation"]), str(row["mask"])), []).append(row)
+    rows = rows_of_masks(run)
     return {
         "rows": columns_of(table, SHOWN),
         "layer": [layer for layer, _ in heads],
         "head": [head for _, head in heads],
         "scores": _scores(run, heads),
-        "costs": {kind: _costs([by_mask[kind, mask] for mask in masks.values()]) for kind in kinds_of(run)},
+        "costs": {kind: losses_of([rows.get((kind, mask), []) for mask in masks.values()]) for kind in kinds_of(run)},
     }
 
 
@@ -78,13 +84,3 @@ def _by_head(columns: Columns) -> dict[str, dict[Head, float]]:
     places = [(int(layer), int(head)) for layer, head in zip(columns["layer"], columns["head"], strict=True)]
     names = [name for name in candidates_named(columns) if np.isfinite(columns[name].astype(np.float64)).any()]
     return {name: dict(zip(places, columns[name].tolist(), strict=True)) for name in names}
-
-
-def _costs(of_heads: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
-    """Return the losses without each head, of several draws the mean; limits where there is one draw."""
-    found: dict[str, list[float]] = {}
-    for quantity, limits in LIMITS.items():
-        found[quantity] = [float(np.mean([row[quantity] for row in rows])) for rows in of_heads]
-        for limit in limits:
-            found[limit] = [float(rows[0][limit]) if len(rows) == 1 else np.nan for rows in of_heads]
-    return found

@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from headprobe.report.page.section import Section
 from headprobe.report.page.sections.cells import (
-    LIMITS,
     LOSSES,
     QUANTITIES,
     SCRIPTS,
     by_column,
     columns_of,
     head_name,
+    kinds_of,
+    losses_of,
     of_runs,
+    rows_of_masks,
     short,
 )
 from headprobe.run.index_null import nulls_of
-from headprobe.run.load import Cell, Row, RunFiles
+from headprobe.run.load import Row, RunFiles
 from headprobe.run.results import FAMILIES_JOINED
 
 BY_LAYER = "by_layer"
@@ -143,10 +143,8 @@ def _family(run: RunFiles, family: str) -> dict[str, Any]:
     # Only draw 0 is in a test family.
     members = [str(row["mask"]) for row in run.masks[1:] if family in str(row["test_family"]).split(FAMILIES_JOINED)]
     masks = list(dict.fromkeys(members))
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in run.masks[1:]:
-        found.setdefault((str(row["ablation"]), str(row["mask"])), []).append(row)
-    kinds = [kind for kind in dict.fromkeys(kind for kind, _ in found) if (kind, masks[0]) in found]
+    found = rows_of_masks(run)
+    kinds = [kind for kind in kinds_of(run) if all((kind, mask) in found for mask in masks)]
     heads = [[head_name(*head) for head in run.heads[mask]] for mask in masks]
     return {
         "family": family,
@@ -163,14 +161,6 @@ def _only(members: set[int]) -> int | None:
 
 
 def _costs(of_masks: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """Return the losses of masks, of several draws their means, and the limits of those that have a single draw."""
-    means: dict[str, Any] = {}
-    for quantity, limits in LIMITS.items():
-        means[quantity] = short([float(np.mean([_number(row[quantity]) for row in rows])) for rows in of_masks])
-        for limit in limits if len(of_masks) <= MOST_WITH_LIMITS else ():
-            means[limit] = short([_number(rows[0][limit]) if len(rows) == 1 else float("nan") for rows in of_masks])
-    return means
-
-
-def _number(cell: Cell) -> float:
-    return float(cell)
+    """Return the losses of masks in fewer digits: families may be large."""
+    losses = losses_of(of_masks, limits=len(of_masks) <= MOST_WITH_LIMITS)
+    return {name: short(values) for name, values in losses.items()}
