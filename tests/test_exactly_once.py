@@ -182,7 +182,7 @@ def test_a_second_run_of_the_same_key_is_refused_while_the_first_is_at_work(tmp_
     slow = ("--model.row_budget", "2", "--data.batch_size", "2")
     first = start(tmp_path / "run", *SWEEP, *slow, "--data.num_workers", "0")
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     (tmp_path / "other").symlink_to(tmp_path / "run")
     second = start(tmp_path / "other", *SWEEP, *slow, "--data.num_workers", "0", log="second")
@@ -202,7 +202,7 @@ def test_sigterm_to_one_process_ends_all_and_keeps_what_is_finished(tmp_path: Pa
     words = (*SWEEP, "--model.row_budget", "2", "--data.batch_size", "2", "--data.num_workers", "0")
     running = start(tmp_path / "run", *words, processes=2)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.processes[rank].terminate()
     ended = running.wait(30)
@@ -221,7 +221,7 @@ def test_two_nodes_without_a_common_disk_give_the_numbers_of_one(tmp_path: Path)
     ended = run(tmp_path / "node 0", *SWEEP, "--data.num_workers", "0", processes=2, nodes=2)
     assert ended.code == 0, ended.err
     assert (ended.directory() / "masks.csv").read_bytes() == (alone.directory() / "masks.csv").read_bytes()
-    assert list((tmp_path / "node 1").glob("lightning_logs/units/*/units-*"))
+    assert list((tmp_path / "node 1").glob("lightning_logs/units/*/units-*.npz"))
 
 
 def test_a_machine_without_the_data_ends_the_others_with_its_message(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_rank_that_is_killed_ends_the_others_soon_and_nothing_finished_is_lost
     words = (*SWEEP, "--model.row_budget", "2", "--data.batch_size", "2", "--data.num_workers", "0")
     running = start(tmp_path / "run", *words, processes=2)
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "run").glob("lightning_logs/units/*/units-*"))) < 3 and time.monotonic() < deadline:
+    while len(list((tmp_path / "run").glob("lightning_logs/units/*/units-*.npz"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     first = running.processes[0]
     first.kill()  # process 0, which keeps the store that the others look at

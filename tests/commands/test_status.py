@@ -83,7 +83,7 @@ def test_a_run_at_work_says_how_fast_it_is_and_how_long_it_takes(tmp_path: Path)
     words = (*RUN, "--data.path", "../set", "--model.row_budget", "2", "--data.batch_size", "2")
     running = start(tmp_path / "run", *words)
     deadline = time.monotonic() + 300
-    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "run").glob("lightning_logs/units/*/units-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     (status,) = json.loads(command(tmp_path / "run", "status", "lightning_logs", "--json").out)
     shown = command(tmp_path / "run", "status", "lightning_logs").out

@@ -38,7 +38,7 @@ def test_two_processes_with_two_workers_killed_and_started_again_give_the_same_b
     job = words(sample_images, deit_tiny_weights, 2)
     running = start(tmp_path, *job, processes=2)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("lightning_logs/units/*/units-*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("lightning_logs/units/*/units-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.kill()
     ended = run(tmp_path, *job, processes=2)
