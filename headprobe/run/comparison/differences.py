@@ -81,6 +81,9 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], fitted: boo
         said.append(f"constants were fitted on other kinds of rows: {rules}")
     if any("resample" in str(one.get("ablation")) for one in (first, second)) and first["ablation"] != second["ablation"]:
         said.append(f"other draws: {first['ablation']} and {second['ablation']}; a mask counts with the mean of its own")
+    codes = [(one.get("versions") or {}).get("headprobe_source") for one in (first, second)]
+    if codes[0] != codes[1]:
+        said.append("other code of headprobe (versions in run.json)")
     for name in ONE_FOR_ALL:
         if first.get(name) != second.get(name):
             said.append(f"other {name}: {first.get(name)} and {second.get(name)}")

@@ -41,10 +41,14 @@ def _data(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _tails(runs: Sequence[RunFiles]) -> list[str]:
-    """Return as much of the end of each run's path as tells different folders apart."""
+    """Return the parts of each run's path that tell it from the others, from the end on; of equal paths the folder."""
     paths = [run.path.resolve().parts for run in runs]
-    for parts in range(1, max(map(len, paths)) + 1):
-        tails = ["/".join(path[-parts:]) for path in paths]
+    deepest = min(map(len, paths))
+    tails: list[tuple[str, ...]] = [()] * len(runs)
+    for place in range(1, deepest + 1):
+        parts = [path[-place] for path in paths]
+        if len(set(parts)) > 1:
+            tails = [(part, *tail) for part, tail in zip(parts, tails, strict=True)]
         if len(set(tails)) == len(set(paths)):
             break
-    return tails
+    return ["/".join(tail) or path[-1] for tail, path in zip(tails, paths, strict=True)]

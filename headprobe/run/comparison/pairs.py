@@ -8,10 +8,10 @@ import numpy as np
 
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import FITTED
-from headprobe.run.ablations import DROP_PP, NLL_RISE, rises_and_drops
-from headprobe.run.load import Row, RunFiles
-from headprobe.run.comparison.differences import differences, not_the_same_rows
 from headprobe.metrics.arrays import FloatArray, IntArray
+from headprobe.run.ablations import DROP_PP, NLL_RISE, rises_and_drops
+from headprobe.run.comparison.differences import differences, not_the_same_rows
+from headprobe.run.load import Row, RunFiles
 from headprobe.text import counted
 
 FEATURES = ("feature_distance", "feature_cosine")
@@ -149,7 +149,15 @@ def pair_of(first: Measured, second: Measured) -> Pair:
     fitted = bool({ablation for _, ablation in keys} & FITTED)
     records = first.run.record, second.run.record
     other_rows = not_the_same_rows(first.run, second.run, first.images, second.images)
-    return Pair(first, second, keys, quantities, other_rows, [*said, *differences(*records, fitted)])
+    said += differences(*records, fitted)
+    if not other_rows and _weights(first) == _weights(second) is not None and records[0].get("key") != records[1].get("key"):
+        said.append("the same weights judged the same images: what differs is no property of a model or of data")
+    return Pair(first, second, keys, quantities, other_rows, said)
+
+
+def _weights(own: Measured) -> str | None:
+    digest = own.run.record["model"].get("weights_sha256")
+    return str(digest) if digest else None
 
 
 def _check_heads(first: Measured, second: Measured) -> None:

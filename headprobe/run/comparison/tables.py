@@ -23,6 +23,9 @@ from headprobe.run.results import FAMILIES_JOINED, largest_q, tests_of
 LEVEL = 0.05
 """Masks with a q of at most this count as differing."""
 
+ROUNDING = 1e-6
+"""Means that differ by less, in nats or points, are equal: other hardware or batches change the last bits of logits."""
+
 _NO_ORDER = re.compile(r"(^|[+:])(grow:|one-per-layer:)")
 """Masks whose ranks say nothing: nested ones cost more the larger they are, nulls are others' yardstick."""
 
@@ -51,21 +54,21 @@ def mask_rows(pair: Pair) -> list[Row]:
         sides = [_values(own, pair.keys, quantity) for own in (pair.first, pair.second)]
         tested = _tested(pair, quantity)
         q_values = largest_q(tests, np.concatenate([[np.nan], tested.p]))[1:]  # row 0 is a baseline's
-        for number, (mask, ablation) in enumerate(pair.keys):
+        for place, (mask, ablation) in enumerate(pair.keys):
             row: Row = {**pair.names, "mask": mask, "ablation": ablation}
-            row |= {"test_family": FAMILIES_JOINED.join(families[number])}
+            row |= {"test_family": FAMILIES_JOINED.join(families[place])}
             row |= {"heads_masked": len(pair.first.run.heads[mask]), "quantity": quantity}
             for side, own, values in zip("ab", (pair.first, pair.second), sides, strict=True):
                 row[f"draws_{side}"] = len(own.places[mask, ablation])
-                for end, value in zip(("", "_low", "_high"), values[number], strict=True):
+                for end, value in zip(("", "_low", "_high"), values[place], strict=True):
                     row[f"value_{side}{end}"] = float(value)
-            row |= {"b_minus_a": row_value(row, "value_b") - row_value(row, "value_a")}
-            row |= {"b_minus_a_low": float(tested.low[number]), "b_minus_a_high": float(tested.high[number])}
-            rows.append(row | {"test": pair.test, "p": float(tested.p[number]), "bh_q": float(q_values[number])})
+            row |= {"b_minus_a": number(row, "value_b") - number(row, "value_a")}
+            row |= {"b_minus_a_low": float(tested.low[place]), "b_minus_a_high": float(tested.high[place])}
+            rows.append(row | {"test": pair.test, "p": float(tested.p[place]), "bh_q": float(q_values[place])})
     return rows
 
 
-def row_value(row: Row, name: str) -> float:
+def number(row: Row, name: str) -> float:
     """Return a number of a row."""
     return float(row[name])
 
@@ -110,8 +113,10 @@ def _tested(pair: Pair, quantity: str) -> Differences:
     images = [own.images for own in sides]
     with np.errstate(invalid="ignore"):  # a mask whose NLL is infinite has no difference
         if pair.test == PAIRED:
-            return paired_differences(means[0], means[1], images[0])
-        return two_sample_differences(means[0], images[0], means[1], images[1])
+            found = paired_differences(means[0], means[1], images[0])
+        else:
+            found = two_sample_differences(means[0], images[0], means[1], images[1])
+    return found._replace(p=np.where(np.abs(found.b_minus_a) < ROUNDING, 1.0, found.p))
 
 
 # -- do masks rank alike? ----------------------------------------------------------------------------------------------
@@ -135,9 +140,11 @@ def rank_rows(pair: Pair, masks: Sequence[Row]) -> list[Row]:
         if len(keys) < FEWEST_ORDERED:
             continue
         for quantity in pair.quantities:
-            q_values = [row_value(of_masks[quantity, *key], "bh_q") for key in keys]
+            q_values = [number(of_masks[quantity, *key], "bh_q") for key in keys]
             row: Row = {**pair.names, "test_family": family, "ablation": ablation, "quantity": quantity}
             row |= {"masks": len(keys), "masks_differing": sum(q <= LEVEL for q in q_values)}
+            if np.isnan(q_values).all():  # nothing was tested together
+                row["masks_differing"] = float("nan")
             rows.append(row | _ranks(pair, keys, quantity))
     return rows
 
@@ -172,3 +179,13 @@ def _reliable(one: float, other: float) -> Row:
     """Return the reliabilities of both orders, and the correlation that two equal true orders would reach."""
     ceiling = float(np.sqrt(one * other)) if one > 0 and other > 0 else float("nan")
     return {"reliability_a": one, "reliability_b": other, "ceiling": ceiling}
+
+
+def first_family(rows: Sequence[Row]) -> str:
+    """Return the form of masks that figures show first: single heads, layers, else the largest."""
+    masks: dict[str, set[str]] = {}
+    for row in rows:
+        for family in str(row["test_family"]).split(FAMILIES_JOINED):
+            masks.setdefault(family, set()).add(str(row["mask"]))
+    usual = [family for family in ("each:head", "each:layer") if family in masks]
+    return usual[0] if usual else max(masks, key=lambda family: (bool(family), len(masks[family])))
