@@ -60,7 +60,8 @@ def ranks_table(rows: Sequence[Row]) -> Table:
             with_limits(row, "kendall", "+.2f"),
             "" if math.isnan(float(row["masks_differing"])) else f"{row['masks_differing']} of {row['masks']}",
         )
-    table.caption, table.caption_justify = "differ: masks with q (BH) of at most 0.05; ceiling: what noise allows", "left"
+    table.caption_justify = "left"
+    table.caption = "differ: masks with q (BH) of at most 0.05; ceiling: what the noise of two samples allows"
     return table
 
 

@@ -157,7 +157,7 @@ def _ranks(pair: Pair, keys: Sequence[Key], quantity: str) -> Row:
     if any(quantity not in own.sums for own in sides):
         sums = [np.array([_values(own, keys, quantity)])[0, :, :1] for own in sides]  # [masks, 1]: no interval
         one = np.ones(1, dtype=np.int64)
-        return row | rank_agreement(sums[0], sums[1], one)._asdict() | _reliable(np.nan, np.nan)
+        return row | rank_agreement(sums[0], sums[1], one)._asdict() | _reliable(np.nan, np.nan, independent=False)
     # Ranks of sums over draws, which are whole numbers of lost answers: rounded means would break ties by chance.
     first, second = (_comparable_sums(own, keys, quantity) for own in sides)
     if pair.test == PAIRED:
@@ -165,7 +165,7 @@ def _ranks(pair: Pair, keys: Sequence[Key], quantity: str) -> Row:
     else:
         agreement = rank_agreement_of_samples(first, pair.first.images, second, pair.second.images)
     halves = [reliability(sums, own.images).reliability for sums, own in zip((first, second), sides, strict=True)]
-    return row | agreement._asdict() | _reliable(*halves)
+    return row | agreement._asdict() | _reliable(*halves, independent=pair.test != PAIRED)
 
 
 def _comparable_sums(own: Measured, keys: Sequence[Key], quantity: str) -> FloatArray:
@@ -175,9 +175,12 @@ def _comparable_sums(own: Measured, keys: Sequence[Key], quantity: str) -> Float
     return sums if (draws == draws[0]).all() else sums / draws[:, None]
 
 
-def _reliable(one: float, other: float) -> Row:
-    """Return the reliabilities of both orders, and the correlation that two equal true orders would reach."""
-    ceiling = float(np.sqrt(one * other)) if one > 0 and other > 0 else float("nan")
+def _reliable(one: float, other: float, independent: bool) -> Row:
+    """Return the reliabilities of both orders, and the correlation that two equal true orders would reach.
+
+    Runs on the same images share their noise and may agree more than that: they have no such ceiling.
+    """
+    ceiling = float(np.sqrt(one * other)) if independent and one > 0 and other > 0 else float("nan")
     return {"reliability_a": one, "reliability_b": other, "ceiling": ceiling}
 
 

@@ -7,7 +7,7 @@ headprobe.section("compare", (root, data, page) => {
   const MOST_LISTED = 16;
   const pairs = data.pairs.map((pair) => ({ ...pair, rows: f.rows(pair.rows), ranks: f.rows(pair.ranks) }));
   const state = { pair: "0", family: pairs[0].first, ablation: "", quantity: "" };
-  const names = (pair) => [page.runs[pair.a], page.runs[pair.b]];
+  const names = (pair) => [pair.a, pair.b];
 
   const bar = page.html("div", {});
   const parts = page.html("div", {});

@@ -8,6 +8,7 @@ from headprobe.errors import UsageError
 from headprobe.report.page.first import names_of
 from headprobe.report.page.section import Section
 from headprobe.report.page.sections.cells import SCRIPTS, by_column, head_name, short
+from headprobe.run.comparison.names import names_of_runs
 from headprobe.run.comparison.pairs import Measured, Pair, measured, pair_of
 from headprobe.run.comparison.tables import LEVEL, first_family, mask_rows, rank_rows
 from headprobe.run.load import Row, RunFiles
@@ -42,8 +43,10 @@ MOST_NAMED = 2
 
 def compare(runs: Sequence[RunFiles]) -> Section | None:
     """Return the section of every two runs that can be compared, from `masks.csv` and `groups.npz`."""
-    found = [own for run, name in zip(runs, names_of(runs), strict=True) if (own := _measured(run, name))]
-    numbers = {id(run): number for number, run in enumerate(runs)}
+    # Shorter than the page's names, and by data where these are what tells the runs apart.
+    names = names_of_runs(runs)
+    on_page = dict(zip(names, names_of(runs), strict=True))
+    found = [own for run, name in zip(runs, names, strict=True) if (own := _measured(run, name))]
     pairs, refused = [], []
     for one, other in combinations(found, 2):
         try:
@@ -52,7 +55,8 @@ def compare(runs: Sequence[RunFiles]) -> Section | None:
             refused.append(f"{one.name} and {other.name} are not compared: {str(error).partition(';')[0]}.")
             continue
         if shown := _pair(pair):
-            pairs.append({"a": numbers[id(one.run)], "b": numbers[id(other.run)], **shown})
+            called = [f"{name} is {on_page[name]}" for name in (one.name, other.name) if name not in on_page[name]]
+            pairs.append({"a": one.name, "b": other.name, **shown, "said": [*called, *pair.said]})
     if not pairs:
         return None
     return Section(
@@ -100,7 +104,6 @@ def _pair(pair: Pair) -> dict[str, Any] | None:
     return {
         "test": pair.test,
         "why": pair.other_rows,
-        "said": pair.said,
         "first": first if first in families else next(iter(families)),
         "families": [
             {"family": family, "masks": masks, **_places(pair, masks)} for family, masks in families.items()
