@@ -25,7 +25,7 @@ FOLDER = "compare"
 ABOUT, MASKS, RANKS, FIGURE = "compare.json", "compare.csv", "compare_ranks.csv", "compare.png"
 
 DESCRIPTION = (
-    "Compare what the same masks cost in several finished runs: on other data, such as ImageNet and its robustness sets, "
+    "Compare what the same masks cost in several finished runs: on other data, such as ImageNet and -R, -A, Sketch, "
     "or in other weights of a model. Prints the drops side by side, whether masks rank alike, and which masks differ "
     "(docs/compare.md)."
 )
@@ -39,7 +39,9 @@ def run(words: list[str]) -> None:
         RunError: The files of a run are broken, or nothing can be written.
     """
     parser = Parser(prog="headprobe compare", description=DESCRIPTION)
-    parser.add_argument("runs", type=str, nargs="+", help="Folders of two runs or more, such as lightning_logs/version_0.")
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="Folders of two runs or more, such as lightning_logs/version_0."
+    )
     parser.add_argument("--output", type=str, default=FOLDER, help="Folder of the tables and the figure.")
     parser.add_argument(
         "--quantity",
@@ -78,7 +80,7 @@ def _folder(given: str) -> Path:
     there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if there - {ABOUT, MASKS, RANKS, FIGURE} or (there and ABOUT not in there):
         raise UsageError(
-            f"--output must be a new folder or one of an earlier comparison, whose files are replaced; name another, got "
+            f"--output must be a new folder or one of an earlier comparison, which is replaced; name another, got "
             f"{given!r} with {sorted(there)[0]!r} in it"
         )
     return folder
@@ -93,7 +95,7 @@ def _quantity(given: str, pairs: Sequence[Pair]) -> str:
     common = [name for name in LIMITS if all(name in pair.quantities for pair in pairs)]
     if not common:
         raise UsageError("these runs have no quantity in common: some have labels, some features alone; compare fewer")
-    usual = [name for name in ("drop_pp", *common) if name in common][0]
+    usual = next(name for name in ("drop_pp", *common) if name in common)
     if given and given not in common:
         raise UsageError(f"--quantity must be one that all runs have ({', '.join(common)}), got {given!r}")
     return given or usual

@@ -144,9 +144,7 @@ def layer_bar(figure: Figure, axes: list[Axes], layers: IntArray) -> None:
     bar.set_ticks(list(some(count, 16)))
 
 
-def name_dots(
-    axes: Axes, x: FloatArray, y: FloatArray, names: Sequence[str], sizes: FloatArray | None = None
-) -> None:
+def name_dots(axes: Axes, x: FloatArray, y: FloatArray, names: Sequence[str], sizes: FloatArray | None = None) -> None:
     """Write the names of the largest dots beside them, where they cover no other dot and no other name.
 
     Args:

@@ -305,6 +305,7 @@ def _interval(row: Row) -> str:
 
 
 def p_value(value: float) -> str:
+    """Return a p-value or q as a cell, empty where there is none."""
     if math.isnan(value):
         return ""
     if value < SMALLEST_P:

@@ -14,7 +14,7 @@ from tests.run.small_runs import write_run
 
 SPECS = ["each:layer", "each:head"]
 FILES = {"compare.csv", "compare_ranks.csv", "compare.json", "compare.png"}
-HOSTILE = "<script>alert(1)</script> $x^2$ \"quoted\", [bold] \u05e9\u05dc\u05d5\u05dd"
+HOSTILE = '<script>alert(1)</script> $x^2$ "quoted", [bold] \u05e9\u05dc\u05d5\u05dd'
 
 
 @pytest.fixture
@@ -46,9 +46,18 @@ def test_tables_and_a_figure_go_into_a_folder_and_are_made_again(runs: Path) -> 
 
 def test_the_screen_shows_drops_side_by_side_and_says_how_they_were_tested(runs: Path) -> None:
     ended = command(runs, "compare", "one", "two")
-    for said in ("one | two: two-sample tests (Welch", "7 of each:head", "3 of each:layer", "top-1 drop in percentage points"):
+    for said in (
+        "one | two: two-sample tests (Welch",
+        "7 of each:head",
+        "3 of each:layer",
+        "top-1 drop in percentage points",
+    ):
         assert said in ended.out
-    row = next(row for row in rows_of(runs / "compare/compare.csv") if (row["mask"], row["quantity"]) == ("head:2.1", "drop_pp"))
+    row = next(
+        row
+        for row in rows_of(runs / "compare/compare.csv")
+        if (row["mask"], row["quantity"]) == ("head:2.1", "drop_pp")
+    )
     [line] = [line for line in ended.out.splitlines() if line.startswith("head:2.1 ")]
     for name in ("value_a", "value_b", "b_minus_a"):
         assert f"{float(row[name]):+.2f} [{float(row[f'{name}_low']):+.2f}, {float(row[f'{name}_high']):+.2f}]" in line
@@ -73,7 +82,10 @@ def test_three_runs_and_the_same_run_twice(runs: Path) -> None:
     [
         (("one",), "a comparison needs two runs or more, got 1"),
         (("one", "nowhere"), "run.json is missing"),
-        (("one", "two", "--quantity", "top9"), "--quantity must be one that all runs have (nll_rise, drop_pp), got 'top9'"),
+        (
+            ("one", "two", "--quantity", "top9"),
+            "--quantity must be one that all runs have (nll_rise, drop_pp), got 'top9'",
+        ),
         (("one", "two", "--output", "one"), "--output must be a new folder or one of an earlier comparison"),
         (("one", "two", "--output", "one/masks.csv"), "--output must be a folder such as compare"),
     ],

@@ -94,7 +94,7 @@ def test_every_number_is_recomputed_by_hand(tmp_path: Path, paired: bool) -> Non
         for family in ("each:head", "each:layer"):
             tested = [row for row in own if row["test_family"] == family]
             q = stats.false_discovery_control([float(row["p"]) for row in tested])
-            np.testing.assert_allclose([row["bh_q"] for row in tested], q)
+            np.testing.assert_allclose([float(row["bh_q"]) for row in tested], q)
         assert all(np.isnan(float(row["bh_q"])) for row in own if str(row["mask"]).startswith("one-per-layer"))
 
 
@@ -163,18 +163,18 @@ def test_images_that_count_as_wrong_unread_are_a_share_of_the_drop(tmp_path: Pat
         place = text[0].split(",").index("images")
         cells = [line.split(",") for line in text[1:]]
         drop = [text[0].split(",").index(name) for name in ("drop_pp", "drop_low_pp", "drop_high_pp")]
-        for row in cells:
-            row[place] = "50"
+        for own in cells:
+            own[place] = "50"
             for column in drop:
-                row[column] = str(float(row[column]) * 40 / 50) if row[column] else ""
-        (folder / "masks.csv").write_text("\n".join([text[0], *(",".join(row) for row in cells)]) + "\n")
+                own[column] = str(float(own[column]) * 40 / 50) if own[column] else ""
+        (folder / "masks.csv").write_text("\n".join([text[0], *(",".join(own) for own in cells)]) + "\n")
     [(_, rows, _)] = compared(*folders)
     for row in (row for row in rows if row["quantity"] == "drop_pp"):
         middle = (float(row["b_minus_a_low"]) + float(row["b_minus_a_high"])) / 2
         assert middle == pytest.approx(row["b_minus_a"])
 
 
-# -- which images --------------------------------------------------------------------------------------------------------
+# -- which images ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
         assert words in said
 
 
-# -- what cannot be compared -----------------------------------------------------------------------------------------------
+# -- what cannot be compared -------------------------------------------------------------------------------------------
 
 
 def changed(run: Path, **entries: Any) -> Path:
@@ -257,7 +257,10 @@ def changed(run: Path, **entries: Any) -> Path:
         ({"status": "failed"}, "only finished runs can be compared, and this one is 'failed'"),
         ({"status": "running"}, "this one is 'running'"),
         ({"schema": 99}, "schema 99"),
-        ({"model": {"name": "wide", "heads_per_layer": [2, 2, 4]}}, "other head layouts: 7 heads in 3 layers and 8 heads"),
+        (
+            {"model": {"name": "wide", "heads_per_layer": [2, 2, 4]}},
+            "other head layouts: 7 heads in 3 layers and 8 heads",
+        ),
         ({"model": {"name": "other", "heads_per_layer": [2, 3, 2]}}, "heads per layer [2, 2, 3] and heads per layer"),
         ({"model": {"name": "tiny", "heads_per_layer": [2, 2, 3], "semantics": "attention"}}, "other semantics"),
     ],
@@ -318,14 +321,18 @@ def test_groups_of_another_run_are_refused(tmp_path: Path) -> None:
         compared(one, other)
 
 
-# -- runs without labels ---------------------------------------------------------------------------------------------------
+# -- runs without labels -----------------------------------------------------------------------------------------------
 
 
 def without_labels(run: Path, by_group: bool = True) -> Path:
     """Turn a run into one that measured features alone: its NLL rises stand for their distances."""
     rows = csv_rows(run)
     kept = ("mask", "ablation", "draw", "calibration", "test_family", "heads_masked", "images")
-    names = {"nll_rise": "feature_distance", "nll_rise_low": "feature_distance_low", "nll_rise_high": "feature_distance_high"}
+    names = {
+        "nll_rise": "feature_distance",
+        "nll_rise_low": "feature_distance_low",
+        "nll_rise_high": "feature_distance_high",
+    }
     with (run / "masks.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*kept, *names.values()])
         writer.writeheader()
@@ -367,7 +374,7 @@ def test_a_run_with_labels_and_one_with_features_alone_have_nothing_in_common(tm
         compared(one, without_labels(other))
 
 
-# -- names -------------------------------------------------------------------------------------------------------------------
+# -- names -------------------------------------------------------------------------------------------------------------
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:

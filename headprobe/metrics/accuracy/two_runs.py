@@ -55,7 +55,10 @@ def two_sample_differences(
 
     Source: Welch, 1947, Biometrika 34, 28-35; Satterthwaite, 1946, Biometrics Bulletin 2, 110-114.
     """
-    (one, one_error), (other, other_error) = mean_with_error(first, first_images), mean_with_error(second, second_images)
+    (one, one_error), (other, other_error) = (
+        mean_with_error(first, first_images),
+        mean_with_error(second, second_images),
+    )
     groups = [max(int((images > 0).sum()), 2) for images in (first_images, second_images)]
     with np.errstate(invalid="ignore"):
         estimates = other - one

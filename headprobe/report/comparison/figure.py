@@ -65,9 +65,7 @@ def comparison_figure(pairs: Sequence[Pair], rows: Sequence[Row], ranks: Sequenc
         figure,
         _plain(title),
         f"A dot per mask. Rings, named {named}where there is room: the two runs differ at q (BH) of at most {LEVEL}. "
-        "Line: the same in both."
-        + (" Bars: 95% intervals." if len(masks) <= MOST_WITH_LIMITS else "")
-        + more,
+        "Line: the same in both." + (" Bars: 95% intervals." if len(masks) <= MOST_WITH_LIMITS else "") + more,
     )
     return figure
 
@@ -97,10 +95,21 @@ def _draw(axes: Axes, panel: Panel, quantity: str) -> None:
     if len(masks) <= MOST_WITH_LIMITS:
         known = np.isfinite(first[0]) & np.isfinite(second[0])
         reach = [np.nan_to_num(np.abs(np.stack(own[1:])[:, known] - own[0][known])) for own in (first, second)]
-        axes.errorbar(first[0][known], second[0][known], xerr=reach[0], yerr=reach[1], fmt="none", ecolor="0.8", elinewidth=0.8, zorder=1)
+        axes.errorbar(
+            first[0][known],
+            second[0][known],
+            xerr=reach[0],
+            yerr=reach[1],
+            fmt="none",
+            ecolor="0.8",
+            elinewidth=0.8,
+            zorder=1,
+        )
     scatter_masks(axes, first[0], second[0], layers_of(panel.pair.first.run, masks))
     differ = _column(panel.rows, "bh_q") <= LEVEL
-    axes.scatter(first[0][differ], second[0][differ], s=95, facecolors="none", edgecolors="#c0392b", linewidths=1.4, zorder=4)
+    axes.scatter(
+        first[0][differ], second[0][differ], s=95, facecolors="none", edgecolors="#c0392b", linewidths=1.4, zorder=4
+    )
     short = [mask.removeprefix(HEAD) if all(one.startswith(HEAD) for one in masks) else mask for mask in masks]
     if differ.any():
         sizes = np.where(differ, np.abs(_column(panel.rows, "b_minus_a")), np.nan)[differ]

@@ -61,7 +61,7 @@ def ranks_table(rows: Sequence[Row]) -> Table:
             "" if math.isnan(float(row["masks_differing"])) else f"{row['masks_differing']} of {row['masks']}",
         )
     table.caption_justify = "left"
-    table.caption = "differ: masks with q (BH) of at most 0.05; ceiling: what the noise of two samples allows"
+    table.caption = "differ: masks with q (BH) of at most 0.05\nceiling: what the noise of two samples allows"
     return table
 
 
@@ -96,7 +96,9 @@ def masks_table(pairs: Sequence[Pair], rows: Sequence[Row], quantity: str) -> Ta
     for heading in ("test", "p", "q (BH)"):
         table.add_column(heading, justify="right", no_wrap=True)
     for key in shown:
-        values = {str(row[f"run_{side}"]): with_limits(row, f"value_{side}", form) for row in of_masks[key] for side in "ab"}
+        values = {
+            str(row[f"run_{side}"]): with_limits(row, f"value_{side}", form) for row in of_masks[key] for side in "ab"
+        }
         if len(names) > 2:  # limits go below their value, to leave room
             values = {name: value.replace(" [", "\n[") for name, value in values.items()}
         row = surest[key]

@@ -79,8 +79,13 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], fitted: boo
     if fitted and calibration_of(first) != calibration_of(second):
         rules = " and ".join(calibration_of(one) or "nothing" for one in (first, second))
         said.append(f"constants were fitted on other kinds of rows: {rules}")
-    if any("resample" in str(one.get("ablation")) for one in (first, second)) and first["ablation"] != second["ablation"]:
-        said.append(f"other draws: {first['ablation']} and {second['ablation']}; a mask counts with the mean of its own")
+    if (
+        any("resample" in str(one.get("ablation")) for one in (first, second))
+        and first["ablation"] != second["ablation"]
+    ):
+        said.append(
+            f"other draws: {first['ablation']} and {second['ablation']}; a mask counts with the mean of its own"
+        )
     codes = [(one.get("versions") or {}).get("headprobe_source") for one in (first, second)]
     if codes[0] != codes[1]:
         said.append("other code of headprobe (versions in run.json)")

@@ -8,7 +8,9 @@ from headprobe.run.load import RunFiles
 
 def names_of_runs(runs: Sequence[RunFiles]) -> list[str]:
     """Return a name for each run, no two the same."""
-    names = [" on ".join(filter(None, parts)) for parts in zip(*map(_telling, (_models(runs), _data(runs))), strict=True)]
+    names = [
+        " on ".join(filter(None, parts)) for parts in zip(*map(_telling, (_models(runs), _data(runs))), strict=True)
+    ]
     tails = _tails(runs)
     often = Counter(names)
     full = [

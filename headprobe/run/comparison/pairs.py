@@ -150,7 +150,11 @@ def pair_of(first: Measured, second: Measured) -> Pair:
     records = first.run.record, second.run.record
     other_rows = not_the_same_rows(first.run, second.run, first.images, second.images)
     said += differences(*records, fitted)
-    if not other_rows and _weights(first) == _weights(second) is not None and records[0].get("key") != records[1].get("key"):
+    if (
+        not other_rows
+        and _weights(first) == _weights(second) is not None
+        and records[0].get("key") != records[1].get("key")
+    ):
         said.append("the same weights judged the same images: what differs is no property of a model or of data")
     return Pair(first, second, keys, quantities, other_rows, said)
 
@@ -172,7 +176,9 @@ def _check_heads(first: Measured, second: Measured) -> None:
     semantics = [str(model.get("semantics", "slot")) for model in models]
     if semantics[0] != semantics[1]:
         raise _refused(
-            first, second, f"other semantics: a mask takes away the {semantics[0]} in the one, the {semantics[1]} in the other"
+            first,
+            second,
+            f"other semantics: a mask takes away the {semantics[0]} in the one, the {semantics[1]} in the other",
         )
 
 
@@ -214,6 +220,6 @@ def _why_none(first: Measured, second: Measured, other_heads: set[str]) -> Itera
 
 def _refused(first: Measured, second: Measured, why: str) -> UsageError:
     return UsageError(
-        f"these runs cannot be compared, they have {why}; compare runs of the same --mask-spec and --ablation, of models "
-        f"with the same heads, got {str(first.run.path)!r} and {str(second.run.path)!r}"
+        f"these runs cannot be compared, they have {why}; compare runs of the same --mask-spec and --ablation, and of "
+        f"models with the same heads, got {str(first.run.path)!r} and {str(second.run.path)!r}"
     )

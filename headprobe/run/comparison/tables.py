@@ -156,16 +156,18 @@ def _ranks(pair: Pair, keys: Sequence[Key], quantity: str) -> Row:
     row["test"] = pair.test
     if any(quantity not in own.sums for own in sides):
         sums = [np.array([_values(own, keys, quantity)])[0, :, :1] for own in sides]  # [masks, 1]: no interval
-        one = np.ones(1, dtype=np.int64)
-        return row | rank_agreement(sums[0], sums[1], one)._asdict() | _reliable(np.nan, np.nan, independent=False)
+        one_group = np.ones(1, dtype=np.int64)
+        return (
+            row | rank_agreement(sums[0], sums[1], one_group)._asdict() | _reliable(np.nan, np.nan, independent=False)
+        )
     # Ranks of sums over draws, which are whole numbers of lost answers: rounded means would break ties by chance.
     first, second = (_comparable_sums(own, keys, quantity) for own in sides)
     if pair.test == PAIRED:
         agreement = rank_agreement(first, second, pair.first.images)
     else:
         agreement = rank_agreement_of_samples(first, pair.first.images, second, pair.second.images)
-    halves = [reliability(sums, own.images).reliability for sums, own in zip((first, second), sides, strict=True)]
-    return row | agreement._asdict() | _reliable(*halves, independent=pair.test != PAIRED)
+    one, other = (reliability(sums, own.images).reliability for sums, own in zip((first, second), sides, strict=True))
+    return row | agreement._asdict() | _reliable(one, other, independent=pair.test != PAIRED)
 
 
 def _comparable_sums(own: Measured, keys: Sequence[Key], quantity: str) -> FloatArray:

@@ -30,7 +30,11 @@ def test_every_pair_has_the_numbers_of_its_table(runs: list[RunFiles]) -> None:
     section = compare(runs)
     assert section is not None
     data = plain(section.data)
-    assert [(pair["a"], pair["b"]) for pair in data["pairs"]] == [("run_0", "run_1"), ("run_0", "run_2"), ("run_1", "run_2")]
+    assert [(pair["a"], pair["b"]) for pair in data["pairs"]] == [
+        ("run_0", "run_1"),
+        ("run_0", "run_2"),
+        ("run_1", "run_2"),
+    ]
     for shown, pair in zip(data["pairs"], pairs_of(runs, names_of_runs(runs)), strict=True):
         assert [family["family"] for family in shown["families"]] == ["each:head", "each:layer"]
         assert shown["first"] == "each:head"
@@ -50,11 +54,14 @@ def test_a_run_alone_or_of_other_heads_has_none(runs: list[RunFiles], tmp_path: 
 
 
 def test_a_run_that_fits_none_of_the_others_is_named(runs: list[RunFiles], tmp_path: Path) -> None:
-    other = load_files(write_run(tmp_path / "other", ("random:2:0-4",)))
-    section = compare([*runs[:2], other])
+    other = load_files(write_run(tmp_path / "other", ("index:0",)))
+    few = load_files(write_run(tmp_path / "few", ("layer:0",), ("zero",)))
+    section = compare([*runs[:2], other, few])
     assert section is not None
     assert len(section.data["pairs"]) == 1
-    assert "run_0 and other are not compared: these runs cannot be compared, they have other masks" in section.data["refused"][0]
+    refused = "\n".join(section.data["refused"])
+    assert "run_0 and other are not compared: these runs cannot be compared, they have other masks" in refused
+    assert "run_1 and few share no form of 3 to 200 masks." in refused
 
 
 def test_the_page_of_two_runs_has_it_and_the_page_of_one_has_not(runs: list[RunFiles]) -> None:

@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from headprobe.errors import UsageError
+from headprobe.metrics.accuracy.agreement import FEWEST_ORDERED
 from headprobe.report.page.first import names_of
 from headprobe.report.page.section import Section
 from headprobe.report.page.sections.cells import SCRIPTS, by_column, head_name, short
@@ -57,6 +58,8 @@ def compare(runs: Sequence[RunFiles]) -> Section | None:
         if shown := _pair(pair):
             called = [f"{name} is {on_page[name]}" for name in (one.name, other.name) if name not in on_page[name]]
             pairs.append({"a": one.name, "b": other.name, **shown, "said": [*called, *pair.said]})
+        else:
+            refused.append(f"{one.name} and {other.name} share no form of {FEWEST_ORDERED} to {MOST_MASKS} masks.")
     if not pairs:
         return None
     return Section(
@@ -105,9 +108,7 @@ def _pair(pair: Pair) -> dict[str, Any] | None:
         "test": pair.test,
         "why": pair.other_rows,
         "first": first if first in families else next(iter(families)),
-        "families": [
-            {"family": family, "masks": masks, **_places(pair, masks)} for family, masks in families.items()
-        ],
+        "families": [{"family": family, "masks": masks, **_places(pair, masks)} for family, masks in families.items()],
         "rows": {name: short(values) if _is_number(name) else values for name, values in table.items()},
         "ranks": by_column([row for row in ranks if row["test_family"] in families], RANKS),
     }
