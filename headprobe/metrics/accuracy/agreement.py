@@ -197,7 +197,7 @@ def _enough(blocks: IntArray) -> bool:
 
 def _whole(orders: _Orders) -> _Orders:
     """Return the order by all images alone, without those that leave out a group."""
-    return _Orders(*(part[:1] for part in orders))
+    return _Orders(orders.signs[:1], orders.ranks[:1], orders.finite[:1])
 
 
 def _interval(correlations: FloatArray, nearest: float) -> tuple[float, float]:

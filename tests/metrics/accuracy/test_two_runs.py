@@ -60,7 +60,8 @@ def test_false_alarms_and_coverage_of_rare_flips_in_groups_of_unequal_size(paire
     masks, images = 2000, 600
     groups = random.integers(0, 64, images)
     members = np.eye(64, dtype=np.int64)[groups]
-    drops = [random.choice([1, 0, -1], p=[0.03, 0.96, 0.01], size=(masks, images)) @ members * 1.0 for _ in "ab"]
+    flips = [random.choice([1, 0, -1], p=[0.03, 0.96, 0.01], size=(masks, images)) for _ in "ab"]
+    drops = [np.asarray(own @ members, dtype=np.float64) for own in flips]
     count = members.sum(axis=0)
     if paired:
         found = paired_differences(drops[0], drops[1], count)
