@@ -340,8 +340,9 @@ def without_labels(run: Path, by_group: bool = True) -> Path:
             writer.writerow({**{name: row[name] for name in kept}, **{names[name]: row[name] for name in names}})
     with np.load(run / "groups.npz") as groups:
         arrays = dict(groups)
-    nll = arrays.pop("nll")
+    nll, images = arrays.pop("nll"), arrays.pop("images")
     arrays.pop("top1_count")
+    arrays["feature_images"] = np.tile(images, (len(rows), 1))
     np.savez(run / "groups.npz", **arrays, **({"feature_distance": nll - nll[0]} if by_group else {}))
     return run
 
@@ -366,6 +367,23 @@ def test_features_without_sums_by_group_have_values_and_ranks_and_no_test(tmp_pa
     values = [[float(row[side]) for row in rows] for side in ("value_a", "value_b")]
     assert ranks["spearman"] == pytest.approx(stats.spearmanr(*values).statistic)
     assert np.isnan(float(ranks["masks_differing"]))
+
+
+def test_a_mask_with_a_feature_that_is_not_finite_has_no_test_and_leaves_the_others_theirs(tmp_path: Path) -> None:
+    two(tmp_path, ("each:head",))
+    runs = [without_labels(tmp_path / name) for name in ("one", "two")]
+    before = compared(*runs)[0][1]
+    with np.load(runs[1] / "groups.npz") as groups:
+        arrays = dict(groups)
+    group = np.flatnonzero(arrays["feature_images"][0])[0]
+    arrays["feature_images"][3, group] = 0  # one image fewer of the third mask
+    np.savez(runs[1] / "groups.npz", **arrays)
+    after = compared(*runs)[0][1]
+    assert [np.isnan(float(row["p"])) for row in after] == [False, False, True, False, False, False, False]
+    assert after[2]["value_b"] == before[2]["value_b"]
+    assert [row["p"] for row in after if row["mask"] != "head:1.0"] == [
+        row["p"] for row in before if row["mask"] != "head:1.0"
+    ]
 
 
 def test_a_run_with_labels_and_one_with_features_alone_have_nothing_in_common(tmp_path: Path) -> None:

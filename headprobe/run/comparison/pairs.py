@@ -37,6 +37,7 @@ class Measured:
         run: Its files.
         name: What the comparison calls it.
         images: Images that could be read of each group, `[groups]`.
+        counted: By quantity the images of each group that its sums are over, `[groups]`.
         sums: By quantity its sums over the images of each group, `[rows of masks.csv, groups]`; of quantities that
             the run has in `masks.csv` but not by group there are none.
         places: The rows of `masks.csv` of each mask under an ablation: one, or as many as draws.
@@ -45,6 +46,7 @@ class Measured:
     run: RunFiles
     name: str
     images: IntArray
+    counted: dict[str, IntArray]
     sums: dict[str, FloatArray]
     places: dict[Key, list[int]]
 
@@ -118,12 +120,23 @@ def measured(run: RunFiles, name: str) -> Measured:
     places: dict[Key, list[int]] = {}
     for number, row in enumerate(run.masks[1:], start=1):
         places.setdefault((str(row["mask"]), str(row["ablation"])), []).append(number)
-    return Measured(run, name, np.asarray(groups["images"], dtype=np.int64), _sums(run, groups), places)
+    counts = {name: np.asarray(groups[name], dtype=np.int64) for name in ("images", "feature_images") if name in groups}
+    features = counts["feature_images"][0] if "feature_images" in counts else None  # of the baseline's row
+    images = counts.get("images", features)
+    if images is None:
+        raise UsageError(f"groups.npz counts no images: it was changed; run the command again, got {str(run.path)!r}")
+    sums = _sums(run, groups)
+    counted = {name: images if features is None or name not in FEATURES else features for name in sums}
+    return Measured(run, name, images, counted, sums, places)
 
 
 def _sums(run: RunFiles, groups: dict[str, Any]) -> dict[str, FloatArray]:
     """Return the sums by group of all quantities that the run has, scaled to the means of `masks.csv`."""
     sums = {name: np.asarray(groups[name], dtype=np.float64) for name in FEATURES if name in groups}
+    if sums and "feature_images" in groups:
+        # A mask with a NaN or infinite feature is a mean over fewer images than others: it cannot be tested with them.
+        fewer = (groups["feature_images"] != groups["feature_images"][0]).any(axis=1, keepdims=True)
+        sums = {name: np.where(fewer, np.nan, values) for name, values in sums.items()}
     if "nll" not in groups:
         return sums
     sums |= rises_and_drops(groups)

@@ -99,7 +99,7 @@ def _values(own: Measured, keys: Sequence[Key], quantity: str) -> list[tuple[flo
             value, low, high = float(np.mean([float(row[quantity]) for row in draws])), np.nan, np.nan
             if quantity in own.sums:
                 sums = own.sums_of([key], quantity)[0] / len(draws)
-                value, low, high = mean_of_sums(sums, own.images)
+                value, low, high = mean_of_sums(sums, own.counted[quantity])
         found.append((value, low, high))
     return found
 
@@ -110,7 +110,11 @@ def _tested(pair: Pair, quantity: str) -> Differences:
     if any(quantity not in own.sums for own in sides):
         return Differences(*np.full((4, len(pair.keys)), np.nan))
     means = [own.sums_of(pair.keys, quantity) / own.draws_of(pair.keys)[:, None] for own in sides]
-    images = [own.images for own in sides]
+    images = [own.counted[quantity] for own in sides]
+    if pair.test == PAIRED and not np.array_equal(
+        images[0], images[1]
+    ):  # features of some images are not finite in one
+        return Differences(*np.full((4, len(pair.keys)), np.nan))
     with np.errstate(invalid="ignore"):  # a mask whose NLL is infinite has no difference
         if pair.test == PAIRED:
             found = paired_differences(means[0], means[1], images[0])
@@ -162,11 +166,12 @@ def _ranks(pair: Pair, keys: Sequence[Key], quantity: str) -> Row:
         )
     # Ranks of sums over draws, which are whole numbers of lost answers: rounded means would break ties by chance.
     first, second = (_comparable_sums(own, keys, quantity) for own in sides)
-    if pair.test == PAIRED:
-        agreement = rank_agreement(first, second, pair.first.images)
+    images, other_images = (own.counted[quantity] for own in sides)
+    if pair.test == PAIRED and np.array_equal(images, other_images):
+        agreement = rank_agreement(first, second, images)
     else:
-        agreement = rank_agreement_of_samples(first, pair.first.images, second, pair.second.images)
-    one, other = (reliability(sums, own.images).reliability for sums, own in zip((first, second), sides, strict=True))
+        agreement = rank_agreement_of_samples(first, images, second, other_images)
+    one, other = reliability(first, images).reliability, reliability(second, other_images).reliability
     return row | agreement._asdict() | _reliable(one, other, independent=pair.test != PAIRED)
 
 
