@@ -75,7 +75,7 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
 
 def agreement_table(rows: Sequence[Row]) -> Table:
     """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
-    table = _plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
+    table = plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
     if any(row.get("calibration") == SAME for row in rows):
         table.caption, table.caption_justify = JUDGED_ON_SAME, "left"
     for heading in ("ablations", "masks"):
@@ -107,7 +107,7 @@ def importance_table(rows: Sequence[Row]) -> Table:
     judged = counted(int(best[0]["images_judged"]), "image")
     measured = max(int(row["heads"]) + int(row["heads_without_score"]) for row in best)
     title = f"which score of a head predicts the NLL rise without it: {measured} heads, judged on {judged}"
-    table = _plain_table(title)
+    table = plain_table(title)
     for heading in ("ablation", "score"):
         table.add_column(heading, no_wrap=True)
     for heading in ("chosen on", "Spearman [95%]", "within layers [95%]"):
@@ -144,7 +144,7 @@ def _ceiling(row: Row) -> str:
 
 def orders_table(rows: Sequence[Row]) -> Table:
     """Return a line for each order of removal, from the rows of `orders.csv`; random orders have one for their mean."""
-    table = _plain_table("orders of removal: area under the accuracy curve, and heads removed until the drop is larger")
+    table = plain_table("orders of removal: area under the accuracy curve, and heads removed until the drop is larger")
     kinds = {str(row["ablation"]) for row in rows}
     table.add_column("order", overflow="fold")
     if len(kinds) > 1:
@@ -174,7 +174,7 @@ def index_table(rows: Sequence[Row], layers: int) -> Table:
         rows: The rows.
         layers: How many layers the model has.
     """
-    table = _plain_table("the same index in every layer, beside one random head of each of these layers")
+    table = plain_table("the same index in every layer, beside one random head of each of these layers")
     for heading in ("mask", "ablation", "draws"):
         table.add_column(heading, no_wrap=True)
     for heading in ("", "mask's", "draws' [95% of them]", "percentile", "p", "q (BH)"):
@@ -190,8 +190,8 @@ def index_table(rows: Sequence[Row], layers: int) -> Table:
             f"{float(row['value']):{form}}",
             f"{middle:{form}} [{low:{form}}, {high:{form}}]" if int(row["draws"]) else "",
             f"{float(row['percentile']):.1f}" if int(row["draws"]) else "",
-            _p_value(float(row["p"])),
-            _p_value(float(row["bh_q"])),
+            p_value(float(row["p"])),
+            p_value(float(row["bh_q"])),
         )
     table.caption, table.caption_justify = "\n".join(_about_p(rows, layers)), "left"
     return table
@@ -209,7 +209,7 @@ def _about_p(rows: Sequence[Row], layers: int) -> list[str]:
     return notes
 
 
-def _plain_table(title: str) -> Table:
+def plain_table(title: str) -> Table:
     """Return a table without lines, at least as wide as its title, which would be folded."""
     return Table(
         title=title,
@@ -254,7 +254,7 @@ def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike
         columns: By heading one number per layer, NaN where it is not defined.
     """
     title = "heads of the unmasked model, means by layer"
-    table = _plain_table(title)
+    table = plain_table(title)
     values = {heading: np.asarray(numbers, dtype=np.float64) for heading, numbers in columns.items()}
     for heading in ("layer", "heads", *values):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -294,8 +294,8 @@ def _cells(row: Row) -> dict[str, str | Text]:
         "top-5 %": f"{100 * float(row['top5']):.2f}",
         "NLL": f"{float(row['nll']):.4f}",
         "drop pp [95%]": "" if baseline else _interval(row),
-        "p": _p_value(float(row["mcnemar_p"])),
-        "q (BH)": _p_value(float(row["bh_q"])),
+        "p": p_value(float(row["mcnemar_p"])),
+        "q (BH)": p_value(float(row["bh_q"])),
     }
 
 
@@ -304,7 +304,8 @@ def _interval(row: Row) -> str:
     return f"{drop:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _p_value(value: float) -> str:
+def p_value(value: float) -> str:
+    """Return a p-value or q as a cell, empty where there is none."""
     if math.isnan(value):
         return ""
     if value < SMALLEST_P:
