@@ -23,8 +23,10 @@ from headprobe.calibration.constants import (
     save_calibration,
     to_bytes,
 )
+from headprobe.commands.help import SCREENS
 from headprobe.errors import UsageError
-from headprobe.loaded.tables import TABLES
+from headprobe.loaded.tables import MADE_BY, TABLES
+from headprobe.mixture import CHECKED
 from headprobe.run.columns import COLUMNS, MAY_BE_EMPTY, Kind, unit_of
 from headprobe.run.load import load_files
 from headprobe.run.results import write_arrays, write_rows
@@ -184,7 +186,7 @@ def test_every_table_is_an_attribute(run: headprobe.Run, name: str) -> None:
 def test_what_a_run_lacks_is_said_with_what_makes_it(tmp_path: Path) -> None:
     run = headprobe.load_run(write_run(tmp_path, ["layer:1"]))
     assert run.tables == ("masks.csv",)
-    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads true makes it, got "):
+    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads makes it, got "):
         _ = run.scores
     with pytest.raises(UsageError, match=r"no similarity\.npz: a test with the callback HeadSimilarity"):
         _ = run.similarity
@@ -194,6 +196,18 @@ def test_what_a_run_lacks_is_said_with_what_makes_it(tmp_path: Path) -> None:
     assert getattr(run, "offset_maps", None) is None
     assert list(run.bad_images.columns) == ["unit", "row", "source", "reason"]
     assert len(run.bad_images) == 0
+
+
+def test_what_makes_a_table_is_written_as_the_command_takes_it() -> None:
+    with_value = {option for made in MADE_BY.values() for option in re.findall(r"(--[\w.-]+) true", made)}
+    assert with_value
+    for option in with_value:  # an option without a value takes no `true`
+        assert f"{option} true" in SCREENS["test"]
+    assert not {"--records", "--score-heads"} & with_value
+
+
+def test_the_record_has_digests_of_all_that_would_be_read_wrongly_when_cut_off() -> None:
+    assert set(CHECKED) == {name for name in TABLES if name.endswith(".csv")} | {"masks.json"}
 
 
 def test_heads_of_masks_meta_and_arrays_are_those_of_the_files(run: headprobe.Run, whole: Path) -> None:

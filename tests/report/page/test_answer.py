@@ -242,6 +242,23 @@ def test_heads_without_a_finite_rise_are_counted_and_not_ranked(tmp_path: Path) 
     assert "head 0.0" not in said["heads"].text
 
 
+def test_where_a_mask_broke_the_model_no_sum_of_its_rises_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:head"], ("zero", "linear"), **HALF)
+    rows = [row | {"sum_b": "", "sum_b_low": "", "sum_b_high": ""} for row in lines(tmp_path, "ablations.csv")]
+    write_rows(tmp_path / "ablations.csv", rows)
+    said = {sentence.key: sentence for sentence in answer(load_files(tmp_path))}
+    assert "linear" not in said
+    assert not [one.text for one in said.values() if "not defined" in one.text]
+
+
+def test_distances_of_one_image_have_no_standard_error(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:head"])
+    columns = {name: np.linspace(1, 7, 7) for name in ("attention_distance_px", "attention_distance_ratio")}
+    write_heads(tmp_path, columns | {"attention_distance_px_se": np.full(7, np.nan)})
+    text = {one.key: one.text for one in answer(load_files(tmp_path))}["distance"]
+    assert text.endswith("head 2.2 with 7.0.")
+
+
 def test_layers_named_one_by_one_have_no_q_and_the_text_says_so(tmp_path: Path) -> None:
     text = check(write_run(tmp_path, ["layer:0", "layer:1"]))["layers"].text
     assert "No q was computed, as the masks were named one by one." in text
