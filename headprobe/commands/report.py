@@ -112,5 +112,7 @@ def _write(runs: Sequence[RunFiles], page: Path) -> Path:
         if not isinstance(error.__cause__, OSError):
             raise
         reason = error.__cause__.strerror or error.__cause__
-        raise RunError(f"the page cannot be written ({reason}): name another file with --output, got {str(page)!r}") from error
+        raise RunError(
+            f"the page cannot be written ({reason}): name another file with --output, got {str(page)!r}"
+        ) from error
     return page

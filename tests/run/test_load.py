@@ -126,7 +126,7 @@ def test_nothing_grows_by_a_run_that_is_a_mixture(tmp_path: Path) -> None:
             expand_all([MaskSpec(f"grow:{path}:drop_pp")], HEADS, "tiny")
 
 
-# -- files that are cut off, and paths that are no folder ----------------------------------------------------------------
+# -- files that are cut off, and paths that are no folder --
 
 
 @pytest.mark.parametrize("cut", ["row", "cell", "name"])
@@ -134,9 +134,11 @@ def test_a_table_that_is_cut_off_is_refused_with_its_name(tmp_path: Path, cut: s
     write_run(tmp_path, ["each:head", "grow:random:0-4"])
     text = (tmp_path / "shapley.csv").read_text(encoding="utf-8")
     rows = text.splitlines(keepends=True)
-    kept = {"row": rows[:3] + [rows[3].rpartition(",")[0]], "cell": rows[:3] + ["heads\n"], "name": []}[cut]
+    kept = {"row": [*rows[:3], rows[3].rpartition(",")[0]], "cell": [*rows[:3], "heads\n"], "name": []}[cut]
     (tmp_path / "shapley.csv").write_text("".join(kept), encoding="utf-8")
-    with pytest.raises(RunError, match=r"shapley\.csv cannot be read, as it is cut off.*ValueError.*got .*shapley\.csv'"):
+    with pytest.raises(
+        RunError, match=r"shapley\.csv cannot be read, as it is cut off.*ValueError.*got .*shapley\.csv'"
+    ):
         load_files(tmp_path).table("shapley.csv")
 
 

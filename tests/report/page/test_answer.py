@@ -61,7 +61,9 @@ NAMES = re.compile(r"\S+:[\d.,:+/-]*\d|(?<=head )\d+\.\d+")
 
 
 def numerals(text: str) -> list[str]:
-    return re.findall(r"(?<![\w.:-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?%?(?!\w)", NAMES.sub("", text).replace(MINUS, "-"))
+    return re.findall(
+        r"(?<![\w.:-])[+-]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?%?(?!\w)", NAMES.sub("", text).replace(MINUS, "-")
+    )
 
 
 def check_text(sentence: Sentence) -> None:
@@ -292,6 +294,13 @@ def test_a_number_is_rounded_to_what_the_text_shows(value: float, form: str) -> 
         assert not re.fullmatch(rf"[-{MINUS}]0[.0]*%?", text)
         assert not text.startswith("-")
         assert draft.done().numbers == {"value": value}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999_999.0, "999999.000"), (1e6, "1.00e+06"), (-5.908e29, f"{MINUS}5.91e+29")]
+)
+def test_an_enormous_loss_has_a_power_of_ten(value: float, text: str) -> None:
+    assert Draft("any", 100).say("{value:nats}", value=value).done().text == text
 
 
 @given(st.floats(0, 1))

@@ -41,6 +41,7 @@ const headprobe = (() => {
   // -- numbers --
 
   const EMPTY = "–";
+  const ENORMOUS = 1e9; // from here on a power of ten: a broken model loses any number of nats
   const minus = (text) => text.replace("-", "−");
 
   /** A number with so many significant digits (3); thousands are grouped, an empty cell is a dash. */
@@ -48,7 +49,7 @@ const headprobe = (() => {
     if (value === null || value === undefined || !Number.isFinite(value)) return EMPTY;
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (Number.isInteger(value) && size >= 10 ** (digits - 1) && size < 1e9) return minus(value.toLocaleString("en-US"));
+    if (Number.isInteger(value) && size >= 10 ** (digits - 1) && size < ENORMOUS) return minus(value.toLocaleString("en-US"));
     if (size >= 1e6 || size < 1e-4) return minus(value.toExponential(Math.max(0, digits - 1)));
     const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
     return minus(value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places }));
@@ -56,6 +57,7 @@ const headprobe = (() => {
   /** A number with so many decimals, as columns of one unit want it; what rounds to 0 has no sign. */
   page.fixed = (value, places = 2) => {
     if (value === null || value === undefined || !Number.isFinite(value)) return EMPTY;
+    if (Math.abs(value) >= ENORMOUS) return page.number(value);
     const text = value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
     return /[1-9]/.test(text) ? minus(text) : text.replace("-", "");
   };
@@ -169,7 +171,7 @@ const headprobe = (() => {
       return axis.names.flatMap((text, index) => (index % every ? [] : [{ place: scale(index), text }]));
     }
     const values = Array.isArray(axis.ticks) ? axis.ticks : scale.ticks(axis.ticks || Math.max(2, Math.round(room)));
-    const format = axis.format || ((value) => (Math.abs(value) >= 1e6 ? page.number(value, 2) : minus(String(value))));
+    const format = axis.format || ((value) => minus(Math.abs(value) >= 1e6 ? Number(value.toPrecision(3)).toExponential() : String(value)));
     return values.map((value) => ({ place: scale(value), text: format(value) }));
   }
 
@@ -249,8 +251,7 @@ const headprobe = (() => {
     // Diverging colours are symmetric about 0; the bar shows the part of them that the values need.
     const [from, to] = kind === "diverging" ? [Math.min(0, low), Math.max(0, high)] : [low, high];
     const places = Math.max(0, 1 - Math.floor(Math.log10(Math.max(Math.abs(from), Math.abs(to)) || 1)));
-    const huge = Math.max(Math.abs(from), Math.abs(to)) >= 1e6;
-    const number = (value) => (huge ? page.number(value) : page.fixed(value, Math.min(places, 8))); // the same decimals at both ends
+    const number = (value) => page.fixed(value, Math.min(places, 8)); // the same decimals at both ends
     const pieces = 64;
     const scale = page.scale([from, to], [0, width]);
     const bars = Array.from({ length: pieces }, (_, index) => {

@@ -26,6 +26,8 @@ headprobe.section("layers", (root, data, page) => {
     const wide = alone ? width : f.panelWidth(width, there.length, 330, 620);
     runs.forEach((run, place) => run && grid.append(panel(run, page.runs.length > 1 ? page.runs[place] : "", wide, domain)));
     parts.append(grid);
+    const without = page.runs.filter((_, place) => !runs[place]);
+    if (without.length) parts.append(page.html("p", { class: "note" }, `Without masks of whole layers: ${without.join(", ")}.`));
   });
 
   function entries() {

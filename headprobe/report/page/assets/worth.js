@@ -98,8 +98,9 @@ headprobe.section("worth", (root, data, page) => {
     const names = f.distinct((within ? same : rows).flatMap((row) => [row.a, row.b])).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const groups = within ? [...f.byKey(names, layerOf).values()] : [names];
     const most = Math.max(...groups.map((own) => own.length));
-    const room = within ? Math.min(width - 4, groups.length > 6 ? 186 : 290) : Math.min(width - 4, 560);
-    const unit = Math.max(2, Math.min(within ? 27 : 44, (room - (within ? 28 : 112)) / most));
+    const beside = Math.max(150, Math.floor((width + 16) / groups.length) - 16); // as many as fit, as wide as they can
+    const room = within ? Math.min(width - 4, groups.length > 6 ? 186 : Math.min(290, beside)) : Math.min(width - 4, 560);
+    const unit = Math.max(2, Math.min(within ? 38 : 44, (room - (within ? 28 : 112)) / most));
     const holder = f.holder(width);
     const measure = `interaction (${f.UNITS[state.quantity]})`;
     const heading = `Interactions of ${PAIRS[state.pairs] || state.pairs}, ${state.ablation} ablation`;
@@ -115,7 +116,7 @@ headprobe.section("worth", (root, data, page) => {
     const values = rows.flatMap((row) => [row.interaction, row.interaction_low, row.interaction_high]);
     const room = Math.ceil(Math.max(...rows.map((row) => f.textWidth(`${row.a} and ${row.b}`, 12)))) + 16;
     const plot = page.plot({
-      width: Math.min(width, 620), height: 80 + 22 * rows.length, margin: { top: 34, left: room },
+      width: Math.min(width, 900), height: 80 + 22 * rows.length, margin: { top: 34, left: room },
       x: { domain: page.nice(page.extent([values, 0]), { zero: true }), label: `interaction (${f.UNITS[state.quantity]})`, grid: true },
       y: { names: rows.map((row) => `${row.a} and ${row.b}`), ticks: rows.length },
       label: "Interactions of heads of two layers",
@@ -173,9 +174,10 @@ headprobe.section("worth", (root, data, page) => {
     const node = page.svg("rect", { ...place, class: "pair", fill: page.ramp(row.interaction, -limit, limit, "diverging"), "fill-opacity": clear ? null : 0.45 });
     inner.append(node);
     const middle = [place.x + place.width / 2, place.y + place.height / 2];
-    if (unit >= 30) {
+    const text = page.fixed(row.interaction, state.quantity === "drop_pp" ? 1 : 2);
+    if (unit >= 30 && f.textWidth(text, 11) < unit) {
       const fill = clear ? page.ink(row.interaction, -limit, limit, "diverging") : "var(--ink)";
-      inner.append(page.svg("text", { class: "cell", x: middle[0], y: middle[1] + 4, "text-anchor": "middle", fill, "pointer-events": "none" }, page.fixed(row.interaction, state.quantity === "drop_pp" ? 1 : 2)));
+      inner.append(page.svg("text", { class: "cell", x: middle[0], y: middle[1] + 4, "text-anchor": "middle", fill, "pointer-events": "none" }, text));
     }
     if (clear) inner.append(page.svg("rect", { x: place.x + 1, y: place.y + 1, width: Math.max(1, place.width - 2), height: Math.max(1, place.height - 2), fill: "none", stroke: "var(--ink)", "stroke-width": 1.2, "pointer-events": "none" }));
     const heads = [a, b].filter((name) => /^\d+\.\d+$/.test(name));
