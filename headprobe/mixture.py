@@ -69,8 +69,8 @@ def _strange(folder: Path, record: dict[str, Any]) -> str | None:
     """Return the first table that is not of the run of this record."""
     written = record.get("results")
     if written:
-        there = [name for name in written if name in ALWAYS_THERE or (folder / name).is_file()]
-        return next((name for name in there if text_digest(folder / name) != written[name]), None)
+        kept = [name for name in written if name in ALWAYS_THERE or (folder / name).is_file()]
+        return next((name for name in kept if text_digest(folder / name) != written[name]), None)
     if "variants" not in record:
         return None
     with (folder / "masks.csv").open(encoding="utf-8", newline="") as file:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 
 from headprobe.errors import UsageError
 from headprobe.run.columns import COLUMNS, MAY_BE_EMPTY, Kind, unit_of
+from headprobe.run.load import naming
 
 DESCRIBE = "--config configs/describe_heads.yaml"
 
@@ -60,17 +61,29 @@ def read_frame(path: Path) -> pd.DataFrame:
 
     Text is pandas' own text type, empty where there is none; floats are those of the file to the last bit. Whole
     numbers are int64, and where cells may be empty pandas' Int64.
+
+    Raises:
+        RunError: It is cut off, or not headprobe's.
     """
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
-    for name in frame.columns:
-        frame[name] = _in_its_type(frame[name], path.name)
+    with naming(path):
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
+        for name in frame.columns:
+            frame[name] = _in_its_type(frame[name], path.name)
     frame.attrs = {"file": path.name, "units": {name: unit_of(name) for name in frame.columns}}
     return frame
 
 
 def _read_text(path: Path) -> pd.DataFrame:
     """Read a CSV file as text: a mask may be called `none`, and a class `NA`, which pandas would take as missing."""
-    return pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
+    frame = pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
+    if frame.isna().to_numpy().any():  # an empty cell is an empty text; pandas fills up a row that is cut off
+        raise ValueError(f"a row has not {len(frame.columns)} cells")
+    return frame
+
+
+def empty_frame(columns: Sequence[str]) -> pd.DataFrame:
+    """Return a table without rows, its columns in their types."""
+    return pd.DataFrame({name: _in_its_type(pd.Series([], name=name, dtype="str"), "") for name in columns})
 
 
 def _in_its_type(column: "pd.Series[Any]", file: str) -> "pd.Series[Any]":

@@ -70,7 +70,7 @@ class RunFiles:
         path = self.path / name
         if not path.is_file():
             return None
-        with _naming(path):
+        with naming(path):
             rows = list(_rows(path))
         return {column: np.array([row[column] for row in rows]) for column in (rows[0] if rows else ())}
 
@@ -84,7 +84,7 @@ class RunFiles:
         path = self.path / name
         if not path.is_file():
             return {}
-        with _naming(path), np.load(path, allow_pickle=False) as found:
+        with naming(path), np.load(path, allow_pickle=False) as found:
             arrays = {key: found[key] for key in found.files}
         _check_schema(arrays.pop("schema", np.asarray(0)).item(), path)
         return arrays
@@ -178,8 +178,12 @@ def _check_schema(schema: object, path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what reading a broken file raises into one message with its name."""
+def naming(path: Path) -> Iterator[None]:
+    """Turn what reading a broken file raises into one message with its name.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
     try:
         yield
     except (csv.Error, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:

@@ -24,7 +24,7 @@ from headprobe.calibration.constants import (
     to_bytes,
 )
 from headprobe.commands.help import SCREENS
-from headprobe.errors import UsageError
+from headprobe.errors import RunError, UsageError
 from headprobe.loaded.tables import MADE_BY, TABLES
 from headprobe.mixture import CHECKED
 from headprobe.run.columns import COLUMNS, MAY_BE_EMPTY, Kind, unit_of
@@ -196,6 +196,22 @@ def test_what_a_run_lacks_is_said_with_what_makes_it(tmp_path: Path) -> None:
     assert getattr(run, "offset_maps", None) is None
     assert list(run.bad_images.columns) == ["unit", "row", "source", "reason"]
     assert len(run.bad_images) == 0
+
+
+@pytest.mark.parametrize("cut", ["row", "nothing left"])
+def test_a_table_that_is_cut_off_is_refused_with_its_name(tmp_path: Path, cut: str) -> None:
+    file = write_run(tmp_path, ["each:head", "grow:random:0-4"]) / "shapley.csv"
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b",")] if cut == "row" else b"")
+    with pytest.raises(RunError, match=r"shapley\.csv cannot be read, as it is cut off"):
+        _ = headprobe.load_run(tmp_path).shapley
+
+
+def test_a_run_without_bad_images_has_a_table_of_them_in_its_types(tmp_path: Path) -> None:
+    frame = headprobe.load_run(write_run(tmp_path, ["layer:1"])).bad_images
+    assert len(frame) == 0
+    assert [frame[name].dtype.kind for name in ("unit", "row")] == ["i", "i"]
+    assert all(pd.api.types.is_string_dtype(frame[name].dtype) for name in ("source", "reason"))
 
 
 def test_what_makes_a_table_is_written_as_the_command_takes_it() -> None:

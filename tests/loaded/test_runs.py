@@ -106,3 +106,11 @@ def test_where_no_run_is_or_none_can_be_read_is_an_error(two: Path) -> None:
         headprobe.load_runs([])
     with pytest.raises(UsageError, match=r"none of 1 run can be read: .*run\.json is missing"):
         headprobe.load_runs([two])
+
+
+def test_a_run_that_two_paths_lead_to_counts_once(two: Path) -> None:
+    vit, swin = (two / name / "lightning_logs" / "version_0" for name in ("vit", "swin"))
+    (two / "link").symlink_to(vit)
+    runs = headprobe.load_runs([vit, swin, swin / ".." / "version_0", two / "link"])
+    assert list(runs) == ["vit", "swin"]
+    assert len(runs.masks) == len(headprobe.load_run(vit).masks) + len(headprobe.load_run(swin).masks)
