@@ -1,5 +1,6 @@
 """The tables of a run, or of several, as pandas frames: types and units by `headprobe.run.columns`."""
 
+import csv
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -75,10 +76,11 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 def _read_text(path: Path) -> pd.DataFrame:
     """Read a CSV file as text: a mask may be called `none`, and a class `NA`, which pandas would take as missing."""
-    frame = pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
-    if frame.isna().to_numpy().any():  # an empty cell is an empty text; pandas fills up a row that is cut off
-        raise ValueError(f"a row has not {len(frame.columns)} cells")
-    return frame
+    with path.open(encoding="utf-8", newline="") as file:  # pandas fills up a row that is cut off
+        widths = {len(row) for row in csv.reader(file)}
+    if len(widths) > 1:
+        raise ValueError(f"rows have {' and '.join(map(str, sorted(widths)))} cells")
+    return pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
 
 
 def empty_frame(columns: Sequence[str]) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def test_a_table_that_some_runs_lack_is_of_the_others_and_a_warning_names_them(t
         curves = runs.curves
     assert set(curves["run"]) == {"swin"}
     assert curves.attrs["runs_without"] == ["vit"]
-    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads true makes it"):
+    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads makes it"):
         _ = runs.scores
     with pytest.raises(UsageError, match=r"no similarity\.npz"):
         _ = runs.similarity
