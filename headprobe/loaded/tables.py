@@ -77,7 +77,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 def _read_text(path: Path) -> pd.DataFrame:
     """Read a CSV file as text: a mask may be called `none`, and a class `NA`, which pandas would take as missing."""
     with path.open(encoding="utf-8", newline="") as file:  # pandas fills up a row that is cut off
-        widths = {len(row) for row in csv.reader(file)}
+        widths = {len(row) for row in csv.reader(file) if row}
     if len(widths) > 1:
         raise ValueError(f"rows have {' and '.join(map(str, sorted(widths)))} cells")
     return pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
