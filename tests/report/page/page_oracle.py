@@ -218,21 +218,51 @@ def ablations(own: Data, folder: Path) -> None:
                     assert_same(shown, cost(folder, mask, kind, column), 4, (mask, kind, column))
 
 
+ENDS = {
+    "nll_rise": {"low": "nll_rise_low", "high": "nll_rise_high"},
+    "drop_pp": {"low": "drop_low_pp", "high": "drop_high_pp", "p": "mcnemar_p", "q": "bh_q"},
+}
+"""What stands beside a cost, and its column of `masks.csv`."""
+
+
 def heads(own: Data, folder: Path) -> None:
     names = [f"{layer}.{head}" for layer, count in enumerate(own["heads_per_layer"]) for head in range(count)]
     masks = alone(folder)
+    variants: dict[tuple[str, str], dict[str, str]] = {}
+    for row in lines(folder, "masks.csv")[1:]:
+        variants.setdefault((row["mask"], row["ablation"]), row)  # of several draws the first, which is tested
     tables = [lines(folder, "scores.csv"), [row for row in lines(folder, "heads.csv") if row["mask"] == "none"]]
     known = [{f"{row['layer']}.{row['head']}": row for row in table} for table in tables]
     for column in own["columns"]:
         quantity, _, kind = column["key"].rpartition("_")
         for place, head in enumerate(names):
-            shown = column["values"][place]
-            if quantity in ("nll_rise", "drop_pp"):
+            about = (column["key"], head)
+            shown = {name: values[place] for name, values in column.items() if isinstance(values, list)}
+            if quantity in ENDS:
                 value = cost(folder, masks[head], kind, quantity) if head in masks else math.nan
-                assert_same(shown, value, about=(column["key"], head))
+                assert_same(shown["values"], value, about=about)
+                row = variants.get((masks.get(head, ""), kind), {})
+                for name in ENDS[quantity].keys() & shown.keys():
+                    assert_same(shown[name], row.get(ENDS[quantity][name], ""), about=(*about, name))
+            elif quantity.startswith("shapley_"):
+                shapley(shown, head, kind, quantity.removeprefix("shapley_"), folder)
             for table in known:
                 if head in table and column["key"] in table[head]:
-                    assert_same(shown, table[head][column["key"]], about=(column["key"], head))
+                    assert_same(shown["values"], table[head][column["key"]], about=about)
+                    if "se" in shown:
+                        assert_same(shown["se"], table[head][f"{column['key']}_se"], about=(*about, "se"))
+
+
+def shapley(shown: Data, head: str, kind: str, quantity: str, folder: Path) -> None:
+    layer, number_in_layer = map(float, head.split("."))
+    (row,) = (
+        row
+        for row in lines(folder, "shapley.csv")
+        if (row["players"], row["ablation"], row["quantity"]) == ("heads", kind, quantity)
+        and (float(row["layer"]), float(row["head"])) == (layer, number_in_layer)
+    )
+    for name, column in (("values", "value"), ("low", "value_low"), ("high", "value_high")):
+        assert_same(shown[name], row[column], about=(head, kind, quantity, name))
 
 
 CHECKS: dict[str, Callable[[Data, Path], None]] = {
