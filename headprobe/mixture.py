@@ -13,6 +13,16 @@ SCHEMA = 1
 `calibration.json` and every npz. Files of before have none: version 0. A change that makes an older reader read a
 number wrongly adds 1; further columns and files do not."""
 
+CHECKED = (
+    *("masks.csv", "masks.json", "ablations.csv", "scores.csv", "importance.csv", "curves.csv", "orders.csv"),
+    *("index_null.csv", "interactions.csv", "shapley.csv", "heads.csv", "heads_change.csv", "spectrum.csv"),
+    *("spectrum_change.csv", "classes.csv", "bad_images.csv"),
+)
+"""Files whose digests stand in `run.json`, as nothing in them shows that their end is missing; an npz file does."""
+
+ALWAYS_THERE = CHECKED[:2]
+"""Of a finished run; where it has no other table, the page leaves its part out."""
+
 
 def refuse_newer(schema: object, path: Path) -> None:
     """Refuse what a newer headprobe wrote; files without a schema are of version 0.
@@ -50,7 +60,7 @@ def refuse_mixture(folder: Path) -> None:
     if strange:
         raise UsageError(
             f"run.json does not belong to the {strange} beside it: two runs wrote into one folder, or a file was "
-            f"changed afterwards; run it again ({record.get('command', 'its command is not known')}), got "
+            f"changed or cut off afterwards; run it again ({record.get('command', 'its command is not known')}), got "
             f"{str(folder)!r}"
         )
 
@@ -59,7 +69,8 @@ def _strange(folder: Path, record: dict[str, Any]) -> str | None:
     """Return the first table that is not of the run of this record."""
     written = record.get("results")
     if written:
-        return next((name for name, digest in written.items() if text_digest(folder / name) != digest), None)
+        kept = [name for name in written if name in ALWAYS_THERE or (folder / name).is_file()]
+        return next((name for name in kept if text_digest(folder / name) != written[name]), None)
     if "variants" not in record:
         return None
     with (folder / "masks.csv").open(encoding="utf-8", newline="") as file:

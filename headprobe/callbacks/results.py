@@ -31,6 +31,7 @@ from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
 from headprobe.metrics.accuracy.scores import PairedScores
+from headprobe.mixture import CHECKED
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import agreement_table, console, masks_table
 from headprobe.run.ablations import ablation_rows
@@ -177,8 +178,8 @@ class ResultsWriter(AfterBatch):
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
             "bad_images": len(bad),
             "on_bad_image": policy,
-            # by which a reader notices tables of another run
-            "results": {name: text_digest(directory / name) for name in ("masks.csv", "masks.json")},
+            # by which a reader notices tables of another run, and those that were cut off
+            "results": {name: text_digest(directory / name) for name in CHECKED if (directory / name).is_file()},
         }
         write_record(directory, self._record)
 

@@ -59,7 +59,7 @@ def run(words: list[str]) -> None:
         masks = [mask_rows(pair) for pair in pairs]
         ranks = [row for pair, own in zip(pairs, masks, strict=True) for row in rank_rows(pair, own)]
     except BROKEN as error:
-        if isinstance(error, UsageError):
+        if isinstance(error, (UsageError, RunError)):
             raise
         raise RunError(broken(", ".join(options.runs), error)) from error
     rows = [row for own in masks for row in own]

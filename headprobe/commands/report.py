@@ -1,6 +1,7 @@
 """`report`: makes the page of finished runs from their files, without the model; needs no torch."""
 
 import csv
+import os
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from headprobe.commands.parser import Parser
 from headprobe.errors import RunError, UsageError
-from headprobe.files import shown
-from headprobe.report.page.build import write_page
+from headprobe.files import shown, write_text
+from headprobe.report.page.build import build
 from headprobe.run.load import RunFiles, load_files
 from headprobe.text import first_line
 
@@ -66,7 +67,7 @@ def load_run(path: str) -> RunFiles:
     """
     try:
         return load_files(path)
-    except UsageError:
+    except (UsageError, RunError):
         raise
     except BROKEN as error:
         raise RunError(broken(path, error)) from error
@@ -87,7 +88,7 @@ def _output(given: str, runs: Sequence[RunFiles]) -> Path:
         UsageError: A file is there that is no page of ours.
     """
     page = Path(given) if given else runs[0].path / NAME if len(runs) == 1 else Path(NAME)
-    if page.is_dir():
+    if page.is_dir() or given.endswith(("/", os.sep)):
         raise UsageError(f"--output must be a file such as {page / NAME}, got the folder {str(page)!r}")
     if page.exists() and OURS not in _beginning(page):
         raise UsageError(
@@ -107,8 +108,18 @@ def _beginning(page: Path) -> bytes:
 
 def _write(runs: Sequence[RunFiles], page: Path) -> Path:
     try:
-        return write_page(runs, page)
+        html = build(runs)
+    except (UsageError, RunError):
+        raise
     except BROKEN as error:
-        if isinstance(error, UsageError):
-            raise
         raise RunError(broken(", ".join(str(one.path) for one in runs), error)) from error
+    try:
+        write_text(page, html)
+    except RunError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        reason = error.__cause__.strerror or error.__cause__
+        raise RunError(
+            f"the page cannot be written ({reason}): name another file with --output, got {str(page)!r}"
+        ) from error
+    return page

@@ -95,6 +95,8 @@ class Study:
         """Return its parts in words."""
         parts = [f"{part.name} ({part.says})" for part in self.parts if part.specs]
         own = [f"--mask-spec ({', '.join(self.more)})"] if self.more else []
+        if not parts and not own:
+            return ["study: no masks, as all parts are skipped: the whole model alone"]
         return [f"study: {'; '.join([*parts, *own])}; ablation by {', '.join(one.text for one in self.ablations)}"]
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from headprobe.loaded.plots import Plots
-from headprobe.loaded.tables import TABLES, Tables, not_there, read_frame
+from headprobe.loaded.tables import TABLES, Tables, empty_frame, not_there, read_frame
 from headprobe.report.run_figures import run_figures
 from headprobe.run.load import Row, RunFiles, load_files
 from headprobe.text import counted
@@ -63,7 +63,7 @@ class Run(Tables):
             if name in self.tables:
                 frame = read_frame(self.path / name)
             elif name == "bad_images.csv":
-                frame = pd.DataFrame({column: [] for column in BAD_COLUMNS})
+                frame = empty_frame(BAD_COLUMNS)
                 frame.attrs = {"file": name, "units": dict.fromkeys(BAD_COLUMNS, "")}
             else:
                 raise not_there(name, str(self.path))

@@ -141,7 +141,10 @@ def load_runs(pattern: str | Path | Sequence[str | Path]) -> Runs:
         raise UsageError(f"there is no run: give a pattern such as 'lightning_logs/version_*', got {str(pattern)!r}")
     runs: dict[Path, Run] = {}
     unread: dict[str, str] = {}
-    for folder in dict.fromkeys(folders):
+    each: dict[Path, Path] = {}  # a run that two paths lead to counts once
+    for folder in folders:
+        each.setdefault(folder.resolve(), folder)
+    for folder in each.values():
         try:
             runs[folder] = load_run(folder)
         except UsageError as error:
@@ -151,7 +154,7 @@ def load_runs(pattern: str | Path | Sequence[str | Path]) -> Runs:
         raise UsageError(f"none of {counted(len(unread), 'run')} can be read: {few}")
     if unread:
         warnings.warn(
-            f"{len(unread)} of {counted(len(folders), 'run')} cannot be read: {few}",
+            f"{len(unread)} of {counted(len(each), 'run')} cannot be read: {few}",
             category=HeadprobeWarning,
             stacklevel=2,
         )

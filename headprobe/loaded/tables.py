@@ -1,8 +1,9 @@
 """The tables of a run, or of several, as pandas frames: types and units by `headprobe.run.columns`."""
 
+import csv
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 
 from headprobe.errors import UsageError
 from headprobe.run.columns import COLUMNS, MAY_BE_EMPTY, Kind, unit_of
+from headprobe.run.load import naming
 
 DESCRIBE = "--config configs/describe_heads.yaml"
 
@@ -19,8 +21,8 @@ MADE_BY: Mapping[str, str] = MappingProxyType(
         "masks.csv": "every test",
         "ablations.csv": "a test of several ablations and a form of three masks or more, such as --ablation zero,mean "
         "--mask-spec each:head",
-        "scores.csv": "a test with --score-heads true",
-        "importance.csv": "a test with --score-heads true --mask-spec each:head",
+        "scores.csv": "a test with --score-heads",
+        "importance.csv": "a test with --score-heads --mask-spec each:head",
         "curves.csv": "a test of nested masks, such as --mask-spec grow:random:0-9",
         "orders.csv": "a test of nested masks, such as --mask-spec grow:random:0-9",
         "index_null.csv": "a test with --mask-spec each:index --mask-spec one-per-layer:0-98",
@@ -31,7 +33,7 @@ MADE_BY: Mapping[str, str] = MappingProxyType(
         "spectrum.csv": f"a test with the callback HeadSpectrum, such as with {DESCRIBE}",
         "spectrum_change.csv": f"a test of one mask with HeadSpectrum, such as {DESCRIBE} --mask-spec layer:3",
         "classes.csv": "a test with --model.per_class true",
-        "images.parquet": "a test with --records true",
+        "images.parquet": "a test with --records",
         "bad_images.csv": "a test in whose data some images cannot be used",
         "groups.npz": "every test",
         "similarity.npz": f"a test with the callback HeadSimilarity, such as with {DESCRIBE}",
@@ -60,17 +62,30 @@ def read_frame(path: Path) -> pd.DataFrame:
 
     Text is pandas' own text type, empty where there is none; floats are those of the file to the last bit. Whole
     numbers are int64, and where cells may be empty pandas' Int64.
+
+    Raises:
+        RunError: It is cut off, or not headprobe's.
     """
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
-    for name in frame.columns:
-        frame[name] = _in_its_type(frame[name], path.name)
+    with naming(path):
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
+        for name in frame.columns:
+            frame[name] = _in_its_type(frame[name], path.name)
     frame.attrs = {"file": path.name, "units": {name: unit_of(name) for name in frame.columns}}
     return frame
 
 
 def _read_text(path: Path) -> pd.DataFrame:
     """Read a CSV file as text: a mask may be called `none`, and a class `NA`, which pandas would take as missing."""
+    with path.open(encoding="utf-8", newline="") as file:  # pandas fills up a row that is cut off
+        widths = {len(row) for row in csv.reader(file) if row}
+    if len(widths) > 1:
+        raise ValueError(f"rows have {' and '.join(map(str, sorted(widths)))} cells")
     return pd.read_csv(path, encoding="utf-8", dtype="str", keep_default_na=False)
+
+
+def empty_frame(columns: Sequence[str]) -> pd.DataFrame:
+    """Return a table without rows, its columns in their types."""
+    return pd.DataFrame({name: _in_its_type(pd.Series([], name=name, dtype="str"), "") for name in columns})
 
 
 def _in_its_type(column: "pd.Series[Any]", file: str) -> "pd.Series[Any]":

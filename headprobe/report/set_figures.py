@@ -143,7 +143,7 @@ def _interactions(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]
             of_heads = np.isfinite(own["head_a"]) & np.isfinite(own["head_b"])
             of_layers = np.isnan(own["head_a"]) & np.isnan(own["head_b"]) & np.isfinite(own["layer_a"] + own["layer_b"])
             for rows, name in ((of_heads, "heads"), (of_layers, "layers")):
-                if not rows.any():
+                if not np.isfinite(own["interaction"][rows]).any():
                     continue
                 parts = _matrix({column: values[rows] for column, values in own.items()})
                 which = f"{kind}_" if kind != PAIRWISE else ""

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headprobe.errors import UsageError
+from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import NONE
 from headprobe.mixture import SCHEMA, refuse_mixture, refuse_newer
 from headprobe.run.columns import COLUMNS, Kind
-from headprobe.text import counted
+from headprobe.text import counted, first_line
 
 Cell = str | int | float
 
@@ -60,11 +62,16 @@ class RunFiles:
         return f"fitted on {counted(number, 'other')} ({rule})"
 
     def table(self, name: str) -> Columns | None:
-        """Return a table such as `heads.csv` by column, an empty cell being NaN; None where there is no such file."""
+        """Return a table such as `heads.csv` by column, an empty cell being NaN; None where there is no such file.
+
+        Raises:
+            RunError: It is cut off, or not headprobe's.
+        """
         path = self.path / name
         if not path.is_file():
             return None
-        rows = list(_rows(path))
+        with naming(path):
+            rows = list(_rows(path))
         return {column: np.array([row[column] for row in rows]) for column in (rows[0] if rows else ())}
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
@@ -72,11 +79,12 @@ class RunFiles:
 
         Raises:
             UsageError: A newer headprobe wrote it.
+            RunError: It is cut off, or not headprobe's.
         """
         path = self.path / name
         if not path.is_file():
             return {}
-        with np.load(path, allow_pickle=False) as found:
+        with naming(path), np.load(path, allow_pickle=False) as found:
             arrays = {key: found[key] for key in found.files}
         _check_schema(arrays.pop("schema", np.asarray(0)).item(), path)
         return arrays
@@ -89,7 +97,7 @@ class RunFiles:
         """
         found: dict[str, Columns] = {}
         models = self.table(f"{name}.csv")
-        if models is not None:
+        if models:
             baseline = models["mask"] == NONE
             found["baseline"] = {column: values[baseline] for column, values in models.items()}
             if not baseline.all():
@@ -133,6 +141,10 @@ def read_files(path: str | Path) -> RunFiles:
     directory = Path(path)
     try:
         return _read(directory)
+    except NotADirectoryError as error:
+        raise UsageError(
+            f"{str(path)!r} is a file: give the directory of a finished run, such as lightning_logs/version_0"
+        ) from error
     except FileNotFoundError as error:
         raise UsageError(
             f"{str(path)!r} is not the directory of a finished run: {Path(error.filename).name} is missing; "
@@ -165,10 +177,36 @@ def _check_schema(schema: object, path: Path) -> None:
         refuse_newer(schema, path)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what reading a broken file raises into one message with its name.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    try:
+        yield
+    except (csv.Error, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RunError(
+            f"{path.name} cannot be read, as it is cut off or not headprobe's ({reason}); the command in the run's "
+            f"run.json makes it again, got {str(path)!r}"
+        ) from error
+
+
 def _rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a table, each cell in the type of its column."""
+    """Yield the rows of a table, each cell in the type of its column.
+
+    Raises:
+        ValueError: A row has too few cells or too many, as where the file is cut off.
+    """
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        table = csv.DictReader(file)
+        if not table.fieldnames:
+            raise ValueError("there is no line with the names of the columns")
+        for row in table:
+            if None in row or None in row.values():  # what `csv` makes of too many cells, and of too few
+                raise ValueError(f"line {table.line_num} has not {len(table.fieldnames)} cells")
             yield {name: _cell(name, text) for name, text in row.items()}
 
 

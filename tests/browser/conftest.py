@@ -11,6 +11,8 @@ import pytest
 from headprobe.callbacks.derived import write_derived
 from headprobe.report.page.build import write_page
 from headprobe.run.load import load_files, read_files
+from headprobe.run.results import write_rows
+from tests.report.page.answer_oracle import lines
 from tests.report.page.made_runs import write_examples, write_whole_run
 
 RAGGED, MANY = (2, 2, 3), (12,) * 12
@@ -147,6 +149,33 @@ def one_mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scores.csv", "heads.csv", "similarity.npz", "spectrum.csv", "offset_maps.npz", "examples.npz"):
         (folder / name).unlink()
     return write_page([load_files(folder)], folder / "report.html")
+
+
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run in which one layer's mask and half of an order break the model: their NLL is no number."""
+    folder = write_rich_run(tmp_path_factory.mktemp("broken"))
+    none = {"nll": "", "nll_rise": "", "nll_rise_low": "", "nll_rise_high": ""}
+    for name in ("masks.csv", "curves.csv"):
+        rows = lines(folder, name)
+        gone = [row.get("mask") == "layer:1" or int(row.get("heads_removed", 0)) > 3 for row in rows]
+        write_rows(folder / name, [row | none if one else row for row, one in zip(rows, gone, strict=True)])
+    return write_page([load_files(folder)], folder / "report.html")
+
+
+@pytest.fixture(scope="session")
+def enormous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run whose losses are of the size of 1e29 nats."""
+    folder = write_rich_run(tmp_path_factory.mktemp("enormous"))
+    for name in ("masks.csv", "curves.csv", "interactions.csv", "shapley.csv"):
+        rows = lines(folder, name)
+        write_rows(folder / name, [{column: _times(cell, column) for column, cell in row.items()} for row in rows])
+    return write_page([load_files(folder)], folder / "report.html")
+
+
+def _times(cell: str, column: str) -> str:
+    of_losses = ("nll", "interaction", "value", "rise_")
+    return f"{float(cell) * 1e29!r}" if cell and column.startswith(of_losses) else cell
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from headprobe.report.page.answer import answer
 from headprobe.run.load import load_files
 from tests.browser.conftest import HOSTILE, Open
+from tests.report.page.answer_oracle import lines
 
 PAGES = ("rich_page", "many", "two_runs", "one_mask", "hostile")
 WIDTHS = (1280, 390)
@@ -27,6 +28,73 @@ def test_it_asks_for_one_file_draws_numbers_and_is_as_wide_as_the_screen(file: P
     assert asked == [file.resolve().as_uri()]
     assert one.page.evaluate("document.documentElement.scrollWidth") <= width
     assert undrawn(one.page) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_text_leaves_its_figure_and_no_tick_lies_over_another(file: Path, width: int, opened: Open) -> None:
+    page = opened(file, width=width).page
+    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OVER) == []
+
+
+OUTSIDE = """() => [...document.querySelectorAll("main svg")].flatMap((svg) => {
+    const frame = svg.getBoundingClientRect();
+    return [...svg.querySelectorAll("text")].filter((text) => {
+        const box = text.getBoundingClientRect();
+        return frame.width && box.width && (box.left < frame.left - 2 || box.right > frame.right + 2);
+    }).map((text) => `${svg.closest("section").id}: ${text.textContent}`);
+})"""
+"""Texts of figures that begin or end outside of them."""
+
+OVER = """() => [...document.querySelectorAll("main svg .axes, main svg")].flatMap((group) => {
+    const ticks = [...group.querySelectorAll(":scope > text.tick")];
+    const boxes = ticks.map((text) => [text.textContent, text.getBoundingClientRect()]);
+    const across = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5;
+    const down = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4;
+    return boxes.flatMap(([text, box], place) => boxes.slice(0, place)
+        .filter(([, other]) => box.width && across(box, other) && down(box, other))
+        .map(([other]) => `${group.closest("section").id}: ${text} over ${other}`));
+})"""
+"""Numbers and names beside axes and matrices that cover each other."""
+
+
+def test_scores_have_their_whole_names_on_a_phone(rich: Path, rich_page: Path, opened: Open) -> None:
+    page = opened(rich_page, width=390).page
+    shown = "".join(page.locator("#importance .plot").nth(1).locator("text").all_text_contents())
+    names = {row["score"] for row in lines(rich, "importance.csv")}
+    assert {name for name in names if name not in shown} == set()
+    assert max(map(len, names)) > 30
+
+
+def test_every_axis_has_two_numbers_at_least(rich_page: Path, opened: Open) -> None:
+    page = opened(rich_page, width=390).page
+    ticks = page.evaluate(
+        "[[-0.041, 0.035], [0, 0.9], [-3, 96], [1e-9, 2e-9]].map((ends) => headprobe.page.ticks(...ends, 3))"
+    )
+    for own in ticks:
+        assert 2 <= len(own) <= 6, own
+    assert ticks[2] == [0, 50]
+
+
+def test_what_is_not_a_number_has_no_mark(broken: Path, opened: Open) -> None:
+    page = opened(broken).page  # a message on the console, such as of a path at NaN, fails
+    rows = lines(broken.parent, "masks.csv")[1:]
+    for quantity, column in (("Top-1 drop", "drop_pp"), ("NLL rise", "nll_rise")):
+        page.locator("#layers .segments button", has_text=quantity).click()
+        there = [row for row in rows if row["mask"].startswith("layer:") and row[column]]
+        assert page.locator("#layers path.dot[role]").count() == len(there)
+    assert len(there) == 6  # of three layers under three ablations
+    for button in page.locator(".segments button").all():
+        button.click()
+    assert not re.search(
+        r"NaN", page.evaluate("[...document.querySelectorAll('main svg')].map((one) => one.outerHTML).join()")
+    )
+
+
+def test_numbers_of_any_size_have_room(enormous: Path, opened: Open) -> None:
+    page = opened(enormous, width=390).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(OUTSIDE) == []
 
 
 UNDRAWN = """() => [...document.querySelectorAll("main *, dialog *")].flatMap((element) => {

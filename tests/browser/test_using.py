@@ -9,6 +9,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from PIL import Image
 
+from headprobe.report.page.build import write_page
+from headprobe.run.load import load_files
+from headprobe.run.results import write_rows
 from tests.browser.conftest import Open
 from tests.report.page.answer_oracle import lines
 
@@ -88,6 +91,39 @@ def test_an_address_opens_the_card_of_its_head(rich_page: Path, opened: Open) ->
     assert f"95% interval {low:.3g} to {high:.3g}" in text
     page.keyboard.press("Escape")
     page.wait_for_selector("#card:not([open])", state="attached")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_escape_closes_a_card_and_stays_on_the_page(rich_page: Path, width: int, opened: Open) -> None:
+    page = opened(rich_page, width=width).page
+    for head in ("0.1", "2.1"):
+        page.locator(f'button.cell[data-head="{head}"]').click()
+        page.wait_for_selector("#card[open]")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#card:not([open])", state="attached")
+        page.wait_for_timeout(150)  # a second step back would leave the page
+        assert page.evaluate("location.protocol") == "file:"
+        assert page.evaluate("location.hash") == ""
+        assert page.evaluate(FOCUSED) == head
+
+
+def test_a_head_differs_below_a_q_of_5_percent_and_not_at_it(rich: Path, tmp_path: Path, opened: Open) -> None:
+    for file in rich.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    q = {"head:0.0": "0.05", "head:0.1": "0.0499"}
+    rows = lines(rich, "masks.csv")
+    changed = [row | {"bh_q": q.get(row["mask"], "0.5")} if row["mask"].startswith("head:") else row for row in rows]
+    write_rows(tmp_path / "masks.csv", changed)
+    page = opened(write_page([load_files(tmp_path)], tmp_path / "page.html")).page
+    page.select_option("#column", "drop_pp_zero")
+    marked = page.evaluate("[...document.querySelectorAll('button.cell.differs')].map((one) => one.dataset.head)")
+    assert marked == ["0.1"]
+    for head, differs in (("0.0", False), ("0.1", True)):
+        page.evaluate(f"headprobe.page.open('{head}')")
+        page.wait_for_selector(f"#card-title:has-text('head {head[-1]}')")
+        text = page.locator("#card .costs li", has_text="Top-1 drop, zero").inner_text()
+        assert ("also corrected for the number of heads" in text) == differs
 
 
 @pytest.mark.parametrize("address", ["#head=9.9", "#head=", "#head=<b>", "#nowhere", "#head=0.0&run=7"])

@@ -100,3 +100,27 @@ def test_a_page_needs_no_torch(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_that_is_cut_off_makes_no_page_and_is_named(run: Path) -> None:
+    content = (run / "curves.csv").read_bytes()
+    (run / "curves.csv").write_bytes(content[: len(content) // 2])
+    ended = command(run.parent, "report", "run")
+    assert ended.code == 1
+    assert "curves.csv cannot be read, as it is cut off" in only_message(ended)
+    assert not (run / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_names_the_option_that_helps(run: Path) -> None:
+    ended = command(run.parent, "report", "run", "--output", "run/masks.csv/page.html")
+    assert ended.code == 1
+    message = only_message(ended)
+    assert "the page cannot be written" in message
+    assert "name another file with --output, got 'run/masks.csv/page.html'" in message
+    assert "--trainer" not in message
+
+
+def test_an_output_that_ends_as_a_folder_is_refused(run: Path) -> None:
+    ended = command(run.parent, "report", "run", "--output", "pages/")
+    assert (ended.code, "--output must be a file such as pages/report.html" in only_message(ended)) == (2, True)
+    assert not (run.parent / "pages").exists()

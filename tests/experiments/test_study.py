@@ -182,6 +182,12 @@ def test_parts_that_are_skipped_have_no_masks_and_are_no_lack() -> None:
     assert "--mask-spec (layer:0+head:1.0)" in study.lines()[0]
 
 
+def test_a_study_of_which_all_parts_are_skipped_says_that_it_scores_the_whole_model() -> None:
+    study = chosen(tiny_probe("vit"), skip=[*PARTS])
+    assert study.specs == ["none"]
+    assert study.lines() == ["study: no masks, as all parts are skipped: the whole model alone"]
+
+
 def test_without_zero_the_first_ablation_takes_its_place() -> None:
     probe = tiny_probe("vit")
     chosen(probe, "mean,linear", skip=["scores"])

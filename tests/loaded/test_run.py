@@ -23,8 +23,10 @@ from headprobe.calibration.constants import (
     save_calibration,
     to_bytes,
 )
-from headprobe.errors import UsageError
-from headprobe.loaded.tables import TABLES
+from headprobe.commands.help import SCREENS
+from headprobe.errors import RunError, UsageError
+from headprobe.loaded.tables import MADE_BY, TABLES
+from headprobe.mixture import CHECKED
 from headprobe.run.columns import COLUMNS, MAY_BE_EMPTY, Kind, unit_of
 from headprobe.run.load import load_files
 from headprobe.run.results import write_arrays, write_rows
@@ -184,7 +186,7 @@ def test_every_table_is_an_attribute(run: headprobe.Run, name: str) -> None:
 def test_what_a_run_lacks_is_said_with_what_makes_it(tmp_path: Path) -> None:
     run = headprobe.load_run(write_run(tmp_path, ["layer:1"]))
     assert run.tables == ("masks.csv",)
-    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads true makes it, got "):
+    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads makes it, got "):
         _ = run.scores
     with pytest.raises(UsageError, match=r"no similarity\.npz: a test with the callback HeadSimilarity"):
         _ = run.similarity
@@ -194,6 +196,34 @@ def test_what_a_run_lacks_is_said_with_what_makes_it(tmp_path: Path) -> None:
     assert getattr(run, "offset_maps", None) is None
     assert list(run.bad_images.columns) == ["unit", "row", "source", "reason"]
     assert len(run.bad_images) == 0
+
+
+@pytest.mark.parametrize("cut", ["row", "nothing left"])
+def test_a_table_that_is_cut_off_is_refused_with_its_name(tmp_path: Path, cut: str) -> None:
+    file = write_run(tmp_path, ["each:head", "grow:random:0-4"]) / "shapley.csv"
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b",")] if cut == "row" else b"")
+    with pytest.raises(RunError, match=r"shapley\.csv cannot be read, as it is cut off"):
+        _ = headprobe.load_run(tmp_path).shapley
+
+
+def test_a_run_without_bad_images_has_a_table_of_them_in_its_types(tmp_path: Path) -> None:
+    frame = headprobe.load_run(write_run(tmp_path, ["layer:1"])).bad_images
+    assert len(frame) == 0
+    assert [frame[name].dtype.kind for name in ("unit", "row")] == ["i", "i"]
+    assert all(pd.api.types.is_string_dtype(frame[name].dtype) for name in ("source", "reason"))
+
+
+def test_what_makes_a_table_is_written_as_the_command_takes_it() -> None:
+    with_value = {option for made in MADE_BY.values() for option in re.findall(r"(--[\w.-]+) true", made)}
+    assert with_value
+    for option in with_value:  # an option without a value takes no `true`
+        assert f"{option} true" in SCREENS["test"]
+    assert not {"--records", "--score-heads"} & with_value
+
+
+def test_the_record_has_digests_of_all_that_would_be_read_wrongly_when_cut_off() -> None:
+    assert set(CHECKED) == {name for name in TABLES if name.endswith(".csv")} | {"masks.json"}
 
 
 def test_heads_of_masks_meta_and_arrays_are_those_of_the_files(run: headprobe.Run, whole: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_table_that_some_runs_lack_is_of_the_others_and_a_warning_names_them(t
         curves = runs.curves
     assert set(curves["run"]) == {"swin"}
     assert curves.attrs["runs_without"] == ["vit"]
-    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads true makes it"):
+    with pytest.raises(UsageError, match=r"no scores\.csv: a test with --score-heads makes it"):
         _ = runs.scores
     with pytest.raises(UsageError, match=r"no similarity\.npz"):
         _ = runs.similarity
@@ -106,3 +106,11 @@ def test_where_no_run_is_or_none_can_be_read_is_an_error(two: Path) -> None:
         headprobe.load_runs([])
     with pytest.raises(UsageError, match=r"none of 1 run can be read: .*run\.json is missing"):
         headprobe.load_runs([two])
+
+
+def test_a_run_that_two_paths_lead_to_counts_once(two: Path) -> None:
+    vit, swin = (two / name / "lightning_logs" / "version_0" for name in ("vit", "swin"))
+    (two / "link").symlink_to(vit)
+    runs = headprobe.load_runs([vit, swin, swin / ".." / "version_0", two / "link"])
+    assert list(runs) == ["vit", "swin"]
+    assert len(runs.masks) == len(headprobe.load_run(vit).masks) + len(headprobe.load_run(swin).masks)

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from headprobe.report.set_figures import set_figures
-from headprobe.run.load import load_files
+from headprobe.run.load import load_files, read_files
+from headprobe.run.results import column_rows, write_rows
 from tests.report.drawn import caption, drawn
 from tests.run.small_runs import HEADS, write_run
 
@@ -76,3 +77,13 @@ def test_layers_show_what_each_costs_alone(figures: dict[str, Figure], folder: P
 
 def test_without_pairs_and_orders_there_are_none(tmp_path: Path) -> None:
     assert list(set_figures(load_files(write_run(tmp_path, ["each:head"])))) == []
+
+
+def test_interactions_of_a_model_without_a_finite_nll_have_no_figure(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    table = read_files(folder).table("interactions.csv")
+    assert table is not None
+    gone = {name: np.full(len(table[name]), np.nan) for name in ("interaction", "bh_q")}
+    write_rows(tmp_path / "interactions.csv", column_rows(table | gone))
+    assert not [name for name, _ in set_figures(load_files(tmp_path)) if name.startswith("interactions")]

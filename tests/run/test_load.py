@@ -1,6 +1,7 @@
 """Runs are read back without torch: tables by column, arrays, and where each mask is drawn."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headprobe.errors import UsageError
+from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.run.load import load_files
-from headprobe.run.results import write_arrays
+from headprobe.run.results import write_arrays, write_record
 from tests.run.small_runs import HEADS, write_heads, write_run
 
 
@@ -123,3 +124,49 @@ def test_nothing_grows_by_a_run_that_is_a_mixture(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "masks.csv"):
         with pytest.raises(UsageError, match=r"does not belong to the masks\.csv"):
             expand_all([MaskSpec(f"grow:{path}:drop_pp")], HEADS, "tiny")
+
+
+# -- files that are cut off, and paths that are no folder --
+
+
+@pytest.mark.parametrize("cut", ["row", "cell", "name"])
+def test_a_table_that_is_cut_off_is_refused_with_its_name(tmp_path: Path, cut: str) -> None:
+    write_run(tmp_path, ["each:head", "grow:random:0-4"])
+    text = (tmp_path / "shapley.csv").read_text(encoding="utf-8")
+    rows = text.splitlines(keepends=True)
+    kept = {"row": [*rows[:3], rows[3].rpartition(",")[0]], "cell": [*rows[:3], "heads\n"], "name": []}[cut]
+    (tmp_path / "shapley.csv").write_text("".join(kept), encoding="utf-8")
+    with pytest.raises(
+        RunError, match=r"shapley\.csv cannot be read, as it is cut off.*ValueError.*got .*shapley\.csv'"
+    ):
+        load_files(tmp_path).table("shapley.csv")
+
+
+def test_a_table_that_ends_behind_a_whole_row_is_refused_by_its_digest(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:head", "grow:random:0-4"])
+    text = (tmp_path / "shapley.csv").read_text(encoding="utf-8")
+    digests = {name: hashlib.sha256((tmp_path / name).read_bytes().rstrip(b"\n")).hexdigest() for name in ALWAYS}
+    digests["shapley.csv"] = hashlib.sha256(text.encode().rstrip(b"\n")).hexdigest()
+    write_record(tmp_path, json.loads((tmp_path / "run.json").read_text()) | {"results": digests})
+    assert load_files(tmp_path).table("shapley.csv")
+    (tmp_path / "shapley.csv").write_text("".join(text.splitlines(keepends=True)[:-2]), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"does not belong to the shapley\.csv beside it.*cut off"):
+        load_files(tmp_path)
+    (tmp_path / "shapley.csv").unlink()  # what was never there, or was taken away, is no other run's
+    assert load_files(tmp_path).table("shapley.csv") is None
+
+
+ALWAYS = ("masks.csv", "masks.json")
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_arrays_that_are_cut_off_are_refused_with_the_name_of_the_file(tmp_path: Path, kept: int) -> None:
+    file = write_run(tmp_path, ["each:head"]) / "groups.npz"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(RunError, match=r"groups\.npz cannot be read, as it is cut off"):
+        load_files(tmp_path).arrays("groups.npz")
+
+
+def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run\.json' is a file: give the directory of a finished run"):
+        load_files(write_run(tmp_path, ["layer:1"]) / "run.json")

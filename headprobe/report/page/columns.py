@@ -13,7 +13,7 @@ from headprobe.run.importance import candidates_named, single_head_masks
 from headprobe.run.load import Columns, Row, RunFiles
 
 SIGNIFICANT_Q = 0.05
-"""False discovery rate up to which a drop is called different from nothing."""
+"""False discovery rate below which a drop is called different from nothing."""
 
 SEQUENTIAL, DIVERGING = "sequential", "diverging"
 """Kinds of colours: from the least to the most, or about 0."""
@@ -85,7 +85,7 @@ class HeadColumn:
         kind: Its colours, `SEQUENTIAL` or `DIVERGING`.
         extra: Further numbers `[heads]` by name: `low` and `high` of a 95% interval, `se`, `p`, `q`, `least` and
             `most` of several draws.
-        differs: By which rule a head differs from nothing: `interval` (it leaves out 0) or `q` (at most 0.05); empty
+        differs: By which rule a head differs from nothing: `interval` (it leaves out 0) or `q` (below 0.05); empty
             where nothing says so.
         ablation: The ablation of a cost.
         note: What else must be known of it.

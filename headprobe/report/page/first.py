@@ -9,7 +9,8 @@ from scipy.stats import binomtest
 
 from headprobe.masks.ablations import FITTED
 from headprobe.report.page.answer import Sentence, answer, notices, provenance
-from headprobe.report.page.answers.wording import listed
+from headprobe.report.page.answers.selected import main_ablation
+from headprobe.report.page.answers.wording import MINUS, listed
 from headprobe.run.importance import single_head_masks
 from headprobe.run.load import OTHER, SAME, Row, RunFiles
 from headprobe.text import counted
@@ -106,7 +107,12 @@ def facts_of(run: RunFiles) -> list[Fact]:
 
 def _percent(limits: Any) -> str:
     """Return Wilson's interval of the accuracy in words."""
-    return f"95% interval {100 * limits.low:.1f} to {100 * limits.high:.1f}" if limits is not None else ""
+    return f"95% interval {_points(100 * limits.low)} to {_points(100 * limits.high)}" if limits is not None else ""
+
+
+def _points(value: float) -> str:
+    """Return a number with one decimal, and the minus of prose; what rounds to 0 has no sign."""
+    return f"{round(value, 1) + 0.0:.1f}".replace("-", MINUS)
 
 
 def _ablations(run: RunFiles) -> str:
@@ -123,15 +129,18 @@ LARGEST = {
 
 
 def _largest(run: RunFiles) -> Iterator[Fact]:
-    """Yield the largest drop of each kind of set under the first ablation."""
-    if len(run.masks) < 2:
+    """Yield the largest drop of each kind of set, under the ablation that the sentences are about."""
+    if len(run.masks) < 2 or not run.masks[0]["images"]:
         return
-    first = [row for row in run.masks[1:] if row["ablation"] == run.masks[1]["ablation"] and not row["draw"]]
+    kind = main_ablation(run)
+    several = len({row["ablation"] for row in run.masks[1:]}) > 1
+    first = [row for row in run.masks[1:] if row["ablation"] == kind and not row["draw"]]
     alone = set(single_head_masks(run.masks, run.heads).values())
     for curve, name in LARGEST.items():
         rows = [row for row in first if (row["mask"] in alone if curve == "by_head" else _curve(run, row) == curve)]
         if len(rows) > 1:
-            yield Fact(name, *_drop(max(rows, key=lambda row: float(row["drop_pp"]))))
+            value, detail = _drop(max(rows, key=lambda row: float(row["drop_pp"])))
+            yield Fact(name, value, f"{detail}, {kind}" if several else detail)
 
 
 def _curve(run: RunFiles, row: Row) -> str:
@@ -142,7 +151,7 @@ def _curve(run: RunFiles, row: Row) -> str:
 def _drop(row: Row) -> tuple[str, str]:
     """Return a drop in points, and the mask with the drop's interval."""
     low, high = float(row["drop_low_pp"]), float(row["drop_high_pp"])
-    return f"{float(row['drop_pp']):.1f} points", f"{row['mask']}: {low:.1f} to {high:.1f}"
+    return f"{_points(float(row['drop_pp']))} points", f"{row['mask']}: {_points(low)} to {_points(high)}"
 
 
 # -- the answer --

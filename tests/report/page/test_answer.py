@@ -61,7 +61,9 @@ NAMES = re.compile(r"\S+:[\d.,:+/-]*\d|(?<=head )\d+\.\d+")
 
 
 def numerals(text: str) -> list[str]:
-    return re.findall(r"(?<![\w.:-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-\d+)?%?(?!\w)", NAMES.sub("", text).replace(MINUS, "-"))
+    return re.findall(
+        r"(?<![\w.:-])[+-]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?%?(?!\w)", NAMES.sub("", text).replace(MINUS, "-")
+    )
 
 
 def check_text(sentence: Sentence) -> None:
@@ -242,6 +244,23 @@ def test_heads_without_a_finite_rise_are_counted_and_not_ranked(tmp_path: Path) 
     assert "head 0.0" not in said["heads"].text
 
 
+def test_where_a_mask_broke_the_model_no_sum_of_its_rises_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:head"], ("zero", "linear"), **HALF)
+    rows = [row | {"sum_b": "", "sum_b_low": "", "sum_b_high": ""} for row in lines(tmp_path, "ablations.csv")]
+    write_rows(tmp_path / "ablations.csv", rows)
+    said = {sentence.key: sentence for sentence in answer(load_files(tmp_path))}
+    assert "linear" not in said
+    assert not [one.text for one in said.values() if "not defined" in one.text]
+
+
+def test_distances_of_one_image_have_no_standard_error(tmp_path: Path) -> None:
+    write_run(tmp_path, ["each:head"])
+    columns = {name: np.linspace(1, 7, 7) for name in ("attention_distance_px", "attention_distance_ratio")}
+    write_heads(tmp_path, columns | {"attention_distance_px_se": np.full(7, np.nan)})
+    text = {one.key: one.text for one in answer(load_files(tmp_path))}["distance"]
+    assert text.endswith("head 2.2 with 7.0.")
+
+
 def test_layers_named_one_by_one_have_no_q_and_the_text_says_so(tmp_path: Path) -> None:
     text = check(write_run(tmp_path, ["layer:0", "layer:1"]))["layers"].text
     assert "No q was computed, as the masks were named one by one." in text
@@ -275,6 +294,13 @@ def test_a_number_is_rounded_to_what_the_text_shows(value: float, form: str) -> 
         assert not re.fullmatch(rf"[-{MINUS}]0[.0]*%?", text)
         assert not text.startswith("-")
         assert draft.done().numbers == {"value": value}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999_999.0, "999999.000"), (1e6, "1.00e+06"), (-5.908e29, f"{MINUS}5.91e+29")]
+)
+def test_an_enormous_loss_has_a_power_of_ten(value: float, text: str) -> None:
+    assert Draft("any", 100).say("{value:nats}", value=value).done().text == text
 
 
 @given(st.floats(0, 1))

@@ -18,6 +18,7 @@ from headprobe.report.page.answer import answer
 from headprobe.report.page.build import ASSETS, build, write_page
 from headprobe.report.page.first import facts_of, short_answer
 from headprobe.run.load import load_files
+from headprobe.run.results import write_rows
 from tests.report.page.made_runs import write_examples, write_whole_run
 from tests.run.small_runs import write_run
 from tests.test_imports import PACKAGE, SOURCES, at_import, imported, tree_of
@@ -309,6 +310,36 @@ def test_the_summary_names_the_largest_measured_drops(run: Path) -> None:
         fact = facts[f"Largest drop, one {name}"]
         assert fact.value == f"{max(drops.values()):.1f} points"
         assert drops[fact.detail.rpartition(": ")[0]] == max(drops.values())
+
+
+def test_the_summary_is_of_the_ablation_that_the_sentences_are_about(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, ["each:layer", "each:head"], ["mean", "zero"])
+    largest = {}
+    for kind in ("zero", "mean"):
+        own = [row for row in rows(folder / "masks.csv")[1:] if row["ablation"] == kind and "layer" in row["mask"]]
+        largest[kind] = max(float(row["drop_pp"]) for row in own)
+    assert largest["zero"] != largest["mean"]
+    fact = {fact.name: fact for fact in facts_of(load_files(folder))}["Largest drop, one layer"]
+    assert fact.value == f"{largest['zero']:.1f} points"
+    assert fact.detail.endswith(", zero")
+    said = {sentence.key: sentence for sentence in answer(load_files(folder))}
+    assert said["layers"].numbers["1_drop_pp"] == largest["zero"]
+
+
+def test_the_summary_writes_the_minus_of_prose_and_no_sign_before_a_zero(run: Path) -> None:
+    masks = rows(run / "masks.csv")
+    limits = {"drop_pp": "-0.04", "drop_low_pp": "-12.34", "drop_high_pp": "0.04"}
+    write_rows(run / "masks.csv", [row | limits if row["mask"].startswith("layer:") else row for row in masks])
+    fact = {fact.name: fact for fact in facts_of(load_files(run))}["Largest drop, one layer"]
+    assert (fact.value, fact.detail) == ("0.0 points", "layer:0: \N{MINUS SIGN}12.3 to 0.0, zero")
+
+
+def test_a_run_without_images_has_no_largest_drop(run: Path) -> None:
+    masks = rows(run / "masks.csv")
+    none = {"images": "0", "top1_count": "0", "top1": "", "drop_pp": "", "drop_low_pp": "", "drop_high_pp": ""}
+    write_rows(run / "masks.csv", [row | none for row in masks])
+    assert [fact.name for fact in facts_of(load_files(run))][-1] == "Masks scored"
+    assert facts_of(load_files(run))[0].value == "none"
 
 
 def test_the_short_answer_is_the_beginning_of_the_whole(run: Path) -> None:

@@ -17,6 +17,7 @@ from headprobe.run.results import write_rows
 from tests.callbacks.test_resume import broken_off
 from tests.cli_runs import QUICK, Ended, command
 from tests.report.page.answer_oracle import lines
+from tests.report.page.page_oracle import check_page
 from tests.report.page.test_answer import change, check
 from tests.run.small_runs import write_run
 
@@ -129,6 +130,7 @@ def write_folder(folder: Path, broken: Callable[[int, int], bool]) -> None:
 def test_images_that_were_skipped_are_in_no_number_and_in_a_notice(skipped: Ended) -> None:
     assert skipped.code == 0, skipped.err
     sentences = check(skipped.directory())
+    assert check_page(skipped.directory()) == {"heads", "layers"}
     assert sentences["baseline"].numbers["images"] == 38
     assert len(lines(skipped.directory(), "bad_images.csv")) == 2
     text = "\n".join(notices(load_files(skipped.directory())))
@@ -144,6 +146,7 @@ def test_a_resumed_run_gives_the_same_answer_and_says_that_it_was_resumed(tmp_pa
     assert (ended.code, alone.code) == (0, 0), ended.err
     resumed, whole = check(ended.directory(1)), check(alone.directory())
     assert resumed == whole
+    assert check_page(ended.directory(1), alone.directory()) == {"layers"}
     record = json.loads((ended.directory(1) / "run.json").read_text())
     known = dict(provenance(load_files(ended.directory(1))))
     assert record["units_resumed"] == 3

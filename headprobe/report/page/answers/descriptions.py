@@ -44,7 +44,10 @@ def distance(run: RunFiles) -> Sentence | None:
         "{near:px} pixels, ", near=float(px[near])
     )
     draft.say("the largest that of head {head} with ", head=_name(heads, far)).say("{far:px}", far=float(px[far]))
-    error = float(np.nanmax(heads["attention_distance_px_se"]))
+    errors = heads["attention_distance_px_se"]
+    if np.isnan(errors).all():  # of one image
+        return draft.say(".").done()
+    error = float(np.nanmax(errors))
     return draft.say("; standard errors over images are at most {error:ratio} pixels.", error=error).done()
 
 

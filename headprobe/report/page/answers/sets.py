@@ -103,8 +103,11 @@ def linear_replacement(run: RunFiles) -> Sentence | None:
     return None
 
 
-def _linear(run: RunFiles, row: Row) -> Sentence:
+def _linear(run: RunFiles, row: Row) -> Sentence | None:
+    """Return the sentence; none where a mask broke the model, so that its rise is not a number."""
     zero, linear = float(row["sum_a"]), float(row["sum_b"])
+    if not math.isfinite(zero) or not math.isfinite(linear):
+        return None
     draft = Draft("linear", judged_images(run))
     draft.say("Set to zero one at a time, {masks:count head} raise the NLL by ", masks=int(row["masks"]))
     draft.say("{sum_a:nats} nats in sum", sum_a=zero).interval(row, "sum_a", "nats")

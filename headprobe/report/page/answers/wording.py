@@ -15,6 +15,9 @@ MINUS = "\u2212"
 MANY_IMAGES = 5000
 """From so many images on, percentages have two decimals: one image in 5,000 is 0.02 points."""
 
+ENORMOUS = 1e6
+"""From so many nats on, numbers are written with a power of ten: a broken model loses any number of them."""
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -77,7 +80,9 @@ class _Wording(string.Formatter):
 
 
 def _nats(value: float) -> str:
-    """Return three decimals, of small numbers two digits."""
+    """Return three decimals; of small numbers two digits, of enormous ones three."""
+    if abs(value) >= ENORMOUS:
+        return f"{value:.2e}"
     if value == 0 or abs(value) >= 0.01:
         return f"{abs(value) if value == 0 else value:.3f}"
     decimals = 1 - math.floor(math.log10(abs(value)))

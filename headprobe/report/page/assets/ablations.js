@@ -55,7 +55,7 @@ headprobe.section("ablations", (root, data, page) => {
     const [first, second] = [family.kinds[row.ablation_a], family.kinds[row.ablation_b]];
     const unit = f.UNITS[state.quantity];
     const plot = page.plot({
-      width, height: Math.min(width + 30, 470), margin: { top: 46 },
+      width, height: Math.min(width + 30, 470), margin: { top: f.titleRoom(agreement(row), width) },
       x: { domain, label: `${row.ablation_a}: ${f.SHORT[state.quantity]} (${unit})`, grid: true },
       y: { domain, label: `${row.ablation_b}: ${f.SHORT[state.quantity]} (${unit})` },
       label: `${f.SHORT[state.quantity]} under ${row.ablation_a} and ${row.ablation_b}`,

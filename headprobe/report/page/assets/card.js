@@ -49,20 +49,28 @@ headprobe.card = (data, page, { places, named, start }) => {
     else if (cell) cell.focus();
   }
 
+  let leaving = false; // Escape in a card over the page comes twice, as a key and as the dialog's own wish to close
+
   function close() {
-    if (history.state && history.state.card) history.back(); // the address before; `popstate` hides the card
+    if (leaving) return;
+    leaving = Boolean(history.state && history.state.card);
+    if (leaving) history.back(); // the address before; `popstate` hides the card
     else {
       history.replaceState(null, "", location.pathname + location.search);
       hide();
     }
   }
 
-  addEventListener("popstate", show);
+  addEventListener("popstate", () => {
+    leaving = false;
+    show();
+  });
   addEventListener("hashchange", show);
   dialog.addEventListener("cancel", (event) => {
     event.preventDefault();
     close();
   });
+  dialog.addEventListener("close", () => opened && !dialog.open && close()); // a browser closes it by itself on a second Escape
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     if (opened) close();
@@ -125,7 +133,7 @@ headprobe.card = (data, page, { places, named, start }) => {
     const direction = value > 0 ? "a loss" : "a gain";
     let words = "";
     if (column.differs === "q" && Number.isFinite(q)) {
-      if (q <= 0.05) words = `Differs from the whole model: ${direction}, also corrected for the number of heads${tested}.`;
+      if (q < 0.05) words = `Differs from the whole model: ${direction}, also corrected for the number of heads${tested}.`;
       else if (p < 0.05) words = `Would differ from nothing if it were the only head tested; not after correction for the number of heads${tested}.`;
       else words = `These images cannot tell it from no change${tested}.`;
     } else if (Number.isFinite(low)) {

@@ -41,6 +41,7 @@ const headprobe = (() => {
   // -- numbers --
 
   const EMPTY = "–";
+  const ENORMOUS = 1e9; // from here on a power of ten: a broken model loses any number of nats
   const minus = (text) => text.replace("-", "−");
 
   /** A number with so many significant digits (3); thousands are grouped, an empty cell is a dash. */
@@ -48,7 +49,7 @@ const headprobe = (() => {
     if (value === null || value === undefined || !Number.isFinite(value)) return EMPTY;
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (Number.isInteger(value) && size >= 10 ** (digits - 1)) return minus(value.toLocaleString("en-US"));
+    if (Number.isInteger(value) && size >= 10 ** (digits - 1) && size < ENORMOUS) return minus(value.toLocaleString("en-US"));
     if (size >= 1e6 || size < 1e-4) return minus(value.toExponential(Math.max(0, digits - 1)));
     const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
     return minus(value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places }));
@@ -56,6 +57,7 @@ const headprobe = (() => {
   /** A number with so many decimals, as columns of one unit want it; what rounds to 0 has no sign. */
   page.fixed = (value, places = 2) => {
     if (value === null || value === undefined || !Number.isFinite(value)) return EMPTY;
+    if (Math.abs(value) >= ENORMOUS) return page.number(value);
     const text = value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
     return /[1-9]/.test(text) ? minus(text) : text.replace("-", "");
   };
@@ -80,9 +82,12 @@ const headprobe = (() => {
     if (!(high > low)) return [low];
     const raw = (high - low) / Math.max(1, count);
     const unit = 10 ** Math.floor(Math.log10(raw));
-    const step = unit * ([1, 2, 5, 10].find((factor) => factor * unit >= raw * 0.999) || 10);
-    const first = Math.ceil(low / step - 1e-9);
-    const last = Math.floor(high / step + 1e-9);
+    const steps = [1, 2, 5, 10].map((factor) => factor * unit);
+    const within = (step) => [Math.ceil(low / step - 1e-9), Math.floor(high / step + 1e-9)];
+    const wanted = Math.max(0, steps.findIndex((step) => step >= raw * 0.999));
+    // One tick alone says nothing of the scale: then the next finer step.
+    const step = [steps[wanted], ...steps.slice(0, wanted).reverse(), unit / 2, unit / 5].find((one) => within(one)[1] > within(one)[0]) || steps[wanted];
+    const [first, last] = within(step);
     return Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
   };
 
@@ -90,7 +95,9 @@ const headprobe = (() => {
   page.scale = (domain, range, { log = false } = {}) => {
     const [start, end] = log ? domain.map(Math.log10) : domain;
     const span = end - start || 1;
-    const scale = (value) => range[0] + (((log ? Math.log10(value) : value) - start) / span) * (range[1] - range[0]);
+    const share = (value) => ((log ? Math.log10(value) : value) - start) / span;
+    // JavaScript counts an empty cell, null, as 0: a mark of it would stand at a number that nobody measured.
+    const scale = (value) => (value === null ? NaN : range[0] + share(value) * (range[1] - range[0]));
     scale.invert = (place) => {
       const value = start + ((place - range[0]) / (range[1] - range[0] || 1)) * span;
       return log ? 10 ** value : value;
@@ -164,7 +171,7 @@ const headprobe = (() => {
       return axis.names.flatMap((text, index) => (index % every ? [] : [{ place: scale(index), text }]));
     }
     const values = Array.isArray(axis.ticks) ? axis.ticks : scale.ticks(axis.ticks || Math.max(2, Math.round(room)));
-    const format = axis.format || ((value) => minus(String(value)));
+    const format = axis.format || ((value) => minus(Math.abs(value) >= 1e6 ? Number(value.toPrecision(3)).toExponential() : String(value)));
     return values.map((value) => ({ place: scale(value), text: format(value) }));
   }
 
@@ -253,7 +260,8 @@ const headprobe = (() => {
     });
     const inside = kind === "diverging" ? 0 : (from + to) / 2;
     const room = [scale(inside), width - scale(inside)].every((place) => place > 46);
-    const ends = [[from, "start"], ...(room ? [[inside, "middle"]] : []), [to, "end"]];
+    const alone = from === to; // all values are the same: one number, not the same one twice
+    const ends = [[from, "start"], ...(room && !alone ? [[inside, "middle"]] : []), ...(alone ? [] : [[to, "end"]])];
     const texts = ends.map(([value, anchor]) => page.svg("text", { class: "tick", x: scale(value), y: 25, "text-anchor": anchor }, number(value)));
     const whole = Math.max(width, Math.ceil(7.4 * label.length)); // a long name needs more room than the bar
     return page.svg("svg", { viewBox: `0 0 ${whole} 44`, width: whole, height: 44, role: "img", class: "bar" }, [

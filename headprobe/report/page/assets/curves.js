@@ -42,8 +42,9 @@ headprobe.section("curves", (root, data, page) => {
     const base = run.baseline[state.quantity];
     // Limits of a drop may lie where no accuracy can.
     const cut = (value) => Math.min(100, Math.max(0, value));
+    const beside = (rise) => (rise === null ? NaN : base + rise);
     if (state.quantity === "top1") return [100 * point.top1, cut(100 * base - point.drop_high_pp), cut(100 * base - point.drop_low_pp), point.drop_low_pp];
-    return [point.nll, base + point.nll_rise_low, base + point.nll_rise_high, point.nll_rise_low];
+    return [point.nll, beside(point.nll_rise_low), beside(point.nll_rise_high), point.nll_rise_low];
   }
   const along = (run, point) => (state.along === "share" ? (100 * point.heads_removed) / run.heads : point.heads_removed);
 
@@ -81,7 +82,7 @@ headprobe.section("curves", (root, data, page) => {
     const ys = there.flatMap((run) => [
       scale() * run.baseline[state.quantity],
       ...run.points.filter((point) => shown.has(point.order)).flatMap((point) => heights(run, point).slice(0, 3)),
-      ...(shown.has("single") ? run.singles.map((point) => scale() * point[state.quantity]) : []),
+      ...(shown.has("single") ? run.singles.map((point) => (point[state.quantity] === null ? NaN : scale() * point[state.quantity])) : []),
     ]);
     const xs = there.flatMap((run) => [...run.points, ...run.singles].map((point) => along(run, point)));
     const top = state.quantity === "top1" ? 100 : page.extent(ys)[1];
@@ -109,8 +110,9 @@ headprobe.section("curves", (root, data, page) => {
   }
 
   function path(plot, run, own, height) {
-    const start = [plot.x(0), plot.y(scale() * run.baseline[state.quantity])];
-    return `M${start.join(" ")}` + own.map((point) => `L${plot.x(along(run, point)).toFixed(1)} ${plot.y(height(point)).toFixed(1)}`).join("");
+    const base = run.baseline[state.quantity];
+    const start = [plot.x(0), plot.y(base === null ? base : scale() * base)];
+    return f.path([start, ...own.map((point) => [plot.x(along(run, point)), plot.y(height(point))])]);
   }
 
   function line(plot, run, own, order) {
@@ -118,8 +120,9 @@ headprobe.section("curves", (root, data, page) => {
     const paint = typeof colour === "number" ? f.colour(colour) : colour;
     const mean = means.has(order);
     if (mean) {
-      const edge = (place) => own.map((point) => `${plot.x(along(run, point)).toFixed(1)} ${plot.y(heights(run, point)[place]).toFixed(1)}`);
-      plot.inner.append(page.svg("path", { class: "band", d: `M${[...edge(2), ...edge(1).reverse()].join("L")}Z`, fill: paint, "fill-opacity": 0.2 }));
+      const edge = (place) => own.map((point) => [plot.x(along(run, point)), plot.y(heights(run, point)[place])]);
+      const d = f.band(edge(2), edge(1));
+      if (d) plot.inner.append(page.svg("path", { class: "band", d, fill: paint, "fill-opacity": 0.2 }));
     } else {
       own.forEach((point) => {
         const [, low, high, known] = heights(run, point);
@@ -150,7 +153,7 @@ headprobe.section("curves", (root, data, page) => {
   function singles(plot, run, kind) {
     const own = f.byKey(run.singles.filter((point) => point.ablation === kind), (point) => point.order);
     for (const points of own.values()) {
-      const d = path(plot, run, points, (point) => scale() * point[state.quantity]);
+      const d = path(plot, run, points, (point) => (point[state.quantity] === null ? NaN : scale() * point[state.quantity]));
       plot.inner.append(page.svg("path", { class: "line", d, stroke: page.series[6], "stroke-width": 0.8, "stroke-opacity": 0.65 }));
     }
   }

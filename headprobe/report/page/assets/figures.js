@@ -76,6 +76,7 @@ headprobe.figures = (() => {
 
   /** A dot: `shape` and `colour` are numbers or a CSS colour; hollow ones have the paper's colour inside. */
   figures.dot = ({ x, y, colour, shape = 0, radius = 5, hollow = false, ring = false, head = null, rim = true }) => {
+    if (!Number.isFinite(x) || !Number.isFinite(y)) return page.svg("g", {}); // what has no value has no mark
     const own = typeof colour === "number" ? figures.colour(colour) : colour;
     const paint = hollow || ring ? { fill: ring ? "none" : "var(--panel)", stroke: own, "stroke-width": 1.8 } : { fill: own, stroke: rim ? "var(--panel)" : null, "stroke-width": 0.8 };
     return page.svg("path", { class: "dot", d: figures.shape(shape, radius), transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`, "data-head": head, ...paint });
@@ -98,6 +99,20 @@ headprobe.figures = (() => {
       page.svg("text", { class: "label", x: 0, y: 14 }, "layer"),
       cells,
     ]);
+  };
+
+  /** The path of a line through points `[x, y]`, which breaks where one has no value. */
+  figures.path = (points) => {
+    const known = points.map((point) => point.every(Number.isFinite));
+    const text = (point) => point.map((one) => one.toFixed(1)).join(" ");
+    return points.map((point, place) => (known[place] ? `${known[place - 1] ? "L" : "M"}${text(point)}` : "")).join("");
+  };
+
+  /** The path of a band between two edges; points without both limits are left out. */
+  figures.band = (upper, lower) => {
+    const known = upper.map((_, place) => place).filter((place) => [...upper[place], ...lower[place]].every(Number.isFinite));
+    const text = ([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`;
+    return known.length > 1 ? `M${[...known.map((place) => text(upper[place])), ...known.reverse().map((place) => text(lower[place]))].join("L")}Z` : null;
   };
 
   // -- texts that saved figures keep: they are SVG --
@@ -230,13 +245,20 @@ headprobe.figures = (() => {
   /** The most panels that any run has, so that all of them have the same width. */
   figures.most = (runs, count) => Math.max(2, ...runs.filter(Boolean).map(count));
 
-  /** A title inside of a plot's upper margin: bold, and a second line that is not. */
+  /** A title inside of a plot's upper margin: bold, and below it lines that are not, as many as the margin has room for. */
   figures.title = (plot, text, more = "") => {
     const left = -plot.edge.left + 2;
     const width = plot.width + plot.edge.left + plot.edge.right - 6;
     plot.axes.append(page.svg("text", { class: "name", x: left, y: -plot.edge.top + 15 }, figures.cut(text, width, 14, 600)));
-    if (more) plot.axes.append(page.svg("text", { class: "more", x: left, y: -plot.edge.top + 32 }, figures.cut(more, width, 12)));
+    if (!more) return;
+    const room = Math.max(1, Math.floor((plot.edge.top - 16) / 15));
+    const lines = figures.wrapped(more, width, 12);
+    const shown = lines.length > room ? [...lines.slice(0, room - 1), figures.cut(lines.slice(room - 1).join(" "), width, 12)] : lines;
+    shown.forEach((line, place) => plot.axes.append(page.svg("text", { class: "more", x: left, y: -plot.edge.top + 32 + 15 * place }, line)));
   };
+
+  /** The upper margin that a title needs with so wide a text below it. */
+  figures.titleRoom = (more, width) => 31 + 15 * (more ? figures.wrapped(more, width - 6, 12).length : 0);
 
   // -- the numbers of a point --
 

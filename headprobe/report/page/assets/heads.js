@@ -86,7 +86,7 @@ headprobe.section("heads", (root, data, page) => {
 
   const columnOf = (run, name) => run.columns.find((column) => column.key === name);
   const differs = (column, index) => {
-    if (column.differs === "q") return column.q[index] !== null && column.q[index] <= 0.05;
+    if (column.differs === "q") return column.q[index] !== null && column.q[index] < 0.05;
     if (column.differs === "interval") return column.low[index] !== null && (column.low[index] > 0 || column.high[index] < 0);
     return false;
   };
@@ -123,7 +123,7 @@ headprobe.section("heads", (root, data, page) => {
       button.replaceChildren(page.html("span", {}, short(value, low, high)));
     }
     legend.replaceChildren(page.colourBar({ low, high, kind: column.kind || "sequential", label: column.unit ? `${column.label} (${column.unit})` : column.label, width: 300 }));
-    const rule = { q: "q at most 0.05, corrected for the number of heads", interval: "the 95% interval leaves out 0, not corrected for the number of heads" }[column.differs];
+    const rule = { q: "q below 0.05, corrected for the number of heads", interval: "the 95% interval leaves out 0, not corrected for the number of heads" }[column.differs];
     key.replaceChildren();
     if (rule) key.append(page.html("span", { class: "dot", "aria-hidden": "true" }), ` ${rule}${marked ? "" : ": none here"}. `);
     if (column.note) key.append(`${column.note}. `);

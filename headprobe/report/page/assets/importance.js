@@ -27,18 +27,40 @@ headprobe.section("importance", (root, data, page) => {
   const draw = f.fitted(parts, (width) => {
     const wide = width >= 820;
     f.perRun(parts, runs, width, (run, part) => {
-      const sizes = wide ? [Math.min(470, width * 0.44), Math.min(700, width * 0.56 - 20)] : [Math.min(width, 560), width];
-      part.append(page.html("div", { class: "panels" }, [scatter(run, Math.floor(sizes[0])), correlations(run, Math.floor(sizes[1]))]));
-      part.append(page.html("p", { class: "note" }, about(run)));
+      const sizes = (wide ? [width * 0.46 - 16, width * 0.54] : [Math.min(width, 560), width]).map(Math.floor);
+      // What explains the list stands beside it, where it would leave room empty.
+      const beside = f.holder(sizes[0], [scatter(run, sizes[0]), f.legend(entries(run), sizes[0]), about(run).map((text) => page.html("p", { class: "note" }, text))]);
+      beside.classList.add("stays");
+      part.append(page.html("div", { class: "panels" }, [beside, correlations(run, sizes[1])]));
     });
   });
 
   function about(run) {
     const rule = run.found.map((row) => row.calibration).find(Boolean);
-    const chosen = Math.max(...run.found.filter((row) => row.rows === "calibration").map((row) => row.images_chosen), 0);
-    const judged = Math.max(...run.found.map((row) => row.images_judged));
-    if (rule === "same") return `Scores and costs are of the same ${page.number(judged, 1)} images: they share their noise, so correlations flatter.`;
-    return `Blue scores are of ${page.number(chosen, 1)} calibration images, orange ones of the ${page.number(judged, 1)} judged images that the costs are of.`;
+    const from = (rows) => run.found.filter((row) => row.rows === rows);
+    const chosen = Math.max(...from("calibration").map((row) => row.images_chosen), 0);
+    const judged = page.number(Math.max(...run.found.map((row) => row.images_judged)), 1);
+    const own = listed(run);
+    const none = own.filter((row) => !Number.isFinite(row.spearman)).length;
+    const left = none ? [`${none} ${none === 1 ? "score gives" : "scores give"} no order of the heads (empty, or the same everywhere).`] : [];
+    if (rule === "same") return [`Scores and costs are of the same ${judged} images: they share their noise, so correlations flatter.`, ...left];
+    const of = [
+      ...(chosen ? [`blue scores are of ${page.number(chosen, 1)} calibration images`] : []),
+      ...(from("judged").length ? [`orange ${chosen ? "ones" : "scores"} of the ${judged} judged images that the costs are of`] : []),
+    ];
+    const said = of.length ? of.join(", ") : `costs are of ${judged} images`;
+    return [`${said[0].toUpperCase()}${said.slice(1)}.`, ...left];
+  }
+
+  /** All scores over all heads, under the ablation and for the loss chosen. */
+  function listed(run) {
+    return run.found.filter((row) => row.ablation === state.ablation && row.target === state.target && row.scope === "all");
+  }
+
+  function entries(run) {
+    const kinds = f.distinct(listed(run).filter((row) => Number.isFinite(row.spearman)).map((row) => row.rows));
+    const items = kinds.map((kind) => ({ text: SOURCES[kind][0], colour: SOURCES[kind][1], shape: SOURCES[kind][1] % 3 }));
+    return [...items, { text: "within layers", colour: "var(--muted)", shape: 2, hollow: true, line: false }, { text: "ceiling", colour: "var(--ink)", dash: "5 4" }];
   }
 
   function rowOf(run, scope = "all", key = state.score) {
@@ -81,7 +103,6 @@ headprobe.section("importance", (root, data, page) => {
     points.sort((a, b) => a.x - b.x);
     f.points(plot, points, `${score.score} of each head against what it costs`);
     holder.append(plot.svg, f.layerBar(last, width));
-    holder.classList.add("stays");
     return holder;
   }
 
@@ -93,11 +114,13 @@ headprobe.section("importance", (root, data, page) => {
   }
 
   function correlations(run, width) {
-    const own = run.found.filter((row) => row.ablation === state.ablation && row.target === state.target && row.scope === "all");
+    const own = listed(run);
     const rows = own.filter((row) => Number.isFinite(row.spearman));
     const ceiling = own.reduce((best, row) => (row.heads > best.heads ? row : best), own[0] || { heads: 0 }).ceiling;
-    const room = Math.min(250, Math.max(120, width * 0.42));
-    const unit = 21;
+    const longest = Math.max(0, ...rows.map((row) => f.textWidth(row.score, 12, 600)));
+    const room = Math.ceil(Math.min(longest, Math.max(110, width * 0.4 - 14))) + 14;
+    const names = rows.map((row) => parted(row.score, room - 14));
+    const unit = names.some((lines) => lines.length > 1) ? 30 : 21;
     const holder = f.holder(width);
     const plot = page.plot({
       width, height: 96 + unit * rows.length, margin: { top: 46, left: room, right: 16, bottom: 46 },
@@ -108,22 +131,26 @@ headprobe.section("importance", (root, data, page) => {
     f.title(plot, "All scores, strongest first", `${state.ablation} ablation; ceiling ${Number.isFinite(ceiling) ? page.fixed(ceiling, 2) : "not defined"}`);
     plot.inner.append(page.svg("line", { class: "zero", x1: plot.x(0), x2: plot.x(0), y1: 0, y2: plot.height }));
     for (const side of Number.isFinite(ceiling) ? [-ceiling, ceiling] : []) plot.inner.append(page.svg("line", { class: "baseline", x1: plot.x(side), x2: plot.x(side), y1: 0, y2: plot.height }));
-    const points = rows.map((row, place) => mark(plot, run, row, place, room));
+    const points = rows.map((row, place) => mark(plot, run, row, place, names[place]));
     f.points(plot, points, "Rank correlation of every score");
-    const kinds = f.distinct(rows.map((row) => row.rows)).map((kind) => ({ text: SOURCES[kind][0], colour: SOURCES[kind][1], shape: SOURCES[kind][1] % 3 }));
-    const items = [...kinds, { text: "within layers", colour: "var(--muted)", shape: 2, hollow: true, line: false }, { text: "ceiling", colour: "var(--ink)", dash: "5 4" }];
-    const none = own.length - rows.length;
-    holder.append(f.legend(items, width), plot.svg);
-    if (none) holder.append(page.html("p", { class: "note" }, `${none} ${none === 1 ? "score gives" : "scores give"} no order of the heads (empty, or the same everywhere).`));
+    holder.append(plot.svg);
     return holder;
   }
 
-  function mark(plot, run, row, place, room) {
+  /** A name in two lines, parted behind an underscore, where it is wider than the room for it. */
+  function parted(name, room) {
+    if (f.textWidth(name, 12, 600) <= room) return [name];
+    const lines = f.wrapped(name.replaceAll("_", "_ "), room, 12, 600).map((line) => line.replaceAll("_ ", "_"));
+    return lines.length > 2 ? [lines[0], f.cut(lines.slice(1).join(""), room, 12, 600)] : lines;
+  }
+
+  function mark(plot, run, row, place, name) {
     const y = plot.y(place);
     const colour = SOURCES[row.rows][1];
     const within = rowOf(run, "within_layers", keyOf(row));
     const chosen = keyOf(row) === state.score;
-    plot.inner.append(page.svg("text", { class: chosen ? "legend-text" : "tick", x: -8, y: y + 4, "text-anchor": "end", style: chosen ? { "font-weight": 600 } : null }, f.cut(row.score, room - 12, 12)));
+    const style = chosen ? { "font-weight": 600, fill: "var(--ink)" } : null;
+    name.forEach((line, number) => plot.inner.append(page.svg("text", { class: "tick", x: -8, y: y + 4 + 13 * (number - (name.length - 1) / 2), "text-anchor": "end", style }, line)));
     plot.inner.append(f.bar({ x: plot.x(row.spearman_low), x2: plot.x(row.spearman_high), y: y - 3, colour, width: 2 }) || "");
     if (within && Number.isFinite(within.spearman)) {
       plot.inner.append(f.bar({ x: plot.x(within.spearman_low), x2: plot.x(within.spearman_high), y: y + 4, colour: "var(--muted)", width: 1 }) || "");

@@ -65,7 +65,7 @@ headprobe.section("ladder", (root, data, page) => {
       say(run, points, readout, newly, slider);
       const side = Math.min(room >= 600 ? 230 : room, 34 * Math.max(...run.heads_per_layer) + 50);
       page.clear(map).append(drawMap(run, side));
-      page.clear(chart).append(drawChart(run, points, Math.min(520, room >= 600 ? room - side - 18 : room)));
+      page.clear(chart).append(drawChart(run, points, Math.min(620, room >= 600 ? room - side - 18 : room)));
     };
     slider.addEventListener("input", () => {
       run.step = Number(slider.value);
@@ -136,8 +136,9 @@ headprobe.section("ladder", (root, data, page) => {
     const at = (point) => [plot.x(point.heads_removed), plot.y(100 * point.top1)];
     const band = randomOf(run).filter((point) => point.heads_removed <= most);
     if (band.length > 1) {
-      const edge = (limit) => band.map((point) => `${plot.x(point.heads_removed).toFixed(1)} ${level(base - point[limit]).toFixed(1)}`);
-      plot.inner.append(page.svg("path", { d: `M${[...edge("drop_low_pp"), ...edge("drop_high_pp").reverse()].join("L")}Z`, fill: page.series[6], "fill-opacity": 0.18 }));
+      const edge = (limit) => band.map((point) => [plot.x(point.heads_removed), point[limit] === null ? NaN : level(base - point[limit])]);
+      const d = f.band(edge("drop_low_pp"), edge("drop_high_pp"));
+      if (d) plot.inner.append(page.svg("path", { d, fill: page.series[6], "fill-opacity": 0.18 }));
       const [x, y] = at(band[Math.floor(band.length / 2)]);
       plot.inner.append(page.svg("text", { class: "tick over", x: x - 4, y: y + 4, "text-anchor": "middle" }, "random orders"));
     }

@@ -23,9 +23,11 @@ headprobe.section("layers", (root, data, page) => {
     const domain = page.nice(page.extent([values, 0]), { zero: true });
     const grid = page.html("div", { class: "panels" });
     const alone = there.length === 1;
-    const wide = alone ? Math.min(width, 900) : f.panelWidth(width, there.length, 330, 620);
+    const wide = alone ? width : f.panelWidth(width, there.length, 330, 620);
     runs.forEach((run, place) => run && grid.append(panel(run, page.runs.length > 1 ? page.runs[place] : "", wide, domain)));
     parts.append(grid);
+    const without = page.runs.filter((_, place) => !runs[place]);
+    if (without.length) parts.append(page.html("p", { class: "note" }, `Without masks of whole layers: ${without.join(", ")}.`));
   });
 
   function entries() {

@@ -69,8 +69,9 @@ headprobe.section("similarity", (root, data, page) => {
     const whole = !run.within;
     const groups = whole ? [order] : f.distinct(run.layer).map((layer) => order.filter((row) => run.layer[row] === layer));
     const most = Math.max(...groups.map((rows) => rows.length));
-    const room = Math.min(width - 8, whole ? 760 : groups.length > 6 ? 230 : 320) - (whole ? 42 : 28);
-    const unit = Math.max(2, Math.min(29, room / most));
+    const beside = Math.max(230, Math.floor((width + 16) / groups.length) - 16); // as many as fit, as wide as they can
+    const room = Math.min(width - 8, whole ? 760 : groups.length > 6 ? 230 : Math.min(320, beside)) - (whole ? 42 : 28);
+    const unit = Math.max(2, Math.min(38, room / most));
     groups.filter((rows) => rows.length > 1).forEach((rows) => panels.append(matrix(run, rows, cells, unit, limit, whole)));
     part.append(panels, page.html("p", { class: "note" }, notes(run, model)));
   }

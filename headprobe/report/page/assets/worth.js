@@ -11,6 +11,7 @@ headprobe.section("worth", (root, data, page) => {
   state.pairs = kinds[0];
   const overlays = [];
   const MOST_LISTED = 24;
+  const MOST_ACROSS = 36; // pixels: longer names of columns are cut
 
   /** What the two parts of a row are: heads, layers, or other sets; and which index it is. */
   function setOf(row) {
@@ -30,8 +31,7 @@ headprobe.section("worth", (root, data, page) => {
   const draw = f.fitted(parts, (width) => {
     overlays.length = 0;
     f.perRun(parts, runs, width, (run, part) => {
-      const half = width >= 860 && run.values.length && run.together.length ? Math.floor((width - 24) / 2) : width;
-      part.append(page.html("div", { class: "panels" }, [shapley(run, half), interactions(run, half)]));
+      part.append(page.html("div", { class: "panels" }, [shapley(run, width), interactions(run, width)]));
     });
     outline(page.selected());
   });
@@ -45,7 +45,6 @@ headprobe.section("worth", (root, data, page) => {
 
   function shapley(run, width) {
     const rows = valuesOf(run);
-    width = Math.min(width, 900);
     if (!rows.length) return run.values.length ? page.html("p", { class: "note" }, "No Shapley values of this kind in this run.") : null;
     const domain = page.nice(page.extent([0, there.flatMap((one) => valuesOf(one).flatMap((row) => [row.value, row.value_low, row.value_high]))]), { zero: true });
     const layers = f.distinct(rows.map((row) => row.layer));
@@ -99,8 +98,9 @@ headprobe.section("worth", (root, data, page) => {
     const names = f.distinct((within ? same : rows).flatMap((row) => [row.a, row.b])).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
     const groups = within ? [...f.byKey(names, layerOf).values()] : [names];
     const most = Math.max(...groups.map((own) => own.length));
-    const room = within ? Math.min(width - 4, groups.length > 6 ? 186 : 290) : Math.min(width - 4, 560);
-    const unit = Math.max(2, Math.min(within ? 27 : 44, (room - (within ? 28 : 112)) / most));
+    const beside = Math.max(150, Math.floor((width + 16) / groups.length) - 16); // as many as fit, as wide as they can
+    const room = within ? Math.min(width - 4, groups.length > 6 ? 186 : Math.min(290, beside)) : Math.min(width - 4, 560);
+    const unit = Math.max(2, Math.min(within ? 38 : 44, (room - (within ? 28 : 112)) / most));
     const holder = f.holder(width);
     const measure = `interaction (${f.UNITS[state.quantity]})`;
     const heading = `Interactions of ${PAIRS[state.pairs] || state.pairs}, ${state.ablation} ablation`;
@@ -114,8 +114,9 @@ headprobe.section("worth", (root, data, page) => {
   /** Pairs of heads of two layers, one below the other, with their intervals. */
   function list(rows, width) {
     const values = rows.flatMap((row) => [row.interaction, row.interaction_low, row.interaction_high]);
+    const room = Math.ceil(Math.max(...rows.map((row) => f.textWidth(`${row.a} and ${row.b}`, 12)))) + 16;
     const plot = page.plot({
-      width: Math.min(width, 520), height: 62 + 22 * rows.length, margin: { top: 34, left: 110 },
+      width: Math.min(width, 900), height: 80 + 22 * rows.length, margin: { top: 34, left: room },
       x: { domain: page.nice(page.extent([values, 0]), { zero: true }), label: `interaction (${f.UNITS[state.quantity]})`, grid: true },
       y: { names: rows.map((row) => `${row.a} and ${row.b}`), ticks: rows.length },
       label: "Interactions of heads of two layers",
@@ -148,11 +149,12 @@ headprobe.section("worth", (root, data, page) => {
     const svg = page.svg("svg", { viewBox: `0 0 ${side} ${height}`, width: side, height }, inner);
     const title = within ? `layer ${layerOf(names[0])}` : "";
     if (title) svg.append(page.svg("text", { class: "name", x: edge.left, y: 14 }, title));
+    const widest = Math.max(...names.map((name) => f.textWidth(text(name), 12)));
+    const [down, across] = [14, Math.min(widest, MOST_ACROSS) + 4].map((least) => Math.ceil(least / unit));
     names.forEach((name, place) => {
       const at = (place + 0.5) * unit;
-      if (place % Math.ceil(14 / unit)) return;
-      svg.append(page.svg("text", { class: "tick", x: edge.left - 5, y: edge.top + at + 4, "text-anchor": "end" }, f.cut(text(name), edge.left - 8, 12)));
-      svg.append(page.svg("text", { class: "tick", x: edge.left + at, y: edge.top - 5, "text-anchor": "middle" }, f.cut(text(name), Math.max(unit, 14), 12)));
+      if (place % down === 0) svg.append(page.svg("text", { class: "tick", x: edge.left - 5, y: edge.top + at + 4, "text-anchor": "end" }, f.cut(text(name), edge.left - 8, 12)));
+      if (place % across === 0) svg.append(page.svg("text", { class: "tick", x: edge.left + at, y: edge.top - 5, "text-anchor": "middle" }, f.cut(text(name), across * unit - 2, 12)));
     });
     const points = [];
     names.forEach((a, y) => names.forEach((b, x) => {
@@ -172,9 +174,10 @@ headprobe.section("worth", (root, data, page) => {
     const node = page.svg("rect", { ...place, class: "pair", fill: page.ramp(row.interaction, -limit, limit, "diverging"), "fill-opacity": clear ? null : 0.45 });
     inner.append(node);
     const middle = [place.x + place.width / 2, place.y + place.height / 2];
-    if (unit >= 30) {
+    const text = page.fixed(row.interaction, state.quantity === "drop_pp" ? 1 : 2);
+    if (unit >= 30 && f.textWidth(text, 11) < unit) {
       const fill = clear ? page.ink(row.interaction, -limit, limit, "diverging") : "var(--ink)";
-      inner.append(page.svg("text", { class: "cell", x: middle[0], y: middle[1] + 4, "text-anchor": "middle", fill, "pointer-events": "none" }, page.fixed(row.interaction, state.quantity === "drop_pp" ? 1 : 2)));
+      inner.append(page.svg("text", { class: "cell", x: middle[0], y: middle[1] + 4, "text-anchor": "middle", fill, "pointer-events": "none" }, text));
     }
     if (clear) inner.append(page.svg("rect", { x: place.x + 1, y: place.y + 1, width: Math.max(1, place.width - 2), height: Math.max(1, place.height - 2), fill: "none", stroke: "var(--ink)", "stroke-width": 1.2, "pointer-events": "none" }));
     const heads = [a, b].filter((name) => /^\d+\.\d+$/.test(name));
