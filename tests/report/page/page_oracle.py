@@ -12,6 +12,7 @@ import numpy as np
 from statsmodels.stats.proportion import proportion_confint
 
 from headprobe.report.page.build import build
+from headprobe.run.comparison.names import names_of_runs
 from headprobe.run.load import load_files
 
 Cells = list[dict[str, str]]
@@ -274,6 +275,37 @@ CHECKS: dict[str, Callable[[Data, Path], None]] = {
 """By the section's key."""
 
 
+# -- two runs --
+
+LIMITS = {
+    "nll_rise": ("nll_rise_low", "nll_rise_high"),
+    "drop_pp": ("drop_low_pp", "drop_high_pp"),
+    "feature_distance": ("feature_distance_low", "feature_distance_high"),
+    "feature_cosine": ("feature_cosine_low", "feature_cosine_high"),
+}
+
+
+def compare(own: Data, folders: Sequence[Path]) -> None:
+    """What masks cost in each run is in its `masks.csv`; tests of the differences are held by test_comparison.py."""
+    by_name = dict(zip(names_of_runs([load_files(folder) for folder in folders]), folders, strict=True))
+    for pair in own["pairs"]:
+        shown = decoded(pair["rows"])
+        assert shown
+        for side in "ab":
+            cells = {
+                (row["mask"], row["ablation"]): row
+                for row in lines(by_name[pair[side]], "masks.csv")
+                if row["draw"] == "0"
+            }
+            for row in shown:
+                cell = cells[row["mask"], row["ablation"]]
+                low, high = LIMITS[row["quantity"]]
+                for name, end in {row["quantity"]: "", low: "_low", high: "_high"}.items():
+                    assert_same(row[f"value_{side}{end}"], cell[name], 4, (pair[side], name, row))
+        for row in shown:
+            assert math.isclose(row["b_minus_a"], row["value_b"] - row["value_a"], rel_tol=1e-3, abs_tol=1e-3)
+
+
 # -- the first screen --
 
 
@@ -322,6 +354,9 @@ def check_page(*folders: Path) -> set[str]:
     start = html.index('id="data">') + len('id="data">')
     sections = json.loads(html[start : html.index("</script>", start)])["sections"]
     for section in sections:
+        if section["key"] == compare.__name__:
+            compare(section["data"], folders)
+            continue
         for own, folder in zip(section["data"]["runs"], folders, strict=True):
             if own is not None:
                 CHECKS[section["key"]](own, folder)

@@ -146,7 +146,7 @@ def test_a_resumed_run_gives_the_same_answer_and_says_that_it_was_resumed(tmp_pa
     assert (ended.code, alone.code) == (0, 0), ended.err
     resumed, whole = check(ended.directory(1)), check(alone.directory())
     assert resumed == whole
-    assert check_page(ended.directory(1), alone.directory()) == {"layers"}
+    assert check_page(ended.directory(1), alone.directory()) == {"layers", "compare"}
     record = json.loads((ended.directory(1) / "run.json").read_text())
     known = dict(provenance(load_files(ended.directory(1))))
     assert record["units_resumed"] == 3
