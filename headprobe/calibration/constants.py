@@ -205,8 +205,8 @@ def from_bytes(content: bytes) -> Calibration:
     refuse_newer(about.pop("schema", None), Path(CONSTANTS))
     start = f"{CLASSIFIER}."
     classifier = {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)}
-    if not classifier.keys() and not tensors.keys() and CLASSIFIER not in about:
-        raise ValueError("it is empty")
+    if not tensors and CLASSIFIER not in about:
+        raise ValueError("it holds no tensors")
     layers = [int(name.split(".")[1]) for name in tensors if not name.startswith(start)]
     count = 1 + max(layers, default=-1)
     return Calibration([_layer(tensors, number) for number in range(count)], about, classifier)
