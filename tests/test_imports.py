@@ -86,6 +86,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "neighbours": {"fitted", "choice"},
         "head_file": {"base"},
         "fitting": {"class_mean", "neighbours"},
+        "classifying": {"fitting", "head_file"},
     },
     "data": {
         "digits": set(),

@@ -55,21 +55,27 @@ def wide(features: Tensor) -> Tensor:
 
 def unit_rows(features: Tensor) -> Tensor:
     """Return features `[..., features]` at unit length; NaN where one has no direction."""
-    return features / features.norm(dim=-1, keepdim=True)
+    lengths: Tensor = features.norm(dim=-1, keepdim=True)
+    return features / lengths
 
 
 class OnDevices:
-    """Keeps copies of constants where they are used, one for each device."""
+    """Keeps constants where they are used, a copy for each device; gradients pass through them.
 
-    def __init__(self, constants: Tensor) -> None:
-        self.constants = constants
+    Args:
+        constants: Of any shape.
+    """
+
+    def __init__(self, constants: Tensor | NDArray[Any]) -> None:
+        with torch.inference_mode(False):  # one may be open, whose tensors no gradient can pass
+            self._constants = torch.as_tensor(constants)
         self._copies: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
         """Return the constants on a device."""
         if device not in self._copies:
-            with torch.inference_mode(False):  # gradients pass through them
-                self._copies[device] = self.constants.to(device)
+            with torch.inference_mode(False):
+                self._copies[device] = self._constants.to(device)
         return self._copies[device]
 
 
@@ -97,7 +103,7 @@ def equal_rows(vectors: NDArray[np.floating[Any]], near: float = NEAR) -> list[t
         ones, others = order[:-step], order[step:]
         for number in np.flatnonzero(places[others] - places[ones] <= near):
             one, other = sorted((int(ones[number]), int(others[number])))
-            if np.linalg.norm(vectors[one].astype(np.float64) - vectors[other]) <= near:
+            if float(np.linalg.norm(vectors[one].astype(np.float64) - vectors[other])) <= near:
                 found.add((one, other))
     return sorted(found)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from headprobe.classifiers.base import OnDevices, equal_rows, named, unit_rows, wide
@@ -37,7 +36,7 @@ class ClassMean(Fitted):
         super().__init__(means.shape, images, temperature, class_names)
         self.means = means
         # a class without a mean is never chosen among, and NaN would spoil the others
-        self._constants = OnDevices(torch.from_numpy(np.nan_to_num(means, nan=0.0)))
+        self._constants = OnDevices(np.nan_to_num(means, nan=0.0))
 
     def logits(self, features: Tensor) -> Tensor:
         """Return cosine / temperature, `[..., classes]`; 0 for a class without a mean."""

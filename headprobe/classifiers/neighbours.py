@@ -55,7 +55,7 @@ class NearestNeighbours(Fitted):
         super().__init__((len(images.per_class), bank.shape[1]), images, temperature, class_names)
         self.bank, self.labels, self.k = bank, labels, min(k, len(bank))
         self.asked_k = k
-        self._bank, self._labels = OnDevices(torch.from_numpy(bank)), OnDevices(torch.from_numpy(labels))
+        self._bank, self._labels = OnDevices(bank), OnDevices(labels)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ class NearestNeighbours(Fitted):
         """Return the logarithm of each class's votes, `[..., classes]`."""
         flat = unit_rows(wide(features)).flatten(end_dim=-2)  # [rows, features]
         rows = max(1, CHUNK_BYTES // max(4 * len(self.bank), 8 * self.k * self.features))
-        found = [self._logits(some) for some in flat.split(rows)] or [flat.new_empty(0, self.classes)]
-        return torch.cat(found).unflatten(0, features.shape[:-1])
+        found = [self._logits(some) for some in torch.split(flat, rows)] or [flat.new_empty(0, self.classes)]
+        return torch.unflatten(torch.cat(found), 0, features.shape[:-1])
 
     def _logits(self, features: Tensor) -> Tensor:
         """Return the logits `[rows, classes]` of features of unit length `[rows, features]`."""
