@@ -22,6 +22,7 @@ from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Constant, Replacement, refuse_kinds
+from headprobe.backbone.outputs import Outputs, outputs_of
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
+
+NO_CLASSIFIER = "none"
+"""The choice of a classifier that asks for none: the pooled feature alone is scored."""
 
 MANY_OF_ONE_CLASS = 0.2
 """Share of donors of their image's own class above which a run says so before its table."""
@@ -167,6 +171,8 @@ class HeadProbe(lightning.LightningModule):
         row_budget: Rows (images x masks) that share a forward pass; 48 on CPUs and 1024 on GPUs if not given.
         per_class: Also count each class, for classes.csv.
         train_size: Prepare images as in training where timm tests the model at another size and crop.
+        classifier: What classifies: the model's own classifier if not given; `none` scores the feature alone, without
+            labels.
 
     Attributes:
         class_names: Names of the model's classes in its classifier's order, where its configuration has them.
@@ -186,15 +192,19 @@ class HeadProbe(lightning.LightningModule):
         row_budget: int | None = None,
         per_class: bool = False,
         train_size: bool = False,
+        classifier: str | None = None,
     ) -> None:
         super().__init__()
+        if classifier not in (None, NO_CLASSIFIER):
+            raise UsageError(f"model.classifier must be none, or be left out, got {classifier!r}")
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
         self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size)
-        classifier = create_classifier(self.source)
-        self.backbone, self.data_config, self.num_classes = classifier[:3]
-        self._options, self.class_names, self._decisions = classifier[3:]
+        self.classifier = classifier
+        built = create_classifier(self.source, own=classifier is None)
+        self.backbone, self.data_config, self._own_classes = built[:3]
+        self._options, self.class_names, self._decisions = built[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.specs: list[MaskSpec] = []
@@ -215,6 +225,7 @@ class HeadProbe(lightning.LightningModule):
         self.coverage: Coverage | None = None
         self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
+        self._outputs: Outputs | None = None
         self._bad_are_wrong = False
         self._unit_rows: Sequence[Sequence[int]] | None = None
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
@@ -234,6 +245,28 @@ class HeadProbe(lightning.LightningModule):
             refuse_gradients(layout.gradients, self.source.name)
             self._layout = layout
         return self._layout
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that are scored; 0 without a classifier."""
+        return 0 if self.classifier == NO_CLASSIFIER else self._own_classes
+
+    @property
+    def outputs(self) -> Outputs:
+        """What a forward pass gives: logits of the model's own classifier and its pooled feature, found on first use.
+
+        Raises:
+            UsageError: It gives nothing that can be scored.
+        """
+        if self._outputs is None:
+            size = self.layout.input_size
+            self._outputs = outputs_of(self.backbone, size, embedding=not self._own_classes)
+        if self.classifier is not None and not self._outputs.features:
+            raise UsageError(
+                f"--model.classifier {self.classifier} reads the pooled feature of model {self.source.name!r}, which "
+                f"cannot be read: {self._outputs.reason}; choose another model, or one with a classifier of its own"
+            )
+        return self._outputs
 
     def choose_masks(
         self,
@@ -570,6 +603,7 @@ class HeadProbe(lightning.LightningModule):
             budget=min(given, default=usual),
             replacements=self._replacements(),
             around=around,
+            outputs=self.outputs,
         )
         return self.passes.plan
 
@@ -601,7 +635,14 @@ class HeadProbe(lightning.LightningModule):
             return self.passes.plan
         budget = min(rows for rows in (self.row_budget, fitted, usual) if rows is not None)
         self.passes = ForwardPasses(
-            self.backbone, self.layout, keep, self.normalised, batch_size, budget, replacements=fills
+            self.backbone,
+            self.layout,
+            keep,
+            self.normalised,
+            batch_size,
+            budget,
+            replacements=fills,
+            outputs=self.outputs,
         )
         return self.passes.plan
 
@@ -691,9 +732,10 @@ class HeadProbe(lightning.LightningModule):
             donors = torch.stack(list(self.passes.donors(donated).values()))  # [draws, images]
             opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
         if self._scoring is not None and len(batch.images):
-            logits = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes]
+            outputs = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes + features]
         else:
-            logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
+            outputs = self._run(batch.images, taps_of, donated)  # [1 + variants, images, classes + features]
+        logits = self._logits_of(outputs)
         labels, rows = batch.labels, batch.rows  # each [images]
         if self.calibrating:  # constants need no labels
             known = labels >= 0
@@ -713,7 +755,7 @@ class HeadProbe(lightning.LightningModule):
         return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
     def _scored(self, statistic: ScoreStatistic, batch: Any, taps_of: TapsOf, opened: OpenUnit) -> Tensor:
-        """Return the unmasked logits `[1, images, classes]`; add the batch's gradients to the unit's sums."""
+        """Return the unmasked model's outputs `[1, images, ...]`; add the batch's gradients to the unit's sums."""
         if self.passes is None:
             raise RunError("plan_passes must be called before heads are scored")
         sums = opened.statistics[statistic.name]
@@ -772,8 +814,22 @@ class HeadProbe(lightning.LightningModule):
         bad_rows = [asdict(bad) for bad in batch.bad]
         return sums.open(batch.unit, batch.rows.tolist(), bad_rows, name), name
 
-    def _nll(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return each image's NLL `[variants, images]`, float64, among the classes that are scored."""
+    def _logits_of(self, outputs: Tensor) -> Tensor:
+        """Return the logits `[..., classes]` that are scored, of a pass's outputs `[..., classes + features]`.
+
+        Everything that scores goes through here, gradients too.
+        """
+        logits, _ = self.outputs.split(outputs)
+        return logits[..., : self.num_classes]
+
+    def _nll(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return each image's NLL `[variants, images]`, float64, among the classes that are scored.
+
+        Args:
+            outputs: Of a pass, `[variants, images, classes + features]`.
+            labels: `[images]`.
+        """
+        logits = self._logits_of(outputs)
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
         logits = logits.to(_double_device(logits.device))
@@ -786,14 +842,16 @@ class HeadProbe(lightning.LightningModule):
 
         An out-of-memory halves the row budget and goes on. Statistics do not observe.
         """
-        return self._logits(images, lambda _: ())
+        return self._logits_of(self._run(images, lambda _: ()))
 
-    def _logits(self, images: Tensor, taps_of: TapsOf, groups: DonorGroups | None = None) -> Tensor:
+    def _run(self, images: Tensor, taps_of: TapsOf, groups: DonorGroups | None = None) -> Tensor:
+        """Return outputs `[1 + variants, images, classes + features]` of uint8 images."""
         if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
-            return images.new_empty(1 + len(self.variants_now), 0, self.num_classes, dtype=torch.float32)
-        return self.passes.logits(images, taps_of, groups)
+            width = self.outputs.classes + self.outputs.features
+            return images.new_empty(1 + len(self.variants_now), 0, width, dtype=torch.float32)
+        return self.passes.outputs(images, taps_of, groups)
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations; in its dtype by default."""
