@@ -94,7 +94,7 @@ def equal_rows(vectors: NDArray[np.floating[Any]], near: float = NEAR) -> list[t
         near: Largest distance of equal rows.
     """
     direction = np.random.default_rng(0).standard_normal(vectors.shape[1])
-    direction /= np.linalg.norm(direction)
+    direction /= np.sqrt(np.square(direction).sum())
     chunks = [vectors[first : first + CHUNK] @ direction for first in range(0, len(vectors), CHUNK)]
     places = np.concatenate([np.empty(0), *chunks])  # [rows]: equal rows lie together on this line
     order = np.argsort(places, kind="stable")
@@ -103,7 +103,7 @@ def equal_rows(vectors: NDArray[np.floating[Any]], near: float = NEAR) -> list[t
         ones, others = order[:-step], order[step:]
         for number in np.flatnonzero(places[others] - places[ones] <= near):
             one, other = sorted((int(ones[number]), int(others[number])))
-            if float(np.linalg.norm(vectors[one].astype(np.float64) - vectors[other])) <= near:
+            if np.square(vectors[one].astype(np.float64) - vectors[other]).sum() <= near**2:
                 found.add((one, other))
     return sorted(found)
 

@@ -41,7 +41,8 @@ class Classifying:
     def __init__(self, text: str, num_classes: int | None) -> None:
         self.choice, self.asked = ClassifierChoice.read(text), num_classes
         self.classifier: FeatureClassifier | None = None
-        self.classes, self.class_names = num_classes or 0, None
+        self.classes = num_classes or 0
+        self.class_names: list[str] | None = None
         self.fitting = self._given = False
         if not self.choice.fitted:
             head = read_head(self.choice.path)

@@ -57,8 +57,8 @@ class ClassifierFit:
         raise UsageError(
             f"neighbours are sought among at most {MOST_BYTES / 2**30:g} GiB of features, and {images:,} images of "
             f"{self.features} channels take {bank_bytes(images, self.features) / 2**30:.1f} GiB: give "
-            f"--data.calibration_images {most_images(self.features)} or fewer, or choose --model.classifier class-mean, "
-            f"got {self.choice.text}"
+            f"--data.calibration_images {most_images(self.features)} or fewer, or choose --model.classifier "
+            f"class-mean, got {self.choice.text}"
         )
 
     def update(self, sums: Sums, features: Tensor, labels: Tensor) -> None:

@@ -274,8 +274,8 @@ class ImageNetDataModule(LightningDataModule):
         if 1 in (numbering.classes, len(valid or ())):
             raise UsageError(
                 "there is only one class to choose among, so every image would count as right: give --data.path images "
-                f"of several classes, or --data.restrict_classes false to choose among all {numbering.classes} of the model, "
-                f"got {some(source.labels.names or ()) or self._request.shown}"
+                "of several classes, or --data.restrict_classes false to choose among all "
+                f"{numbering.classes} of the model, got {some(source.labels.names or ()) or self._request.shown}"
             )
         rows = self.calibration
         if self._fitted_on is not None:

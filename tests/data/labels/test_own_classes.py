@@ -62,7 +62,7 @@ def test_plain_numbers_need_the_number_of_classes(word: str | None) -> None:
 def test_what_says_no_classes_or_others_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="labels are texts"):
         number_own(TEXTS, None, 5)
-    with pytest.raises(UsageError, match="leave --model.num_classes out"):
+    with pytest.raises(UsageError, match=r"leave --model\.num_classes out"):
         number_own(NAMED, None, 10)
     with pytest.raises(UsageError, match="no entry is 0: count them without gaps, from 0"):
         number_own(NAMED, map_file(tmp_path, {"cat": 1, "dog": 2, "eel": 1, "fox": 2}), None)
