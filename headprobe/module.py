@@ -26,6 +26,7 @@ from headprobe.backbone.outputs import Outputs, outputs_of
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
+    CLASSIFIER,
     RESCORED_ORDERS,
     Calibration,
     check_finite,
@@ -64,6 +65,7 @@ from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums, gath
 
 if TYPE_CHECKING:
     from headprobe.calibration.rescoring import Rescoring
+    from headprobe.classifiers.classifying import Classifying
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
@@ -171,8 +173,8 @@ class HeadProbe(lightning.LightningModule):
         row_budget: Rows (images x masks) that share a forward pass; 48 on CPUs and 1024 on GPUs if not given.
         per_class: Also count each class, for classes.csv.
         train_size: Prepare images as in training where timm tests the model at another size and crop.
-        classifier: What classifies: the model's own classifier if not given; `none` scores the feature alone, without
-            labels.
+        classifier: What classifies: the model's own classifier if not given; `class-mean` or `knn`, fitted on
+            calibration images; FILE.safetensors with a linear head; `none` scores the feature alone, without labels.
 
     Attributes:
         class_names: Names of the model's classes in its classifier's order, where its configuration has them.
@@ -195,16 +197,16 @@ class HeadProbe(lightning.LightningModule):
         classifier: str | None = None,
     ) -> None:
         super().__init__()
-        if classifier not in (None, NO_CLASSIFIER):
-            raise UsageError(f"model.classifier must be none, or be left out, got {classifier!r}")
+        self.classifying = None if classifier in (None, NO_CLASSIFIER) else _classifying(classifier, num_classes)
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
-        self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size)
+        own_classes = num_classes if self.classifying is None else None
+        self.source = ModelSource(name, weights, pretrained, own_classes, options or {}, train_size)
         self.classifier = classifier
         built = create_classifier(self.source, own=classifier is None)
         self.backbone, self.data_config, self._own_classes = built[:3]
-        self._options, self.class_names, self._decisions = built[3:]
+        self._options, self._own_names, self._decisions = built[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.specs: list[MaskSpec] = []
@@ -248,8 +250,30 @@ class HeadProbe(lightning.LightningModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes that are scored; 0 without a classifier."""
+        """Classes that are scored; 0 without a classifier, or before it has seen the data that it is fitted on."""
+        if self.classifying is not None:
+            return self.classifying.classes
         return 0 if self.classifier == NO_CLASSIFIER else self._own_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of these classes; None where the model's configuration, or the classifier, has none."""
+        return self._own_names if self.classifying is None else self.classifying.class_names
+
+    @property
+    def takes_classes(self) -> bool:
+        """Whether the classes are those of the data: a classifier is fitted on them."""
+        return self.classifying is not None and self.classifying.fits
+
+    @property
+    def classes_asked(self) -> int | None:
+        """The number of classes that the user gave, for data that do not say theirs."""
+        return None if self.classifying is None else self.classifying.asked
+
+    def take_classes(self, classes: int, class_names: Sequence[str] | None) -> None:
+        """Take the classes of the data that the classifier is fitted on."""
+        if self.classifying is not None:
+            self.classifying.take_classes(classes, class_names)
 
     @property
     def outputs(self) -> Outputs:
@@ -266,6 +290,8 @@ class HeadProbe(lightning.LightningModule):
                 f"--model.classifier {self.classifier} reads the pooled feature of model {self.source.name!r}, which "
                 f"cannot be read: {self._outputs.reason}; choose another model, or one with a classifier of its own"
             )
+        if self.classifying is not None:
+            self.classifying.check_width(self._outputs.features, self.source.name)
         return self._outputs
 
     def choose_masks(
@@ -326,6 +352,7 @@ class HeadProbe(lightning.LightningModule):
             "weights_sha256": weights_digest(self.backbone),
             "options": self._options,
             "num_classes": self.num_classes,
+            "classifier": None if self.classifying is None else self.classifying.identity(),
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
             "layers": [layer.name for layer in self.layout.layers],
@@ -337,6 +364,7 @@ class HeadProbe(lightning.LightningModule):
         """Return what was decided about the model where the user did not."""
         found = [
             *self._decisions,
+            *(() if self.classifying is None else self.classifying.decisions(self._own_classes)),
             _normalisation(self.source, self.data_config),
             *_of_layers(self.layout),
             *self.remarks,
@@ -395,10 +423,12 @@ class HeadProbe(lightning.LightningModule):
         """
         if not self.fits:
             raise UsageError(
-                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, and for scores: "
-                f"leave it out, got {self.ablations.text}"
+                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, for scores, and for "
+                f"a classifier that is fitted: leave it out, got {self.ablations.text}"
             )
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
+        if self.classifying is not None and self.classifying.choice.fitted:
+            self.classifying.take_given(found.classifier, found.about)
         refuse_another(found, self.identity(), self.fitted_kinds, self.score_heads)
         refuse_missing(found, self.variants)
         if not {"data", "images"} <= found.about.keys():
@@ -416,7 +446,8 @@ class HeadProbe(lightning.LightningModule):
     @property
     def fits(self) -> bool:
         """Whether something is fitted or scored on calibration images."""
-        return bool(self.fitted_kinds) or self.score_heads
+        fits = self.classifying is not None and self.classifying.choice.fitted
+        return bool(self.fitted_kinds) or self.score_heads or fits
 
     @property
     def resampled(self) -> Ablation | None:
@@ -437,7 +468,7 @@ class HeadProbe(lightning.LightningModule):
         calibrated, self.calibrating = self.calibrating, stage == "validate"
         if not self.calibrating:
             self.search = self.rescoring = None  # one that broke off
-        if self.search is not None:
+        if self.search is not None or self._fitting is not None:
             self.statistics = ()
         elif self.rescoring is not None:
             self.statistics = self.rescoring.statistics(self.backbone)
@@ -494,6 +525,16 @@ class HeadProbe(lightning.LightningModule):
 
         given = {} if self.given_calibration is None else self.given_calibration.about.get(RESCORED_ORDERS, {})
         return str(given.get("ablation", rescoring_kind(self.ablations)))
+
+    @property
+    def _fitting(self) -> "Classifying | None":
+        """The classifier, while it is being fitted."""
+        return self.classifying if self.classifying is not None and self.classifying.fitting else None
+
+    def sums_of_classifier(self) -> dict[str, Any]:
+        """Return what changes the sums of the classifier that is being fitted, for a round's identity."""
+        fitting = self._fitting
+        return {} if fitting is None else {CLASSIFIER: fitting.fit(self.outputs.features).identity()}
 
     def _calibrating_statistics(self) -> tuple[HeadStatistic, ...]:
         """Return what a calibration sums: scores need the covariances that linear ablation needs."""
@@ -705,7 +746,9 @@ class HeadProbe(lightning.LightningModule):
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants_now), self.per_class and not self.calibrating
-        if self.search is not None:
+        if self._fitting is not None:
+            self.unit_sums = UnitSums(units, self._fitting.fit(self.outputs.features).empty, rows)
+        elif self.search is not None:
             trials, dim = len(self.search.now.heads), self.search.dim
             self.unit_sums = UnitSums(units, lambda: TrialSums(trials, dim), rows)
         else:
@@ -780,16 +823,22 @@ class HeadProbe(lightning.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
         """Add one batch of the images that calibrate."""
-        return self.test_step(batch, batch_idx) if self.search is None else self._round_step(batch)
+        if self._fitting is None and self.search is None:
+            return self.test_step(batch, batch_idx)
+        return self._round_step(batch)
 
     def _round_step(self, batch: Any) -> StepResult:
-        """Add one batch to the losses and gradients of a round's trial constants."""
+        """Add one batch to the sums of a classifier, or to the losses and gradients of a round's trial constants."""
         if self.unit_sums is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         opened, name = self._opened(self.unit_sums, batch)
-        known = batch.labels >= 0
-        images, labels = batch.images[known.to(batch.images.device)], batch.labels[known]
-        opened.scores.update(*self.trial_losses(images, labels), len(labels))
+        if self._fitting is not None:
+            features = self.outputs.split(self._run(batch.images, lambda _: ()))[1][0]  # [images, features]
+            opened.scores.update(features.to(_double_device(features.device)), batch.labels)
+        else:
+            known = batch.labels >= 0
+            images, labels = batch.images[known.to(batch.images.device)], batch.labels[known]
+            opened.scores.update(*self.trial_losses(images, labels), len(labels))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
         return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
@@ -819,7 +868,9 @@ class HeadProbe(lightning.LightningModule):
 
         Everything that scores goes through here, gradients too.
         """
-        logits, _ = self.outputs.split(outputs)
+        logits, features = self.outputs.split(outputs)
+        if self.classifying is not None:
+            return self.classifying.logits(features)
         return logits[..., : self.num_classes]
 
     def _nll(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -879,6 +930,9 @@ class HeadProbe(lightning.LightningModule):
         if self.unit_sums is None:
             raise RunError("begin_units must be called before the first batch")
         gather_nodes(self.trainer, self.unit_sums)
+        if self._fitting is not None:
+            self.calibration = self._end_fit(self._fitting)
+            return
         if self.search is not None:
             self._end_round(self.search)
             return
@@ -886,6 +940,19 @@ class HeadProbe(lightning.LightningModule):
             self._end_rescored(self.rescoring)
             return
         self.calibration = from_bytes(from_first(self.trainer, self._calibrated))
+
+    def _end_fit(self, classifying: "Classifying") -> Calibration:
+        """Fit the classifier, on the first process; all go on with it. Return what is known of its images."""
+        found = from_bytes(from_first(self.trainer, lambda: self._fitted(classifying)))
+        classifying.take_fitted(classifying.restored(found.classifier, found.about))
+        return Calibration([], found.about)
+
+    def _fitted(self, classifying: "Classifying") -> bytes:
+        """Return a calibration that holds the classifier alone; on the first process only, which has all sums."""
+        whole = self._whole_calibration()
+        classifying.take_fitted(classifying.fit(self.outputs.features).fitted(whole[SCORES]))
+        about = self._about_calibration(whole[COVERAGE], int(whole[SCORES].labelled))
+        return to_bytes(Calibration([], about, classifying.saved()))
 
     def begin_search(self) -> None:
         """Begin to seek the optimal constants that the variants need, once the means are there."""
@@ -930,11 +997,7 @@ class HeadProbe(lightning.LightningModule):
 
     def _calibrated(self) -> bytes:
         """Return the calibration as the bytes of its file; on the first process only, which has all sums."""
-        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
-        self.coverage = whole[COVERAGE]
-        check_coverage(whole[COVERAGE], data_of(self.trainer))
-        if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
-            raise RunError(bad_calibration_message(whole[COVERAGE].bad))
+        whole = self._whole_calibration()
         statistic = self.statistics[0]
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")
@@ -946,6 +1009,19 @@ class HeadProbe(lightning.LightningModule):
         calibration = Calibration(constants, about)
         check_finite(calibration)
         return to_bytes(calibration)
+
+    def _whole_calibration(self) -> NamedSums:
+        """Return the sums of all units that calibrate, each read exactly once.
+
+        Raises:
+            RunError: Units are missing, or images that must be read cannot be.
+        """
+        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
+        self.coverage = whole[COVERAGE]
+        check_coverage(whole[COVERAGE], data_of(self.trainer))
+        if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
+            raise RunError(bad_calibration_message(whole[COVERAGE].bad))
+        return whole
 
     def _about_calibration(self, coverage: Coverage, labelled: int) -> dict[str, Any]:
         """Return where constants come from: enough to refuse them for another model, or on the same images.
@@ -961,6 +1037,7 @@ class HeadProbe(lightning.LightningModule):
             "images": images_read(coverage),
             "images_left_out": len(coverage.bad),
             "images_labelled": labelled,
+            **({} if self.classifying is None else {CLASSIFIER: self.classifying.about()}),
         }
 
     def _added_up(self) -> bytes:
@@ -975,6 +1052,12 @@ class HeadProbe(lightning.LightningModule):
         self._finished = None
         if self.passes is not None:
             self.passes.observing = None
+
+
+def _classifying(text: str, num_classes: int | None) -> "Classifying":
+    from headprobe.classifiers.classifying import Classifying  # here: few runs need it
+
+    return Classifying(text, num_classes)
 
 
 def _normalisation(source: ModelSource, config: Mapping[str, Any]) -> Decision:

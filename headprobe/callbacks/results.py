@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ class ResultsWriter(AfterBatch):
             write_rows(directory / "ablations.csv", compared)
         write_masks(directory / "masks.json", probe.variants)
         if probe.calibration is not None:
-            save_calibration(probe.calibration, directory)
+            parts = {} if probe.classifying is None else probe.classifying.saved()
+            save_calibration(replace(probe.calibration, classifier=parts), directory)
             scored = score_rows(probe.calibration.layers, int(probe.calibration.about["images"]))
             if scored:
                 write_rows(directory / "scores.csv", scored)
@@ -221,6 +223,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "optimal": None if probe.calibration is None else probe.calibration.about.get(OPTIMAL),
         "rescored": None if probe.calibration is None else probe.calibration.about.get(RESCORED_ORDERS),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
+        "classifier": None if probe.classifying is None else probe.classifying.about(),
         "calibration_images": None if probe.calibration is None else probe.calibration.about["images"],
         "decisions": _decisions(trainer, probe),
         "command": command_line(trainer),

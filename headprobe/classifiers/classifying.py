@@ -135,6 +135,11 @@ class Classifying:
         self._take(self.restored(arrays, about))
         self._given = True
 
+    @property
+    def unseen(self) -> list[int]:
+        """Classes that a fitted classifier has seen no image of."""
+        return self.classifier.unseen if isinstance(self.classifier, Fitted) else []
+
     def saved(self) -> dict[str, NDArray[Any]]:
         """Return what a fitted classifier consists of, with the images of each class; nothing of any other."""
         if not isinstance(self.classifier, Fitted):

@@ -68,6 +68,11 @@ class ClassSums(SumMetric):
             }
         )
 
+    @property
+    def labelled(self) -> int:
+        """Images with a label whose feature has a direction."""
+        return int(self.images.sum())
+
     def compute(self) -> tuple[FloatArray, IntArray]:
         """Return the means at unit length `[classes, features]`, and each class's images `[classes]`.
 

@@ -51,6 +51,11 @@ class FeatureBank:
         """How many images it holds."""
         return sum(map(len, self._labels))
 
+    @property
+    def labelled(self) -> int:
+        """The same: an image without a label is not kept."""
+        return self.images
+
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add images.
 
