@@ -471,7 +471,7 @@ class HeadProbe(lightning.LightningModule):
         if self.search is not None or self._fitting is not None:
             self.statistics = ()
         elif self.rescoring is not None:
-            self.statistics = self.rescoring.statistics(self.backbone)
+            self.statistics = self.rescoring.statistics(self.backbone, self._no_direct)
         elif self.calibrating:
             self.calibration, self.statistics = None, self._calibrating_statistics()
         elif calibrated:
@@ -540,7 +540,12 @@ class HeadProbe(lightning.LightningModule):
         """Return what a calibration sums: scores need the covariances that linear ablation needs."""
         if not self.score_heads:
             return (SlotStatistic(self.fitted_kinds),)
-        return SlotStatistic({*self.fitted_kinds, LINEAR}), ScoreStatistic(self.backbone)
+        return SlotStatistic({*self.fitted_kinds, LINEAR}), ScoreStatistic(self.backbone, no_direct=self._no_direct)
+
+    @property
+    def _no_direct(self) -> str:
+        """Why logits are no sums over heads: another classifier than the model's own gives them."""
+        return "" if self.classifying is None else f"its logits come from {self.classifying.choice.text}"
 
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
@@ -552,6 +557,8 @@ class HeadProbe(lightning.LightningModule):
                     "the ablation resample needs batches of whole groups of rows: use headprobe.ProbeTrainer with "
                     f"headprobe.ImageNetDataModule, got {type(self.trainer).__name__} and {type(data).__name__}"
                 )
+            if self._fitting is not None:
+                self._fitting.fit(self.outputs.features).refuse_too_many(data.expected_images)
             self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
@@ -582,7 +589,7 @@ class HeadProbe(lightning.LightningModule):
         if self.rescoring is None:
             self.statistics = self._calibrating_statistics()
         else:
-            self.statistics = self.rescoring.statistics(self.backbone)
+            self.statistics = self.rescoring.statistics(self.backbone, self._no_direct)
         self.begin_units(1)
         self.plan_passes(batch_size)
         self.observe_heads()

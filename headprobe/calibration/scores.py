@@ -41,10 +41,13 @@ class ScoreStatistic(HeadStatistic):
     Args:
         backbone: The model.
         folded: Makes the output projections of a model without some heads from its own.
+        no_direct: Why logits are no sums over heads, where another classifier than the model's own gives them.
     """
 
-    def __init__(self, backbone: Any, folded: Callable[[Projections], Projections] = list) -> None:
-        self._backbone, self._folded = backbone, folded
+    def __init__(
+        self, backbone: Any, folded: Callable[[Projections], Projections] = list, no_direct: str = ""
+    ) -> None:
+        self._backbone, self._folded, self._elsewhere = backbone, folded, no_direct
 
     def options(self) -> dict[str, Any]:
         """Return the name."""
@@ -53,7 +56,7 @@ class ScoreStatistic(HeadStatistic):
     def begin(self, subject: Subject) -> None:
         """Look how the model reads its logits."""
         super().begin(subject)
-        found = readout_of(self._backbone, subject.layout)
+        found = self._elsewhere or readout_of(self._backbone, subject.layout)
         self._no_direct = found if isinstance(found, str) else ""
         readout = None if isinstance(found, str) else found
         self.scoring = Scoring(readout, self._folded([fact.projection for fact in subject.facts]))
