@@ -246,10 +246,10 @@ def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[
 
 
 def _accepted(bad: int, policy: str, images: int) -> str:
-    """Return the sentence about images that could not be read: how they count."""
+    """Return the sentence about images that could not be used: how they count."""
     if policy == "wrong":
-        return f"{counted(bad, 'image')} could not be read and count as wrong, under every mask; {images:,} in all"
-    return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
+        return f"{counted(bad, 'image')} could not be used and count as wrong, under every mask; {images:,} in all"
+    return f"{counted(bad, 'image')} could not be used and were skipped; all numbers are of the other {images:,}"
 
 
 def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:

@@ -446,8 +446,9 @@ class ImageNetDataModule(LightningDataModule):
         if given != ("image", "label"):
             found.append(Decision("columns", f"images in {given[0]}, labels in {given[1]}"))
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
-        if self.valid_classes is not None:
-            found.append(Decision("restricted classes", restricted(self.valid_classes, self.classes), shown=True))
+        valid = data.numbering.valid_classes if self._restrict else None  # those left out are the classifier's to say
+        if valid is not None:
+            found.append(Decision("restricted classes", restricted(valid, self.classes), shown=True))
         if words := self._calibration_in_words():
             found.append(Decision("calibration", words, shown=True))
         if self.max_images is not None:

@@ -59,9 +59,9 @@ def _ending(run: RunFiles) -> Iterator[str]:
 def _images(run: RunFiles) -> Iterator[str]:
     images, bad = judged_images(run), int(run.record.get("bad_images") or 0)
     if bad and run.record.get("on_bad_image") == "wrong":
-        yield f"{counted(bad, 'image')} could not be read and {_verb(bad)} as wrong under every mask (bad_images.csv)."
+        yield f"{counted(bad, 'image')} could not be used and {_verb(bad)} as wrong under every mask (bad_images.csv)."
     elif bad:
-        yield f"{counted(bad, 'image')} could not be read and {_verb(bad)} nowhere (bad_images.csv)."
+        yield f"{counted(bad, 'image')} could not be used and {_verb(bad)} nowhere (bad_images.csv)."
     data = run.record["data"]
     if data.get("max_images") is not None and "images" not in run.record.get("decisions", {}):
         yield f"Not all images were scored: --data.max_images {data['max_images']}."
