@@ -45,6 +45,11 @@ class RunFiles:
     record: dict[str, Any]
 
     @property
+    def labelled(self) -> bool:
+        """Whether images were judged by their labels; else by the model's feature alone."""
+        return "top1" in self.masks[0]
+
+    @property
     def calibration(self) -> str:
         """Which images fitted constants: `half`, `same`, `split:NAME`, `other`; nothing where nothing was fitted."""
         return calibration_of(self.record)
