@@ -120,6 +120,31 @@ def _layout(masks: int) -> Layout:
     return layout | {f"group_{name}": ((1 + masks, GROUPS), torch.float64) for name in QUANTITIES}
 
 
+class OfImages(NamedTuple):
+    """How far each image's feature has moved, `[rows, images]` each."""
+
+    away: Tensor  #: 1 - cosine, float64
+    distance: Tensor  #: |masked - unmasked| / |unmasked|, float64
+    counts: Tensor  #: whether both are defined: nothing is NaN or infinite, and the unmasked feature is not all zeros
+
+
+def of_images(features: Tensor, baseline: Tensor) -> OfImages:
+    """Compare features with those of the unmasked model.
+
+    A feature of zeros has no direction: its cosine is 0. Equal features give exactly 1.
+
+    Args:
+        features: float64 `[rows, images, features]`.
+        baseline: float64 `[images, features]`.
+    """
+    own, size = features.square().sum(dim=-1), baseline.square().sum(dim=-1)  # [rows, images], [images]
+    moved = (features - baseline).square().sum(dim=-1)  # [rows, images]
+    product = (own * size).sqrt()
+    cosine = (features * baseline).sum(dim=-1) / torch.where(product > 0, product, 1)
+    distance = (moved / torch.where(size > 0, size, 1)).sqrt()
+    return OfImages(1 - cosine.clamp(-1, 1), distance, own.isfinite() & size.isfinite() & (size > 0))
+
+
 def _sums(features: Tensor, baseline: Tensor, members: Tensor) -> dict[str, Tensor]:
     """Return the sums of some rows over the images of a batch, by state.
 
@@ -128,19 +153,10 @@ def _sums(features: Tensor, baseline: Tensor, members: Tensor) -> dict[str, Tens
         baseline: float64 `[images, features]`.
         members: float64 `[images, groups]`, 1 where an image belongs to a group, else 0.
     """
-    own, size = features.square().sum(dim=-1), baseline.square().sum(dim=-1)  # [rows, images], [images]
-    moved = (features - baseline).square().sum(dim=-1)  # [rows, images]
-    counts = own.isfinite() & size.isfinite() & (size > 0)
-    # A feature of zeros has no direction: its cosine is 0. Equal features give exactly 1.
-    product = (own * size).sqrt()
-    cosine = (features * baseline).sum(dim=-1) / torch.where(product > 0, product, 1)
-    values = {
-        "away": 1 - cosine.clamp(-1, 1),
-        "distance": (moved / torch.where(size > 0, size, 1)).sqrt(),
-    }
-    sums = {"nonfinite": (~counts).sum(dim=1), "group_images": (counts.double() @ members).long()}
-    for name, of_images in values.items():
-        value = torch.where(counts, of_images, 0)  # [rows, images]
+    found = of_images(features, baseline)
+    sums = {"nonfinite": (~found.counts).sum(dim=1), "group_images": (found.counts.double() @ members).long()}
+    for name, values in {"away": found.away, "distance": found.distance}.items():
+        value = torch.where(found.counts, values, 0)  # [rows, images]
         sums[f"group_{name}"] = value @ members
         for power, ending in enumerate(POWERS, start=1):
             sums[f"{name}{ending}"] = value.pow(power).sum(dim=1)

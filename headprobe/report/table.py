@@ -13,7 +13,7 @@ from headprobe.masks.ablations import ZERO
 from headprobe.masks.spec import NONE
 from headprobe.run.ablations import NLL_RISE, main_quantity, with_limits
 from headprobe.run.index_null import FEWEST_DRAWS, lacking
-from headprobe.run.load import JUDGED_ON_SAME, SAME, Cell, Row
+from headprobe.run.load import JUDGED_ON_SAME, SAME, Cell, Row, main_cost
 from headprobe.run.order_areas import DROPS
 from headprobe.text import counted
 
@@ -249,11 +249,6 @@ def _largest_drops(of_masks: Sequence[list[Row]]) -> list[list[Row]]:
     """Return the masks with the largest drops under any of their ablations, as many as have room; at least one."""
     ordered = sorted(of_masks, key=lambda lines: -max(float(row[main_cost(row)]) for row in lines))
     return ordered[: max(1, (MOST_ROWS - 1) // max(map(len, of_masks)))]
-
-
-def main_cost(row: Row) -> str:
-    """Return the column by which masks are ranked: the drop, or without labels how far the feature moves."""
-    return "drop_pp" if "drop_pp" in row else "feature_distance"
 
 
 def _spreads(rows: Sequence[Row]) -> dict[tuple[str, str], str]:

@@ -103,6 +103,11 @@ class RunFiles:
         return found if change is None else found | {"change": change}
 
 
+def main_cost(row: Row) -> str:
+    """Return the column of `masks.csv` that masks are ranked by: the drop, or without labels the feature's distance."""
+    return "drop_pp" if "drop_pp" in row else "feature_distance"
+
+
 SAME, OTHER = "same", "other"
 """Rules of calibration: the same images fit and judge; constants of an earlier run on other data."""
 
