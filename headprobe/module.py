@@ -1,6 +1,7 @@
 """`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +46,7 @@ from headprobe.calibration.optimal import (
     in_words,
     refuse_missing,
 )
-from headprobe.calibration.scores import ScoreStatistic
+from headprobe.calibration.scores import DIRECT, GRADIENTS, OF_VARIANCE, ScoreStatistic
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Judged, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
@@ -55,6 +56,7 @@ from headprobe.masks.spec import NO_ORDERS, MaskSpec, Orders, Scores, Variant, e
 from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores, why_no_e_value
+from headprobe.metrics.features import CountFeatures, FeatureScores, FeatureSums, ImageCount, feature_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.text import Decision, counted
@@ -73,6 +75,9 @@ ROWS_OF_GRADIENTS = 4
 NO_CLASSIFIER = "none"
 """The choice of a classifier that asks for none: the pooled feature alone is scored."""
 
+MOVED = f"{CountFeatures.name}/sums"
+"""Name of the sums of features."""
+
 MANY_OF_ONE_CLASS = 0.2
 """Share of donors of their image's own class above which a run says so before its table."""
 
@@ -87,6 +92,7 @@ class StepResult:
         unit: The unit that the images belong to.
         rows: `[images]`, their rows inside the unit.
         last: Whether this ends the unit.
+        features: `[1 + variants, images, features]`, the pooled feature; no numbers where it cannot be read.
     """
 
     logits: Tensor
@@ -94,6 +100,7 @@ class StepResult:
     unit: int
     rows: Tensor
     last: bool
+    features: Tensor
 
 
 class AfterBatch(lightning.Callback):
@@ -201,7 +208,7 @@ class HeadProbe(lightning.LightningModule):
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
-        own_classes = num_classes if self.classifying is None else None
+        own_classes = num_classes if self.classifying is None or not num_classes else None
         self.source = ModelSource(name, weights, pretrained, own_classes, options or {}, train_size)
         self.classifier = classifier
         built = create_classifier(self.source, own=classifier is None)
@@ -224,6 +231,8 @@ class HeadProbe(lightning.LightningModule):
         self.passes: ForwardPasses | None = None
         self.unit_sums: UnitSums | None = None
         self.scores: PairedScores | None = None
+        self.feature_scores: FeatureScores | None = None
+        self._features: CountFeatures | None = None
         self.coverage: Coverage | None = None
         self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
@@ -253,7 +262,12 @@ class HeadProbe(lightning.LightningModule):
         """Classes that are scored; 0 without a classifier, or before it has seen the data that it is fitted on."""
         if self.classifying is not None:
             return self.classifying.classes
-        return 0 if self.classifier == NO_CLASSIFIER else self._own_classes
+        return self._own_classes if self.labelled else 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images are judged by their labels; without a classifier by their features alone."""
+        return self.classifier != NO_CLASSIFIER
 
     @property
     def class_names(self) -> list[str] | None:
@@ -318,8 +332,32 @@ class HeadProbe(lightning.LightningModule):
         self.specs = [MaskSpec(text) for text in texts]
         self.score_heads = score_heads or any(spec.needs_scores for spec in self.specs)
         self.remarks = []
+        if not self.labelled:
+            self._refuse_labelled()
         self._expand(None)
         refuse_kinds(self.layout, {variant.ablation for variant in self.variants})
+
+    def _refuse_labelled(self) -> None:
+        """Refuse what only a classifier and labels could say.
+
+        Raises:
+            UsageError: A spec, an ablation or an option needs them.
+        """
+        other = "or another --model.classifier, got none"
+        if self.per_class:
+            raise UsageError(f"--model.per_class counts right answers of each class: leave it out, {other}")
+        if OPTIMAL in {one.kind for one in self.ablations}:
+            raise UsageError(
+                "the ablation optimal lowers the loss of a classifier on labelled images: choose mean or linear, "
+                f"{other}"
+            )
+        for spec in self.specs:
+            for score in re.findall(r"grow:calibration:(\w+)", str(spec)):
+                if score in (*GRADIENTS, DIRECT):
+                    raise UsageError(
+                        f"the score {score} needs a classifier and labels: order heads by {', '.join(OF_VARIANCE)} "
+                        f"or of an earlier run, {other}"
+                    )
 
     def _expand(self, scores: Scores | None, orders: Orders = NO_ORDERS) -> None:
         """Make the variants of the specs; without scores those that are ordered by one mask any heads."""
@@ -330,6 +368,7 @@ class HeadProbe(lightning.LightningModule):
         self.head_mask = torch.stack(keep) if keep else empty
         # All of these were made for other masks.
         self.passes = self.unit_sums = self.scores = self.coverage = self.donor_labels = None
+        self.feature_scores = self._features = None
 
     @property
     def variants_now(self) -> list[Variant]:
@@ -352,7 +391,8 @@ class HeadProbe(lightning.LightningModule):
             "weights_sha256": weights_digest(self.backbone),
             "options": self._options,
             "num_classes": self.num_classes,
-            "classifier": None if self.classifying is None else self.classifying.identity(),
+            "classifier": self.classifier if self.classifying is None else self.classifying.identity(),
+            "features": self.outputs.features,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
             "layers": [layer.name for layer in self.layout.layers],
@@ -540,7 +580,8 @@ class HeadProbe(lightning.LightningModule):
         """Return what a calibration sums: scores need the covariances that linear ablation needs."""
         if not self.score_heads:
             return (SlotStatistic(self.fitted_kinds),)
-        return SlotStatistic({*self.fitted_kinds, LINEAR}), ScoreStatistic(self.backbone, no_direct=self._no_direct)
+        scores = ScoreStatistic(self.backbone, labelled=self.labelled, no_direct=self._no_direct)
+        return SlotStatistic({*self.fitted_kinds, LINEAR}), scores
 
     @property
     def _no_direct(self) -> str:
@@ -617,7 +658,7 @@ class HeadProbe(lightning.LightningModule):
     def _begin_passes(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         self.plan_passes(int(getattr(data, "batch_size", 32)))
-        self.scores = self.coverage = None
+        self.scores = self.coverage = self.feature_scores = None
         self.observe_heads()
 
     def plan_passes(self, batch_size: int) -> RowPlan:
@@ -657,7 +698,7 @@ class HeadProbe(lightning.LightningModule):
 
     @property
     def _scoring(self) -> ScoreStatistic | None:
-        """The statistic of this stage that needs gradients, if there is one."""
+        """The statistic of this stage that scores heads, if there is one."""
         return next((one for one in self.statistics if isinstance(one, ScoreStatistic)), None)
 
     def _replacements(self) -> list[Replacement]:
@@ -759,10 +800,12 @@ class HeadProbe(lightning.LightningModule):
             trials, dim = len(self.search.now.heads), self.search.dim
             self.unit_sums = UnitSums(units, lambda: TrialSums(trials, dim), rows)
         else:
-            drawn = None if self.calibrating else self.resampled
+            drawn = None if self.calibrating or not self.labelled else self.resampled
             self.donor_labels = None if drawn is None else CountDonorLabels(drawn.draws)
-            counting = () if self.donor_labels is None else (self.donor_labels,)
-            scores = partial(PairedAccuracy, variants, classes, per_class)
+            moved = not self.calibrating and self.outputs.features > 0
+            self._features = CountFeatures(variants) if moved else None
+            counting = [one for one in (self._features, self.donor_labels) if one is not None]
+            scores = partial(PairedAccuracy, variants, classes, per_class) if self.labelled else ImageCount
             self.unit_sums = UnitSums(units, scores, rows, (*self.statistics, *counting))
         self._unit_rows = rows
         self._bad_are_wrong = bad_are_wrong
@@ -781,12 +824,19 @@ class HeadProbe(lightning.LightningModule):
         if donated is not None and self.donor_labels is not None and donated.rows:
             donors = torch.stack(list(self.passes.donors(donated).values()))  # [draws, images]
             opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
-        if self._scoring is not None and len(batch.images):
+        if self._scoring is not None and len(batch.images) and self.labelled:
             outputs = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes + features]
         else:
             outputs = self._run(batch.images, taps_of, donated)  # [1 + variants, images, classes + features]
+        _, features = self.outputs.split(outputs)  # [1 + variants, images, features]
+        if self._features is not None:
+            self._add_features(features, batch, opened.statistics[self._features.name]["sums"])
         logits = self._logits_of(outputs)
         labels, rows = batch.labels, batch.rows  # each [images]
+        if not self.labelled:
+            opened.scores.update(len(rows))
+            self._end_batch(batch, logits, labels, opened, name)
+            return StepResult(logits, labels, batch.unit, batch.rows, batch.last, features)
         if self.calibrating:  # constants need no labels
             known = labels >= 0
             logits, labels, rows = logits[:, known.to(logits.device)], labels[known], rows[known.to(rows.device)]
@@ -796,13 +846,28 @@ class HeadProbe(lightning.LightningModule):
         device = _double_device(logits.device)
         opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
         opened.rows.labels += labels.tolist()
-        if observing is not None and not self.calibrating:
-            judged = Judged(batch.unit, rows, batch.images, batch.labels, logits[0], self.valid_classes, batch.sources)
+        self._end_batch(batch, logits, labels, opened, name)
+        return StepResult(logits, labels, batch.unit, batch.rows, batch.last, features)
+
+    @staticmethod
+    def _add_features(features: Tensor, batch: Any, sums: FeatureSums) -> None:
+        """Add what a batch's masks do to the pooled feature, of all its images."""
+        groups = torch.tensor(image_groups(batch.unit, batch.rows.tolist()), dtype=torch.int64)
+        device = _double_device(features.device)
+        sums.to(device).update(features.to(device), groups.to(device))
+
+    def _end_batch(self, batch: Any, logits: Tensor, labels: Tensor, opened: OpenUnit, name: str) -> None:
+        """Hand a judged batch to the statistics; end its unit if it was the last."""
+        if self.passes is None or self.unit_sums is None:
+            raise RunError("begin_units must be called before the first batch")
+        if self.passes.observing is not None and not self.calibrating:
+            judged = Judged(
+                batch.unit, batch.rows, batch.images, batch.labels, logits[0], self.valid_classes, batch.sources
+            )
             for statistic in self.statistics:
                 statistic.judged(judged, opened.statistics[statistic.name])
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
-        return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
     def _scored(self, statistic: ScoreStatistic, batch: Any, taps_of: TapsOf, opened: OpenUnit) -> Tensor:
         """Return the unmasked model's outputs `[1, images, ...]`; add the batch's gradients to the unit's sums."""
@@ -848,7 +913,8 @@ class HeadProbe(lightning.LightningModule):
             opened.scores.update(*self.trial_losses(images, labels), len(labels))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
-        return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
+        nothing = batch.labels.new_empty(0)
+        return StepResult(nothing, batch.labels, batch.unit, batch.rows, batch.last, nothing)
 
     def trial_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed NLL `[heads]` of a round's trials on uint8 images, and its gradient `[heads, dim]`.
@@ -926,7 +992,10 @@ class HeadProbe(lightning.LightningModule):
         gather_nodes(self.trainer, self.unit_sums)
         arrays = read_sums(io.BytesIO(from_first(self.trainer, self._added_up)))
         self.coverage = Coverage.from_arrays(arrays[COVERAGE])
-        self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
+        if self.labelled:
+            self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
+        if MOVED in arrays:
+            self.feature_scores = feature_scores(arrays[MOVED])
 
     def on_validation_epoch_end(self) -> None:
         """Add up the units of all processes, and keep the constants that follow.
@@ -1008,7 +1077,8 @@ class HeadProbe(lightning.LightningModule):
         statistic = self.statistics[0]
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")
-        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE], int(whole[SCORES].images))
+        labelled = int(whole[SCORES].images) if self.labelled else 0
+        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE], labelled)
         if self._scoring is not None:
             scores = self._scoring.scores(constants)
             constants = [replace(layer, scores=own) for layer, own in zip(constants, scores, strict=True)]
@@ -1051,7 +1121,7 @@ class HeadProbe(lightning.LightningModule):
         """Add up the units; return the sums that all processes need, coverage and scores, as an npz file."""
         whole: NamedSums = self.unit_sums.whole() if self.unit_sums is not None else {}
         out = io.BytesIO()
-        write_sums({name: whole[name] for name in (COVERAGE, SCORES)}, out)
+        write_sums({name: whole[name] for name in (COVERAGE, SCORES, MOVED) if name in whole}, out)
         return out.getvalue()
 
     def teardown(self, stage: str) -> None:

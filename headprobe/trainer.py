@@ -134,6 +134,8 @@ class ProbeTrainer(lightning.Trainer):
     @staticmethod
     def split_data(probe: HeadProbe, data: Any) -> None:
         """Keep images that are judged apart from images that fit, and donors together; before the data are opened."""
+        if not probe.labelled:
+            data.without_labels()
         given = probe.given_calibration
         fitted_on = None if given is None or not probe.fits else given.about["data"]
         data.split_off(probe.fits and given is None, fitted_on)

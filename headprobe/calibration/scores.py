@@ -31,6 +31,8 @@ GRADIENTS = ("gradient_abs", "gradient_abs_l2", "gradient_fisher", "taylor_zero"
 OF_VARIANCE = ("variance_after_projection", "residual_variance_after_projection", "stable_rank")
 DIRECT = "direct_logit"
 
+NOTHING_CLASSIFIES = "nothing classifies images, so no loss has a gradient (--model.classifier none)"
+
 Projections = Sequence[HeadProjection | None]
 """By layer the output projection by head; None where it is not linear."""
 
@@ -41,13 +43,18 @@ class ScoreStatistic(HeadStatistic):
     Args:
         backbone: The model.
         folded: Makes the output projections of a model without some heads from its own.
+        labelled: Whether a classifier has a loss that gradients could be taken of.
         no_direct: Why logits are no sums over heads, where another classifier than the model's own gives them.
     """
 
     def __init__(
-        self, backbone: Any, folded: Callable[[Projections], Projections] = list, no_direct: str = ""
+        self,
+        backbone: Any,
+        folded: Callable[[Projections], Projections] = list,
+        labelled: bool = True,
+        no_direct: str = "",
     ) -> None:
-        self._backbone, self._folded, self._elsewhere = backbone, folded, no_direct
+        self._backbone, self._folded, self.labelled, self._elsewhere = backbone, folded, labelled, no_direct
 
     def options(self) -> dict[str, Any]:
         """Return the name."""
@@ -100,7 +107,8 @@ class ScoreStatistic(HeadStatistic):
                 found.setdefault(name, {}).setdefault(reason, []).append(number)
         if self._whole is not None and not int(self.whole["gradients"].images):
             every = list(range(len(self.subject.layout.layers)))
-            found |= {name: {"no calibration image has a label": every} for name in (*GRADIENTS, DIRECT)}
+            why = "no calibration image has a label" if self.labelled else NOTHING_CLASSIFIES
+            found |= {name: {why: every} for name in (*GRADIENTS, DIRECT)}
         return found
 
     def scores(self, constants: Sequence[LayerConstants]) -> list[dict[str, FloatArray]]:

@@ -39,14 +39,14 @@ class Classifying:
     """
 
     def __init__(self, text: str, num_classes: int | None) -> None:
-        self.choice, self.asked = ClassifierChoice.read(text), num_classes
+        self.choice, self.asked = ClassifierChoice.read(text), num_classes or None  # 0 builds a model without one
         self.classifier: FeatureClassifier | None = None
         self.classes = num_classes or 0
         self.class_names: list[str] | None = None
         self.fitting = self._given = False
         if not self.choice.fitted:
             head = read_head(self.choice.path)
-            if num_classes not in (None, head.classes):
+            if self.asked not in (None, head.classes):
                 raise UsageError(
                     f"--model.classifier {self.choice.path} has {counted(head.classes, 'class')}: leave "
                     f"--model.num_classes out, got {num_classes}"

@@ -147,6 +147,26 @@ class ImageNetDataModule(LightningDataModule):
             self._request = replace(self._request, sizes=True)
             self._source = self._other_split = None
 
+    def without_labels(self) -> None:
+        """Read no labels: nothing classifies. Call it before the data are opened.
+
+        Raises:
+            UsageError: An option is about labels.
+        """
+        if self._map is not None:
+            raise UsageError(
+                "--data.class_map says which class a label is, and --model.classifier none reads no labels: leave one "
+                f"of the two out, got {self._map.origin}"
+            )
+        if self.on_bad_image == "wrong":
+            raise UsageError(
+                "--data.on_bad_image wrong counts images as wrong answers, and --model.classifier none has no answers: "
+                "choose skip or error, got wrong"
+            )
+        if self._request.labelled:
+            self._request = replace(self._request, labelled=False)
+            self._source = self._other_split = None
+
     def keep_together(self, rows: int) -> None:
         """Judge groups of so many neighbouring rows of a unit in one batch; call it before the data are bound.
 
@@ -203,11 +223,12 @@ class ImageNetDataModule(LightningDataModule):
         """
         if self._checked:  # our command line calls this before Lightning does
             return
-        source, labels = self._open(), self._first_labels
+        source = self._open()
+        labels = self._first_labels if self._request.labelled else []
         if labels and all(label == -1 for label in labels):
             raise UsageError(
-                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
-                f"got {source.identity['split']}"
+                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, or "
+                f"--model.classifier none, which needs none, got {source.identity['split']}"
             )
         self._checked = True
 
@@ -255,7 +276,8 @@ class ImageNetDataModule(LightningDataModule):
 
         Args:
             data_config: The model's evaluation transform, as timm's `resolve_model_data_config` returns it.
-            num_classes: Classes of the model; None where the classes are the dataset's own, and it says their number.
+            num_classes: Classes of the model; 0 where nothing classifies, and labels are not read. None where the classes
+                are the dataset's own, and it says their number.
             class_names: Names of the model's classes ("" for one without), None where it does not name them.
             own_classes: Whether the classes are the dataset's own, perhaps joined by the class map.
 
@@ -263,6 +285,8 @@ class ImageNetDataModule(LightningDataModule):
             UsageError: The dataset's classes cannot be matched to the model's.
             RunError: The dataset cannot be reached or read.
         """
+        if num_classes == 0:
+            self.without_labels()
         source = self._open()
         numbering = self._numbered(source, num_classes, class_names, own_classes)
         if numbering.by_name:
@@ -424,7 +448,7 @@ class ImageNetDataModule(LightningDataModule):
             "name": self._request.name,
             **data.source.identity,
             "image_column": self._request.image_column,
-            "label_column": self._request.label_column,
+            "label_column": self._request.label_column if self._request.labelled else None,
             "class_map": self._map.digest if self._map else None,
             "classes_sha256": data.numbering.digest,
             "restrict_classes": self._restrict,
@@ -444,7 +468,8 @@ class ImageNetDataModule(LightningDataModule):
             found.append(Decision("split", f"{split} (--data.split)"))
         given = (self._request.image_column, self._request.label_column)
         if given != ("image", "label"):
-            found.append(Decision("columns", f"images in {given[0]}, labels in {given[1]}"))
+            labels = f", labels in {given[1]}" if self._request.labelled else ""
+            found.append(Decision("columns", f"images in {given[0]}{labels}"))
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
         valid = data.numbering.valid_classes if self._restrict else None  # those left out are the classifier's to say
         if valid is not None:

@@ -85,9 +85,7 @@ def test_constants_and_scores_are_fitted_beside_the_classifier(fitted: Ended) ->
     assert zero == pytest.approx([float(row["nll"]) for row in fitted.rows()], abs=1e-6)
     reason = record(ended, version)["undefined"]["direct_logit"]
     assert list(reason) == ["its logits come from class-mean:0.07"]
-    again = command(
-        fitted.folder, "test", *kinds, *MEANS, *FEW, "--calibration-file", str(ended.directory(version))
-    )
+    again = command(fitted.folder, "test", *kinds, *MEANS, *FEW, "--calibration-file", str(ended.directory(version)))
     assert again.code == 0, again.err
     assert [row["nll"] for row in again.rows(version + 1)] == [row["nll"] for row in ended.rows(version)]
 
@@ -164,14 +162,14 @@ def test_names_in_a_heads_file_say_which_class_is_which(tmp_path: Path) -> None:
 def test_weights_without_a_classifier_are_fitted_too(tmp_path: Path, fitted: Ended) -> None:
     state = load_file(DIGITS / "digits_vit.safetensors")
     save_file({name: own for name, own in state.items() if not name.startswith("head.")}, tmp_path / "w.safetensors")
-    given = ("--model.weights", "w.safetensors", "--model.options.num_classes", "0")
+    given = ("--model.weights", "w.safetensors", "--model.num_classes", "0")
     ended = command(tmp_path, "test", "--mask-spec", "layer:0", *given, *MEANS, *FEW)
     assert ended.code == 0, ended.err
     assert "own classifier" not in ended.out
     for one, other in zip(ended.rows(), fitted.rows(), strict=True):
         assert float(one["nll"]) == pytest.approx(float(other["nll"]), abs=1e-6)
     refused = command(tmp_path, "test", *given[:2], *MEANS, *FEW)
-    assert "--model.options.num_classes 0" in only_message(refused)
+    assert "--model.num_classes 0" in only_message(refused)
 
 
 # -- classes and labels ------------------------------------------------------------------------------------------------
@@ -204,7 +202,9 @@ RARE = [0, 1, 2, 3] * 10 + [7]
 
 def test_a_class_without_calibration_image_is_refused_by_its_name(tmp_path: Path) -> None:
     images_of(tmp_path / "set", RARE, lambda label: f"kind {label}")
-    (tmp_path / "map.json").write_text(json.dumps({f"kind {label}": place for place, label in enumerate([0, 1, 2, 3, 7])}))
+    (tmp_path / "map.json").write_text(
+        json.dumps({f"kind {label}": place for place, label in enumerate([0, 1, 2, 3, 7])})
+    )
     given = ("test", "--data.path", "set", "--data.class_map", "map.json", "--mask-spec", "layer:0", *LOCAL)
     for classifier in ("class-mean", "knn"):
         ended = command(tmp_path, *given, "--model.classifier", classifier)
@@ -218,7 +218,9 @@ def test_a_class_without_calibration_image_is_refused_by_its_name(tmp_path: Path
 
 def test_its_images_may_be_left_out_counted_and_named(tmp_path: Path) -> None:
     images_of(tmp_path / "set", RARE, lambda label: f"kind {label}")
-    (tmp_path / "map.json").write_text(json.dumps({f"kind {label}": place for place, label in enumerate([0, 1, 2, 3, 7])}))
+    (tmp_path / "map.json").write_text(
+        json.dumps({f"kind {label}": place for place, label in enumerate([0, 1, 2, 3, 7])})
+    )
     given = ("test", "--data.path", "set", "--data.class_map", "map.json", "--mask-spec", "layer:0", *LOCAL)
     ended = command(tmp_path, *given, *MEANS, "--data.on_bad_image", "skip", "--data.restrict_classes", "false")
     assert ended.code == 0, ended.err

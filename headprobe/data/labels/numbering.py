@@ -36,6 +36,8 @@ def imagenet_names(classes: int) -> ImageNetNames | None:
     return None if subset is None else ImageNetNames(subset)
 
 
+NOT_NEEDED = "labels are not read: nothing classifies (--model.classifier none)"
+
 UNLABELLED = -1
 """Class of a row without a label, where none is needed; data sets write -1 for it too."""
 
@@ -156,6 +158,8 @@ def number_labels(
     Raises:
         UsageError: None of these holds, or the class map does not fit; the message names both numbers of classes.
     """
+    if column.kind == "none":
+        return Numbering((), {}, 0, None, NOT_NEEDED, unlabelled=True)
     if class_map is not None:
         return from_map(column, classes, class_map)
     if model_names is not None and any(model_names):
