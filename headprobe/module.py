@@ -463,8 +463,8 @@ class HeadProbe(lightning.LightningModule):
         """
         if not self.fits:
             raise UsageError(
-                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, for scores, and for "
-                f"a classifier that is fitted: leave it out, got {self.ablations.text}"
+                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, for scores, and "
+                f"for a classifier that is fitted: leave it out, got {self.ablations.text}"
             )
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
         if self.classifying is not None and self.classifying.choice.fitted:

@@ -208,11 +208,16 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
             f"{counted(classes, 'class')}; correct the config.json, or give num_classes {classes} "
             "(--model.num_classes) where the weights are right"
         )
+    left_out = []
+    if options.get("num_classes") == 0 and classes is not None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
+        text = f"{head}, of {counted(classes, 'class')}: the model is built without one (--model.num_classes 0)"
+        left_out = [Decision("classifier left out", text, shown=True)]
     if classes is not None:
         options.setdefault("num_classes", classes)
     backbone = _created(name, False, options, source)
     read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
-    decisions = [Decision("weights", read)]
+    decisions = [Decision("weights", read), *left_out]
     own = backbone.state_dict()
     decisions += _types(state, own, path)
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
@@ -436,7 +441,9 @@ def _resolved(source: ModelSource) -> ModelSource:
     with resources.as_file(file) as path:
         recipe = _recipe(str(path)) or {}
         weights = source.weights or (str(path) if source.pretrained else None)
-        classes = source.num_classes or (None if weights else recipe["num_classes"])
+        classes = source.num_classes
+        if classes is None and not weights:
+            classes = recipe["num_classes"]
         options = _merged(recipe["options"], source.options)
         return ModelSource(recipe["name"], weights, False, classes, options, source.train_size)
 

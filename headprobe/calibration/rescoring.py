@@ -188,7 +188,7 @@ class Rescoring:
         """
         if self.now is None or not self.now.needs_gradients:
             return (SlotStatistic([LINEAR]),)
-        return SlotStatistic([MEAN]), ScoreStatistic(backbone, self.folded, no_direct)
+        return SlotStatistic([MEAN]), ScoreStatistic(backbone, self.folded, no_direct=no_direct)
 
     def scores(self, statistics: Sequence[HeadStatistic]) -> FloatArray:
         """Return the round's score of every head once all sums are there, `[heads of the model]`; NaN where masked.

@@ -11,7 +11,7 @@ from headprobe.classifiers.base import FeatureClassifier
 from headprobe.classifiers.choice import ClassifierChoice
 from headprobe.classifiers.fitted import Fitted, Images
 from headprobe.classifiers.fitting import ClassifierFit, made_of
-from headprobe.classifiers.head_file import read_head
+from headprobe.classifiers.head_file import LinearHead, read_head
 from headprobe.errors import RunError, UsageError
 from headprobe.text import Decision, counted
 
@@ -66,12 +66,12 @@ class Classifying:
         self.classes, self.class_names = classes, None if class_names is None else list(class_names)
 
     def check_width(self, features: int, model: str) -> None:
-        """Refuse a head for features of another width.
+        """Refuse a head of a file for features of another width; what was fitted is refused for another model.
 
         Raises:
             UsageError: With both widths.
         """
-        if self.classifier is not None and self.classifier.features != features:
+        if isinstance(self.classifier, LinearHead) and self.classifier.features != features:
             raise UsageError(
                 f"--model.classifier {self.choice.text} is for features of {self.classifier.features} numbers, and the "
                 f"feature of model {model!r} has {features}: give a head that was made for this model, got "
