@@ -276,8 +276,8 @@ class ImageNetDataModule(LightningDataModule):
 
         Args:
             data_config: The model's evaluation transform, as timm's `resolve_model_data_config` returns it.
-            num_classes: Classes of the model; 0 where nothing classifies, and labels are not read; None where the classes
-                are the dataset's own, and it says their number.
+            num_classes: Classes of the model; 0 where nothing classifies, and labels are not read; None where the
+                classes are the dataset's own, and it says their number.
             class_names: Names of the model's classes ("" for one without), None where it does not name them.
             own_classes: Whether the classes are the dataset's own, perhaps joined by the class map.
 
