@@ -627,7 +627,9 @@ class HeadProbe(lightning.LightningModule):
     def begin_calibration(self, batch_size: int) -> RowPlan:
         """Begin to calibrate on a unit of noise, or a round of `rescoring`, for dry runs."""
         self.calibrating = True
-        if self.rescoring is None:
+        if self._fitting is not None:
+            self.statistics = ()
+        elif self.rescoring is None:
             self.statistics = self._calibrating_statistics()
         else:
             self.statistics = self.rescoring.statistics(self.backbone, self._no_direct)

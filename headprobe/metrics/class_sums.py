@@ -57,16 +57,12 @@ class ClassSums(SumMetric):
         labels = labels.to(features.device)
         labelled = labels >= 0
         kept = usable & labelled
-        # A product: index_add would add up in any order on a GPU.
-        members = F.one_hot(labels[kept], self.classes).double()  # [images, classes]
-        self.add(
-            {
-                "sums": members.T @ directions[kept],
-                "images": members.sum(dim=0).long(),
-                "unlabelled": (~labelled).sum(),
-                "unusable": (~usable).sum(),
-            }
-        )
+        # A product, of the classes that are there: index_add would add up in any order on a GPU.
+        present, places = labels[kept].unique(return_inverse=True)
+        members = F.one_hot(places, max(1, len(present)))[:, : len(present)].double()  # [images, present classes]
+        found = {"sums": members.T @ directions[kept], "images": members.sum(dim=0).long()}
+        self.add(found, (present.to(self.sums.device),))
+        self.add({"unlabelled": (~labelled).sum(), "unusable": (~usable).sum()})
 
     @property
     def labelled(self) -> int:
