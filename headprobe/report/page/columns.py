@@ -183,15 +183,18 @@ def _cost(quantity: str, ablation: str, rows: Mapping[Place, Sequence[Row]], pla
         values=_spread({place: float(np.mean(own)) for place, own in all_draws.items()}, places),
         kind=SEQUENTIAL if quantity.startswith(MOVED) else DIVERGING,
         extra=extra,
-        # a feature moves under any mask: that its distance is above 0 is no finding
-        differs=""
-        if quantity.startswith(MOVED)
-        else "q"
-        if "q" in extra and np.isfinite(extra["q"]).any()
-        else ("interval" if draws == 1 else ""),
+        differs=_rule(quantity, extra, draws),
         ablation=ablation,
         note=f"mean of {draws} draws; p and q are of draw 0" if draws > 1 else "",
     )
+
+
+def _rule(quantity: str, extra: Mapping[str, FloatArray], draws: int) -> str:
+    """Return by which rule a cost differs from nothing; a feature moves under any mask, which is no finding."""
+    if quantity.startswith(MOVED):
+        return ""
+    tested = "q" in extra and np.isfinite(extra["q"]).any()
+    return "q" if tested else "interval" if draws == 1 else ""
 
 
 def _limit(quantity: str, end: str) -> str:

@@ -156,19 +156,8 @@ def _moved(row: Row) -> tuple[str, str]:
 # -- the answer --
 
 SHORT = (
-    "moved",
-    "moved_layers",
-    "moved_heads",
-    "layers",
-    "heads",
-    "heads_tested",
-    "useless",
-    "random",
-    "removable",
-    "linear",
-    "index",
-    "distance",
-    "scores",
+    *("moved", "moved_layers", "moved_heads"),
+    *("layers", "heads", "heads_tested", "useless", "random", "removable", "linear", "index", "distance", "scores"),
 )
 """Sentences of the answer that the first screen begins with; all others stand below it."""
 

@@ -25,21 +25,10 @@ def moved(run: RunFiles) -> Sentence:
     """Say what was measured: no accuracy, but features of how many images."""
     images = judged_images(run)
     draft = Draft("moved", images)
-    draft.say(
-        "No label was read. Each mask is judged by how far it moves the pooled feature of {model} ", **_model(run)
-    )
-    draft.say(
-        "on {images:count image} of {data}: the mean distance from the unmasked feature, ", images=images, **_data(run)
-    )
+    draft.say("No label was read. Each mask is judged by how far it moves the pooled feature of ")
+    draft.say("{model} on {images:count image} of ", model=model_in_words(run), images=images)
+    draft.say("{data}: the mean distance from the unmasked feature, ", data=data_in_words(run))
     return draft.say("as a part of that feature's length, image by image.").done()
-
-
-def _model(run: RunFiles) -> dict[str, str]:
-    return {"model": model_in_words(run)}
-
-
-def _data(run: RunFiles) -> dict[str, str]:
-    return {"data": data_in_words(run)}
 
 
 def layers(run: RunFiles) -> Sentence | None:

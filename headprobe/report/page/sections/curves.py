@@ -40,8 +40,9 @@ def curves(runs: Sequence[RunFiles]) -> Section | None:
             "nearly all of them."
         ),
         definition=(
-            "Each point is the accuracy (or the mean negative log-likelihood of the label, or how far the pooled feature "
-            "has moved) with so many heads masked together; the band is a 95% prediction interval for another random order."
+            "Each point is the accuracy (or the mean negative log-likelihood of the label, or the cosine of the pooled "
+            "feature with the unmasked one) with so many heads masked together; the band is a 95% prediction interval "
+            "for another random order."
         ),
         link="results.md#curvescsv",
         data={"runs": found},
