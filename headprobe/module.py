@@ -409,6 +409,9 @@ class HeadProbe(lightning.LightningModule):
             *_of_layers(self.layout),
             *self.remarks,
         ]
+        if not self.labelled:
+            text = f"none: masks are judged by how far the pooled feature moves ({self.outputs.features} numbers); "
+            found.append(Decision("classifier", f"{text}no label is read (--model.classifier)", shown=True))
         if self.resampled is not None:
             found.append(self._donors_in_words())
         if self.calibration is not None:

@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 )
 """`margin` is the label's logit minus the largest other one, `nll` is in nats. An image is right where the prediction
 is its label. With a NaN or infinite logit there is no prediction (null), as in the counts, and no margin (NaN). Without
-a classifier there is no label, prediction, margin and NLL; without a feature, or where it is NaN, no cosine and distance.
+a classifier there is no label, prediction, margin and NLL; without a feature, or where it is NaN, no cosine.
 """
 
 IMAGES = pa.schema(

@@ -76,13 +76,14 @@ class Fitting:
     def lines(self) -> list[str]:
         """Return all but the time in words."""
         images = "an unknown number of images" if self.images is None else counted(self.images, "image")
+        own = size_in_words(self.sums)
         kinds = ", ".join(kind for kind in self.kinds if kind != OPTIMAL) or "the means that optimal begins with"
         found = [
             f"fitting: {kinds} on {images}, in one forward {'and backward ' * (SCORES in self.kinds)}pass of the "
             f"unmasked model each, which costs as much as {self.seconds / self.plain:.2f} plain forward passes",
-            f"sums: {size_in_words(self.sums)} for each unit of the data; of units that are read ({self.reading} at once) and "
-            f"merged ones (up to {self.finished}) about {size_in_words(self.memory)} in memory at the peak, a process, and up "
-            f"to {size_in_words(self.finished * self.sums)} on disk; calibration.safetensors takes {size_in_words(self.sums)}",
+            f"sums: {own} for each unit of the data; of units that are read ({self.reading} at once) and merged ones (up "
+            f"to {self.finished}) about {size_in_words(self.memory)} in memory at the peak, a process, and up to "
+            f"{size_in_words(self.finished * self.sums)} on disk; calibration.safetensors takes {own}",
         ]
         if self.rescoring:
             rounds = sum(rounds for rounds, _ in self.rescoring)

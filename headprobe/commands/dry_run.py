@@ -70,7 +70,7 @@ def print_dry_run(
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     beside = None if writing is None else Beside(proofs * (2 if fitting else 1), writing)
     lines += time_lines(seconds, images, trainer.world_size, fitting, beside, classifier)
-    if images is not None and (line := _resolves_line(images, probe)):
+    if images is not None and probe.labelled and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
@@ -91,7 +91,7 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     heads = sum(probe.layout.heads_per_layer)
     return [
         f"model: {probe.title}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
-        f"{counted(probe.num_classes, 'class')}",
+        f"{counted(probe.num_classes, 'class') if probe.labelled else 'no classifier'}",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]
 

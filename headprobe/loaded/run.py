@@ -115,7 +115,7 @@ class Run(Tables):
         about = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._about())
         rows = sorted(self.files.masks[1:], key=lambda row: -float(row[main_cost(row)]))[:MOST_DROPS]
         drops = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in rows)
-        names = ("largest drops", "heads", "ablation", "points [95%]", "q")
+        names: tuple[str, ...] = ("largest drops", "heads", "ablation", "points [95%]", "q")
         if not self.files.labelled:
             names = ("largest distances", "heads", "ablation", "of the feature's length [95%]")
         heading = "".join(f"<th>{name}</th>" for name in names)

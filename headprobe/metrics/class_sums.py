@@ -58,7 +58,7 @@ class ClassSums(SumMetric):
         labelled = labels >= 0
         kept = usable & labelled
         # A product, of the classes that are there: index_add would add up in any order on a GPU.
-        present, places = labels[kept].unique(return_inverse=True)
+        present, places = torch.unique(labels[kept], return_inverse=True)
         members = F.one_hot(places, max(1, len(present)))[:, : len(present)].double()  # [images, present classes]
         found = {"sums": members.T @ directions[kept], "images": members.sum(dim=0).long()}
         self.add(found, (present.to(self.sums.device),))

@@ -43,7 +43,7 @@ def importance_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     scores = run.table("scores.csv")
     if not rows:
         return
-    if scores and candidates_named(scores):
+    if scores and any(np.isfinite(scores[name].astype(np.float64)).any() for name in candidates_named(scores)):
         yield "importance/scores", _scores(run, rows, scores)
     yield "importance/correlations", correlations(run, rows)
 
@@ -58,6 +58,8 @@ def _scores(run: RunFiles, rows: Sequence[Row], scores: Columns) -> Figure:
     layers = scores["layer"].astype(np.int64)
     rises = map_of_rises[layers, scores["head"].astype(np.int64)]
     names = sorted(candidates_named(scores), key=list(of_all).index)  # the best predictor first
+    if not run.labelled:  # what needs labels has no value, which run.json says
+        names = [name for name in names if np.isfinite(scores[name].astype(np.float64)).any()]
     high = -(-len(names) // PANELS_WIDE)
     figure = new_figure(3.6 * PANELS_WIDE, 1.0 + 2.7 * high)
     panels = figure.subplots(high, PANELS_WIDE, squeeze=False).ravel()
