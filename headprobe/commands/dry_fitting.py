@@ -81,8 +81,8 @@ class Fitting:
         found = [
             f"fitting: {kinds} on {images}, in one forward {'and backward ' * (SCORES in self.kinds)}pass of the "
             f"unmasked model each, which costs as much as {self.seconds / self.plain:.2f} plain forward passes",
-            f"sums: {own} for each unit of the data; of units that are read ({self.reading} at once) and merged ones (up "
-            f"to {self.finished}) about {size_in_words(self.memory)} in memory at the peak, a process, and up to "
+            f"sums: {own} for each unit of the data; of units that are read ({self.reading} at once) and merged ones "
+            f"(up to {self.finished}) about {size_in_words(self.memory)} in memory at the peak, a process, and up to "
             f"{size_in_words(self.finished * self.sums)} on disk; calibration.safetensors takes {own}",
         ]
         if self.rescoring:

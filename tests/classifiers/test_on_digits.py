@@ -4,6 +4,7 @@ The oracle knows no code of headprobe's: timm builds the bundled model without i
 enters `proj`, and the halves are told apart by the documented hash.
 """
 
+import csv
 import hashlib
 import json
 import math
@@ -37,10 +38,11 @@ Row = tuple[int, int]
 
 
 class Oracle(NamedTuple):
-    """Features of every image, under every mask by name; and labels."""
+    """Features of every image, under every mask by name; labels, and images as the model takes them."""
 
     features: dict[str, dict[Row, Features]]
     labels: dict[Row, int]
+    pixels: dict[Row, torch.Tensor]
 
     def of(self, mask: str, judged: bool) -> tuple[list[Row], Features, Labels]:
         rows = [row for row in self.labels if judges(row) == judged]
@@ -78,7 +80,7 @@ def oracle() -> Oracle:
     for mask in MASKS:
         with torch.inference_mode(), masked(model, mask):
             features[mask] = dict(zip(rows, model(batch).double().numpy(), strict=True))
-    return Oracle(features, labels)
+    return Oracle(features, labels, dict(zip(rows, pixels, strict=True)))
 
 
 @contextmanager
@@ -136,7 +138,7 @@ def test_every_image_under_every_mask_is_predicted_as_by_hand(judged: tuple[str,
     classifier, ended = judged
     table = pq.read_table(ended.directory() / "records").to_pylist()
     found = {(one["mask"], one["unit"], one["row"]): one["prediction"] for one in table}
-    wanted = {}
+    wanted: dict[tuple[str, int, int], int] = {}
     for mask in MASKS:
         rows, logits, _ = logits_by_hand(oracle, classifier, mask)
         wanted |= {(mask, *row): int(place) for row, place in zip(rows, logits.argmax(axis=1), strict=True)}
@@ -169,3 +171,46 @@ def test_the_calibrations_file_holds_the_means_of_the_other_half(judged: tuple[s
     else:
         np.testing.assert_allclose(arrays["classifier.bank"], normed(bank), atol=1e-6)
         np.testing.assert_array_equal(arrays["classifier.labels"], labels)
+
+
+def logits_in_torch(oracle: Oracle, classifier: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the formula of the logits of features `[images, features]`, float64, as torch differentiates it."""
+    _, bank, labels = oracle.of("none", judged=False)
+    rows = torch.from_numpy(means(oracle) if classifier == "class-mean" else normed(bank))
+
+    def logits(features: torch.Tensor) -> torch.Tensor:
+        cosines = torch.nn.functional.normalize(features.double(), dim=-1) @ rows.T
+        if classifier == "class-mean":
+            return cosines / TEMPERATURE
+        nearest = cosines >= cosines.topk(K, dim=-1).values[:, -1:]
+        votes = nearest * (cosines / TEMPERATURE).exp()
+        by_class = torch.nn.functional.one_hot(torch.from_numpy(labels), CLASSES).double()
+        return (votes @ by_class + math.exp(-1 / TEMPERATURE)).log()
+
+    return logits
+
+
+@pytest.mark.parametrize("classifier", ["class-mean", "knn"])
+def test_scores_by_gradient_are_those_of_autograd_through_the_formula(
+    tmp_path: Path, oracle: Oracle, classifier: str
+) -> None:
+    words = ("test", "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--score-heads")
+    ended = command(tmp_path, *words, "--model.classifier", classifier)
+    assert ended.code == 0, ended.err
+    model, logits = without_classifier(), logits_in_torch(oracle, classifier)
+    xi = [torch.ones(4, requires_grad=True) for _ in range(LAYERS)]
+
+    def times(layer: int) -> Any:
+        return lambda _, args: ((args[0].unflatten(-1, (4, 16)) * xi[layer][:, None]).flatten(-2),)
+
+    for layer, block in enumerate(model.blocks):
+        block.attn.proj.register_forward_pre_hook(times(layer))
+    total = np.zeros((LAYERS, 4))
+    fitted = [row for row in oracle.labels if not judges(row)]
+    for row in fitted:
+        feature = model(oracle.pixels[row][None])
+        loss = torch.nn.functional.cross_entropy(logits(feature), torch.tensor([oracle.labels[row]]))
+        total += np.abs(np.stack([gradient.numpy() for gradient in torch.autograd.grad(loss, xi)]))
+    with (ended.directory() / "scores.csv").open(newline="") as file:
+        found = np.array([float(one["gradient_abs"]) for one in csv.DictReader(file)]).reshape(LAYERS, 4)
+    np.testing.assert_allclose(found, total / len(fitted), rtol=1e-3, atol=1e-5)

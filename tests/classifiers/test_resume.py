@@ -1,4 +1,4 @@
-"""Fitting a classifier is exactly once: broken off or killed in either stage, by one process or two, to the same bits."""
+"""Fitting a classifier is exactly once: broken off or killed in either stage, by one process or two: the same bits."""
 
 import json
 import time
