@@ -22,6 +22,7 @@ from headprobe.report.page.build import build
 from headprobe.run.load import load_files
 from tests import forked
 from tests.cli_runs import QUICK, Ended, command, only_message
+from tests.families import REPRESENTATIVES
 
 DIGITS = Path(headprobe.__file__).with_name("data") / "digits" / "test.parquet"
 FEATURES = [f"feature_{name}{end}" for name in ("cosine", "distance") for end in ("", "_low", "_high")]
@@ -208,12 +209,10 @@ def test_the_projection_of_a_clip_tower_is_its_feature_and_said(tmp_path: Path, 
 
 
 def test_a_model_whose_feature_cannot_be_read_has_empty_columns_with_the_reason(tmp_path: Path) -> None:
+    options = json.dumps(REPRESENTATIVES["resnet_clip"].options)
     words = ("--model.name", "resnet50_clip", "--model.pretrained", "false", "--model.num_classes", "10")
-    words += (
-        "--model.options",
-        "{img_size: 32, layers: [1, 1, 1, 1], pretrained_cfg_overlay: {input_size: [3, 32, 32]}}",
-    )
-    ended = command(tmp_path, "test", *QUICK, *words[:-2], "--data.max_images", "4", "--mask-spec", "each:layer")
+    words += ("--model.options", options, "--data.max_images", "4")
+    ended = command(tmp_path, "test", *QUICK, *words, "--mask-spec", "each:layer")
     assert ended.code == 0, ended.err
     assert {row[name] for row in ended.rows() for name in FEATURES} == {""}
     undefined = json.loads((ended.directory() / "run.json").read_text())["undefined"]
@@ -307,7 +306,7 @@ def test_a_dry_run_says_what_it_would_do(tmp_path: Path, flat: Path) -> None:
 
 
 def test_examples_of_unlabelled_images_have_no_prediction(tmp_path: Path, flat: Path) -> None:
-    words = ("--mask-spec", "layer:1", "--data.path", str(flat), "--trainer.callbacks", "DescribeHeads")
+    words = ("--mask-spec", "layer:1", "--data.path", str(flat), "--trainer.callbacks", "HeadAttention")
     ended = command(tmp_path, "test", *QUICK, *NONE, *words)
     assert ended.code == 0, ended.err
     assert (ended.directory() / "heads.csv").is_file()
@@ -340,6 +339,7 @@ def test_two_processes_give_the_features_of_one(tmp_path: Path) -> None:
 
 def test_an_old_run_without_features_loads_and_has_its_page(tmp_path: Path) -> None:
     ended = command(tmp_path, "test", *QUICK, "--mask-spec", "[each:head,grow:random:0-1]")
+    assert ended.code == 0, ended.err
     directory = ended.directory()
     rows = [line.split(",") for line in (directory / "masks.csv").read_text().splitlines()]
     keep = [place for place, name in enumerate(rows[0]) if not name.startswith("feature_")]
