@@ -52,12 +52,9 @@ class ClassifierCost:
         """Return all but the time in words."""
         images = "an unknown number of images" if self.images is None else counted(self.images, "image")
         found = [f"fitting the classifier: {self.text} on {images}, in one forward pass of the unmasked model each"]
-        each = size_in_words(bank_bytes(1, self.features))
         if self.size is None:
-            return [
-                *found,
-                f"classifier: a bank of {each} an image, of which {BANKS_AT_THE_PEAK} are there at the peak",
-            ]
+            each = f"a bank of {bank_bytes(1, self.features):,} bytes an image"
+            return [*found, f"classifier: {each}, and {BANKS_AT_THE_PEAK} times as much at the peak of fitting"]
         what = f"means of {counted(self.classes, 'class')}" if self.means else f"a bank of {images}"
         peak = self.size * (MEANS_AT_THE_PEAK if self.means else BANKS_AT_THE_PEAK)
         return [
