@@ -18,8 +18,8 @@ which model
   --model.weights mine.safetensors    local weights (headprobe convert makes them) [timm's pretrained ones]
   --model.pretrained false  --model.num_classes 10   random weights; classes of the classifier [the weights' own]
   --model.options.img_size 384        any argument of timm.create_model
-  --model.train_size true  --model.semantics attention   size of training; what was attended to alone (docs/heads.md)
-  --model.row_budget 64               rows (images x masks) that share a forward pass [48 on CPUs, 1024 on GPUs]
+  --model.semantics attention         mask what a head attended to alone, not its whole slot (docs/heads.md) [slot]
+  --model.train_size true  --model.row_budget 64   images as in training [false]; rows a pass [48 on CPUs, 1024 on GPUs]
 
 which images
   --data.path FOLDER                  folder, Parquet files or hub dataset; imagenet-1k streams from the hub [digits]
