@@ -5,6 +5,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,7 +68,7 @@ class Fitted(FeatureClassifier):
         """What a user may choose of it."""
         return {"temperature": self.temperature}
 
-    @property
+    @cached_property  # of a large bank it takes a second
     def digest(self) -> str:
         """SHA-256 of all that its logits follow from."""
         digest = hashlib.sha256(json.dumps([self.kind, self.classes, self.options]).encode())

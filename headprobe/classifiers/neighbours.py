@@ -9,6 +9,7 @@ Wu et al., 2018, https://arxiv.org/abs/1805.01978.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,9 +97,14 @@ class NearestNeighbours(Fitted):
         if self.k < self.asked_k:
             text = f"{self.k:,} vote where {self.asked_k:,} were asked for: the bank has no more"
             found.append(Decision("neighbours", text, shown=True))
-        pairs = equal_rows(self.bank, NEAR_IN_FLOAT32)
-        twice = sum(self.labels[one] != self.labels[other] for one, other in pairs)
-        if twice:
-            text = f"{counted(int(twice), 'image')} of the bank equal one of another class, between which they vote"
+        if self._under_two_classes:
+            images = counted(self._under_two_classes, "image")
+            text = f"{images} of the bank equal one of another class, between which they vote"
             found.append(Decision("duplicate classes", text, shown=True))
         return found
+
+    @cached_property  # seconds, for a large bank
+    def _under_two_classes(self) -> int:
+        """How many images of the bank equal one of another class."""
+        pairs = equal_rows(self.bank, NEAR_IN_FLOAT32)
+        return sum(int(self.labels[one] != self.labels[other]) for one, other in pairs)
