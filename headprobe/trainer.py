@@ -148,8 +148,8 @@ class ProbeTrainer(lightning.Trainer):
             return
         self.split_data(model, data)
         model.calibration, model.search, model.rescoring = model.given_calibration, None, None
-        if model.classifying is not None and not model.takes_classes:  # a given one, perhaps without some classes
-            data.leave_out(model.classifying.unseen)
+        if model.classifying is not None:
+            self._leave_out(model, data, [] if model.takes_classes else model.classifying.unseen)
         if not data.fits:
             model.begin_stage("test")
             return
@@ -159,12 +159,19 @@ class ProbeTrainer(lightning.Trainer):
             model.classifying.begin()
             model.begin_stage("validate")
             self.validate(model, datamodule=data, verbose=False)
-            data.leave_out(model.classifying.unseen)
+            self._leave_out(model, data, model.classifying.unseen)
         if model.fitted_kinds or model.score_heads:
             self._fit_constants(model, data)
         model.begin_stage("test")
         if model.calibration is not None and (warning := warning_of(model.calibration)):
             lightning.pytorch.utilities.rank_zero_warn(warning, category=HeadprobeWarning)
+
+    @staticmethod
+    def _leave_out(model: HeadProbe, data: Any, classes: Sequence[int]) -> None:
+        """Leave classes out that the classifier has seen no image of."""
+        if classes:
+            data.bind_to(model)  # a given classifier may come before the data are opened
+        data.leave_out(classes)
 
     def _fit_constants(self, model: HeadProbe, data: Any) -> None:
         """Fit constants and score heads, round by round."""

@@ -255,6 +255,26 @@ def test_its_images_may_be_left_out_counted_and_named(tmp_path: Path) -> None:
     assert again.rows(1)[0]["nll"] == ended.rows()[0]["nll"]
 
 
+def test_python_users_who_give_such_a_classifier_have_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("test", *rare(tmp_path), *LOCAL, "--data.on_bad_image", "skip")
+    ended = command(tmp_path, *given, *MEANS)
+    assert ended.code == 0, ended.err
+    monkeypatch.chdir(tmp_path)
+    for policy in ("skip", "error"):
+        probe = headprobe.HeadProbe(classifier="class-mean")
+        probe.choose_masks("none")
+        probe.use_calibration(ended.directory())
+        data = headprobe.ImageNetDataModule("set", class_map="map.json", num_workers=0, on_bad_image=policy)
+        trainer = headprobe.ProbeTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        if policy == "error":
+            with pytest.raises(UsageError, match="have no calibration image"):
+                trainer.test(probe, datamodule=data, verbose=False)
+            continue
+        trainer.test(probe, datamodule=data, verbose=False)
+        assert probe.scores is not None
+        assert float(probe.scores.nll[0]) == pytest.approx(float(ended.rows()[0]["nll"]), abs=1e-9)
+
+
 def test_one_image_of_each_class_has_no_mean_in_the_other_half_and_is_refused(tmp_path: Path) -> None:
     images_of(tmp_path / "set", [*range(10)], lambda label: f"kind {label}")
     (tmp_path / "map.json").write_text(json.dumps([f"kind {label}" for label in range(10)]))
