@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,12 @@ from headprobe.masks.tables import CALIBRATION
 from headprobe.metrics.accuracy.paired_tests import bh_q, p_of_e
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.metrics.arrays import FloatArray
-from headprobe.metrics.features import FeatureScores
 from headprobe.mixture import SCHEMA
 from headprobe.run.load import Cell, Columns, Row
 from headprobe.text import ranges
+
+if TYPE_CHECKING:  # files are read without torch
+    from headprobe.metrics.features import FeatureScores
 
 SCORE_COLUMNS = (
     "images",
@@ -69,7 +71,7 @@ def variant_rows(
     scores: PairedScores | None,
     calibration: str = "",
     e_values: bool = True,
-    features: FeatureScores | None = None,
+    features: "FeatureScores | None" = None,
 ) -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
 
@@ -123,7 +125,7 @@ def _keys(variants: Sequence[Variant], calibration: str) -> list[Row]:
     return rows
 
 
-def _moved(features: FeatureScores | None, variants: int) -> list[Row]:
+def _moved(features: "FeatureScores | None", variants: int) -> list[Row]:
     """Return the cells of each row that say how far its feature has moved."""
     if features is None:
         return [dict.fromkeys(FEATURE_COLUMNS, math.nan) for _ in range(1 + variants)]
@@ -189,7 +191,7 @@ def largest_q(tests: Tests, p_values: FloatArray) -> FloatArray:
 
 
 def group_arrays(
-    rows: Sequence[Row], scores: PairedScores | None, features: FeatureScores | None = None
+    rows: Sequence[Row], scores: PairedScores | None, features: "FeatureScores | None" = None
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays of `groups.npz`: what each row of `masks.csv` scores on each of 64 groups of images."""
     arrays = {

@@ -80,7 +80,7 @@ def losses_of(of_masks: Sequence[Sequence[Row]], limits: bool = True) -> dict[st
         limits: Whether to return the limits too.
     """
     found: dict[str, list[float]] = {}
-    labelled = any("nll_rise" in row for rows in of_masks for row in rows)
+    labelled = all("nll_rise" in row for rows in of_masks for row in rows)
     for quantity, ends in LIMITS.items():
         if labelled == (quantity == WITHOUT_LABELS):  # of a family of many masks the page has what it draws
             continue
