@@ -1,6 +1,7 @@
 """`HeadProbe`: a timm model with chosen head masks, scored by Lightning under all of them at once."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +23,11 @@ from headprobe.backbone.heads.layout import HeadLayout, Semantics
 from headprobe.backbone.heads.refusals import refuse_gradients, refuse_unusable
 from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Constant, Replacement, refuse_kinds
+from headprobe.backbone.outputs import Outputs, outputs_of
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
+    CLASSIFIER,
     RESCORED_ORDERS,
     Calibration,
     check_finite,
@@ -43,7 +46,7 @@ from headprobe.calibration.optimal import (
     in_words,
     refuse_missing,
 )
-from headprobe.calibration.scores import ScoreStatistic
+from headprobe.calibration.scores import DIRECT, GRADIENTS, OF_VARIANCE, ScoreStatistic
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.describe.base import HeadStatistic, Judged, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
@@ -53,6 +56,7 @@ from headprobe.masks.spec import NO_ORDERS, MaskSpec, Orders, Scores, Variant, e
 from headprobe.metrics.accuracy.donor_labels import CountDonorLabels
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores, why_no_e_value
+from headprobe.metrics.features import CountFeatures, FeatureScores, FeatureSums, ImageCount, feature_scores
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.text import Decision, counted
@@ -63,9 +67,16 @@ from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums, gath
 
 if TYPE_CHECKING:
     from headprobe.calibration.rescoring import Rescoring
+    from headprobe.classifiers.classifying import Classifying
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
+
+NO_CLASSIFIER = "none"
+"""The choice of a classifier that asks for none: the pooled feature alone is scored."""
+
+MOVED = f"{CountFeatures.name}/sums"
+"""Name of the sums of features."""
 
 MANY_OF_ONE_CLASS = 0.2
 """Share of donors of their image's own class above which a run says so before its table."""
@@ -81,6 +92,7 @@ class StepResult:
         unit: The unit that the images belong to.
         rows: `[images]`, their rows inside the unit.
         last: Whether this ends the unit.
+        features: `[1 + variants, images, features]`, the pooled feature; no numbers where it cannot be read.
     """
 
     logits: Tensor
@@ -88,6 +100,7 @@ class StepResult:
     unit: int
     rows: Tensor
     last: bool
+    features: Tensor
 
 
 class AfterBatch(lightning.Callback):
@@ -167,6 +180,8 @@ class HeadProbe(lightning.LightningModule):
         row_budget: Rows (images x masks) that share a forward pass; 48 on CPUs and 1024 on GPUs if not given.
         per_class: Also count each class, for classes.csv.
         train_size: Prepare images as in training where timm tests the model at another size and crop.
+        classifier: What classifies: the model's own classifier if not given; `class-mean` or `knn`, fitted on
+            calibration images; FILE.safetensors with a linear head; `none` scores the feature alone, without labels.
 
     Attributes:
         class_names: Names of the model's classes in its classifier's order, where its configuration has them.
@@ -186,15 +201,19 @@ class HeadProbe(lightning.LightningModule):
         row_budget: int | None = None,
         per_class: bool = False,
         train_size: bool = False,
+        classifier: str | None = None,
     ) -> None:
         super().__init__()
+        self.classifying = None if classifier in (None, NO_CLASSIFIER) else _classifying(classifier, num_classes)
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
-        self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size)
-        classifier = create_classifier(self.source)
-        self.backbone, self.data_config, self.num_classes = classifier[:3]
-        self._options, self.class_names, self._decisions = classifier[3:]
+        own_classes = num_classes if self.classifying is None or not num_classes else None
+        self.source = ModelSource(name, weights, pretrained, own_classes, options or {}, train_size)
+        self.classifier = classifier
+        built = create_classifier(self.source, own=classifier is None)
+        self.backbone, self.data_config, self._own_classes = built[:3]
+        self._options, self._own_names, self._decisions = built[3:]
         self.semantics, self.per_class, self.row_budget = semantics, per_class, row_budget
         self.variants: list[Variant] = []
         self.specs: list[MaskSpec] = []
@@ -212,9 +231,12 @@ class HeadProbe(lightning.LightningModule):
         self.passes: ForwardPasses | None = None
         self.unit_sums: UnitSums | None = None
         self.scores: PairedScores | None = None
+        self.feature_scores: FeatureScores | None = None
+        self._features: CountFeatures | None = None
         self.coverage: Coverage | None = None
         self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
+        self._outputs: Outputs | None = None
         self._bad_are_wrong = False
         self._unit_rows: Sequence[Sequence[int]] | None = None
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
@@ -234,6 +256,57 @@ class HeadProbe(lightning.LightningModule):
             refuse_gradients(layout.gradients, self.source.name)
             self._layout = layout
         return self._layout
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that are scored; 0 without a classifier, or before it has seen the data that it is fitted on."""
+        if self.classifying is not None:
+            return self.classifying.classes
+        return self._own_classes if self.labelled else 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images are judged by their labels; without a classifier by their features alone."""
+        return self.classifier != NO_CLASSIFIER
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of these classes; None where the model's configuration, or the classifier, has none."""
+        return self._own_names if self.classifying is None else self.classifying.class_names
+
+    @property
+    def takes_classes(self) -> bool:
+        """Whether the classes are those of the data: a classifier is fitted on them."""
+        return self.classifying is not None and self.classifying.fits
+
+    @property
+    def classes_asked(self) -> int | None:
+        """The number of classes that the user gave, for data that do not say theirs."""
+        return None if self.classifying is None else self.classifying.asked
+
+    def take_classes(self, classes: int, class_names: Sequence[str] | None) -> None:
+        """Take the classes of the data that the classifier is fitted on."""
+        if self.classifying is not None:
+            self.classifying.take_classes(classes, class_names)
+
+    @property
+    def outputs(self) -> Outputs:
+        """What a forward pass gives: logits of the model's own classifier and its pooled feature, found on first use.
+
+        Raises:
+            UsageError: It gives nothing that can be scored.
+        """
+        if self._outputs is None:
+            size = self.layout.input_size
+            self._outputs = outputs_of(self.backbone, size, embedding=not self._own_classes)
+        if self.classifier is not None and not self._outputs.features:
+            raise UsageError(
+                f"--model.classifier {self.classifier} reads the pooled feature of model {self.source.name!r}, which "
+                f"cannot be read: {self._outputs.reason}; choose another model, or one with a classifier of its own"
+            )
+        if self.classifying is not None:
+            self.classifying.check_width(self._outputs.features, self.source.name)
+        return self._outputs
 
     def choose_masks(
         self,
@@ -259,8 +332,32 @@ class HeadProbe(lightning.LightningModule):
         self.specs = [MaskSpec(text) for text in texts]
         self.score_heads = score_heads or any(spec.needs_scores for spec in self.specs)
         self.remarks = []
+        if not self.labelled:
+            self._refuse_labelled()
         self._expand(None)
         refuse_kinds(self.layout, {variant.ablation for variant in self.variants})
+
+    def _refuse_labelled(self) -> None:
+        """Refuse what only a classifier and labels could say.
+
+        Raises:
+            UsageError: A spec, an ablation or an option needs them.
+        """
+        other = "or another --model.classifier, got none"
+        if self.per_class:
+            raise UsageError(f"--model.per_class counts right answers of each class: leave it out, {other}")
+        if OPTIMAL in {one.kind for one in self.ablations}:
+            raise UsageError(
+                "the ablation optimal lowers the loss of a classifier on labelled images: choose mean or linear, "
+                f"{other}"
+            )
+        for spec in self.specs:
+            for score in re.findall(r"grow:calibration:(\w+)", str(spec)):
+                if score in (*GRADIENTS, DIRECT):
+                    raise UsageError(
+                        f"the score {score} needs a classifier and labels: order heads by {', '.join(OF_VARIANCE)} "
+                        f"or of an earlier run, {other}"
+                    )
 
     def _expand(self, scores: Scores | None, orders: Orders = NO_ORDERS) -> None:
         """Make the variants of the specs; without scores those that are ordered by one mask any heads."""
@@ -271,6 +368,7 @@ class HeadProbe(lightning.LightningModule):
         self.head_mask = torch.stack(keep) if keep else empty
         # All of these were made for other masks.
         self.passes = self.unit_sums = self.scores = self.coverage = self.donor_labels = None
+        self.feature_scores = self._features = None
 
     @property
     def variants_now(self) -> list[Variant]:
@@ -293,6 +391,8 @@ class HeadProbe(lightning.LightningModule):
             "weights_sha256": weights_digest(self.backbone),
             "options": self._options,
             "num_classes": self.num_classes,
+            "classifier": self.classifier if self.classifying is None else self.classifying.identity(),
+            "features": self.outputs.features,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
             "layers": [layer.name for layer in self.layout.layers],
@@ -304,10 +404,14 @@ class HeadProbe(lightning.LightningModule):
         """Return what was decided about the model where the user did not."""
         found = [
             *self._decisions,
+            *(() if self.classifying is None else self.classifying.decisions(self._own_classes)),
             _normalisation(self.source, self.data_config),
             *_of_layers(self.layout),
             *self.remarks,
         ]
+        if not self.labelled:
+            text = f"none: masks are judged by how far the pooled feature moves ({self.outputs.features} numbers); "
+            found.append(Decision("classifier", f"{text}no label is read (--model.classifier)", shown=True))
         if self.resampled is not None:
             found.append(self._donors_in_words())
         if self.calibration is not None:
@@ -362,10 +466,12 @@ class HeadProbe(lightning.LightningModule):
         """
         if not self.fits:
             raise UsageError(
-                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, and for scores: "
-                f"leave it out, got {self.ablations.text}"
+                f"--calibration-file is for ablations that are fitted, {', '.join(sorted(FITTED))}, for scores, and "
+                f"for a classifier that is fitted: leave it out, got {self.ablations.text}"
             )
         found = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
+        if self.classifying is not None and self.classifying.choice.fitted:
+            self.classifying.take_given(found.classifier, found.about)
         refuse_another(found, self.identity(), self.fitted_kinds, self.score_heads)
         refuse_missing(found, self.variants)
         if not {"data", "images"} <= found.about.keys():
@@ -383,7 +489,8 @@ class HeadProbe(lightning.LightningModule):
     @property
     def fits(self) -> bool:
         """Whether something is fitted or scored on calibration images."""
-        return bool(self.fitted_kinds) or self.score_heads
+        fits = self.classifying is not None and self.classifying.choice.fitted
+        return bool(self.fitted_kinds) or self.score_heads or fits
 
     @property
     def resampled(self) -> Ablation | None:
@@ -404,10 +511,10 @@ class HeadProbe(lightning.LightningModule):
         calibrated, self.calibrating = self.calibrating, stage == "validate"
         if not self.calibrating:
             self.search = self.rescoring = None  # one that broke off
-        if self.search is not None:
+        if self.search is not None or self._fitting is not None:
             self.statistics = ()
         elif self.rescoring is not None:
-            self.statistics = self.rescoring.statistics(self.backbone)
+            self.statistics = self.rescoring.statistics(self.backbone, self._no_direct)
         elif self.calibrating:
             self.calibration, self.statistics = None, self._calibrating_statistics()
         elif calibrated:
@@ -462,11 +569,27 @@ class HeadProbe(lightning.LightningModule):
         given = {} if self.given_calibration is None else self.given_calibration.about.get(RESCORED_ORDERS, {})
         return str(given.get("ablation", rescoring_kind(self.ablations)))
 
+    @property
+    def _fitting(self) -> "Classifying | None":
+        """The classifier, while it is being fitted."""
+        return self.classifying if self.classifying is not None and self.classifying.fitting else None
+
+    def sums_of_classifier(self) -> dict[str, Any]:
+        """Return what changes the sums of the classifier that is being fitted, for a round's identity."""
+        fitting = self._fitting
+        return {} if fitting is None else {CLASSIFIER: fitting.fit(self.outputs.features).identity()}
+
     def _calibrating_statistics(self) -> tuple[HeadStatistic, ...]:
         """Return what a calibration sums: scores need the covariances that linear ablation needs."""
         if not self.score_heads:
             return (SlotStatistic(self.fitted_kinds),)
-        return SlotStatistic({*self.fitted_kinds, LINEAR}), ScoreStatistic(self.backbone)
+        scores = ScoreStatistic(self.backbone, labelled=self.labelled, no_direct=self._no_direct)
+        return SlotStatistic({*self.fitted_kinds, LINEAR}), scores
+
+    @property
+    def _no_direct(self) -> str:
+        """Why logits are no sums over heads: another classifier than the model's own gives them."""
+        return "" if self.classifying is None else f"its logits come from {self.classifying.choice.text}"
 
     def setup(self, stage: str) -> None:
         """Begin the units of the data module."""
@@ -478,6 +601,8 @@ class HeadProbe(lightning.LightningModule):
                     "the ablation resample needs batches of whole groups of rows: use headprobe.ProbeTrainer with "
                     f"headprobe.ImageNetDataModule, got {type(self.trainer).__name__} and {type(data).__name__}"
                 )
+            if self._fitting is not None:
+                self._fitting.fit(self.outputs.features).refuse_too_many(data.expected_images)
             self.begin_units(data.units, data.valid_classes, data.unit_rows, data.on_bad_image == "wrong")
 
     def continue_after(self, finished: FinishedUnits | None) -> None:
@@ -505,10 +630,12 @@ class HeadProbe(lightning.LightningModule):
     def begin_calibration(self, batch_size: int) -> RowPlan:
         """Begin to calibrate on a unit of noise, or a round of `rescoring`, for dry runs."""
         self.calibrating = True
-        if self.rescoring is None:
+        if self._fitting is not None:
+            self.statistics = ()
+        elif self.rescoring is None:
             self.statistics = self._calibrating_statistics()
         else:
-            self.statistics = self.rescoring.statistics(self.backbone)
+            self.statistics = self.rescoring.statistics(self.backbone, self._no_direct)
         self.begin_units(1)
         self.plan_passes(batch_size)
         self.observe_heads()
@@ -536,7 +663,7 @@ class HeadProbe(lightning.LightningModule):
     def _begin_passes(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         self.plan_passes(int(getattr(data, "batch_size", 32)))
-        self.scores = self.coverage = None
+        self.scores = self.coverage = self.feature_scores = None
         self.observe_heads()
 
     def plan_passes(self, batch_size: int) -> RowPlan:
@@ -570,12 +697,13 @@ class HeadProbe(lightning.LightningModule):
             budget=min(given, default=usual),
             replacements=self._replacements(),
             around=around,
+            outputs=self.outputs,
         )
         return self.passes.plan
 
     @property
     def _scoring(self) -> ScoreStatistic | None:
-        """The statistic of this stage that needs gradients, if there is one."""
+        """The statistic of this stage that scores heads, if there is one."""
         return next((one for one in self.statistics if isinstance(one, ScoreStatistic)), None)
 
     def _replacements(self) -> list[Replacement]:
@@ -601,7 +729,14 @@ class HeadProbe(lightning.LightningModule):
             return self.passes.plan
         budget = min(rows for rows in (self.row_budget, fitted, usual) if rows is not None)
         self.passes = ForwardPasses(
-            self.backbone, self.layout, keep, self.normalised, batch_size, budget, replacements=fills
+            self.backbone,
+            self.layout,
+            keep,
+            self.normalised,
+            batch_size,
+            budget,
+            replacements=fills,
+            outputs=self.outputs,
         )
         return self.passes.plan
 
@@ -664,14 +799,18 @@ class HeadProbe(lightning.LightningModule):
         self.valid_classes = None if valid_classes is None else torch.tensor(valid_classes)
         classes = self.num_classes if valid_classes is None else len(valid_classes)
         variants, per_class = len(self.variants_now), self.per_class and not self.calibrating
-        if self.search is not None:
+        if self._fitting is not None:
+            self.unit_sums = UnitSums(units, self._fitting.fit(self.outputs.features).empty, rows)
+        elif self.search is not None:
             trials, dim = len(self.search.now.heads), self.search.dim
             self.unit_sums = UnitSums(units, lambda: TrialSums(trials, dim), rows)
         else:
-            drawn = None if self.calibrating else self.resampled
+            drawn = None if self.calibrating or not self.labelled else self.resampled
             self.donor_labels = None if drawn is None else CountDonorLabels(drawn.draws)
-            counting = () if self.donor_labels is None else (self.donor_labels,)
-            scores = partial(PairedAccuracy, variants, classes, per_class)
+            moved = not self.calibrating and self.outputs.features > 0
+            self._features = CountFeatures(variants) if moved else None
+            counting = [one for one in (self._features, self.donor_labels) if one is not None]
+            scores = partial(PairedAccuracy, variants, classes, per_class) if self.labelled else ImageCount
             self.unit_sums = UnitSums(units, scores, rows, (*self.statistics, *counting))
         self._unit_rows = rows
         self._bad_are_wrong = bad_are_wrong
@@ -690,11 +829,19 @@ class HeadProbe(lightning.LightningModule):
         if donated is not None and self.donor_labels is not None and donated.rows:
             donors = torch.stack(list(self.passes.donors(donated).values()))  # [draws, images]
             opened.statistics[self.donor_labels.name]["labels"].update(batch.labels.cpu(), donors)
-        if self._scoring is not None and len(batch.images):
-            logits = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes]
+        if self._scoring is not None and len(batch.images) and self.labelled:
+            outputs = self._scored(self._scoring, batch, taps_of, opened)  # [1, images, classes + features]
         else:
-            logits = self._logits(batch.images, taps_of, donated)  # [1 + variants, images, classes]
+            outputs = self._run(batch.images, taps_of, donated)  # [1 + variants, images, classes + features]
+        _, features = self.outputs.split(outputs)  # [1 + variants, images, features]
+        if self._features is not None:
+            self._add_features(features, batch, opened.statistics[self._features.name]["sums"])
+        logits = self._logits_of(outputs)
         labels, rows = batch.labels, batch.rows  # each [images]
+        if not self.labelled:
+            opened.scores.update(len(rows))
+            self._end_batch(batch, logits, labels, opened, name)
+            return StepResult(logits, labels, batch.unit, batch.rows, batch.last, features)
         if self.calibrating:  # constants need no labels
             known = labels >= 0
             logits, labels, rows = logits[:, known.to(logits.device)], labels[known], rows[known.to(rows.device)]
@@ -704,16 +851,31 @@ class HeadProbe(lightning.LightningModule):
         device = _double_device(logits.device)
         opened.scores.to(device).update(logits.to(device), labels.to(device), groups.to(device))
         opened.rows.labels += labels.tolist()
-        if observing is not None and not self.calibrating:
-            judged = Judged(batch.unit, rows, batch.images, batch.labels, logits[0], self.valid_classes, batch.sources)
+        self._end_batch(batch, logits, labels, opened, name)
+        return StepResult(logits, labels, batch.unit, batch.rows, batch.last, features)
+
+    @staticmethod
+    def _add_features(features: Tensor, batch: Any, sums: FeatureSums) -> None:
+        """Add what a batch's masks do to the pooled feature, of all its images."""
+        groups = torch.tensor(image_groups(batch.unit, batch.rows.tolist()), dtype=torch.int64)
+        device = _double_device(features.device)
+        sums.to(device).update(features.to(device), groups.to(device))
+
+    def _end_batch(self, batch: Any, logits: Tensor, labels: Tensor, opened: OpenUnit, name: str) -> None:
+        """Hand a judged batch to the statistics; end its unit if it was the last."""
+        if self.passes is None or self.unit_sums is None:
+            raise RunError("begin_units must be called before the first batch")
+        if self.passes.observing is not None and not self.calibrating:
+            judged = Judged(
+                batch.unit, batch.rows, batch.images, batch.labels, logits[0], self.valid_classes, batch.sources
+            )
             for statistic in self.statistics:
                 statistic.judged(judged, opened.statistics[statistic.name])
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
-        return StepResult(logits, labels, batch.unit, batch.rows, batch.last)
 
     def _scored(self, statistic: ScoreStatistic, batch: Any, taps_of: TapsOf, opened: OpenUnit) -> Tensor:
-        """Return the unmasked logits `[1, images, classes]`; add the batch's gradients to the unit's sums."""
+        """Return the unmasked model's outputs `[1, images, ...]`; add the batch's gradients to the unit's sums."""
         if self.passes is None:
             raise RunError("plan_passes must be called before heads are scored")
         sums = opened.statistics[statistic.name]
@@ -738,19 +900,26 @@ class HeadProbe(lightning.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:  # type: ignore[override]  # as `test_step`
         """Add one batch of the images that calibrate."""
-        return self.test_step(batch, batch_idx) if self.search is None else self._round_step(batch)
+        if self._fitting is None and self.search is None:
+            return self.test_step(batch, batch_idx)
+        return self._round_step(batch)
 
     def _round_step(self, batch: Any) -> StepResult:
-        """Add one batch to the losses and gradients of a round's trial constants."""
+        """Add one batch to the sums of a classifier, or to the losses and gradients of a round's trial constants."""
         if self.unit_sums is None or self.passes is None:
             raise RunError("begin_units must be called before the first batch")
         opened, name = self._opened(self.unit_sums, batch)
-        known = batch.labels >= 0
-        images, labels = batch.images[known.to(batch.images.device)], batch.labels[known]
-        opened.scores.update(*self.trial_losses(images, labels), len(labels))
+        if self._fitting is not None:
+            features = self.outputs.split(self._run(batch.images, lambda _: ()))[1][0]  # [images, features]
+            opened.scores.update(features.to(_double_device(features.device)), batch.labels)
+        else:
+            known = batch.labels >= 0
+            images, labels = batch.images[known.to(batch.images.device)], batch.labels[known]
+            opened.scores.update(*self.trial_losses(images, labels), len(labels))
         if batch.last:
             self.unit_sums.close(batch.unit, self.passes.plan.budget, name)
-        return StepResult(batch.labels.new_empty(0), batch.labels, batch.unit, batch.rows, batch.last)
+        nothing = batch.labels.new_empty(0)
+        return StepResult(nothing, batch.labels, batch.unit, batch.rows, batch.last, nothing)
 
     def trial_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed NLL `[heads]` of a round's trials on uint8 images, and its gradient `[heads, dim]`.
@@ -772,8 +941,24 @@ class HeadProbe(lightning.LightningModule):
         bad_rows = [asdict(bad) for bad in batch.bad]
         return sums.open(batch.unit, batch.rows.tolist(), bad_rows, name), name
 
-    def _nll(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return each image's NLL `[variants, images]`, float64, among the classes that are scored."""
+    def _logits_of(self, outputs: Tensor) -> Tensor:
+        """Return the logits `[..., classes]` that are scored, of a pass's outputs `[..., classes + features]`.
+
+        Everything that scores goes through here, gradients too.
+        """
+        logits, features = self.outputs.split(outputs)
+        if self.classifying is not None:
+            return self.classifying.logits(features)
+        return logits[..., : self.num_classes]
+
+    def _nll(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return each image's NLL `[variants, images]`, float64, among the classes that are scored.
+
+        Args:
+            outputs: Of a pass, `[variants, images, classes + features]`.
+            labels: `[images]`.
+        """
+        logits = self._logits_of(outputs)
         if self.valid_classes is not None:
             logits, labels = restrict_classes(logits, labels, self.valid_classes.to(logits.device))
         logits = logits.to(_double_device(logits.device))
@@ -786,14 +971,16 @@ class HeadProbe(lightning.LightningModule):
 
         An out-of-memory halves the row budget and goes on. Statistics do not observe.
         """
-        return self._logits(images, lambda _: ())
+        return self._logits_of(self._run(images, lambda _: ()))
 
-    def _logits(self, images: Tensor, taps_of: TapsOf, groups: DonorGroups | None = None) -> Tensor:
+    def _run(self, images: Tensor, taps_of: TapsOf, groups: DonorGroups | None = None) -> Tensor:
+        """Return outputs `[1 + variants, images, classes + features]` of uint8 images."""
         if self.passes is None:
             raise RunError("plan_passes must be called before masked_logits; trainer.test does it")
         if not len(images):
-            return images.new_empty(1 + len(self.variants_now), 0, self.num_classes, dtype=torch.float32)
-        return self.passes.logits(images, taps_of, groups)
+            width = self.outputs.classes + self.outputs.features
+            return images.new_empty(1 + len(self.variants_now), 0, width, dtype=torch.float32)
+        return self.passes.outputs(images, taps_of, groups)
 
     def normalised(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return uint8 images as the model takes them, in timm's own order of operations; in its dtype by default."""
@@ -810,7 +997,10 @@ class HeadProbe(lightning.LightningModule):
         gather_nodes(self.trainer, self.unit_sums)
         arrays = read_sums(io.BytesIO(from_first(self.trainer, self._added_up)))
         self.coverage = Coverage.from_arrays(arrays[COVERAGE])
-        self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
+        if self.labelled:
+            self.scores = paired_scores(arrays[SCORES], len(self.coverage.bad) if self._bad_are_wrong else 0)
+        if MOVED in arrays:
+            self.feature_scores = feature_scores(arrays[MOVED])
 
     def on_validation_epoch_end(self) -> None:
         """Add up the units of all processes, and keep the constants that follow.
@@ -821,6 +1011,9 @@ class HeadProbe(lightning.LightningModule):
         if self.unit_sums is None:
             raise RunError("begin_units must be called before the first batch")
         gather_nodes(self.trainer, self.unit_sums)
+        if self._fitting is not None:
+            self.calibration = self._end_fit(self._fitting)
+            return
         if self.search is not None:
             self._end_round(self.search)
             return
@@ -828,6 +1021,19 @@ class HeadProbe(lightning.LightningModule):
             self._end_rescored(self.rescoring)
             return
         self.calibration = from_bytes(from_first(self.trainer, self._calibrated))
+
+    def _end_fit(self, classifying: "Classifying") -> Calibration:
+        """Fit the classifier, on the first process; all go on with it. Return what is known of its images."""
+        found = from_bytes(from_first(self.trainer, lambda: self._fitted(classifying)))
+        classifying.take_fitted(classifying.restored(found.classifier, found.about))
+        return Calibration([], found.about)
+
+    def _fitted(self, classifying: "Classifying") -> bytes:
+        """Return a calibration that holds the classifier alone; on the first process only, which has all sums."""
+        whole = self._whole_calibration()
+        classifying.take_fitted(classifying.fit(self.outputs.features).fitted(whole[SCORES]))
+        about = self._about_calibration(whole[COVERAGE], int(whole[SCORES].labelled))
+        return to_bytes(Calibration([], about, classifying.saved()))
 
     def begin_search(self) -> None:
         """Begin to seek the optimal constants that the variants need, once the means are there."""
@@ -872,15 +1078,12 @@ class HeadProbe(lightning.LightningModule):
 
     def _calibrated(self) -> bytes:
         """Return the calibration as the bytes of its file; on the first process only, which has all sums."""
-        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
-        self.coverage = whole[COVERAGE]
-        check_coverage(whole[COVERAGE], data_of(self.trainer))
-        if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
-            raise RunError(bad_calibration_message(whole[COVERAGE].bad))
+        whole = self._whole_calibration()
         statistic = self.statistics[0]
         if not isinstance(statistic, SlotStatistic):
             raise RunError("only the slots' own statistic calibrates")
-        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE], int(whole[SCORES].images))
+        labelled = int(whole[SCORES].images) if self.labelled else 0
+        constants, about = statistic.constants(), self._about_calibration(whole[COVERAGE], labelled)
         if self._scoring is not None:
             scores = self._scoring.scores(constants)
             constants = [replace(layer, scores=own) for layer, own in zip(constants, scores, strict=True)]
@@ -888,6 +1091,19 @@ class HeadProbe(lightning.LightningModule):
         calibration = Calibration(constants, about)
         check_finite(calibration)
         return to_bytes(calibration)
+
+    def _whole_calibration(self) -> NamedSums:
+        """Return the sums of all units that calibrate, each read exactly once.
+
+        Raises:
+            RunError: Units are missing, or images that must be read cannot be.
+        """
+        whole = self.unit_sums.whole() if self.unit_sums is not None else {}
+        self.coverage = whole[COVERAGE]
+        check_coverage(whole[COVERAGE], data_of(self.trainer))
+        if whole[COVERAGE].bad and data_of(self.trainer).on_bad_image == "error":
+            raise RunError(bad_calibration_message(whole[COVERAGE].bad))
+        return whole
 
     def _about_calibration(self, coverage: Coverage, labelled: int) -> dict[str, Any]:
         """Return where constants come from: enough to refuse them for another model, or on the same images.
@@ -903,13 +1119,14 @@ class HeadProbe(lightning.LightningModule):
             "images": images_read(coverage),
             "images_left_out": len(coverage.bad),
             "images_labelled": labelled,
+            **({} if self.classifying is None else {CLASSIFIER: self.classifying.about()}),
         }
 
     def _added_up(self) -> bytes:
         """Add up the units; return the sums that all processes need, coverage and scores, as an npz file."""
         whole: NamedSums = self.unit_sums.whole() if self.unit_sums is not None else {}
         out = io.BytesIO()
-        write_sums({name: whole[name] for name in (COVERAGE, SCORES)}, out)
+        write_sums({name: whole[name] for name in (COVERAGE, SCORES, MOVED) if name in whole}, out)
         return out.getvalue()
 
     def teardown(self, stage: str) -> None:
@@ -917,6 +1134,12 @@ class HeadProbe(lightning.LightningModule):
         self._finished = None
         if self.passes is not None:
             self.passes.observing = None
+
+
+def _classifying(text: str, num_classes: int | None) -> "Classifying":
+    from headprobe.classifiers.classifying import Classifying  # here: few runs need it
+
+    return Classifying(text, num_classes)
 
 
 def _normalisation(source: ModelSource, config: Mapping[str, Any]) -> Decision:

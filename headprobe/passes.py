@@ -1,7 +1,7 @@
 """The forward passes of a test: proven, planned, observed, and run again with fewer rows after an out-of-memory."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import lightning
@@ -16,6 +16,7 @@ from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.donors import DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Replacement, Resample
+from headprobe.backbone.outputs import Outputs
 from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import in_single, is_out_of_memory, towards_inputs
 from headprobe.calibration.gradient_pass import SCORES_FOLLOW, ImageGradients, Scoring, gradient_pass
@@ -44,6 +45,7 @@ class ForwardPasses:
         budget: Rows that may share a forward pass.
         replacements: What fills the masked slots of each variant; zero if not given.
         around: Opened around each forward pass, before the masks of variants.
+        outputs: What a pass gives beside the logits; without it logits alone.
 
     Raises:
         UsageError: A proof fails; the model must not be run under masks.
@@ -60,10 +62,11 @@ class ForwardPasses:
         budget: int,
         replacements: Sequence[Replacement] = (),
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
+        outputs: Outputs | None = None,
     ) -> None:
-        self.around = around
+        self.around, self._read = around, outputs
         used = {layer for layer in first_layers(keep) if layer is not None}
-        joins, self._shortcuts = _proven(backbone, layout, used)
+        joins, self._shortcuts = _proven(backbone, layout, used, outputs)
         self.growing = GrowingPass(backbone, layout, joins, keep, self._shortcuts, replacements)
         self.plan = self.growing.plan(batch_size, budget)
         self.observing: Observing | None = None
@@ -84,8 +87,14 @@ class ForwardPasses:
         """Whether heads are filled from other images, so that a pass must hold whole groups of images."""
         return bool(self._resamples)
 
-    def logits(self, images: Tensor, taps_of: TapsOf = lambda _: (), groups: DonorGroups | None = None) -> Tensor:
-        """Return logits `[1 + variants, images, classes]` of one or more uint8 images.
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Let masks join and the model give all its outputs while the context is open."""
+        with _reading(self.growing.backbone, self._read), self.around(), self.growing:
+            yield
+
+    def outputs(self, images: Tensor, taps_of: TapsOf = lambda _: (), groups: DonorGroups | None = None) -> Tensor:
+        """Return outputs `[1 + variants, images, classes + features]` of one or more uint8 images.
 
         An out-of-memory halves the row budget and goes on.
 
@@ -103,7 +112,7 @@ class ForwardPasses:
         if groups is not None:
             donors = {kind: places.to(images.device) for kind, places in self.donors(groups).items()}
 
-        def run(now: slice) -> Tensor:  # [1 + variants, images of the pass, classes]
+        def run(now: slice) -> Tensor:  # [1 + variants, images of the pass, classes + features]
             for kind, places in donors.items():
                 kind.donors = places[now] - now.start  # places in the pass
             return self.growing.logits(self.normalised(images[now]), self.plan, taps_of(now))
@@ -128,7 +137,7 @@ class ForwardPasses:
             labels: `[images]`.
             heads: The head that each variant replaces by its constant.
             constants: By layer `[heads, head_dim]`, leaves that need gradients.
-            loss_of: The loss of each image from logits and labels.
+            loss_of: The loss of each image from outputs and labels.
 
         Raises:
             UsageError: The model's forward pass cuts the gradient off.
@@ -157,13 +166,13 @@ class ForwardPasses:
         scoring: Scoring,
         take: Callable[[list[ImageGradients], int], None],
     ) -> Tensor:
-        """Return logits `[1, images, classes]` of uint8 images, and hand each pass's gradients over.
+        """Return outputs `[1, images, classes + features]` of uint8 images, and hand each pass's gradients over.
 
         Args:
             images: `[images, channels, height, width]`.
             labels: `[images]`, negative for images without a label.
             taps_of: Gives the taps of each pass.
-            loss_of: The loss of each image from logits and labels.
+            loss_of: The loss of each image from outputs and labels.
             scoring: What a pass needs to know of the model.
             take: Takes a pass's gradients and its number of labelled images.
 
@@ -177,12 +186,12 @@ class ForwardPasses:
 
             def run(now: slice) -> tuple[Tensor, list[ImageGradients], int]:
                 inputs, own, taps = self.normalised(images[now]), labels[now], taps_of(now)
-                logits, gradients = gradient_pass(self.growing, self.plan, inputs, own, taps, loss_of, scoring)
-                return logits, gradients, int((own >= 0).sum())
+                outputs, gradients = gradient_pass(self.growing, self.plan, inputs, own, taps, loss_of, scoring)
+                return outputs, gradients, int((own >= 0).sum())
 
-            for logits, gradients, labelled in self._passes(images, run, follows=SCORES_FOLLOW):
+            for outputs, gradients, labelled in self._passes(images, run, follows=SCORES_FOLLOW):
                 take(gradients, labelled)
-                found.append(logits)
+                found.append(outputs)
         return torch.cat(found, dim=1)
 
     def _passes(
@@ -200,7 +209,7 @@ class ForwardPasses:
         while done < len(images):
             now = self._images_of_pass(done, groups)
             try:
-                with self.around(), self.growing:
+                with self._running():
                     found = run(now)
             except RuntimeError as error:
                 if follows:
@@ -245,7 +254,7 @@ class ForwardPasses:
             for kind in self._resamples:
                 kind.donors = torch.arange(most, device=device).roll(1)
             try:
-                with self.around(), self.growing:
+                with self._running():
                     self._rehearse_pass(observing.rehearsal(most), images, scoring)
             except RuntimeError as error:
                 observing.end_rehearsal()
@@ -289,18 +298,25 @@ class ForwardPasses:
         )
 
 
-def _any_loss(logits: Tensor, _: Tensor) -> Tensor:
+def _any_loss(outputs: Tensor, _: Tensor) -> Tensor:
     """Return a loss of images that do not count, which have no labels."""
-    return logits.double().logsumexp(dim=-1)
+    return outputs.double().logsumexp(dim=-1)
 
 
-def _proven(backbone: nn.Module, layout: HeadLayout, layers: Collection[int]) -> tuple[tuple[Join, ...], Shortcuts]:
+def _reading(backbone: nn.Module, outputs: Outputs | None) -> AbstractContextManager[None]:
+    return nullcontext() if outputs is None else outputs.reading(backbone)
+
+
+def _proven(
+    backbone: nn.Module, layout: HeadLayout, layers: Collection[int], outputs: Outputs | None
+) -> tuple[tuple[Join, ...], Shortcuts]:
     """Prove the masks; find the joins of masks whose first layer is one of `layers`, and the shortcuts that hold."""
     proven = in_single(backbone, layout.model)  # rounding in half precision would hide errors
     try:
         prove_masks(proven, layout)
-        joins, companies = find_joins(proven, layout, layers)
-        shortcuts = find_shortcuts(proven, layout, joins, companies)
+        with _reading(proven, outputs):
+            joins, companies = find_joins(proven, layout, layers, outputs)
+            shortcuts = find_shortcuts(proven, layout, joins, companies)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

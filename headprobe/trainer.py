@@ -134,6 +134,8 @@ class ProbeTrainer(lightning.Trainer):
     @staticmethod
     def split_data(probe: HeadProbe, data: Any) -> None:
         """Keep images that are judged apart from images that fit, and donors together; before the data are opened."""
+        if not probe.labelled:
+            data.without_labels()
         given = probe.given_calibration
         fitted_on = None if given is None or not probe.fits else given.about["data"]
         data.split_off(probe.fits and given is None, fitted_on)
@@ -146,11 +148,33 @@ class ProbeTrainer(lightning.Trainer):
             return
         self.split_data(model, data)
         model.calibration, model.search, model.rescoring = model.given_calibration, None, None
+        if model.classifying is not None:
+            self._leave_out(model, data, [] if model.takes_classes else model.classifying.unseen)
         if not data.fits:
             model.begin_stage("test")
             return
         # A run to resume by its name is the judged one: a calibration is found by its own key.
         self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])
+        if model.classifying is not None and model.takes_classes:
+            model.classifying.begin()
+            model.begin_stage("validate")
+            self.validate(model, datamodule=data, verbose=False)
+            self._leave_out(model, data, model.classifying.unseen)
+        if model.fitted_kinds or model.score_heads:
+            self._fit_constants(model, data)
+        model.begin_stage("test")
+        if model.calibration is not None and (warning := warning_of(model.calibration)):
+            lightning.pytorch.utilities.rank_zero_warn(warning, category=HeadprobeWarning)
+
+    @staticmethod
+    def _leave_out(model: HeadProbe, data: Any, classes: Sequence[int]) -> None:
+        """Leave classes out that the classifier has seen no image of."""
+        if classes:
+            data.bind_to(model)  # a given classifier may come before the data are opened
+        data.leave_out(classes)
+
+    def _fit_constants(self, model: HeadProbe, data: Any) -> None:
+        """Fit constants and score heads, round by round."""
         model.begin_stage("validate")
         self.validate(model, datamodule=data, verbose=False)
         for begin in (model.begin_rescoring, model.begin_search):
@@ -158,9 +182,6 @@ class ProbeTrainer(lightning.Trainer):
             while model.round_name:  # a round each
                 model.begin_stage("validate")
                 self.validate(model, datamodule=data, verbose=False)
-        model.begin_stage("test")
-        if model.calibration is not None and (warning := warning_of(model.calibration)):
-            lightning.pytorch.utilities.rank_zero_warn(warning, category=HeadprobeWarning)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train a model from nothing on a small data set; how the bundled models were made.

@@ -83,7 +83,7 @@ def _joins_of(probe: HeadProbe) -> Any:
     from headprobe.backbone.growing.joins import FoundJoins, find_joins
 
     found = find_joins(probe.backbone, probe.layout)
-    return lambda backbone, layout, layers: FoundJoins(found.joins, ())
+    return lambda backbone, layout, layers, outputs: FoundJoins(found.joins, ())
 
 
 def test_when_not_even_one_row_fits_the_run_ends_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,8 @@ def refuse_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name:
     if weight in own and weight not in state:
         raise UsageError(
             f"the weights in {path!r} have no classifier {weight!r} as {name!r} has; they belong to another model, "
-            f"or were saved without a classifier (their first tensor is {next(iter(state), 'none')})"
+            f"or were saved without a classifier, which --model.num_classes 0 and --model.classifier are for "
+            f"(their first tensor is {next(iter(state), 'none')})"
         )
     parts = []
     for what, keys in (

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from headprobe.backbone.outputs import embeds
 from headprobe.backbone.own_weights import build_filtered, changes, refuse_weights
 from headprobe.backbone.places import PLACES, Place, located, near_name, unbuildable, unreadable
 from headprobe.backbone.preparation import (
@@ -207,11 +208,16 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
             f"{counted(classes, 'class')}; correct the config.json, or give num_classes {classes} "
             "(--model.num_classes) where the weights are right"
         )
+    left_out = []
+    if options.get("num_classes") == 0 and classes is not None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
+        text = f"{head}, of {counted(classes, 'class')}: the model is built without one (--model.num_classes 0)"
+        left_out = [Decision("classifier left out", text, shown=True)]
     if classes is not None:
         options.setdefault("num_classes", classes)
     backbone = _created(name, False, options, source)
     read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
-    decisions = [Decision("weights", read)]
+    decisions = [Decision("weights", read), *left_out]
     own = backbone.state_dict()
     decisions += _types(state, own, path)
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
@@ -279,7 +285,7 @@ class Classifier(NamedTuple):
     Attributes:
         backbone: The timm model, in evaluation mode.
         data_config: Its evaluation transform, as `data_config` returns it.
-        num_classes: Classes of its classifier.
+        num_classes: Classes of its classifier, 0 without one.
         options: Arguments of `timm.create_model` that it was built with.
         class_names: Their names, in the classifier's order, where the weights' configuration has them.
         decisions: What was decided about its weights and images.
@@ -293,11 +299,12 @@ class Classifier(NamedTuple):
     decisions: list[Decision]
 
 
-def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifier:
+def create_classifier(source: ModelSource, *, trained: bool = True, own: bool = True) -> Classifier:
     """Build a model as `create_backbone` does, and refuse one that cannot be scored.
 
     Args:
         source: What to build.
+        own: Its own classifier scores it, so it must have one.
         trained: Refuse a model with parameters that its weights do not have, a new classifier above all; a model whose
             weights are all meant to be random is not refused.
 
@@ -309,16 +316,38 @@ def create_classifier(source: ModelSource, *, trained: bool = True) -> Classifie
     backbone, options, decisions = _build(source, trained=trained)
     config = data_config(backbone, source.train_size)
     num_classes = int(backbone.num_classes)  # type: ignore[arg-type]  # timm: int
-    if num_classes < 1:
-        raise UsageError(
-            f"model {source.name!r} has no classifier to score: its weights were trained without one; give the weights "
-            "of a fine-tuned model with --model.weights FILE.safetensors"
-        )
+    embedding = embeds(backbone, own_weights=source.weights is not None)
+    if own and (num_classes < 1 or (embedding and trained)):
+        raise no_classifier(source.name, num_classes if embedding else 0)
+    if embedding:
+        decisions.append(Decision("embedding", embedding_in_words(num_classes), shown=True))
     check_channels(config, source.options.get("in_chans"))
     check_size(config, source.options)
     decisions += size_decisions(backbone, source.train_size)
+    if not own and (embedding or num_classes < 1):
+        return Classifier(backbone, config, 0, options, None, decisions)
     names, about_names = class_names(backbone, num_classes)
     return Classifier(backbone, config, num_classes, options, names, decisions + about_names)
+
+
+def no_classifier(name: str, embedding: int = 0) -> UsageError:
+    """Return the refusal of a model that has no classifier of its own.
+
+    Args:
+        name: The model's name.
+        embedding: Width of the projection that it has in its place; 0 where there is none.
+    """
+    why = f"in its place is {embedding_in_words(embedding)}" if embedding else "its weights were trained without one"
+    return UsageError(
+        f"model {name!r} has no classifier to score: {why}; choose --model.classifier class-mean or knn, fitted on "
+        "labelled calibration images, FILE.safetensors with a weight for each class, or none, which needs no labels; "
+        "or give the weights of a fine-tuned model with --model.weights FILE.safetensors"
+    )
+
+
+def embedding_in_words(width: int) -> str:
+    """Return what the output of a model is that was trained beside a model of texts."""
+    return f"a projection into the {width} numbers of the space of texts: an embedding, which is its feature"
 
 
 def class_names(backbone: nn.Module, num_classes: int) -> tuple[list[str] | None, list[Decision]]:
@@ -412,7 +441,9 @@ def _resolved(source: ModelSource) -> ModelSource:
     with resources.as_file(file) as path:
         recipe = _recipe(str(path)) or {}
         weights = source.weights or (str(path) if source.pretrained else None)
-        classes = source.num_classes or (None if weights else recipe["num_classes"])
+        classes = source.num_classes
+        if classes is None and not weights:
+            classes = recipe["num_classes"]
         options = _merged(recipe["options"], source.options)
         return ModelSource(recipe["name"], weights, False, classes, options, source.train_size)
 

@@ -23,7 +23,7 @@ from headprobe.mixture import SCHEMA, refuse_newer
 
 CONSTANTS, ABOUT = "calibration.safetensors", "calibration.json"
 
-SCORES = "scores"
+SCORES, CLASSIFIER = "scores", "classifier"
 
 RESCORED_ORDERS = "rescored"
 """Where a calibration keeps the orders of heads whose scores were computed anew step by step."""
@@ -63,12 +63,14 @@ class Calibration:
     """What was fitted, and on what.
 
     Attributes:
-        layers: The constants of every layer, in the model's order.
+        layers: The constants of every layer, in the model's order; none where only a classifier was fitted.
         about: Where they come from, as JSON values: model, weights, transform, data, rows, number of images.
+        classifier: What a classifier that was fitted consists of, by name; only in what is written to a file.
     """
 
     layers: Sequence[LayerConstants]
     about: Mapping[str, Any] = field(default_factory=dict)
+    classifier: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, dict[tuple[int, int], float]]:
@@ -170,9 +172,13 @@ def to_bytes(calibration: Calibration) -> bytes:
 
     Keys are `layers.N.samples` int64 `[]`, `layers.N.mean` float64 `[heads, head_dim]`, `layers.N.resolution` float64
     `[]`, and where they were fitted `layers.N.covariance` `[channels, channels]`, `layers.N.position`
-    `[positions, heads, head_dim]`, `layers.N.optimal` `[heads, head_dim]`, `layers.N.scores.NAME` `[heads]`.
+    `[positions, heads, head_dim]`, `layers.N.optimal` `[heads, head_dim]`, `layers.N.scores.NAME` `[heads]`. Of a
+    classifier that was fitted `classifier.means` float64 `[classes, features]`, or `classifier.bank` float32
+    `[images, features]` and `classifier.labels` int64 `[images]`; and `classifier.images` int64 `[classes]`.
     """
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Any] = {
+        f"{CLASSIFIER}.{name}": np.ascontiguousarray(values) for name, values in calibration.classifier.items()
+    }
     for number, layer in enumerate(calibration.layers):
         tensors[f"layers.{number}.samples"] = np.asarray(layer.samples, dtype=np.int64)
         tensors[f"layers.{number}.resolution"] = np.asarray(layer.resolution, dtype=np.float64)
@@ -197,8 +203,13 @@ def from_bytes(content: bytes) -> Calibration:
     if not isinstance(about, dict):
         raise ValueError(f"{METADATA} must be an object, got {type(about).__name__}")
     refuse_newer(about.pop("schema", None), Path(CONSTANTS))
-    count = 1 + max(int(name.split(".")[1]) for name in tensors)
-    return Calibration([_layer(tensors, number) for number in range(count)], about)
+    start = f"{CLASSIFIER}."
+    classifier = {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)}
+    if not tensors and CLASSIFIER not in about:
+        raise ValueError("it holds no tensors")
+    layers = [int(name.split(".")[1]) for name in tensors if not name.startswith(start)]
+    count = 1 + max(layers, default=-1)
+    return Calibration([_layer(tensors, number) for number in range(count)], about, classifier)
 
 
 def save_calibration(calibration: Calibration, directory: Path) -> None:
@@ -258,7 +269,17 @@ def _layer(tensors: Mapping[str, Any], number: int) -> LayerConstants:
     return LayerConstants(samples, mean, covariance, resolution, optional["position"], optional["optimal"], scores)
 
 
-OF_MODEL = ("name", "weights_sha256", "options", "num_classes", "data_config", "heads_per_layer", "layers", "semantics")
+OF_MODEL = (
+    "name",
+    "weights_sha256",
+    "options",
+    "num_classes",
+    "classifier",
+    "data_config",
+    "heads_per_layer",
+    "layers",
+    "semantics",
+)
 """What must be equal in a model's identity where constants are used again."""
 
 
@@ -288,7 +309,7 @@ def refuse_another(
             f"{_shown(model[name])}"
         )
     heads, wanted = [len(layer.mean) for layer in calibration.layers], list(model["heads_per_layer"])
-    if heads != wanted:
+    if heads != wanted and (heads or kinds or scores):
         raise UsageError(
             f"the calibration must have constants of every head, {wanted} in its layers: fit it anew without "
             f"--calibration-file, got {heads}"

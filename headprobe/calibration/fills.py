@@ -104,7 +104,7 @@ def few_in_words(calibration: Calibration, kinds: Sequence[str]) -> str:
         calibration: The constants.
         kinds: Kinds of ablation that take them.
     """
-    if "images" not in calibration.about:  # a stand-in
+    if "images" not in calibration.about or not calibration.layers:  # a stand-in, or a classifier alone was fitted
         return ""
     images = int(calibration.about["images"])
     what = f"{counted(images, 'image')} fit {' and '.join(kinds)}"

@@ -67,7 +67,7 @@ def gradient_pass(
     loss_of: LossOf,
     scoring: Scoring,
 ) -> tuple[Tensor, list[ImageGradients]]:
-    """Return the logits `[1, images, classes]` of the unmasked model, and each layer's gradients.
+    """Return the outputs `[1, images, classes + features]` of the unmasked model, and each layer's gradients.
 
     Args:
         growing: Runs no variant; it is entered.
@@ -75,7 +75,7 @@ def gradient_pass(
         images: `[images, channels, height, width]`, normalised.
         labels: `[images]`, negative for images without a label.
         taps: Observe the pass.
-        loss_of: The loss of each image.
+        loss_of: The loss of each image from outputs and labels.
         scoring: What the pass needs to know of the model.
 
     Raises:
@@ -84,10 +84,10 @@ def gradient_pass(
     labelled = labels >= 0  # [images]
     with _slots_in_graph(growing.backbone, growing.layout) as slots:
         with seen_by_norm(growing.backbone, scoring.readout) as seen:
-            logits = growing.logits(images, plan, taps)
+            outputs = growing.logits(images, plan, taps)
         if not bool(labelled.any()) or not slots:  # heads that are masked in the operator have no slot of their own
-            return logits.detach(), []
-        loss = loss_of(logits[:, labelled], labels[labelled]).sum()
+            return outputs.detach(), []
+        loss = loss_of(outputs[:, labelled], labels[labelled]).sum()
         if not loss.requires_grad:
             raise cut_off(growing.layout.model, "a loss without a history", SCORES_FOLLOW)
         gradients = torch.autograd.grad(loss, list(slots.values()), allow_unused=True)
@@ -96,7 +96,7 @@ def gradient_pass(
             _of_layer(growing.layout, layer, slot, gradient, labels, seen, scoring)
             for (layer, slot), gradient in zip(slots.items(), gradients, strict=True)
         ]
-    return logits.detach(), found
+    return outputs.detach(), found
 
 
 def _of_layer(

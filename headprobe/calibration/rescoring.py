@@ -179,11 +179,16 @@ class Rescoring:
     def _mask(self) -> HeadMask:
         return HeadMask(self.layout.heads_per_layer, frozenset(() if self.now is None else self.now.masked))
 
-    def statistics(self, backbone: nn.Module) -> tuple[HeadStatistic, ...]:
-        """Return what the round sums: covariances or gradients, as the score needs them."""
+    def statistics(self, backbone: nn.Module, no_direct: str = "") -> tuple[HeadStatistic, ...]:
+        """Return what the round sums: covariances or gradients, as the score needs them.
+
+        Args:
+            backbone: The model.
+            no_direct: Why logits are no sums over heads.
+        """
         if self.now is None or not self.now.needs_gradients:
             return (SlotStatistic([LINEAR]),)
-        return SlotStatistic([MEAN]), ScoreStatistic(backbone, self.folded)
+        return SlotStatistic([MEAN]), ScoreStatistic(backbone, self.folded, no_direct=no_direct)
 
     def scores(self, statistics: Sequence[HeadStatistic]) -> FloatArray:
         """Return the round's score of every head once all sums are there, `[heads of the model]`; NaN where masked.

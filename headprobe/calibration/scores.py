@@ -31,6 +31,8 @@ GRADIENTS = ("gradient_abs", "gradient_abs_l2", "gradient_fisher", "taylor_zero"
 OF_VARIANCE = ("variance_after_projection", "residual_variance_after_projection", "stable_rank")
 DIRECT = "direct_logit"
 
+NOTHING_CLASSIFIES = "nothing classifies images, so no loss has a gradient (--model.classifier none)"
+
 Projections = Sequence[HeadProjection | None]
 """By layer the output projection by head; None where it is not linear."""
 
@@ -41,10 +43,18 @@ class ScoreStatistic(HeadStatistic):
     Args:
         backbone: The model.
         folded: Makes the output projections of a model without some heads from its own.
+        labelled: Whether a classifier has a loss that gradients could be taken of.
+        no_direct: Why logits are no sums over heads, where another classifier than the model's own gives them.
     """
 
-    def __init__(self, backbone: Any, folded: Callable[[Projections], Projections] = list) -> None:
-        self._backbone, self._folded = backbone, folded
+    def __init__(
+        self,
+        backbone: Any,
+        folded: Callable[[Projections], Projections] = list,
+        labelled: bool = True,
+        no_direct: str = "",
+    ) -> None:
+        self._backbone, self._folded, self.labelled, self._elsewhere = backbone, folded, labelled, no_direct
 
     def options(self) -> dict[str, Any]:
         """Return the name."""
@@ -53,7 +63,7 @@ class ScoreStatistic(HeadStatistic):
     def begin(self, subject: Subject) -> None:
         """Look how the model reads its logits."""
         super().begin(subject)
-        found = readout_of(self._backbone, subject.layout)
+        found = self._elsewhere or readout_of(self._backbone, subject.layout)
         self._no_direct = found if isinstance(found, str) else ""
         readout = None if isinstance(found, str) else found
         self.scoring = Scoring(readout, self._folded([fact.projection for fact in subject.facts]))
@@ -97,7 +107,8 @@ class ScoreStatistic(HeadStatistic):
                 found.setdefault(name, {}).setdefault(reason, []).append(number)
         if self._whole is not None and not int(self.whole["gradients"].images):
             every = list(range(len(self.subject.layout.layers)))
-            found |= {name: {"no calibration image has a label": every} for name in (*GRADIENTS, DIRECT)}
+            why = "no calibration image has a label" if self.labelled else NOTHING_CLASSIFIES
+            found |= {name: {why: every} for name in (*GRADIENTS, DIRECT)}
         return found
 
     def scores(self, constants: Sequence[LayerConstants]) -> list[dict[str, FloatArray]]:

@@ -17,7 +17,7 @@ from headprobe.text import first_line
 OPTIMAL_FOLLOWS = "the ablation optimal follows"
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
-"""Turns logits `[variants, images, classes]` and labels `[images]` into each image's loss `[variants, images]`."""
+"""Turns outputs `[variants, images, classes + features]` and labels `[images]` into losses `[variants, images]`."""
 
 
 def trial_pass(
@@ -41,7 +41,7 @@ def trial_pass(
         labels: `[images]`.
         heads: The heads.
         constants: By layer `[heads, head_dim]`, leaves that need gradients.
-        loss_of: The loss of each image.
+        loss_of: The loss of each image from outputs and labels.
 
     Raises:
         UsageError: The model's forward pass cuts the gradient off.
@@ -50,8 +50,8 @@ def trial_pass(
     dim = max(layer.shape[1] for layer in constants)
     gradients = torch.zeros(len(heads), dim, dtype=torch.float64)
     for wave in plan.waves:
-        logits = growing.logits(images, replace(plan, waves=(wave,), idle=()))
-        summed = loss_of(logits[[1 + variant for variant in wave]], labels).sum(dim=1)  # [variants of the wave]
+        outputs = growing.logits(images, replace(plan, waves=(wave,), idle=()))
+        summed = loss_of(outputs[[1 + variant for variant in wave]], labels).sum(dim=1)  # [variants of the wave]
         layers = sorted({heads[variant][0] for variant in wave})
         found = dict(zip(layers, _gradients(summed, [constants[layer] for layer in layers]), strict=True))
         for variant, loss in zip(wave, summed.tolist(), strict=True):

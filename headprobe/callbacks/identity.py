@@ -71,6 +71,7 @@ def _of_calibration(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, A
         "model": probe.identity() if began is None else began.calibration.about["model"],
         "data": data_of(trainer).identity(),
         "variants": [],
+        **probe.sums_of_classifier(),
         **({} if search is None else {"optimal": search.now.identity()}),
         **({} if rescoring is None else {"rescored": rescoring.identity()}),
         "statistics": [statistic.options() for statistic in probe.statistics],

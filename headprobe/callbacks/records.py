@@ -19,6 +19,7 @@ from headprobe.errors import HeadprobeWarning
 from headprobe.files import cannot_write, partial_path, writing
 from headprobe.masks.spec import NONE
 from headprobe.metrics.accuracy.paired_accuracy import top_five
+from headprobe.metrics.features import of_images
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.text import counted
 
@@ -33,11 +34,15 @@ SCHEMA = pa.schema(
         pa.field("prediction", pa.int32()),
         pa.field("margin", pa.float32()),
         pa.field("nll", pa.float32()),
+        pa.field("feature_cosine", pa.float32()),
+        pa.field("feature_distance", pa.float32()),
         pa.field("source", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 """`margin` is the label's logit minus the largest other one, `nll` is in nats. An image is right where the prediction
-is its label. With a NaN or infinite logit there is no prediction (null), as in the counts, and no margin (NaN)."""
+is its label. With a NaN or infinite logit there is no prediction (null), as in the counts, and no margin (NaN). Without
+a classifier there is no label, prediction, margin and NLL; without a feature, or where it is NaN, no cosine.
+"""
 
 IMAGES = pa.schema(
     [
@@ -156,34 +161,54 @@ def _records(step: StepResult, probe: HeadProbe, sources: list[str]) -> pa.Recor
     """Return the rows of one batch, image by image under each variant in turn, the baseline first."""
     # All tensors below are [1 + variants, images], the baseline first.
     count, images = step.logits.shape[:2]
-    labels = step.labels.expand(count, -1)
+    scored = _scored(step, probe) if probe.labelled else {}
+    moved = _moved(step) if step.features.shape[-1] else {}
+    numbers = torch.arange(count)[:, None].expand(-1, images)  # of each row's variant, the baseline's 0
+    draws = torch.tensor([0, *(variant.draw for variant in probe.variants)])
+    columns = {
+        "unit": torch.full((count, images), step.unit),
+        "row": step.rows.cpu().expand(count, -1),
+        "mask": _named(numbers, [NONE, *(variant.mask.name for variant in probe.variants)]),
+        "ablation": _named(numbers, [NONE, *(variant.ablation for variant in probe.variants)]),
+        "draw": draws[numbers],
+        "source": _named(torch.arange(images).expand(count, -1), [_text(source) for source in sources]),
+        **scored,
+        **moved,
+    }
+    arrays: list[pa.Array] = []
+    for field in SCHEMA:
+        column = columns.get(field.name)
+        if column is None:
+            arrays.append(pa.nulls(count * images, field.type))
+        else:
+            arrays.append(_flat(column, field.type) if isinstance(column, Tensor) else column)
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _scored(step: StepResult, probe: HeadProbe) -> dict[str, Tensor | pa.Array]:
+    """Return the columns that need labels, `[1 + variants, images]` each."""
+    labels = step.labels.expand(len(step.logits), -1)
     own = step.logits.gather(-1, labels[..., None])[..., 0].float()
     others = step.logits.float().scatter(-1, labels[..., None], -torch.inf).amax(dim=-1)  # largest other logit
     nll = -step.logits.double().log_softmax(dim=-1).gather(-1, labels[..., None])[..., 0]
     finite = step.logits.isfinite().all(dim=-1)
     classes = probe.valid_classes if probe.valid_classes is not None else torch.arange(step.logits.shape[-1])
+    prediction = _flat(classes[top_five(step.logits)[..., 0].cpu()], SCHEMA.field("prediction").type)
+    return {
+        "label": classes[labels.cpu()],
+        "prediction": pc.if_else(_flat(finite, pa.bool_()), prediction, None),
+        "margin": torch.where(finite, own - others, torch.nan),
+        "nll": nll,
+    }
 
-    numbers = torch.arange(count)[:, None].expand(-1, images)  # of each row's variant, the baseline's 0
-    draws = torch.tensor([0, *(variant.draw for variant in probe.variants)])
-    columns = [
-        torch.full((count, images), step.unit),
-        step.rows.cpu().expand(count, -1),
-        classes[labels.cpu()],
-        _named(numbers, [NONE, *(variant.mask.name for variant in probe.variants)]),
-        _named(numbers, [NONE, *(variant.ablation for variant in probe.variants)]),
-        draws[numbers],
-        classes[top_five(step.logits)[..., 0].cpu()],
-        torch.where(finite, own - others, torch.nan),
-        nll,
-        _named(torch.arange(images).expand(count, -1), [_text(source) for source in sources]),
-    ]
-    arrays: list[pa.Array] = []
-    for column, field in zip(columns, SCHEMA, strict=True):
-        array = _flat(column, field.type) if isinstance(column, Tensor) else column
-        if field.name == "prediction":
-            array = pc.if_else(_flat(finite, pa.bool_()), array, None)
-        arrays.append(array)
-    return pa.record_batch(arrays, schema=SCHEMA)
+
+def _moved(step: StepResult) -> dict[str, pa.Array]:
+    """Return the columns of features; null where they are not defined."""
+    features = step.features.cpu().double()
+    found = of_images(features, features[0])
+    known = _flat(found.counts, pa.bool_())
+    values = {"feature_cosine": 1 - found.away, "feature_distance": found.distance}
+    return {name: pc.if_else(known, _flat(value, pa.float32()), None) for name, value in values.items()}
 
 
 def _text(name: str) -> str:

@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
-from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.mixture import CHECKED
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import agreement_table, console, masks_table
@@ -101,12 +101,12 @@ class ResultsWriter(AfterBatch):
             RunError: Images are missing or counted twice, or some could not be read; the message lists them.
         """
         probe = _probe(pl_module)
-        if probe.scores is None or probe.coverage is None:
+        if (probe.scores is None and probe.labelled) or probe.coverage is None:
             raise RunError("the test ended before its results were added up")
         data = data_of(trainer)
         check_coverage(probe.coverage, data)
         if trainer.is_global_zero:
-            self._write(trainer, probe, probe.coverage, probe.scores)
+            self._write(trainer, probe, probe.coverage)
         # Process 0 alone fails: the others do not wait until it has written everything.
         if trainer.is_global_zero and probe.coverage.bad and data.on_bad_image == "error":
             raise RunError(bad_images_message(probe.coverage.bad, self._directory))
@@ -122,24 +122,26 @@ class ResultsWriter(AfterBatch):
                 write_record(self._directory, self._record)
 
     @rank_zero_only
-    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage, scores: PairedScores) -> None:
-        directory, bad = self._directory, coverage.bad
+    def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage) -> None:
+        directory, bad, scores = self._directory, coverage.bad, probe.scores
+        features = probe.feature_scores
         policy = data_of(trainer).on_bad_image
         calibration = calibration_of(self._record)
-        rows = variant_rows(probe.variants, scores, calibration, e_values=not probe.why_no_e_value)
+        rows = variant_rows(probe.variants, scores, calibration, not probe.why_no_e_value, features)
         write_rows(directory / "masks.csv", rows)
-        groups = group_arrays(rows, scores)
+        groups = group_arrays(rows, scores, features)
         write_arrays(directory / "groups.npz", groups)
         compared = ablation_rows(rows, groups, calibration) if len(probe.ablations) > 1 else []
         if compared:
             write_rows(directory / "ablations.csv", compared)
         write_masks(directory / "masks.json", probe.variants)
         if probe.calibration is not None:
-            save_calibration(probe.calibration, directory)
+            parts = {} if probe.classifying is None else probe.classifying.saved()
+            save_calibration(replace(probe.calibration, classifier=parts), directory)
             scored = score_rows(probe.calibration.layers, int(probe.calibration.about["images"]))
             if scored:
                 write_rows(directory / "scores.csv", scored)
-        if probe.per_class:
+        if probe.per_class and scores is not None:
             classes = _scored_classes(trainer, probe)
             write_rows(directory / "classes.csv", class_rows(probe.variants, scores, classes))
         if bad:
@@ -147,8 +149,9 @@ class ResultsWriter(AfterBatch):
         unscored = {} if probe.calibration is None else probe.calibration.about.get("undefined_scores", {})
         if probe.statistics:
             write_descriptions(probe.statistics, directory, images_read(coverage))
-        if probe.statistics or unscored:
-            self._record["undefined"] = {**undefined(probe.statistics), **unscored}
+        unread = _unread_feature(probe)
+        if probe.statistics or unscored or unread:
+            self._record["undefined"] = {**undefined(probe.statistics), **unscored, **unread}
             write_record(directory, self._record)  # figures are made from files, this one included
         derived = list(write_derived(read_files(directory))) if len(probe.variants) > 1 else []
         if self.table:
@@ -222,6 +225,7 @@ def _describe_run(trainer: lightning.Trainer, probe: HeadProbe, directory: Path)
         "optimal": None if probe.calibration is None else probe.calibration.about.get(OPTIMAL),
         "rescored": None if probe.calibration is None else probe.calibration.about.get(RESCORED_ORDERS),
         "units_resumed": len(resume.finished.rows) if resume is not None else 0,
+        "classifier": None if probe.classifying is None else probe.classifying.about(),
         "calibration_images": None if probe.calibration is None else probe.calibration.about["images"],
         "decisions": _decisions(trainer, probe),
         "command": command_line(trainer),
@@ -243,11 +247,18 @@ def _scored_classes(trainer: lightning.Trainer, probe: HeadProbe) -> list[tuple[
     return [(number, names[number] if number < len(names) else str(number)) for number in numbers]
 
 
+def _unread_feature(probe: HeadProbe) -> dict[str, dict[str, list[int]]]:
+    """Return by column of features why it is empty, of all layers: nothing where the feature was read."""
+    layers = list(range(len(probe.layout.layers)))
+    reason = probe.outputs.reason
+    return {key: {reason: layers} for key in ("feature_cosine", "feature_distance")} if reason else {}
+
+
 def _accepted(bad: int, policy: str, images: int) -> str:
-    """Return the sentence about images that could not be read: how they count."""
+    """Return the sentence about images that could not be used: how they count."""
     if policy == "wrong":
-        return f"{counted(bad, 'image')} could not be read and count as wrong, under every mask; {images:,} in all"
-    return f"{counted(bad, 'image')} could not be read and were skipped; all numbers are of the other {images:,}"
+        return f"{counted(bad, 'image')} could not be used and count as wrong, under every mask; {images:,} in all"
+    return f"{counted(bad, 'image')} could not be used and were skipped; all numbers are of the other {images:,}"
 
 
 def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
@@ -258,4 +269,5 @@ def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None
     console.print(masks_table(rows, probe.title))
     broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
     if broken:
-        console.print(f"[yellow]NaN or infinite logits under {', '.join(broken[:5])}: counted as wrong[/yellow]")
+        what = "logits under {}: counted as wrong" if probe.labelled else "features under {}: left out of the means"
+        console.print(f"[yellow]NaN or infinite {what.format(', '.join(broken[:5]))}[/yellow]")

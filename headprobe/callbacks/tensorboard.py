@@ -16,11 +16,13 @@ from headprobe.masks.ablations import ZERO
 from headprobe.report.run_figures import run_figures
 from headprobe.run.load import SAME, Columns, Row, RunFiles, read_files
 
-CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement")
-BASELINE_COLUMNS = ("top1", "top5", "nll")
+CURVE_COLUMNS = ("top1", "top5", "drop_pp", "nll", "nll_rise", "agreement", "feature_cosine", "feature_distance")
+BASELINE_COLUMNS = ("top1", "top5", "nll", "feature_cosine", "feature_distance")
+"""Of these a run has those that its labels and its model allow."""
 
 _DROP = ("drop_pp", "drop_low_pp", "drop_high_pp")
 _RISE = ("nll_rise", "nll_rise_low", "nll_rise_high")
+_MOVED = ("feature_cosine", "feature_distance")
 """Columns of `curves.csv`: an estimate and its limits."""
 
 
@@ -41,7 +43,8 @@ def write_tensorboard(loggers: Sequence[Logger], directory: Path) -> None:
         if isinstance(logger, TensorBoardLogger):
             if said := run.record.get("decisions", {}).get("calibration"):
                 logger.experiment.add_text("calibration", said, global_step=0)
-            logger.log_hyperparams(_hyperparameters(run), {"baseline/top1": float(run.masks[0]["top1"])})
+            top1 = {"baseline/top1": float(run.masks[0]["top1"])} if run.labelled else {}
+            logger.log_hyperparams(_hyperparameters(run), top1)
     save_figures(loggers, directory, run_figures(run))
     for model, columns in run.described("heads").items():
         suffix = "" if model == "baseline" else f"_{model}"
@@ -78,14 +81,21 @@ def _scalars(run: RunFiles) -> dict[int, dict[str, float]]:
             curve, step = run.curves[str(row["mask"])]
             if places[curve, step] > 1:
                 continue  # pairs of heads, sets of layers: one of many would pass for all
-            for column in CURVE_COLUMNS:
+            for column in _there(row, CURVE_COLUMNS):
                 scalars.setdefault(step, {})[f"{column}/{curve}{suffix}"] = float(row[column])
 
     _add_random_orders(run, scalars)
-    baseline = {f"{column}/baseline": float(run.masks[0][column]) for column in BASELINE_COLUMNS}
+    baseline = {f"{column}/baseline": float(run.masks[0][column]) for column in _there(run.masks[0], BASELINE_COLUMNS)}
     for step in list(scalars) or [0]:
         scalars.setdefault(step, {}).update(baseline)
     return scalars
+
+
+def _there(row: Row, columns: Sequence[str]) -> list[str]:
+    """Return which of these columns a row has, those that are empty for every model left out."""
+    return [
+        name for name in columns if name in row and not (name.startswith("feature_") and np.isnan(float(row[name])))
+    ]
 
 
 def _add_random_orders(run: RunFiles, scalars: dict[int, dict[str, float]]) -> None:
@@ -99,19 +109,25 @@ def _add_random_orders(run: RunFiles, scalars: dict[int, dict[str, float]]) -> N
     drawn = [row for row in run.masks if "random_seed_" in run.curves.get(str(row["mask"]), ("",))[0]]
     # of several draws of an ablation it is the mean
     suffixes = {str(rows[0]["ablation"]): end.partition("_draw_")[0] for end, rows in _by_variant([{}, *drawn]).items()}
-    top1, nll = float(run.masks[0]["top1"]), float(run.masks[0]["nll"])
     for place in np.flatnonzero(table["orders"] > 1).tolist():
         row = {name: values[place] for name, values in table.items()}
-        drops, rises = ([float(row[name]) for name in columns] for columns in (_DROP, _RISE))
-        # a low accuracy is a high drop
-        accuracies = [float(row["top1"]), top1 - drops[2] / 100, top1 - drops[1] / 100]
-        losses = [float(row["nll"]), nll + rises[1], nll + rises[2]]
         curve = f"{row['order']}_orders{suffixes[str(row['ablation'])]}"
-        named = {"top1": accuracies, "drop_pp": drops, "nll": losses, "nll_rise": rises}
+        named = {name: [float(row[f"{name}{end}"]) for end in ("", "_low", "_high")] for name in _MOVED if name in row}
+        named |= _scored(run, row) if run.labelled else {}
         step = scalars.setdefault(int(row["heads_removed"]), {})
         for column, values in named.items():
             ends = (f"{column}/{curve}{end}" for end in ("", "_low", "_high"))
             step |= {name: value for name, value in zip(ends, values, strict=True) if np.isfinite(value)}
+
+
+def _scored(run: RunFiles, row: Row) -> dict[str, list[float]]:
+    """Return accuracy and loss of a point with their limits, and the same as drop and rise."""
+    top1, nll = float(run.masks[0]["top1"]), float(run.masks[0]["nll"])
+    drops, rises = ([float(row[name]) for name in columns] for columns in (_DROP, _RISE))
+    # a low accuracy is a high drop
+    accuracies = [float(row["top1"]), top1 - drops[2] / 100, top1 - drops[1] / 100]
+    losses = [float(row["nll"]), nll + rises[1], nll + rises[2]]
+    return {"top1": accuracies, "drop_pp": drops, "nll": losses, "nll_rise": rises}
 
 
 def _by_variant(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -76,13 +76,14 @@ class Fitting:
     def lines(self) -> list[str]:
         """Return all but the time in words."""
         images = "an unknown number of images" if self.images is None else counted(self.images, "image")
+        own = size_in_words(self.sums)
         kinds = ", ".join(kind for kind in self.kinds if kind != OPTIMAL) or "the means that optimal begins with"
         found = [
             f"fitting: {kinds} on {images}, in one forward {'and backward ' * (SCORES in self.kinds)}pass of the "
             f"unmasked model each, which costs as much as {self.seconds / self.plain:.2f} plain forward passes",
-            f"sums: {_size(self.sums)} for each unit of the data; of units that are read ({self.reading} at once) and "
-            f"merged ones (up to {self.finished}) about {_size(self.memory)} in memory at the peak, a process, and up "
-            f"to {_size(self.finished * self.sums)} on disk; calibration.safetensors takes {_size(self.sums)}",
+            f"sums: {own} for each unit of the data; of units that are read ({self.reading} at once) and merged ones "
+            f"(up to {self.finished}) about {size_in_words(self.memory)} in memory at the peak, a process, and up to "
+            f"{size_in_words(self.finished * self.sums)} on disk; calibration.safetensors takes {own}",
         ]
         if self.rescoring:
             rounds = sum(rounds for rounds, _ in self.rescoring)
@@ -130,7 +131,7 @@ def plan_fitting(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> Fit
     heads = heads_to_optimise(probe.variants)
     of_round = _seconds_of_round(trainer, probe, data.batch_size, heads) if heads else 0.0
     rescoring = _rescoring(trainer, probe, data.batch_size)
-    plain, seconds, sums = _seconds_and_sums(trainer, probe, data.batch_size)
+    plain, seconds, sums = seconds_and_sums(trainer, probe, data.batch_size)
     return Fitting(kinds, images, units, reading, plain, seconds, sums, len(heads), of_round, rescoring)
 
 
@@ -149,13 +150,13 @@ def _rescoring(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) ->
         gradients = trial.now is not None and trial.now.needs_gradients
         if trial.now is not None and gradients not in rounds:
             probe.rescoring = trial
-            found.append((gradients, _seconds_and_sums(trainer, probe, batch_size)[1]))
+            found.append((gradients, seconds_and_sums(trainer, probe, batch_size)[1]))
         rounds[gradients] = rounds.get(gradients, 0) + rounds_of(every, wanted)
     probe.rescoring = None
     return tuple((rounds[gradients], seconds) for gradients, seconds in found if rounds[gradients])
 
 
-def _seconds_and_sums(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[float, float, int]:
+def seconds_and_sums(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[float, float, int]:
     """Return the seconds of a plain pass and of one that calibrates, an image, and the bytes of a unit's sums."""
     plan = probe.begin_calibration(batch_size)
     noise = _noise(probe, min(batch_size, plan.images))
@@ -211,7 +212,7 @@ def _in_turns(passes: tuple[Callable[[], Tensor], ...]) -> list[float]:
     return [min(own) for own in times]
 
 
-def _size(size: int) -> str:
+def size_in_words(size: int) -> str:
     """Return a number of bytes in words."""
     for unit, least in (("GiB", 2**30), ("MiB", 2**20)):
         if size >= least:

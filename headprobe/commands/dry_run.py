@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning
 import torch
@@ -18,6 +18,9 @@ from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
 from headprobe.text import counted, duration
+
+if TYPE_CHECKING:
+    from headprobe.commands.dry_classifier import ClassifierCost
 
 TIMED_SECONDS = 3.0
 TIMED_PASSES = 3
@@ -46,10 +49,12 @@ def print_dry_run(
     """
     device = trainer.strategy.root_device
     probe.to(device)
+    decided = probe.decisions()
     threads = torch.get_num_threads()
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, threads // trainer.num_devices))
     with torch.inference_mode():
+        classifier = _classifier(trainer, probe, data)
         fitting = plan_fitting(trainer, probe, data)
         began = time.perf_counter()
         probe.begin_judging(data.batch_size, statistics_of(trainer))
@@ -58,16 +63,26 @@ def print_dry_run(
         probe.end_judging()
     torch.set_num_threads(threads)
     images = data.expected_images
-    decisions = [f"{decision.about}: {decision.text}" for decision in [*probe.decisions(), *data.decisions()]]
-    lines = [*decisions, *about, *_masks_lines(probe), *(fitting.lines() if fitting else ()), _plan_line(probe)]
+    decisions = [f"{decision.about}: {decision.text}" for decision in [*decided, *data.decisions()]]
+    fits = [*(classifier.lines() if classifier else ()), *(fitting.lines() if fitting else ())]
+    lines = [*decisions, *about, *_masks_lines(probe), *fits, _plan_line(probe)]
     if memory := _memory_text(device):
         lines.append(f"memory: {memory} at the peak of a trial forward pass, a process")
     beside = None if writing is None else Beside(proofs * (2 if fitting else 1), writing)
-    lines += time_lines(seconds, images, trainer.world_size, fitting, beside)
-    if images is not None and (line := _resolves_line(images, probe)):
+    lines += time_lines(seconds, images, trainer.world_size, fitting, beside, classifier)
+    if images is not None and probe.labelled and (line := _resolves_line(images, probe)):
         lines.append(line)
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _classifier(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> "ClassifierCost | None":
+    """Return what fitting a classifier costs; None where none is fitted."""
+    if not probe.takes_classes:
+        return None
+    from headprobe.commands.dry_classifier import plan_classifier  # here: few runs need it
+
+    return plan_classifier(trainer, probe, data)
 
 
 def _masks_lines(probe: HeadProbe) -> list[str]:
@@ -76,7 +91,7 @@ def _masks_lines(probe: HeadProbe) -> list[str]:
     heads = sum(probe.layout.heads_per_layer)
     return [
         f"model: {probe.title}, {counted(len(probe.layout.layers), 'layer')}, {counted(heads, 'head')}, "
-        f"{counted(probe.num_classes, 'class')}",
+        f"{counted(probe.num_classes, 'class') if probe.labelled else 'no classifier'}",
         f"masks: {len(names):,} beside the baseline" + (f": {shown}" if names else ""),
     ]
 
@@ -134,13 +149,19 @@ class Beside(NamedTuple):
 
 
 def time_lines(
-    seconds: float, images: int | None, processes: int, fitting: Fitting | None, beside: Beside | None = None
+    seconds: float,
+    images: int | None,
+    processes: int,
+    fitting: Fitting | None,
+    beside: Beside | None = None,
+    classifier: "ClassifierCost | None" = None,
 ) -> list[str]:
     """Return the time of both stages, and what it is of an image."""
     each = f"{seconds * 1000:.3g} ms an image on this machine"
     on = "one process" if processes == 1 else f"{processes} processes"
-    fit = fitting.time_lines(processes) if fitting else []
-    judge = "time to judge" if fitting else "time"
+    fit = [classifier.time_line(processes)] if classifier else []
+    fit += fitting.time_lines(processes) if fitting else []
+    judge = "time to judge" if fit else "time"
     if images is None:
         return [*fit, f"{judge}: {each}, model only; the data set does not say how many images it has"]
     whole = images * seconds / processes
@@ -154,11 +175,12 @@ def time_lines(
             f"time beside: about {duration(beside.proofs)} to prove the masks, {duration(beside.writing)} for tables, "
             "figures and the page"
         )
-    if fitting is not None and fitting.images is None:
+    if any(one is not None and one.images is None for one in (fitting, classifier)):
         return lines
-    if fitting is not None or beside is not None:
+    if fit or beside is not None:
         most = "at most about" if fitting and fitting.heads else "about"
         fits = fitting.images * fitting.most_seconds / processes if fitting and fitting.images else 0.0
+        fits += classifier.seconds_in_all(processes) if classifier else 0.0
         lines.append(f"time in all: {most} {duration(whole + fits + sum(beside or ()))}")
     return lines
 

@@ -14,12 +14,12 @@ which heads
 which model
   --model.name vit_base_patch16_224   timm's name, hf-hub:OWNER/MODEL, local-dir:FOLDER, or a bundled model:
                                       digits_vit, digits_swin [digits_vit]
+  --model.classifier class-mean       or knn, FILE.safetensors, none: for models without one (docs/classifiers.md) [own]
   --model.weights mine.safetensors    local weights (headprobe convert makes them) [timm's pretrained ones]
   --model.pretrained false  --model.num_classes 10   random weights; classes of the classifier [the weights' own]
   --model.options.img_size 384        any argument of timm.create_model
-  --model.train_size true             image size and crop of training where timm tests with others [false]
   --model.semantics attention         mask what a head attended to alone, not its whole slot (docs/heads.md) [slot]
-  --model.row_budget 64               rows (images x masks) that share a forward pass [48 on CPUs, 1024 on GPUs]
+  --model.train_size true  --model.row_budget 64   images as in training [false]; rows a pass [48 on CPUs, 1024 on GPUs]
 
 which images
   --data.path FOLDER                  folder, Parquet files or hub dataset; imagenet-1k streams from the hub [digits]

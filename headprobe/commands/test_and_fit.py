@@ -92,8 +92,7 @@ class RunCLI(LightningCLI):
     def open_data(self) -> None:
         """Open the data before other processes start, so that an error is printed once and nothing is written."""
         self.datamodule.prepare_data()
-        names = getattr(self.model, "class_names", None)
-        self.datamodule.bind(self.model.data_config, self.model.num_classes, names)
+        self.datamodule.bind_to(self.model)
 
 
 class TestCLI(RunCLI):

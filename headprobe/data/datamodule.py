@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap
-from headprobe.data.labels.numbering import check_texts, number_labels, restricted
+from headprobe.data.labels.numbering import Numbering, check_texts, name_of, number_labels, restricted
 from headprobe.data.labels.read_class_map import read_class_map
 from headprobe.data.parts import CalibrationRows, half_of, rows_apart
 from headprobe.data.sources.source import (
@@ -113,6 +113,7 @@ class ImageNetDataModule(LightningDataModule):
         self.fits = self.calibrating = False
         self.rows_together = 1
         self._fitted_on: Mapping[str, Any] | None = None
+        self._left_out: frozenset[int] = frozenset()  # classes that a fitted classifier does not know
 
         self._source: Source | None = None
         self._other_split: Source | None = None  # the one that calibrates
@@ -146,6 +147,26 @@ class ImageNetDataModule(LightningDataModule):
             self._request = replace(self._request, sizes=True)
             self._source = self._other_split = None
 
+    def without_labels(self) -> None:
+        """Read no labels: nothing classifies. Call it before the data are opened.
+
+        Raises:
+            UsageError: An option is about labels.
+        """
+        if self._map is not None:
+            raise UsageError(
+                "--data.class_map says which class a label is, and --model.classifier none reads no labels: leave one "
+                f"of the two out, got {self._map.origin}"
+            )
+        if self.on_bad_image == "wrong":
+            raise UsageError(
+                "--data.on_bad_image wrong counts images as wrong answers, and --model.classifier none has no answers: "
+                "choose skip or error, got wrong"
+            )
+        if self._request.labelled:
+            self._request = replace(self._request, labelled=False)
+            self._source = self._other_split = None
+
     def keep_together(self, rows: int) -> None:
         """Judge groups of so many neighbouring rows of a unit in one batch; call it before the data are bound.
 
@@ -161,6 +182,38 @@ class ImageNetDataModule(LightningDataModule):
             )
         self.rows_together = rows
 
+    def leave_out(self, classes: Sequence[int]) -> None:
+        """Use no image of classes that a fitted classifier does not know; call it before the data are bound again.
+
+        Args:
+            classes: Those without a calibration image; none at first, which forgets those of an earlier classifier.
+
+        Raises:
+            UsageError: Images that cannot be used are not to be skipped, or fewer than two classes are left.
+        """
+        self._left_out = frozenset()
+        if not classes:
+            return
+        present = range(self.classes) if self.valid_classes is None else self.valid_classes
+        unseen = sorted(set(classes) & set(present))
+        names = some([name_of(number, self.class_names) for number in unseen])
+        of_all = f"{len(unseen):,} of {counted(len(present), 'class')}"
+        remedy = (
+            "take more calibration images (--data.calibration_images, --data.calibration split:NAME), join classes "
+            "(--data.class_map)"
+        )
+        if unseen and self.on_bad_image != "skip":
+            raise UsageError(
+                f"{of_all} have no calibration image, so the classifier does not know them: {remedy}, or give "
+                f"--data.on_bad_image skip to leave their images out of all numbers, got {names}"
+            )
+        if len(present) - len(unseen) < 2:
+            raise UsageError(
+                f"{of_all} have no calibration image, and there must be two classes to choose among: {remedy}, got "
+                f"{names}"
+            )
+        self._left_out = frozenset(classes)
+
     def prepare_data(self) -> None:
         """Open the dataset and read its first images, in one process, so that one clear error is shown and not many.
 
@@ -170,11 +223,12 @@ class ImageNetDataModule(LightningDataModule):
         """
         if self._checked:  # our command line calls this before Lightning does
             return
-        source, labels = self._open(), self._first_labels
+        source = self._open()
+        labels = self._first_labels if self._request.labelled else []
         if labels and all(label == -1 for label in labels):
             raise UsageError(
-                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, "
-                f"got {source.identity['split']}"
+                f"{self._request.shown} has no labels in this split (all are -1): choose another --data.split, or "
+                f"--model.classifier none, which needs none, got {source.identity['split']}"
             )
         self._checked = True
 
@@ -189,37 +243,63 @@ class ImageNetDataModule(LightningDataModule):
         if trainer is not None:
             module: Any = trainer.lightning_module
             # Another machine may lack the data: all processes must fail then, or the others would wait for it silently.
-            names = getattr(module, "class_names", None)
             self.calibrating = stage == "validate"
-            on_all(trainer, lambda: self.bind(module.data_config, module.num_classes, names))
+            on_all(trainer, lambda: self.bind_to(module))
 
-    def bind(self, data_config: Mapping[str, Any], num_classes: int, class_names: Sequence[str] | None = None) -> None:
+    def bind_to(self, module: Any) -> None:
+        """Fit the dataset to a module, and a classifier that is fitted on the data's own classes to the dataset.
+
+        Args:
+            module: A HeadProbe, or what has its `data_config` and `num_classes`.
+
+        Raises:
+            UsageError: The dataset's classes cannot be matched to the model's.
+            RunError: The dataset cannot be reached or read.
+        """
+        names = getattr(module, "class_names", None)
+        if not getattr(module, "takes_classes", False):
+            self.bind(module.data_config, module.num_classes, names)
+            return
+        self.bind(module.data_config, module.classes_asked, None, own_classes=True)
+        module.take_classes(self.classes, self.class_names)
+
+    def bind(
+        self,
+        data_config: Mapping[str, Any],
+        num_classes: int | None,
+        class_names: Sequence[str] | None = None,
+        own_classes: bool = False,
+    ) -> None:
         """Fit the dataset to a model.
 
         `setup` does this with the trainer's model; call it yourself to use the data without a trainer.
 
         Args:
             data_config: The model's evaluation transform, as timm's `resolve_model_data_config` returns it.
-            num_classes: Classes of the model.
+            num_classes: Classes of the model; 0 where nothing classifies, and labels are not read; None where the
+                classes are the dataset's own, and it says their number.
             class_names: Names of the model's classes ("" for one without), None where it does not name them.
+            own_classes: Whether the classes are the dataset's own, perhaps joined by the class map.
 
         Raises:
             UsageError: The dataset's classes cannot be matched to the model's.
             RunError: The dataset cannot be reached or read.
         """
+        if num_classes == 0:
+            self.without_labels()
         source = self._open()
-        numbering = number_labels(source.labels, num_classes, self._map, class_names, self.trains)
+        numbering = self._numbered(source, num_classes, class_names, own_classes)
         if numbering.by_name:
             check_texts(self._first_labels, numbering)
         reader = ImageReader(data_config)
         data = FittedData(source, reader, numbering, self.max_images, self.batch_size)
         self._data = replace(data, together=self.rows_together)
         valid = numbering.valid_classes if self._restrict else None  # the property needs the rows that are cut below
-        if 1 in (num_classes, len(valid or ())):
+        if 1 in (numbering.classes, len(valid or ())):
             raise UsageError(
                 "there is only one class to choose among, so every image would count as right: give --data.path images "
-                f"of several classes, or --data.restrict_classes false to choose among all {num_classes} of the model, "
-                f"got {some(source.labels.names or ()) or self._request.shown}"
+                "of several classes, or --data.restrict_classes false to choose among all "
+                f"{numbering.classes} of the model, got {some(source.labels.names or ()) or self._request.shown}"
             )
         rows = self.calibration
         if self._fitted_on is not None:
@@ -233,6 +313,20 @@ class ImageNetDataModule(LightningDataModule):
                 _refuse_empty(self._data, "judge", rows)
         if self.rows_together > 1:
             _refuse_lonely(self._data)
+
+    def _numbered(
+        self, source: Source, num_classes: int | None, class_names: Sequence[str] | None, own_classes: bool
+    ) -> Numbering:
+        """Return which class of the model each class of the dataset is, and which of them are left out."""
+        if own_classes:
+            from headprobe.data.labels.own_classes import number_own  # here: few runs need it
+
+            found = number_own(source.labels, self._map, num_classes)
+        elif num_classes is None:
+            raise UsageError("only the dataset's own classes need no number, got none for the model's")
+        else:
+            found = number_labels(source.labels, num_classes, self._map, class_names, self.trains)
+        return replace(found, left_out=self._left_out) if self._left_out else found
 
     def _calibration_of(self, judged: FittedData, rows: CalibrationRows) -> FittedData:
         """Return the data that calibrate, with the classes of the judged ones: they are the model's."""
@@ -280,7 +374,10 @@ class ImageNetDataModule(LightningDataModule):
         Scoring ImageNet-A or -R, of 200 classes, with a model of 1000 among these 200 is their authors' protocol, and
         `--valid-labels` of timm's validate.py.
         """
-        return self._fitted.numbering.valid_classes if self._restrict else None
+        valid = self._fitted.numbering.valid_classes if self._restrict or self._left_out else None
+        if not self._left_out:
+            return valid
+        return [number for number in valid or range(self.classes) if number not in self._left_out]
 
     @property
     def units(self) -> int:
@@ -351,7 +448,7 @@ class ImageNetDataModule(LightningDataModule):
             "name": self._request.name,
             **data.source.identity,
             "image_column": self._request.image_column,
-            "label_column": self._request.label_column,
+            "label_column": self._request.label_column if self._request.labelled else None,
             "class_map": self._map.digest if self._map else None,
             "classes_sha256": data.numbering.digest,
             "restrict_classes": self._restrict,
@@ -371,10 +468,12 @@ class ImageNetDataModule(LightningDataModule):
             found.append(Decision("split", f"{split} (--data.split)"))
         given = (self._request.image_column, self._request.label_column)
         if given != ("image", "label"):
-            found.append(Decision("columns", f"images in {given[0]}, labels in {given[1]}"))
+            labels = f", labels in {given[1]}" if self._request.labelled else ""
+            found.append(Decision("columns", f"images in {given[0]}{labels}"))
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
-        if self.valid_classes is not None:
-            found.append(Decision("restricted classes", restricted(self.valid_classes, self.classes), shown=True))
+        valid = data.numbering.valid_classes if self._restrict else None  # those left out are the classifier's to say
+        if valid is not None:
+            found.append(Decision("restricted classes", restricted(valid, self.classes), shown=True))
         if words := self._calibration_in_words():
             found.append(Decision("calibration", words, shown=True))
         if self.max_images is not None:

@@ -60,7 +60,7 @@ class ExampleMaps:
             source = batch.sources[image] if batch.sources else ""
             kept[row].source = source.encode(errors="backslashreplace").decode()
             logits = batch.logits[image]
-            if bool(logits.isfinite().all()):
+            if len(logits) and bool(logits.isfinite().all()):  # without a classifier there are none
                 place = int(top_five(logits)[0])
                 kept[row].prediction = place if batch.classes is None else int(batch.classes[place])
 

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from headprobe.errors import UsageError
 from headprobe.loaded.tables import not_there
 from headprobe.metrics.arrays import FloatArray
-from headprobe.report.curve_figures import AXES, orders_figure
+from headprobe.report.curve_figures import AXES, axes_of, orders_figure
 from headprobe.report.figures import head_heat_map
 from headprobe.report.importance_figures import correlations
 from headprobe.report.mask_figures import MAPS, drops_along, drops_of_masks, head_map, largest_change
 from headprobe.report.run_figures import SPECTRA, about_heads, about_model, measures_of, similarity, statistic
 from headprobe.report.spectrum_figures import spectra_by_layer
 from headprobe.report.style import FIGURES, figure_of
-from headprobe.run.ablations import NLL_RISE
+from headprobe.run.ablations import main_quantity
 from headprobe.run.columns import unit_of
 from headprobe.run.load import Columns, Row, RunFiles
 from headprobe.run.results import column_rows
@@ -73,19 +73,20 @@ class Plots:
             figure = drops_along(self._files, rows, BY[way], _checked(ax)) if BY[way] else None
             return _drawn(figure or drops_of_masks(self._files, rows, MOST_NAMED, _checked(ax)), ax)
 
-    def heads_map(self, ax: Axes | None = None, *, column: str = NLL_RISE, ablation: str | None = None) -> Drawn:
+    def heads_map(self, ax: Axes | None = None, *, column: str | None = None, ablation: str | None = None) -> Drawn:
         """Draw a map of layers and heads.
 
         Args:
             ax: Axes to draw into.
-            column: `nll_rise` or `drop_pp` of masks of one head; or a column of `scores.csv` or of the baseline's rows
-                of `heads.csv`.
+            column: `nll_rise`, `drop_pp` or `feature_distance` of masks of one head; or a column of `scores.csv` or of
+                the baseline's rows of `heads.csv`. The first of these that the run has if not given.
             ablation: Of the masks; the first of the run if not given.
 
         Raises:
             UsageError: There is no such column, or fewer than two heads were masked alone.
         """
-        quantities = {quantity.column: quantity for quantity in MAPS}
+        quantities = {one.column: one for one in MAPS if one.column in self._files.masks[0]}
+        column = column or next(iter(quantities))
         if column not in quantities:
             return self._map_of_column(column, list(quantities), _checked(ax))
         rows = self._rows(ablation)
@@ -166,7 +167,7 @@ class Plots:
 
         Args:
             ax: Axes to draw into, with `quantity`, and with `ablation` where there are several.
-            quantity: `top1` or `nll` alone.
+            quantity: `top1`, `nll`, `feature_cosine` or `feature_distance` alone; without labels the last two.
             ablation: Of this ablation alone.
 
         Raises:
@@ -174,7 +175,8 @@ class Plots:
         """
         table = self._table("curves.csv")
         kinds = _narrowed("ablation", ablation, list(dict.fromkeys(table["ablation"].tolist())))
-        quantities = _narrowed("quantity", quantity, list(AXES))
+        every = [name for name in AXES if name in table]
+        quantities = axes_of(self._files) if quantity is None else _narrowed("quantity", quantity, every)
         wanted = [name for name, left in (("quantity=", quantities), ("ablation=", kinds)) if len(left) > 1]
         _refuse_panels(ax, len(kinds) * len(quantities), " and ".join(wanted))
         with _shown():
@@ -190,7 +192,9 @@ class Plots:
         Raises:
             UsageError: The run has no `importance.csv`, no such ablation, or `ax` has no room for all panels.
         """
-        rows = [row for row in column_rows(self._table("importance.csv")) if row["target"] == NLL_RISE]
+        table = column_rows(self._table("importance.csv"))
+        main = main_quantity({row["target"] for row in table})
+        rows = [row for row in table if row["target"] == main]
         kinds = _narrowed("ablation", ablation, list(dict.fromkeys(str(row["ablation"]) for row in rows)))
         _refuse_panels(ax, len(kinds), "ablation=")
         with _shown():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headprobe.loaded.plots import Plots
 from headprobe.loaded.tables import TABLES, Tables, empty_frame, not_there, read_frame
 from headprobe.report.run_figures import run_figures
-from headprobe.run.load import Row, RunFiles, load_files
+from headprobe.run.load import Row, RunFiles, load_files, main_cost
 from headprobe.text import counted
 
 MOST_DROPS = 5
@@ -113,9 +113,12 @@ class Run(Tables):
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the model, its data, the baseline, the largest drops, and what is in it."""
         about = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._about())
-        rows = sorted(self.files.masks[1:], key=lambda row: -float(row["drop_pp"]))[:MOST_DROPS]
+        rows = sorted(self.files.masks[1:], key=lambda row: -float(row[main_cost(row)]))[:MOST_DROPS]
         drops = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in rows)
-        heading = "".join(f"<th>{name}</th>" for name in ("largest drops", "heads", "ablation", "points [95%]", "q"))
+        names: tuple[str, ...] = ("largest drops", "heads", "ablation", "points [95%]", "q")
+        if not self.files.labelled:
+            names = ("largest distances", "heads", "ablation", "of the feature's length [95%]")
+        heading = "".join(f"<th>{name}</th>" for name in names)
         table = f"<table><tr>{heading}</tr>{drops}</table>" if rows else ""
         return f"<div><table>{about}</table>{table}</div>"
 
@@ -131,8 +134,11 @@ class Run(Tables):
             yield "calibration", self.files.fitted_in_words
         if self.meta.get("bad_images"):
             yield "bad images", f"{self.meta['bad_images']:,} (run.bad_images)"
-        scores = f"top-1 {_percent(baseline['top1'])}, top-5 {_percent(baseline['top5'])}"
-        yield "baseline", f"{scores}, NLL {float(baseline['nll']):.4g} nats"
+        if not self.files.labelled:
+            yield "baseline", "no classifier and no labels: features are compared"
+        else:
+            scores = f"top-1 {_percent(baseline['top1'])}, top-5 {_percent(baseline['top5'])}"
+            yield "baseline", f"{scores}, NLL {float(baseline['nll']):.4g} nats"
         yield "masks", f"{counted(len(self.masked_heads), 'mask')}, {counted(len(self.files.masks) - 1, 'row')}"
         yield "tables", ", ".join(name.partition(".")[0] for name in self.tables)
 
@@ -142,9 +148,12 @@ def _percent(share: object) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    what = str(row["mask"]), str(row["heads_masked"]), str(row["ablation"])
+    if "drop_pp" not in row:
+        moved, low, high = (f"{float(row[f'feature_distance{end}']):.3f}" for end in ("", "_low", "_high"))
+        return *what, f"{moved} [{low}, {high}]"
     drop, low, high = (f"{float(row[name]):+.2f}" for name in ("drop_pp", "drop_low_pp", "drop_high_pp"))
     q = float(row["bh_q"])
-    what = str(row["mask"]), str(row["heads_masked"]), str(row["ablation"])
     return *what, f"{drop} [{low}, {high}]", "" if math.isnan(q) else f"{q:.2g}"
 
 

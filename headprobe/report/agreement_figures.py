@@ -16,7 +16,7 @@ from scipy import stats
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.mask_figures import about_masks
 from headprobe.report.style import VALUE_COLOURS, new_figure, some, write_title
-from headprobe.run.ablations import NLL_RISE, with_limits
+from headprobe.run.ablations import MOVED, NLL_RISE, main_quantity, with_limits
 from headprobe.run.load import Row, RunFiles
 from headprobe.run.results import FAMILIES_JOINED
 
@@ -36,21 +36,26 @@ ONE_COLOUR = "#0f5fa6"
 
 def agreement_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield for each two ablations of a test family the rises of its masks against each other, and their ranks."""
-    for row in _rows(run):
-        if row["quantity"] != NLL_RISE:
+    rows = _rows(run)
+    main = main_quantity({row["quantity"] for row in rows})
+    what, unit = ("NLL rise", " (nats)") if main == NLL_RISE else ("feature distance", "")
+    for row in rows:
+        if row["quantity"] != main:
             continue
         family, kinds = str(row["test_family"]), (str(row["ablation_a"]), str(row["ablation_b"]))
         rises = [_rises(run, family, kind) for kind in kinds]
         masks = [mask for mask in rises[0] if mask in rises[1]]
         first, second = (np.array([of_kind[mask] for mask in masks]) for of_kind in rises)
         agree = with_limits(row, "spearman", "+.2f")
-        ranked = f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of NLL rises {agree}"
+        ranked = f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of {what}s {agree}"
         title = f"{ranked}\n{about_masks(run, kinds)}"
         layers = layers_of(run, masks)
         slug = re.sub(r"[^\w-]+", "-", family)
         yield (
             f"ablations/{slug}_{kinds[0]}_{kinds[1]}",
-            rises_against(first, second, kinds, masks, f"{title}, {row['masks']} masks of {family}", layers),
+            rises_against(
+                first, second, kinds, masks, f"{title}, {row['masks']} masks of {family}", layers, (what, unit)
+            ),
         )
 
 
@@ -68,7 +73,7 @@ def _rises(run: RunFiles, family: str, kind: str) -> dict[str, float]:
     found: dict[str, list[float]] = {mask: [] for mask in members}
     for row in own:
         if row["mask"] in found:
-            found[str(row["mask"])].append(float(row["nll_rise"]))
+            found[str(row["mask"])].append(float(row[NLL_RISE if NLL_RISE in row else MOVED]))
     return {mask: float(np.mean(values)) for mask, values in found.items()}
 
 
@@ -87,6 +92,7 @@ def rises_against(
     masks: list[str],
     title: str,
     layers: IntArray | None = None,
+    quantity: tuple[str, str] = ("NLL rise", " (nats)"),
 ) -> Figure:
     """Draw the NLL rises of masks under one ablation against those under another, and their ranks beside.
 
@@ -97,11 +103,13 @@ def rises_against(
         masks: Names of the masks; the largest rises carry theirs.
         title: What is shown, of which model, on how many images.
         layers: `[masks]`, the layer of each mask, which colours its dot; None for masks of several layers.
+        quantity: What is drawn, and its unit in brackets.
     """
+    what, unit = quantity
     figure = new_figure(10, 5.2)
     rises, ranks = figure.subplots(1, 2)
     scatter_masks(rises, first, second, layers)
-    rises.set(xlabel=f"NLL rise, {kinds[0]} (nats)", ylabel=f"NLL rise, {kinds[1]} (nats)", title="rises")
+    rises.set(xlabel=f"{what}, {kinds[0]}{unit}", ylabel=f"{what}, {kinds[1]}{unit}", title=f"{what.split()[-1]}s")
     heads = all(mask.startswith(HEAD) for mask in masks)
     name_dots(rises, first, second, [mask.removeprefix(HEAD) for mask in masks] if heads else masks)
 

@@ -25,7 +25,19 @@ MOST_LINES = 7
 MOST_NAMED = 4
 """Of the others so many are named."""
 
-AXES = {"top1": "top-1 accuracy (%)", "nll": "NLL (nats)"}
+AXES = {
+    "top1": "top-1 accuracy (%)",
+    "nll": "NLL (nats)",
+    "feature_cosine": "mean cosine of the feature",
+    "feature_distance": "distance over the feature's length",
+}
+"""What curves are drawn of: of a run with labels the first two, without the last two."""
+
+
+def axes_of(run: RunFiles) -> list[str]:
+    """Return what a run's curves are drawn of."""
+    return list(AXES)[:2] if run.labelled else list(AXES)[2:]
+
 
 RANDOM_COLOURS = ("0.35", "0.6")
 
@@ -43,7 +55,7 @@ def orders_figure(
     run: RunFiles,
     table: Columns,
     kinds: Sequence[str],
-    quantities: Sequence[str] = tuple(AXES),
+    quantities: Sequence[str] = (),
     given: Axes | None = None,
 ) -> Figure:
     """Draw all orders of a run: a column of panels for each ablation, a row for each quantity.
@@ -52,9 +64,10 @@ def orders_figure(
         run: The run.
         table: Its `curves.csv`.
         kinds: The ablations.
-        quantities: `top1`, `nll` or both.
+        quantities: Of `axes_of`, all of them if not given.
         given: Draw into these axes, not into a figure of its own; for one ablation and quantity.
     """
+    quantities = quantities or axes_of(run)
     means = list(dict.fromkeys(table["order"][table["orders"] > 1].tolist()))
     orders = [
         name for name in dict.fromkeys(table["order"].tolist()) if name not in means and _random(name) not in means
@@ -97,7 +110,8 @@ def _largest_areas(run: RunFiles, orders: Sequence[str]) -> list[str]:
     table = run.table("orders.csv")
     if table is None or len(orders) <= MOST_LINES:
         return list(orders)[:MOST_LINES]
-    areas = {name: float(np.max(table["area"][table["order"] == name])) for name in orders}
+    area = table["area" if run.labelled else "feature_area"]
+    areas = {name: float(np.max(area[table["order"] == name])) for name in orders}
     largest = sorted(orders, key=lambda name: -areas[name])[:MOST_LINES]
     return [name for name in orders if name in largest]
 
@@ -136,6 +150,8 @@ def _limits(table: Columns, rows: NDArray[np.bool_], quantity: str, baseline: fl
     """Return the limits of random orders, `[points]` each: those of the drop or of the rise, from the baseline."""
     if quantity == "top1":
         return baseline - table["drop_high_pp"][rows] / 100, baseline - table["drop_low_pp"][rows] / 100
+    if quantity != "nll":
+        return table[f"{quantity}_low"][rows], table[f"{quantity}_high"][rows]
     return baseline + table["nll_rise_low"][rows], baseline + table["nll_rise_high"][rows]
 
 

@@ -76,6 +76,7 @@ def drop_curve(
     others: Sequence[tuple[int, float]] = (),
     names: Sequence[str] = (),
     given: Axes | None = None,
+    label: str = "top-1 drop (percentage points)",
 ) -> Figure:
     """Draw drops with their 95% intervals over layers, head indices or numbers of masked heads.
 
@@ -89,6 +90,7 @@ def drop_curve(
         others: Step and drop of further draws, which get small dots.
         names: What to write below the steps in place of their numbers.
         given: Draw into these axes, not into a figure of its own.
+        label: What is drawn, and its unit.
     """
     figure, axes = one_axes(given, max(7, 0.22 * len(names)), 3.6 + 0.07 * max(map(len, names), default=0))
     errors = np.abs(np.array([lows, highs]) - np.array(drops))  # [2, points], lengths below and above
@@ -97,7 +99,7 @@ def drop_curve(
     if others:
         axes.plot(*zip(*others, strict=True), ".", color="0.45", markersize=4, zorder=1, label="other draws")
         axes.legend(frameon=False, fontsize=8)
-    axes.set(xlabel=x, ylabel="top-1 drop (percentage points)")
+    axes.set(xlabel=x, ylabel=label)
     if names:
         axes.set_xticks(steps, names, rotation=90, fontsize=8)
     else:

@@ -15,7 +15,7 @@ from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.report.agreement_figures import ONE_COLOUR, layer_bar, layer_colours
 from headprobe.report.mask_figures import about_masks, single_heads
 from headprobe.report.style import MASKED_COLOUR, figure_of, new_figure, say_nothing_there, write_title
-from headprobe.run.ablations import NLL_RISE, with_limits
+from headprobe.run.ablations import NLL_RISE, main_quantity, with_limits
 from headprobe.run.importance import ALL, CALIBRATION, JUDGED, WITHIN_LAYERS, candidates_named
 from headprobe.run.load import Columns, Row, RunFiles
 from headprobe.run.results import column_rows
@@ -38,11 +38,12 @@ DASHES = (0, (4, 2))
 
 def importance_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
     """Yield the calibration scores against the first ablation's NLL rises, and the correlations of all scores."""
-    rows = [row for row in column_rows(run.table("importance.csv") or {}) if row["target"] == NLL_RISE]
+    table = column_rows(run.table("importance.csv") or {})
+    rows = [row for row in table if row["target"] == main_quantity({one["target"] for one in table})]
     scores = run.table("scores.csv")
     if not rows:
         return
-    if scores and candidates_named(scores):
+    if scores and any(np.isfinite(scores[name].astype(np.float64)).any() for name in candidates_named(scores)):
         yield "importance/scores", _scores(run, rows, scores)
     yield "importance/correlations", correlations(run, rows)
 
@@ -51,10 +52,14 @@ def _scores(run: RunFiles, rows: Sequence[Row], scores: Columns) -> Figure:
     """Draw a panel for each score: a dot for each head, its rise under the first ablation over its score."""
     ablation = str(rows[0]["ablation"])
     of_all = {str(row["score"]): row for row in rows if row["ablation"] == ablation and row["scope"] == ALL}
-    map_of_rises = single_heads(run, [row for row in run.masks[1:] if row["ablation"] == ablation], NLL_RISE)
+    map_of_rises = single_heads(
+        run, [row for row in run.masks[1:] if row["ablation"] == ablation], str(rows[0]["target"])
+    )
     layers = scores["layer"].astype(np.int64)
     rises = map_of_rises[layers, scores["head"].astype(np.int64)]
     names = sorted(candidates_named(scores), key=list(of_all).index)  # the best predictor first
+    if not run.labelled:  # what needs labels has no value, which run.json says
+        names = [name for name in names if np.isfinite(scores[name].astype(np.float64)).any()]
     high = -(-len(names) // PANELS_WIDE)
     figure = new_figure(3.6 * PANELS_WIDE, 1.0 + 2.7 * high)
     panels = figure.subplots(high, PANELS_WIDE, squeeze=False).ravel()
@@ -64,16 +69,21 @@ def _scores(run: RunFiles, rows: Sequence[Row], scores: Columns) -> Figure:
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes in panels[::PANELS_WIDE]:
-        axes.set_ylabel("NLL rise (nats)")
+        axes.set_ylabel("NLL rise (nats)" if rows[0]["target"] == NLL_RISE else "feature distance")
     layer_bar(figure, list(panels), layers)
     chosen = of_all[names[0]]["images_chosen"]
-    title = f"Scores of heads against the NLL rise without each, {ablation} ablation\n{about_masks(run, FITTED)}"
+    title = f"Scores of heads against {_target(rows)} without each, {ablation} ablation\n{about_masks(run, FITTED)}"
     caption = (
         "A dot per head. Above: Spearman's rank correlation and its 95% interval. Scores are of "
         f"{chosen:,} calibration images. Logarithmic where a score spans decades."
     )
     write_title(figure, title, caption)
     return figure
+
+
+def _target(rows: Sequence[Row]) -> str:
+    """Return what scores are held against, in words."""
+    return "the NLL rise" if rows[0]["target"] == NLL_RISE else "how far the feature moves"
 
 
 def _panel(axes: Axes, score: FloatArray, rises: FloatArray, layers: IntArray) -> None:
@@ -124,7 +134,8 @@ def correlations(run: RunFiles, rows: Sequence[Row], given: Axes | None = None) 
     for label, (_, source) in zip(panels[0].get_yticklabels(), order, strict=True):
         label.set_color(COLOURS[source])
     panels[0].set_ylim(len(order) - 0.4, -0.6)
-    about = f"Which score predicts the NLL rise without a head: Spearman's rank correlation\n{about_masks(run, FITTED)}"
+    about = f"Which score predicts {_target(rows)} without a head: Spearman's rank correlation"
+    about += f"\n{about_masks(run, FITTED)}"
     left_out = [name for name, source in candidates if (name, source) not in order]
     if given is not None:
         about = f"{about}, {given.get_title()}"  # the ablation and its ceiling

@@ -13,7 +13,7 @@ from headprobe.metrics.arrays import FloatArray
 from headprobe.report.figures import drop_curve, head_heat_map
 from headprobe.report.style import BASELINE_COLOUR, MASKED_COLOUR, new_figure, write_title
 from headprobe.run.index_null import FEWEST_DRAWS, Null, nulls_of
-from headprobe.run.load import Row, RunFiles
+from headprobe.run.load import Row, RunFiles, main_cost
 from headprobe.text import counted
 
 SIGNIFICANT_Q = 0.05
@@ -45,7 +45,22 @@ MAPS = (
         "drop (percentage points)",
         f"Ring: q (Benjamini-Hochberg) below {SIGNIFICANT_Q}.",
     ),
+    HeadMap(
+        "feature_distance",
+        "How far the pooled feature moves when one head is masked",
+        "distance over the feature's length",
+        "Mean over images of |masked - unmasked| / |unmasked|; no labels are needed.",
+    ),
 )
+
+COSTS = {
+    "drop_pp": ("Top-1 drop with its paired 95% interval", "top-1 drop (percentage points)"),
+    "feature_distance": (
+        "How far the pooled feature moves, with its 95% interval",
+        "distance over the feature's length",
+    ),
+}
+"""What masks are drawn by along a curve, in words: without labels the second."""
 
 
 def mask_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
@@ -78,7 +93,7 @@ def _about(run: RunFiles, rows: Sequence[Row]) -> str:
 
 def _head_maps(run: RunFiles, kinds: dict[str, list[Row]]) -> Iterator[tuple[str, Figure]]:
     """Yield each quantity's map for each ablation, all in the same colours."""
-    for quantity in MAPS:
+    for quantity in (one for one in MAPS if one.column in run.masks[0]):
         limit = largest_change(run, kinds.values(), quantity.column)
         for suffix, rows in kinds.items():
             figure = head_map(run, rows, quantity, limit)
@@ -119,6 +134,8 @@ def _ringed(run: RunFiles, rows: Sequence[Row], column: str) -> NDArray[np.bool_
     """Return which heads get a ring `[layers, heads]`; a comparison with NaN is false."""
     if column == "drop_pp":
         return np.asarray(single_heads(run, rows, "bh_q") < SIGNIFICANT_Q)
+    if column == "feature_distance":  # never below 0: its interval says nothing of chance
+        return np.zeros_like(single_heads(run, rows, column), dtype=np.bool_)
     low, high = (single_heads(run, rows, f"{column}_{end}") for end in ("low", "high"))
     return np.asarray((low > 0) | (high < 0))
 
@@ -128,7 +145,7 @@ def _curves(run: RunFiles, rows: Sequence[Row], suffix: str) -> Iterator[tuple[s
     for curve in CURVES:
         figure = drops_along(run, rows, curve)
         if figure is not None:
-            yield f"drop_pp/{curve}{suffix}", figure
+            yield f"{main_cost(run.masks[0])}/{curve}{suffix}", figure
 
 
 def drops_along(run: RunFiles, rows: Sequence[Row], curve: str, given: Axes | None = None) -> Figure | None:
@@ -150,7 +167,7 @@ def drops_along(run: RunFiles, rows: Sequence[Row], curve: str, given: Axes | No
 def drops_of_masks(run: RunFiles, rows: Sequence[Row], most: int, given: Axes | None = None) -> Figure:
     """Draw the drops of all masks of one ablation beside each other, by name; of more than `most` the largest."""
     first = [row for row in rows if not row["draw"]]
-    largest = sorted(first, key=lambda row: -float(row["drop_pp"]))[:most]
+    largest = sorted(first, key=lambda row: -float(row[main_cost(row)]))[:most]
     kept = {row["mask"] for row in (first if len(first) <= most else largest)}
     names = [str(row["mask"]) for row in first if row["mask"] in kept]
     steps = {name: place for place, name in enumerate(names)}
@@ -170,13 +187,20 @@ def _drops(
 ) -> Figure:
     """Draw the drops of draw 0 with their intervals and those of other draws as dots, each mask at its step."""
     first = [row for row in shown if not row["draw"]]
-    drops, lows, highs = (
-        [float(row[column]) for row in first] for column in ("drop_pp", "drop_low_pp", "drop_high_pp")
-    )
-    others = [(steps[str(row["mask"])], float(row["drop_pp"])) for row in shown if row["draw"]]
-    title = f"Top-1 drop with its paired 95% interval{note}\n{_about(run, first)}" + (", draw 0" if others else "")
+    cost = main_cost(run.masks[0])
+    drops, lows, highs = ([float(row[column]) for row in first] for column in with_ends(cost))
+    others = [(steps[str(row["mask"])], float(row[cost])) for row in shown if row["draw"]]
+    heading, label = COSTS[cost]
+    title = f"{heading}{note}\n{_about(run, first)}" + (", draw 0" if others else "")
     places = [steps[str(row["mask"])] for row in first]
-    return drop_curve(places, drops, lows, highs, axis, title, others, names, given)
+    return drop_curve(places, drops, lows, highs, axis, title, others, names, given, label)
+
+
+def with_ends(column: str) -> tuple[str, str, str]:
+    """Return the name of a column of `masks.csv` and those of its limits."""
+    if column == "drop_pp":
+        return column, "drop_low_pp", "drop_high_pp"
+    return column, f"{column}_low", f"{column}_high"
 
 
 def single_heads(run: RunFiles, rows: Sequence[Row], column: str) -> FloatArray:
@@ -198,7 +222,11 @@ def single_heads(run: RunFiles, rows: Sequence[Row], column: str) -> FloatArray:
 
 # -- indices beside random heads of the same layers --
 
-INDEX_QUANTITIES = {"drop_pp": "top-1 drop (percentage points)", "nll_rise": "NLL rise (nats)"}
+INDEX_QUANTITIES = {
+    "drop_pp": "top-1 drop (percentage points)",
+    "nll_rise": "NLL rise (nats)",
+    "feature_distance": "distance of the feature over its length",
+}
 
 
 def index_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
@@ -224,8 +252,9 @@ INDEX_KEYS = ("mask", "ablation", "quantity", "p")
 def beside_draws(nulls: Sequence[Null], p_values: dict[tuple[str, str], float], title: str) -> Figure:
     """Draw each index as a diamond in a row of dots, which are the draws from its layers; with the p of the table."""
     figure = new_figure(10, 2.2 + 0.36 * len(nulls))
-    panels = figure.subplots(1, len(INDEX_QUANTITIES), sharey=True)
-    for axes, (quantity, label) in zip(panels, INDEX_QUANTITIES.items(), strict=True):
+    quantities = {name: label for name, label in INDEX_QUANTITIES.items() if name in nulls[0].draws}
+    panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+    for axes, (quantity, label) in zip(panels, quantities.items(), strict=True):
         for row, null in enumerate(nulls):
             _beside_draws(axes, row, null.value[quantity], null.draws[quantity])
             p = p_values.get((null.mask, quantity), float("nan"))
@@ -235,7 +264,7 @@ def beside_draws(nulls: Sequence[Null], p_values: dict[tuple[str, str], float], 
         axes.set(xlabel=label, ylim=(len(nulls) - 0.4, -0.6))
         axes.set_yticks(range(len(nulls)), [null.mask for null in nulls])
         axes.spines[["top", "right"]].set_visible(False)
-    counts = sorted({len(null.draws["drop_pp"]) for null in nulls})
+    counts = sorted({len(next(iter(null.draws.values()))) for null in nulls})
     few = f" With fewer than {FEWEST_DRAWS} draws there is no p." if counts[0] < FEWEST_DRAWS else ""
     draws = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     caption = f"Diamond: the index. Dots: {draws} draws; bar: the middle 95% of them. p: two-sided, by rank."

@@ -12,11 +12,16 @@ from headprobe.report.figures import head_heat_map
 from headprobe.report.mask_figures import about_masks, suffix_of
 from headprobe.report.matrices import LUMA, Matrix, colour_scale, mark_heads, mark_layers, paint
 from headprobe.report.style import BASELINE_COLOUR, MASKED_COLOUR, new_figure, panel_grid, write_title, zoom
+from headprobe.run.ablations import NLL_RISE, main_quantity
 from headprobe.run.interactions import CLEAR_Q, PAIRWISE
 from headprobe.run.load import Columns, RunFiles
 from headprobe.run.shapley import HEADS, LAYERS
 
-LABELS = {"nll_rise": "NLL rise (nats)", "drop_pp": "top-1 drop (percentage points)"}
+LABELS = {
+    "nll_rise": "NLL rise (nats)",
+    "drop_pp": "top-1 drop (percentage points)",
+    "feature_distance": "distance of the feature over its length",
+}
 """Quantities, and what axes call them."""
 
 MOST_NUMBERED_SIDE = 24
@@ -136,9 +141,11 @@ class Parts(NamedTuple):
 
 
 def _interactions(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]:
-    """Yield the matrices of heads and of layers, by NLL rise."""
+    """Yield the matrices of heads and of layers, by NLL rise; without labels by the feature's distance."""
+    main = main_quantity(table["quantity"].tolist())
+    cost, unit = ("NLL rise", "nats") if main == NLL_RISE else ("feature distance", "of the feature's length")
     for kind, what in ((PAIRWISE, "interactions"), ("shapley", "Shapley interactions")):
-        for ablation, own in _split(table, kind=kind, quantity="nll_rise"):
+        for ablation, own in _split(table, kind=kind, quantity=main):
             about = f"{about_masks(run, [ablation])}, {ablation} ablation"
             of_heads = np.isfinite(own["head_a"]) & np.isfinite(own["head_b"])
             of_layers = np.isnan(own["head_a"]) & np.isnan(own["head_b"]) & np.isfinite(own["layer_a"] + own["layer_b"])
@@ -147,10 +154,10 @@ def _interactions(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]
                     continue
                 parts = _matrix({column: values[rows] for column, values in own.items()})
                 which = f"{kind}_" if kind != PAIRWISE else ""
-                title = f"Pair {what} of {name}: NLL rise of both masked, less the sum of each alone\n{about}"
+                title = f"Pair {what} of {name}: {cost} of both masked, less the sum of each alone\n{about}"
                 if kind != PAIRWISE:
                     title = f"{what} of {name}: mean over all sets of other {name} that are masked\n{about}"
-                yield f"interactions/{which}{name}{suffix_of(ablation)}", pair_map(parts, title, name)
+                yield f"interactions/{which}{name}{suffix_of(ablation)}", pair_map(parts, title, name, unit)
 
 
 def _matrix(rows: Columns) -> Parts:
@@ -176,7 +183,7 @@ def _matrix(rows: Columns) -> Parts:
     return Parts(layer, head, values, clear)
 
 
-def pair_map(parts: Parts, title: str, name: str) -> Figure:
+def pair_map(parts: Parts, title: str, name: str, unit: str = "nats") -> Figure:
     """Draw interactions as a small matrix per layer, or as one matrix where parts of different layers are paired."""
     different = parts.layer[:, None] != parts.layer
     floor = np.where(parts.clear == 1, -np.inf, np.inf)
@@ -204,7 +211,7 @@ def pair_map(parts: Parts, title: str, name: str) -> Figure:
             axes.set(xlabel="layer (its heads in order)", ylabel="layer (its heads in order)")
     for axes in grid.flat[len(matrices) :]:
         axes.set_axis_off()
-    figure.colorbar(scale, ax=grid, fraction=0.04, pad=0.02, aspect=30).set_label("interaction (nats)")
+    figure.colorbar(scale, ax=grid, fraction=0.04, pad=0.02, aspect=30).set_label(f"interaction ({unit})")
     caption = (
         "Red: together they cost more than the sum, as where one stands in for the other. Blue: less. "
         f"Pale: not told from 0 (q not below {CLEAR_Q}). Hatched: no pair."

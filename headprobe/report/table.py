@@ -11,9 +11,9 @@ from rich.text import Text
 
 from headprobe.masks.ablations import ZERO
 from headprobe.masks.spec import NONE
-from headprobe.run.ablations import with_limits
+from headprobe.run.ablations import NLL_RISE, main_quantity, with_limits
 from headprobe.run.index_null import FEWEST_DRAWS, lacking
-from headprobe.run.load import JUDGED_ON_SAME, SAME, Row
+from headprobe.run.load import JUDGED_ON_SAME, SAME, Cell, Row, main_cost
 from headprobe.run.order_areas import DROPS
 from headprobe.text import counted
 
@@ -53,20 +53,26 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
         total, several = len(of_masks), any(len(lines) > 1 for lines in of_masks)
         of_masks = _largest_drops(of_masks)
         under = " under any ablation" if several else ""
-        title += f" (the {len(of_masks)} largest drops of {total:,} masks{under})"
+        cost = "drops" if "drop_pp" in rows[0] else "distances"
+        title += f" (the {len(of_masks)} largest {cost} of {total:,} masks{under})"
     if any(row.get("calibration") == SAME for row in rows):
         title += f", {JUDGED_ON_SAME}"
     shown = [rows[0], *(row for lines in of_masks for row in lines)]
 
     left_out = set() if any(row["test_family"] for row in rows) else {"q (BH)"}
+    if with_top1 := "top1" in rows[0]:
+        left_out |= {"cosine", "distance [95%]"}
     if all(row["ablation"] == ZERO for row in rows[1:]):
         left_out.add("ablation")
     spreads = _spreads(rows)
     table = _table(title, shown, spreads, left_out)
     if console.measure(table).maximum > (width or console.width):
-        table = _table(title, shown, spreads, left_out | {"heads", "top-5 %"})
-    notes = ["drop of draws: mean and standard deviation over draws; all else is of draw 0"] if spreads else []
-    if int(rows[0]["images"]) < FEW_IMAGES and len(rows) > 1:
+        table = _table(title, shown, spreads, left_out | {"heads", "top-5 %", "cosine"})
+    spread_of = "drop" if with_top1 else "distance"
+    notes = [f"{spread_of} of draws: mean and standard deviation over draws; all else is of draw 0"] if spreads else []
+    if not with_top1:
+        notes.append("of the pooled feature, masked against unmasked: mean cosine, and mean distance over its length")
+    if int(rows[0]["images"]) < FEW_IMAGES and len(rows) > 1 and with_top1:
         notes.append(f"under {FEW_IMAGES} images the intervals of nll_rise may be too narrow")
     if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
@@ -75,7 +81,9 @@ def masks_table(rows: Sequence[Row], model: str, width: int | None = None) -> Ta
 
 def agreement_table(rows: Sequence[Row]) -> Table:
     """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
-    table = plain_table("kinds of ablation: how the same masks rank by NLL rise, and what the rises sum to, in nats")
+    main = main_quantity({row["quantity"] for row in rows})
+    what = "NLL rise, and what the rises sum to, in nats" if main == NLL_RISE else "how far the feature moves"
+    table = plain_table(f"kinds of ablation: how the same masks rank by {what}")
     if any(row.get("calibration") == SAME for row in rows):
         table.caption, table.caption_justify = JUDGED_ON_SAME, "left"
     for heading in ("ablations", "masks"):
@@ -83,7 +91,7 @@ def agreement_table(rows: Sequence[Row]) -> Table:
     for heading in ("Spearman [95%]", "sums", "difference [95%]"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        if row["quantity"] != "nll_rise":
+        if row["quantity"] != main:
             continue
         table.add_row(
             f"{row['ablation_a']}, {row['ablation_b']}",
@@ -100,13 +108,15 @@ def importance_table(rows: Sequence[Row]) -> Table:
 
     Each line also has the score's correlation within layers; the last line of an ablation has the ceilings.
     """
-    rises = [row for row in rows if row["target"] == "nll_rise"]
+    main = main_quantity({row["target"] for row in rows})
+    rises = [row for row in rows if row["target"] == main]
     best = [row for row in rises if row["scope"] == "all"]
     inside = {(row["ablation"], row["score"], row["rows"]): row for row in rises if row["scope"] != "all"}
     scores = len({(row["score"], row["rows"]) for row in best})
     judged = counted(int(best[0]["images_judged"]), "image")
     measured = max(int(row["heads"]) + int(row["heads_without_score"]) for row in best)
-    title = f"which score of a head predicts the NLL rise without it: {measured} heads, judged on {judged}"
+    what = "the NLL rise" if main == NLL_RISE else "how far the feature moves"
+    title = f"which score of a head predicts {what} without it: {measured} heads, judged on {judged}"
     table = plain_table(title)
     for heading in ("ablation", "score"):
         table.add_column(heading, no_wrap=True)
@@ -144,20 +154,24 @@ def _ceiling(row: Row) -> str:
 
 def orders_table(rows: Sequence[Row]) -> Table:
     """Return a line for each order of removal, from the rows of `orders.csv`; random orders have one for their mean."""
-    table = plain_table("orders of removal: area under the accuracy curve, and heads removed until the drop is larger")
+    with_top1 = "area" in rows[0]
+    under = "accuracy curve, and heads removed until the drop is larger" if with_top1 else "mean cosine of the feature"
+    table = plain_table(f"orders of removal: area under the {under}")
     kinds = {str(row["ablation"]) for row in rows}
     table.add_column("order", overflow="fold")
     if len(kinds) > 1:
         table.add_column("ablation")
-    for heading in ("area [95%]", "minus random [95%]", *(f"{most} pp (surely)" for most in DROPS)):
+    columns = DROPS if with_top1 else ()
+    for heading in ("area [95%]", "minus random [95%]", *(f"{most} pp (surely)" for most in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
     means = {str(row["order"]) for row in rows if int(row["orders"]) > 1}
     for row in rows:
         if any(str(row["order"]).startswith(f"{mean}_seed_") for mean in means):
             continue
         name = f"{row['order']}, mean of {row['orders']}" if int(row["orders"]) > 1 else str(row["order"])
-        minus = with_limits(row, "minus_random", "+.4f").replace("not defined", "")
-        cells = [with_limits(row, "area", ".4f"), minus, *(_removable(row, most) for most in DROPS)]
+        begins = "" if with_top1 else "feature_"
+        minus = with_limits(row, f"{begins}minus_random", "+.4f").replace("not defined", "")
+        cells = [with_limits(row, f"{begins}area", ".4f"), minus, *(_removable(row, most) for most in columns)]
         table.add_row(Text(name), *([str(row["ablation"])] * (len(kinds) > 1)), *cells)
     return table
 
@@ -186,7 +200,7 @@ def index_table(rows: Sequence[Row], layers: int) -> Table:
             str(row["mask"]),
             str(row["ablation"]),
             f"{row['draws']} over layers {row['layers']}",
-            "drop pp" if row["quantity"] == "drop_pp" else "NLL rise",
+            {"drop_pp": "drop pp", "nll_rise": "NLL rise"}.get(str(row["quantity"]), "distance"),
             f"{float(row['value']):{form}}",
             f"{middle:{form}} [{low:{form}}, {high:{form}}]" if int(row["draws"]) else "",
             f"{float(row['percentile']):.1f}" if int(row["draws"]) else "",
@@ -233,7 +247,7 @@ def _by_mask(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _largest_drops(of_masks: Sequence[list[Row]]) -> list[list[Row]]:
     """Return the masks with the largest drops under any of their ablations, as many as have room; at least one."""
-    ordered = sorted(of_masks, key=lambda lines: -max(float(row["drop_pp"]) for row in lines))
+    ordered = sorted(of_masks, key=lambda lines: -max(float(row[main_cost(row)]) for row in lines))
     return ordered[: max(1, (MOST_ROWS - 1) // max(map(len, of_masks)))]
 
 
@@ -241,9 +255,13 @@ def _spreads(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     """Return by mask and ablation the drops of its draws in short, where it has several."""
     drops: dict[tuple[str, str], list[float]] = {}
     for row in rows[1:]:
-        drops.setdefault((str(row["mask"]), str(row["ablation"])), []).append(float(row["drop_pp"]))
+        drops.setdefault((str(row["mask"]), str(row["ablation"])), []).append(float(row[main_cost(row)]))
     several = {key: own for key, own in drops.items() if len(own) > 1}
-    return {key: f"{np.mean(own):+.2f} ± {np.std(own, ddof=1):.2f} ({len(own)})" for key, own in several.items()}
+    form = "+.2f" if "drop_pp" in rows[0] else ".3f"
+    return {
+        key: f"{np.mean(own):{form}} ± {np.std(own, ddof=1):{form.strip('+')}} ({len(own)})"
+        for key, own in several.items()
+    }
 
 
 def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike]) -> Table:
@@ -274,7 +292,8 @@ def _table(title: str, rows: Sequence[Row], spreads: Mapping[tuple[str, str], st
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
     cells = [_cells(row) for row in rows]
     for row, own in zip(rows, cells, strict=True) if spreads else ():
-        own["drop of draws"] = spreads.get((str(row["mask"]), str(row["ablation"])), "")
+        name = "drop of draws" if "drop_pp" in row else "distance of draws"
+        own[name] = spreads.get((str(row["mask"]), str(row["ablation"])), "")
     for heading in (name for name in cells[0] if name not in left_out):
         # a mask is looked up in masks.csv by its whole name: names are folded, never cut
         left = heading in ("mask", "ablation")
@@ -286,10 +305,18 @@ def _table(title: str, rows: Sequence[Row], spreads: Mapping[tuple[str, str], st
 
 def _cells(row: Row) -> dict[str, str | Text]:
     baseline = row["mask"] == NONE
-    return {
+    key: dict[str, str | Text] = {
         "mask": Text("baseline" if baseline else str(row["mask"]), style="dim" if baseline else ""),
         "ablation": "" if baseline else str(row["ablation"]),
         "heads": "" if baseline else str(row["heads_masked"]),
+    }
+    moved: dict[str, str | Text] = {
+        "cosine": "" if baseline else _number(row.get("feature_cosine"), ".4f"),
+        "distance [95%]": "" if baseline or "feature_distance" not in row else _distance(row),
+    }
+    if "top1" not in row:
+        return key | moved
+    scores: dict[str, str | Text] = {
         "top-1 %": f"{100 * float(row['top1']):.2f}",
         "top-5 %": f"{100 * float(row['top5']):.2f}",
         "NLL": f"{float(row['nll']):.4f}",
@@ -297,6 +324,16 @@ def _cells(row: Row) -> dict[str, str | Text]:
         "p": p_value(float(row["mcnemar_p"])),
         "q (BH)": p_value(float(row["bh_q"])),
     }
+    return key | scores
+
+
+def _number(value: Cell | None, form: str) -> str:
+    return "" if value is None or math.isnan(float(value)) else f"{float(value):{form}}"
+
+
+def _distance(row: Row) -> str:
+    middle, low, high = (float(row[f"feature_distance{end}"]) for end in ("", "_low", "_high"))
+    return "" if math.isnan(middle) else f"{middle:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _interval(row: Row) -> str:

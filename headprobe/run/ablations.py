@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from headprobe.masks.ablations import FITTED
 from headprobe.metrics.accuracy.agreement import FEWEST_ORDERED, mean_of_sums, rank_agreement
-from headprobe.metrics.arrays import FloatArray
+from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.run.load import Row
 from headprobe.run.results import FAMILIES_JOINED
 
-NLL_RISE, DROP_PP = QUANTITIES = ("nll_rise", "drop_pp")
+NLL_RISE, DROP_PP = "nll_rise", "drop_pp"
+MOVED = "feature_distance"
+"""What masks cost without labels; with labels the other two are compared."""
 
 _NESTED = re.compile(r"(^|[+:])grow:")
 """Forms of nested masks, which cost more the larger they are, whatever the ablation: `orders.csv` compares those."""
@@ -38,7 +40,7 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
     """
     kinds = list(dict.fromkeys(str(row["ablation"]) for row in rows[1:]))
     of_variants = sums_by_variant(rows, groups) if len(kinds) > 1 else {}
-    images = np.asarray(groups["images"], dtype=np.int64)
+    images = images_of(groups)
     draws = {kind: 1 + max(int(row["draw"]) for row in rows if row["ablation"] == kind) for kind in kinds}
     found: list[Row] = []
     families = _families(rows) if of_variants else {}
@@ -47,7 +49,7 @@ def ablation_rows(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]], calib
         if len(masks) < FEWEST_ORDERED:  # enough of them to be ordered
             continue
         of_kinds = {kind: _stacked(of_variants[kind, mask] for mask in masks) for kind in (first, second)}
-        for quantity in QUANTITIES:
+        for quantity in of_kinds[first]:
             key: Row = {"test_family": family, "ablation_a": first, "ablation_b": second, "quantity": quantity}
             sums = {kind: of_kinds[kind][quantity] for kind in (first, second)}
             fitted = calibration if {first, second} & FITTED else ""
@@ -72,20 +74,36 @@ def sums_by_variant(rows: Sequence[Row], groups: Mapping[str, NDArray[Any]]) -> 
     for number, row in enumerate(rows[1:], start=1):
         places.setdefault((str(row["ablation"]), str(row["mask"])), []).append(number)
     return {
-        key: {quantity: sums[quantity][draws].sum(axis=0) for quantity in QUANTITIES} for key, draws in places.items()
+        key: {quantity: of_rows[draws].sum(axis=0) for quantity, of_rows in sums.items()}
+        for key, draws in places.items()
     }
 
 
 def rises_and_drops(groups: Mapping[str, NDArray[Any]]) -> Sums:
-    """Return the sums of each quantity over the images of each group, `[rows, groups]`, from `groups.npz`."""
+    """Return the sums of each quantity over the images of each group, `[rows, groups]`, from `groups.npz`.
+
+    They are NLL rise and drop; of a run without labels how far the feature moves.
+    """
+    if "nll" not in groups:
+        return {MOVED: np.asarray(groups[MOVED], dtype=np.float64)}
     with np.errstate(invalid="ignore"):  # infinite minus infinite NLL: a rise that is not defined
         rises = np.asarray(groups["nll"] - groups["nll"][0], dtype=np.float64)
     return {NLL_RISE: rises, DROP_PP: 100.0 * (groups["top1_count"][0] - groups["top1_count"])}
 
 
+def images_of(groups: Mapping[str, NDArray[Any]]) -> IntArray:
+    """Return the images of each group, `[groups]`, that the quantities are sums over."""
+    return np.asarray(groups["images"] if "images" in groups else groups["feature_images"][0], dtype=np.int64)
+
+
+def main_quantity(quantities: Iterable[object]) -> str:
+    """Return what a table is read for first: the NLL rise, or without labels how far the feature moves."""
+    return NLL_RISE if NLL_RISE in quantities else MOVED
+
+
 def _stacked(of_masks: Iterable[Sums]) -> Sums:
     listed = list(of_masks)
-    return {quantity: np.stack([sums[quantity] for sums in listed]) for quantity in QUANTITIES}
+    return {quantity: np.stack([sums[quantity] for sums in listed]) for quantity in listed[0]}
 
 
 def _compared(sums: Sums, draws: Mapping[str, int], images: NDArray[np.int64]) -> Row:

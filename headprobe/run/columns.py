@@ -49,9 +49,13 @@ _FLOATS = {
         "gradient_abs_l2 stable_rank mutual_information confidence class_mass register_mass self_mass sink_mass "
         "value_weighted_attention output_norm_ratio attention_distance_ratio entropy_ratio high_frequency "
         "contribution_high_frequency svcca_mean cca_mean pwcca_mean cka_mean cka_unbiased_mean procrustes_mean "
-        "log_amplitude delta_log_amplitude delta_se"
+        "log_amplitude delta_log_amplitude delta_se feature_cosine feature_cosine_low feature_cosine_high "
+        "feature_distance feature_distance_low feature_distance_high"
     ),
-    "fraction": "top1 top5 agreement area area_low area_high minus_random minus_random_low minus_random_high",
+    "fraction": (
+        "top1 top5 agreement area area_low area_high minus_random minus_random_low minus_random_high feature_area "
+        "feature_area_low feature_area_high feature_minus_random feature_minus_random_low feature_minus_random_high"
+    ),
     "percentage points": "drop_pp drop_low_pp drop_high_pp",
     "nats": (
         "nll kl_nats nll_rise nll_rise_low nll_rise_high log_e_value gradient_abs taylor_zero taylor_mean entropy_nats "

@@ -4,6 +4,7 @@ An order is a curve of `masks.json` whose masks are nested: each takes away all 
 matter which clause of the mask language they come from.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,7 +16,8 @@ from scipy import stats
 from headprobe.masks.clauses import HEADS_MASKED
 from headprobe.metrics.accuracy.agreement import mean_of_sums
 from headprobe.metrics.arrays import FloatArray, IntArray
-from headprobe.run.load import Row, RunFiles
+from headprobe.run.ablations import images_of
+from headprobe.run.load import Cell, Row, RunFiles
 from headprobe.text import counted
 
 FEWEST_FOR_BAND = 10
@@ -23,6 +25,9 @@ FEWEST_FOR_BAND = 10
 
 OVER_IMAGES, ONE_MORE_ORDER, RANGE = "images", "one more order", "range of "
 """What the limits of a row are; a range says more behind these words."""
+
+FEATURES = ("feature_cosine", "feature_distance")
+"""Columns of a mask's feature against the unmasked model's; runs of before have none."""
 
 _RANDOM = re.compile(r"(.*)random_seed_\d+")
 
@@ -83,16 +88,21 @@ class GroupSums(NamedTuple):
     """What the rows of `masks.csv` score on each group of images."""
 
     images: IntArray  #: `[groups]`
-    right: IntArray  #: right answers, `[1 + variants, groups]`
-    nll: FloatArray  #: sums of the NLL, `[1 + variants, groups]`
+    right: IntArray  #: right answers, `[1 + variants, groups]`; none without labels
+    nll: FloatArray  #: sums of the NLL, `[1 + variants, groups]`; none without labels
     read: float  #: share of the images that could be read: only these are in groups
+    moved: dict[str, FloatArray]  #: sums of `FEATURES`, `[1 + variants, groups]`; none where there is no feature
 
     @classmethod
     def of(cls, run: RunFiles) -> Self:
         """Return those of a run."""
         arrays = run.arrays("groups.npz")
-        read = float(arrays["images"].sum() / max(int(run.masks[0]["images"]), 1))
-        return cls(arrays["images"], arrays["top1_count"], arrays["nll"], read)
+        images = images_of(arrays)
+        read = float(images.sum() / max(int(run.masks[0]["images"]), 1))
+        nothing = np.zeros((len(run.masks), 0))
+        moved = {name: arrays[name] for name in FEATURES if name in arrays}
+        right, nll = arrays.get("top1_count", nothing.astype(np.int64)), arrays.get("nll", nothing)
+        return cls(images, right, nll, read, moved)
 
 
 def curve_rows(run: RunFiles) -> list[Row]:
@@ -116,11 +126,33 @@ def _points(run: RunFiles, order: Order, sums: GroupSums) -> list[Row]:
     """Return the rows of one order: of several draws of the ablation their mean."""
     found = []
     for place, lines in enumerate(order.lines):
-        top1, drop, nll, rise = (mean_of_draws(run, lines, name) for name in ("top1", "drop_pp", "nll", "nll_rise"))
-        drops, rises = _limits(run, lines, sums)
         key = _key(order.name, order, int(order.counts[place]), 1, run)
-        found.append(key | _cells(top1, (drop, *drops), nll, (rise, *rises)) | {"interval": OVER_IMAGES})
+        if run.labelled:
+            names = ("top1", "drop_pp", "nll", "nll_rise")
+            top1, drop, nll, rise = (mean_of_draws(run, lines, name) for name in names)
+            drops, rises = _limits(run, lines, sums)
+            key |= _cells(top1, (drop, *drops), nll, (rise, *rises))
+        found.append(key | _moved(run, lines, sums) | {"interval": OVER_IMAGES})
     return found
+
+
+def features_of(run: RunFiles) -> list[str]:
+    """Return the columns of features that a run has."""
+    return [name for name in FEATURES if name in run.masks[0]]
+
+
+def _moved(run: RunFiles, lines: list[int], sums: GroupSums) -> Row:
+    """Return how far a point's feature has moved, with limits: of the mean of several draws by the jackknife."""
+    cells: Row = {}
+    for name in features_of(run):
+        cells[name] = mean_of_draws(run, lines, name)
+        ends: tuple[Cell, Cell] = (math.nan, math.nan)
+        if len(lines) == 1:
+            ends = run.masks[lines[0]][f"{name}_low"], run.masks[lines[0]][f"{name}_high"]
+        elif name in sums.moved:
+            ends = mean_of_sums(sums.moved[name][lines].mean(axis=0), sums.images)[1:]
+        cells |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return cells
 
 
 def _key(name: str, order: Order, count: int, orders: int, run: RunFiles) -> Row:
@@ -156,19 +188,34 @@ def _limits(run: RunFiles, lines: list[int], sums: GroupSums) -> tuple[tuple[flo
 
 def _random_points(run: RunFiles, members: Sequence[Order]) -> list[Row]:
     """Return the mean of random orders at each number of heads that several have, and where one more would lie."""
-    top1, nll = float(run.masks[0]["top1"]), float(run.masks[0]["nll"])
     found = []
     for count in sorted({count for order in members for count in order.counts.tolist()}):
         lines = [order.lines[order.counts.tolist().index(count)] for order in members if count in order.counts]
         if len(lines) > 1:
-            drops, rises = (
-                np.array([mean_of_draws(run, own, name) for own in lines]) for name in ("drop_pp", "nll_rise")
-            )
-            drop, rise = one_more(drops, 100 * (top1 - 1), 100 * top1), one_more(rises, -nll)
             key = _key(str(members[0].random), members[0], count, len(lines), run)
-            cells = _cells(top1 - drop[0] / 100, drop, nll + rise[0], rise)
+            cells = _mean_cells(run, lines) if run.labelled else {}
+            for name, (least, most) in {"feature_cosine": (-1.0, 1.0), "feature_distance": (0.0, np.inf)}.items():
+                if name in features_of(run):
+                    cells |= _with_ends(name, one_more(_values(run, lines, name), least, most))
             found.append(key | cells | {"interval": _about_limits(len(lines))})
     return found
+
+
+def _values(run: RunFiles, lines: Sequence[Sequence[int]], column: str) -> FloatArray:
+    """Return a column's value under each order, of several draws their mean, `[orders]`."""
+    return np.array([mean_of_draws(run, own, column) for own in lines])
+
+
+def _mean_cells(run: RunFiles, lines: Sequence[Sequence[int]]) -> Row:
+    """Return what a point of random orders costs, and where one more order would lie."""
+    top1, nll = float(run.masks[0]["top1"]), float(run.masks[0]["nll"])
+    drops, rises = _values(run, lines, "drop_pp"), _values(run, lines, "nll_rise")
+    drop, rise = one_more(drops, 100 * (top1 - 1), 100 * top1), one_more(rises, -nll)
+    return _cells(top1 - drop[0] / 100, drop, nll + rise[0], rise)
+
+
+def _with_ends(name: str, values: tuple[float, float, float]) -> Row:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _about_limits(orders: int) -> str:

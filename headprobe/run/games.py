@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from headprobe.metrics.arrays import FloatArray, IntArray
-from headprobe.run.ablations import QUANTITIES, Sums, rises_and_drops
+from headprobe.run.ablations import Sums, images_of, rises_and_drops
 from headprobe.run.load import RunFiles
 
 Head = tuple[int, int]
@@ -78,7 +78,7 @@ def games(run: RunFiles) -> list[Game]:
     groups = run.arrays("groups.npz")
     if not groups:
         return []
-    sums, images = rises_and_drops(groups), np.asarray(groups["images"], dtype=np.int64)
+    sums, images = rises_and_drops(groups), images_of(groups)
     kinds = list(dict.fromkeys(str(row["ablation"]) for row in run.masks[1:]))
     return [_game(run, kind, sums, images) for kind in kinds]
 
@@ -98,7 +98,7 @@ def _game(run: RunFiles, kind: str, sums: Sums, images: IntArray) -> Game:
         if row["test_family"]:
             of_many.add(heads)
     per_layer = tuple(run.record["model"]["heads_per_layer"])
-    of_sets = {quantity: _means(sums[quantity], list(draws.values())) for quantity in QUANTITIES}
+    of_sets = {quantity: _means(of_rows, list(draws.values())) for quantity, of_rows in sums.items()}
     return Game(kind, per_layer, names, frozenset(names) - of_many, of_sets, images, run.calibration)
 
 

@@ -16,7 +16,7 @@ from headprobe.metrics.accuracy.agreement import (
     score_agreements,
 )
 from headprobe.metrics.arrays import FloatArray, IntArray
-from headprobe.run.ablations import QUANTITIES, sums_by_variant
+from headprobe.run.ablations import images_of, sums_by_variant
 from headprobe.run.load import Columns, Row, RunFiles
 
 Head = tuple[int, int]
@@ -80,10 +80,10 @@ def importance_rows(
         Rows by ablation, target and scope, therein by the size of Spearman's correlation.
     """
     candidates = list(_candidates(scores, heads))
-    images = np.asarray(groups["images"], dtype=np.int64)
+    images = images_of(groups)
     found: list[Row] = []
     for ablation, sums in _targets(mask_rows, mask_heads, groups).items():
-        for target in QUANTITIES:
+        for target in sums:
             for scope in SCOPES:
                 key: Row = {"ablation": ablation, "target": target, "scope": scope}
                 rows = _judged(candidates, sums[target], images, scope)
@@ -139,7 +139,7 @@ def _targets(
     return {
         ablation: {
             quantity: {head: of_variants[ablation, name][quantity] for head, name in own.items()}
-            for quantity in QUANTITIES
+            for quantity in of_variants[ablation, next(iter(own.values()))]
         }
         for ablation, own in masks.items()
     }

@@ -19,7 +19,8 @@ from headprobe.run.load import Row, RunFiles
 FEWEST_DRAWS = 99
 """With fewer draws than these there is no p: it could not be below 0.02."""
 
-QUANTITIES = ("drop_pp", "nll_rise")
+QUANTITIES, WITHOUT_LABELS = ("drop_pp", "nll_rise"), ("feature_distance",)
+"""What an index and the draws are compared by: with labels, and without."""
 
 _INDEX = re.compile(r"index:\d+")
 _DRAW = re.compile(r"one-per-layer:(\d+)(:[\d,/-]+)?")
@@ -35,6 +36,11 @@ class Null(NamedTuple):
     draws: Mapping[str, FloatArray]  #: of each draw, by quantity: `[draws]`
 
 
+def quantities_of(run: RunFiles) -> tuple[str, ...]:
+    """Return what a run's indices are compared by."""
+    return QUANTITIES if run.labelled else WITHOUT_LABELS
+
+
 def nulls_of(run: RunFiles) -> list[Null]:
     """Return each index of a run beside the draws from its layers; none where no index has a draw."""
     layers = {mask: number_text({layer for layer, _ in heads}) for mask, heads in run.heads.items()}
@@ -45,7 +51,7 @@ def nulls_of(run: RunFiles) -> list[Null]:
     indices = [mask for mask in run.heads if _INDEX.fullmatch(mask)]
     if not any(layers[mask] in draws for mask in indices):
         return []
-    values = _values(run)
+    values, quantities = _values(run), quantities_of(run)
     found = []
     for ablation in dict.fromkeys(str(row["ablation"]) for row in run.masks[1:]):
         own = {place: [one for one in of.values() if (ablation, one) in values] for place, of in draws.items()}
@@ -55,7 +61,7 @@ def nulls_of(run: RunFiles) -> list[Null]:
             if (ablation, mask) not in values:
                 continue
             drawn_by = [values[ablation, one] for one in own.get(layers[mask], ())]
-            drawn_values = {name: np.array([one[name] for one in drawn_by], dtype=np.float64) for name in QUANTITIES}
+            drawn_values = {name: np.array([one[name] for one in drawn_by], dtype=np.float64) for name in quantities}
             found.append(Null(mask, ablation, layers[mask], values[ablation, mask], drawn_values))
     return found
 
@@ -71,7 +77,7 @@ def _values(run: RunFiles) -> dict[tuple[str, str], dict[str, float]]:
     shared: dict[tuple[str, frozenset[tuple[int, int]]], dict[str, float]] = {}
     found = {}
     for (ablation, mask), rows in lines.items():
-        own = {name: float(np.mean([float(row[name]) for row in rows])) for name in QUANTITIES}
+        own = {name: float(np.mean([float(row[name]) for row in rows])) for name in quantities_of(run)}
         found[ablation, mask] = shared.setdefault((ablation, frozenset(run.heads[mask])), own)
     return found
 
@@ -81,10 +87,10 @@ def null_rows(run: RunFiles) -> list[Row]:
 
     Benjamini-Hochberg's q is taken over the indices of an ablation.
     """
-    nulls = nulls_of(run)
-    rows = [_row(null, quantity) for null in nulls for quantity in QUANTITIES]
+    nulls, quantities = nulls_of(run), quantities_of(run)
+    rows = [_row(null, quantity) for null in nulls for quantity in quantities]
     for ablation in dict.fromkeys(null.ablation for null in nulls):
-        for quantity in QUANTITIES:
+        for quantity in quantities:
             tested = [row for row in rows if (row["ablation"], row["quantity"]) == (ablation, quantity)]
             for row, q in zip(tested, bh_q([float(row["p"]) for row in tested]), strict=True):
                 row["bh_q"] = float(q)

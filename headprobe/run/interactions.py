@@ -10,7 +10,7 @@ from scipy import stats
 from headprobe.metrics.accuracy.paired_tests import bh_q
 from headprobe.metrics.accuracy.shapley import Estimates, exact_interactions, exactly
 from headprobe.metrics.arrays import FloatArray
-from headprobe.run.ablations import NLL_RISE, QUANTITIES
+from headprobe.run.ablations import NLL_RISE, main_quantity
 from headprobe.run.games import Game, Heads
 from headprobe.run.load import Cell, Row
 from headprobe.text import counted
@@ -44,16 +44,18 @@ def interaction_rows(games: Sequence[Game]) -> list[Row]:
 
 def interactions_in_words(rows: Sequence[Row]) -> str:
     """Return one line about the rows of `interactions.csv`; nothing where there are none."""
-    found = [row for row in rows if row["quantity"] == NLL_RISE and row["kind"] == PAIRWISE]
+    main = main_quantity({row["quantity"] for row in rows})
+    found = [row for row in rows if row["quantity"] == main and row["kind"] == PAIRWISE]
     if not found:
         return ""
     kinds = dict.fromkeys(str(row["ablation"]) for row in found)
+    what = "the NLL rise" if main == NLL_RISE else "how far the feature moves under masking"
     clear = [
         f"{sum(float(row['bh_q']) < CLEAR_Q for row in found if row['ablation'] == kind)} under {kind}"
         for kind in kinds
     ]
     return (
-        f"interactions.csv: {counted(len(found) // len(kinds), 'pair')} of heads or other parts; the NLL rise of both "
+        f"interactions.csv: {counted(len(found) // len(kinds), 'pair')} of heads or other parts; {what} of both "
         f"differs from the sum of their own (q below {CLEAR_Q}) in {', '.join(clear)}"
     )
 
@@ -61,12 +63,12 @@ def interactions_in_words(rows: Sequence[Row]) -> str:
 def _rows_of(game: Game) -> list[Row]:
     pairs = list(pairs_of(game))
     found: list[Row] = []
-    for quantity in QUANTITIES if pairs else ():
+    for quantity in game.sums if pairs else ():
         rises = _rises(game, quantity, pairs)  # [pairs, 3, groups]
         found += _table(PAIRWISE, game, quantity, pairs, rises[:, 2] - rises[:, 0] - rises[:, 1])
     sets = game.sets_of_layers
     of_layers = [Pair(*two) for two in combinations(game.layers, 2)]
-    for quantity in QUANTITIES if sets else ():
+    for quantity in game.sums if sets else ():
         indices = exact_interactions(game.table(quantity, sets or ()))
         found += _table(SHAPLEY, game, quantity, of_layers, indices)
     return found

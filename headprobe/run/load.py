@@ -47,6 +47,11 @@ class RunFiles:
     record: dict[str, Any]
 
     @property
+    def labelled(self) -> bool:
+        """Whether images were judged by their labels; else by the model's feature alone."""
+        return "top1" in self.masks[0]
+
+    @property
     def calibration(self) -> str:
         """Which images fitted constants: `half`, `same`, `split:NAME`, `other`; nothing where nothing was fitted."""
         return calibration_of(self.record)
@@ -104,6 +109,11 @@ class RunFiles:
                 found["masked"] = {column: values[~baseline] for column, values in models.items()}
         change = self.table(f"{name}_change.csv")
         return found if change is None else found | {"change": change}
+
+
+def main_cost(row: Row) -> str:
+    """Return the column of `masks.csv` that masks are ranked by: the drop, or without labels the feature's distance."""
+    return "drop_pp" if "drop_pp" in row else "feature_distance"
 
 
 SAME, OTHER = "same", "other"

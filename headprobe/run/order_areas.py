@@ -40,19 +40,48 @@ def order_rows(run: RunFiles) -> list[Row]:
     for order in orders:
         beside = [] if order.random else _random_beside(order, groups)
         key = order.name, order.ablation
-        found[key] = _row(curves[key], _area(order, sums), _minus_random(order, beside, sums))
+        found[key] = _row(curves[key], _areas(order, beside, sums))
     for key, members in groups.items():
-        found[key] = _row(curves[key], _mean_area(members, sums), _UNDEFINED)
+        found[key] = _row(curves[key], _mean_areas(members, sums))
     return [found[key] for key in curves if key in found]  # in the order of curves.csv
 
 
-def _row(points: Sequence[Row], area: Interval, minus_random: Interval) -> Row:
+TOP1, COSINE = "", "feature_"
+"""What columns of areas begin with: under the accuracy, and under the mean cosine of the feature."""
+
+
+def _curves(sums: GroupSums) -> dict[str, FloatArray]:
+    """Return the heights of the curves that a run has, as sums over groups, `[1 + variants, groups]`."""
+    found = {TOP1: sums.read * sums.right.astype(np.float64)} if sums.right.shape[1] else {}
+    if "feature_cosine" in sums.moved:
+        found[COSINE] = sums.moved["feature_cosine"]
+    return found
+
+
+def _areas(order: Order, beside: Sequence[Order], sums: GroupSums) -> dict[str, Interval]:
+    """Return the areas under an order's curves, and their differences from those of random orders."""
+    found = {}
+    for name, heights in _curves(sums).items():
+        found[f"{name}area"] = _area(order, heights, sums)
+        found[f"{name}minus_random"] = _minus_random(order, beside, heights, sums)
+    return found
+
+
+def _mean_areas(members: Sequence[Order], sums: GroupSums) -> dict[str, Interval]:
+    """Return the mean areas of random orders, which are compared with nothing."""
+    found: dict[str, Interval] = {}
+    for name, heights in _curves(sums).items():
+        found |= {f"{name}area": _mean_area(members, heights, sums), f"{name}minus_random": _UNDEFINED}
+    return found
+
+
+def _row(points: Sequence[Row], areas: dict[str, Interval]) -> Row:
     cells: Row = {name: points[0][name] for name in ("order", "ablation")}
     cells |= {"orders": max(int(row["orders"]) for row in points), "counts": len(points)}
     cells["most_removed"] = points[-1]["heads_removed"]
-    for name, values in {"area": area, "minus_random": minus_random}.items():
+    for name, values in areas.items():
         cells |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-    for most in DROPS:
+    for most in DROPS if "drop_pp" in points[0] else ():
         cells |= removable(points, most)
     return cells
 
@@ -88,39 +117,39 @@ def area_weights(counts: IntArray) -> FloatArray:
     return np.asarray((np.append(widths, 0) + np.append(0, widths)) / (2 * counts[-1]), dtype=np.float64)
 
 
-def _by_group(order: Order, counts: IntArray, sums: GroupSums) -> FloatArray:
+def _by_group(order: Order, counts: IntArray, heights: FloatArray) -> FloatArray:
     """Return the area under an order's curve through 0 and these of its counts, as sums over groups, `[groups]`."""
     own = order.counts.tolist()
-    points = [sums.right[order.lines[own.index(count)]].mean(axis=0) for count in counts.tolist()]
+    points = [heights[order.lines[own.index(count)]].mean(axis=0) for count in counts.tolist()]
     weights = area_weights(np.append(0, counts))
-    return np.asarray(sums.read * (weights @ np.stack([sums.right[0], *points])), dtype=np.float64)
+    return np.asarray(weights @ np.stack([heights[0], *points]), dtype=np.float64)
 
 
-def _area(order: Order, sums: GroupSums) -> Interval:
-    return _as_fraction(mean_of_sums(_by_group(order, order.counts, sums), sums.images))
+def _area(order: Order, heights: FloatArray, sums: GroupSums) -> Interval:
+    return _as_fraction(mean_of_sums(_by_group(order, order.counts, heights), sums.images))
 
 
 def _as_fraction(found: Interval) -> Interval:
-    """Return an area with its limits cut where no area can lie."""
+    """Return an area with its limits cut where no area can lie; a mean cosine could be below 0, hardly an area."""
     area, low, high = found
-    return area, max(low, 0.0), min(high, 1.0)
+    return area, max(low, min(area, 0.0)), min(high, 1.0)
 
 
-def _mean_area(members: Sequence[Order], sums: GroupSums) -> Interval:
+def _mean_area(members: Sequence[Order], heights: FloatArray, sums: GroupSums) -> Interval:
     """Return the mean area of random orders over the counts that all of them have."""
     common = _common(members)
     if not len(common):
         return _UNDEFINED
-    return _as_fraction(_over_both(np.stack([_by_group(one, common, sums) for one in members]), sums))
+    return _as_fraction(_over_both(np.stack([_by_group(one, common, heights) for one in members]), sums))
 
 
-def _minus_random(order: Order, beside: Sequence[Order], sums: GroupSums) -> Interval:
+def _minus_random(order: Order, beside: Sequence[Order], heights: FloatArray, sums: GroupSums) -> Interval:
     """Return how much larger an order's area is than the mean of random orders, over the counts that all have."""
     common = _common([order, *beside])
     if not beside or len(common) < 2:
         return _UNDEFINED
-    own = _by_group(order, common, sums)
-    return _over_both(own - np.stack([_by_group(one, common, sums) for one in beside]), sums)
+    own = _by_group(order, common, heights)
+    return _over_both(own - np.stack([_by_group(one, common, heights) for one in beside]), sums)
 
 
 def _random_beside(order: Order, groups: dict[tuple[str, str], list[Order]]) -> list[Order]:

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headprobe.errors import RunError
 from headprobe.files import write_bytes, write_text
 from headprobe.masks.ablations import FITTED
 from headprobe.masks.spec import NONE, Variant
@@ -22,6 +23,9 @@ from headprobe.metrics.arrays import FloatArray
 from headprobe.mixture import SCHEMA
 from headprobe.run.load import Cell, Columns, Row
 from headprobe.text import ranges
+
+if TYPE_CHECKING:  # files are read without torch
+    from headprobe.metrics.features import FeatureScores
 
 SCORE_COLUMNS = (
     "images",
@@ -46,12 +50,28 @@ SCORE_COLUMNS = (
 )
 
 
+LABEL_FREE = ("images", "nonfinite")
+"""Those of them that stand in `masks.csv` of a run without labels too."""
+
+FEATURE_COLUMNS = (
+    "feature_cosine",
+    "feature_cosine_low",
+    "feature_cosine_high",
+    "feature_distance",
+    "feature_distance_low",
+    "feature_distance_high",
+)
+
 Tests = dict[tuple[str, str], dict[str, list[int]]]
 """By test family and ablation its tests: by the digest of their heads the rows of `masks.csv`, from 1 on."""
 
 
 def variant_rows(
-    variants: Sequence[Variant], scores: PairedScores, calibration: str = "", e_values: bool = True
+    variants: Sequence[Variant],
+    scores: PairedScores | None,
+    calibration: str = "",
+    e_values: bool = True,
+    features: "FeatureScores | None" = None,
 ) -> list[Row]:
     """Return the rows of `masks.csv`, the baseline first.
 
@@ -64,10 +84,20 @@ def variant_rows(
 
     Args:
         variants: The variants, without the baseline.
-        scores: Their scores.
+        scores: Their scores; None without a classifier, and then the columns that need labels are not there.
         calibration: Which images fitted and scored: `half`, `same`, `split:NAME`, `other`, or nothing.
         e_values: Give e-values: images came in random order.
+        features: What they do to the pooled feature; None where it cannot be read, and then its columns are empty.
     """
+    cells = _moved(features, len(variants))
+    if scores is None:
+        if features is None:
+            raise RunError("a run without labels has nothing but features, and they are not there")
+        counts = [{name: getattr(features, name)[row].item() for name in LABEL_FREE} for row in range(len(cells))]
+        return [
+            {**key, **counted, **moved}
+            for key, counted, moved in zip(_keys(variants, calibration), counts, cells, strict=True)
+        ]
     test_families = [(), *(_test_families(variant) for variant in variants)]
     tests = tests_of([(one.mask.mask.digest, one.ablation) for one in variants], test_families[1:])
     q_values = largest_q(tests, scores.mcnemar_p)
@@ -76,14 +106,30 @@ def variant_rows(
         scores = scores._replace(log_e_value=np.full_like(scores.log_e_value, np.nan))
         e_bh_q = np.full_like(e_bh_q, np.nan)
     rows: list[Row] = []
+    for number, row in enumerate(_keys(variants, calibration)):
+        row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
+        rows.append(row | {"bh_q": float(q_values[number]), "e_bh_q": float(e_bh_q[number])} | cells[number])
+    return rows
+
+
+def _keys(variants: Sequence[Variant], calibration: str) -> list[Row]:
+    """Return the cells of each row that say what was scored, the baseline first."""
+    test_families = [(), *(_test_families(variant) for variant in variants)]
+    rows: list[Row] = []
     for number, key in enumerate([_BASELINE_KEY, *(_key(variant) for variant in variants)]):
         fitted = key["ablation"] in FITTED or _OWN_ORDER.search(str(key["mask"]))
         row: Row = {**key, "calibration": calibration if fitted else ""}
-        row |= {"test_family": FAMILIES_JOINED.join(test_families[number])}
+        row["test_family"] = FAMILIES_JOINED.join(test_families[number])
         row["heads_masked"] = variants[number - 1].mask.mask.count if number else 0
-        row |= {column: getattr(scores, column)[number].item() for column in SCORE_COLUMNS}
-        rows.append(row | {"bh_q": float(q_values[number]), "e_bh_q": float(e_bh_q[number])})
+        rows.append(row)
     return rows
+
+
+def _moved(features: "FeatureScores | None", variants: int) -> list[Row]:
+    """Return the cells of each row that say how far its feature has moved."""
+    if features is None:
+        return [dict.fromkeys(FEATURE_COLUMNS, math.nan) for _ in range(1 + variants)]
+    return [{name: getattr(features, name)[row].item() for name in FEATURE_COLUMNS} for row in range(1 + variants)]
 
 
 FAMILIES_JOINED = " :: "
@@ -144,16 +190,24 @@ def largest_q(tests: Tests, p_values: FloatArray) -> FloatArray:
     return largest
 
 
-def group_arrays(rows: Sequence[Row], scores: PairedScores) -> dict[str, NDArray[Any]]:
+def group_arrays(
+    rows: Sequence[Row], scores: PairedScores | None, features: "FeatureScores | None" = None
+) -> dict[str, NDArray[Any]]:
     """Return the arrays of `groups.npz`: what each row of `masks.csv` scores on each of 64 groups of images."""
-    return {
+    arrays = {
         "mask": np.array([str(row["mask"]) for row in rows]),
         "ablation": np.array([str(row["ablation"]) for row in rows]),
         "draw": np.array([int(row["draw"]) for row in rows], dtype=np.int64),
-        "images": scores.group_images,
-        "top1_count": scores.group_top1_count,
-        "nll": scores.group_nll,
     }
+    if scores is not None:
+        arrays |= {"images": scores.group_images, "top1_count": scores.group_top1_count, "nll": scores.group_nll}
+    if features is not None:
+        arrays |= {
+            "feature_images": features.group_images,
+            "feature_cosine": features.group_cosine,
+            "feature_distance": features.group_distance,
+        }
+    return arrays
 
 
 def class_rows(variants: Sequence[Variant], scores: PairedScores, classes: Sequence[tuple[int, str]]) -> list[Row]:

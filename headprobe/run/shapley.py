@@ -14,7 +14,6 @@ from headprobe.metrics.accuracy.shapley import (
     exactly,
     mean_of_samples,
 )
-from headprobe.run.ablations import QUANTITIES
 from headprobe.run.games import Game, Heads
 from headprobe.run.load import Row
 from headprobe.text import counted
@@ -86,7 +85,7 @@ def _of_heads(game: Game, samples: Sequence[Sample]) -> list[Row]:
     heads = [(layer, head) for layer, count in enumerate(game.heads_per_layer) for head in range(count)]
     numbers = {head: number for number, head in enumerate(heads)}
     found: list[Row] = []
-    for quantity in QUANTITIES:
+    for quantity in game.sums:
         added = [
             np.mean([along_order(game.table(quantity, rows), [numbers[head] for head in way]) for way, rows in one], 0)
             for one in samples
@@ -105,7 +104,7 @@ def _of_heads(game: Game, samples: Sequence[Sample]) -> list[Row]:
 
 def _of_layers(game: Game, sets: Sequence[int]) -> list[Row]:
     found: list[Row] = []
-    for quantity in QUANTITIES:
+    for quantity in game.sums:
         estimates = exactly(exact_values(game.table(quantity, sets)), game.images)
         about: Row = {"players": LAYERS, "ablation": game.ablation, "quantity": quantity}
         places: list[Row] = [{"layer": layer, "head": float("nan")} for layer in range(len(game.layers))]

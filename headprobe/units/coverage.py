@@ -182,7 +182,7 @@ def check_coverage(coverage: Coverage, data: Any) -> None:
     if total == len(coverage.bad):
         first = f"; the first: {_line(coverage.bad[0])}" if coverage.bad else ""
         raise RunError(
-            f"no image was scored ({counted(total, 'image')} could not be read); check --data.path and "
+            f"no image was scored ({counted(total, 'image')} could not be used); check --data.path and "
             f"--data.split{first}"
         )
 

@@ -147,7 +147,7 @@ def test_a_half_of_unreadable_images_alone_is_one_message(tmp_path: Path) -> Non
     rows = [row for row in range(12) if calibrates(0, row)]
     ended = command(spoilt(tmp_path, rows), *LAYER, "--data.path", "set", "--data.on_bad_image", "skip")
     assert ended.code == 1
-    assert f"no image was scored ({len(rows)} images could not be read)" in only_message(ended)
+    assert f"no image was scored ({len(rows)} images could not be used)" in only_message(ended)
 
 
 # -- odd models --------------------------------------------------------------------------------------------------------

@@ -448,7 +448,7 @@ def test_bad_images_are_accepted_afterwards_without_scoring_again(tmp_path: Path
     assert "2 images could not be used" in only_message(first)
     skip, batches = counted_batches(tmp_path, *RUN, "--data.on_bad_image", "skip")
     assert (skip.code, batches) == (0, 0)
-    assert "2 images could not be read and were skipped; all numbers are of the other 38" in " ".join(skip.out.split())
+    assert "2 images could not be used and were skipped; all numbers are of the other 38" in " ".join(skip.out.split())
     wrong, batches = counted_batches(tmp_path, *RUN, "--data.on_bad_image", "wrong")
     assert (wrong.code, batches) == (0, 0)
     for version, images, ended in ((0, 38, first), (1, 38, skip), (2, 40, wrong)):

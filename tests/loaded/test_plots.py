@@ -156,7 +156,10 @@ def test_a_run_gives_every_figure_by_name(run: headprobe.Run) -> None:
         (lambda plot: plot.similarity(measure="cka"), r"measure must be one of svcca, cca, got 'cka'"),
         (lambda plot: plot.similarity(layer=3), r"layer must be one of 0, 1, 2, got 3"),
         (lambda plot: plot.spectra(series="x"), r"series must be one of head, contribution, got 'x'"),
-        (lambda plot: plot.curves(quantity="top5"), r"quantity must be one of top1, nll, got 'top5'"),
+        (
+            lambda plot: plot.curves(quantity="top5"),
+            r"quantity must be one of top1, nll, feature_cosine, feature_distance, got 'top5'",
+        ),
         (lambda plot: plot.importance(ablation="x"), r"ablation must be one of zero, mean, got 'x'"),
     ],
 )

@@ -13,6 +13,7 @@ from headprobe.masks.ablations import Ablations
 from headprobe.masks.spec import MaskSpec, expand_all
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy
 from headprobe.metrics.accuracy.scores import paired_scores
+from headprobe.metrics.features import FeatureSums
 from headprobe.run.ablations import ablation_rows
 from headprobe.run.load import calibration_of, read_files
 from headprobe.run.results import (
@@ -29,10 +30,17 @@ HEADS = (2, 2, 3)
 IMAGES = 40
 
 
-def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), **record: Any) -> Path:
-    """Write the tables, `groups.npz` and `run.json` of random answers to 40 images under these masks.
+def write_run(
+    folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), labelled: bool = True, **record: Any
+) -> Path:
+    """Write the tables, `groups.npz` and `run.json` of random answers and features of 40 images under these masks.
 
-    Further arguments are entries of `run.json`, and `seed`, of the random answers.
+    Args:
+        folder: Where to.
+        specs: The masks.
+        ablations: Their ablations.
+        labelled: Whether there are answers; else features alone.
+        **record: More entries of `run.json`, and `seed`, of the random answers.
     """
     variants = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", Ablations(ablations))
     generator = torch.Generator().manual_seed(record.pop("seed", 0))
@@ -40,9 +48,14 @@ def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("z
     logits = torch.randn(1 + len(variants), IMAGES, 6, generator=generator)
     metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator), torch.arange(IMAGES))
 
-    scores = paired_scores(metric.to_arrays())
-    rows = variant_rows(variants, scores, rule := calibration_of({"data": {}, **record}))
-    groups = group_arrays(rows, scores)
+    moved = FeatureSums(len(variants))
+    features = torch.randn(1 + len(variants), IMAGES, 5, generator=generator)
+    moved.update(features[:1] + 0.2 * (features - features[:1]), torch.arange(IMAGES))
+
+    scores = paired_scores(metric.to_arrays()) if labelled else None
+    rule = calibration_of({"data": {}, **record})
+    rows = variant_rows(variants, scores, rule, features=moved.compute())
+    groups = group_arrays(rows, scores, moved.compute())
     write_rows(folder / "masks.csv", rows)
     write_masks(folder / "masks.json", variants)
     write_arrays(folder / "groups.npz", groups)
@@ -60,7 +73,8 @@ def keep_one_group(folder: Path) -> None:
     """Leave only the images of the first group in a run's `groups.npz`, as if the run had no others."""
     groups = read_files(folder).arrays("groups.npz")
     there = np.arange(len(groups["images"])) == np.flatnonzero(groups["images"])[0]
-    groups |= {"images": there.astype(np.int64), **{name: groups[name] * there for name in ("nll", "top1_count")}}
+    sums = ("nll", "top1_count", "feature_images", "feature_cosine", "feature_distance")
+    groups |= {"images": there.astype(np.int64), **{name: groups[name] * there for name in sums}}
     write_arrays(folder / "groups.npz", groups)
 
 

@@ -12,7 +12,8 @@ from headprobe.backbone.growing.row_plan import batched
 from headprobe.backbone.growing.trials import Calls, Company, growing_logits, record_calls, rounding_of
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
 from headprobe.backbone.masking.ablation import masked_logits
-from headprobe.backbone.sandbox import MOST_ROUNDING, SAME_SHAPE, agree, evaluating, example_images
+from headprobe.backbone.outputs import Outputs, all_agree, parts_of
+from headprobe.backbone.sandbox import MOST_ROUNDING, SAME_SHAPE, evaluating, example_images
 from headprobe.errors import UsageError
 
 PART_OF_EFFECT = 5e-5
@@ -39,7 +40,12 @@ class FoundJoins(NamedTuple):
     companies: tuple[Company, ...]
 
 
-def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] | None = None) -> FoundJoins:
+def find_joins(
+    backbone: nn.Module,
+    layout: HeadLayout,
+    layers: Collection[int] | None = None,
+    outputs: Outputs | None = None,
+) -> FoundJoins:
     """Find, for every layer, the innermost module where masks may join at the input, proven by trial.
 
     Candidates go outward from the module around the attention layer to the whole model. Each is compared with plain
@@ -51,6 +57,7 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
         backbone: The model.
         layout: Its attention layers.
         layers: Layers at which masks will join; the joins of others are not tried and cannot be used. None tries all.
+        outputs: What the model gives now, if that is more than one thing: each is compared by itself.
 
     Raises:
         UsageError: Not even joining at the model's input reproduces plain forward passes: rows of a batch influence
@@ -65,17 +72,18 @@ def find_joins(backbone: nn.Module, layout: HeadLayout, layers: Collection[int] 
 
         keep = _single_heads(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
-        _refuse_mixing(backbone, layout, images)
+        _refuse_mixing(backbone, layout, images, outputs)
         expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
         plain: Tensor = backbone(images)
 
-        trial = _Trial(backbone, layout, keep, images, plain, expected, rounding_of(backbone, images, plain))
+        rounding = rounding_of(backbone, images, plain, outputs)
+        trial = _Trial(backbone, layout, keep, images, plain, expected, rounding, outputs)
         joins = _settle(trial, candidates)
         # the last company is the crowd of one mask: it proves nothing of other layers
         return FoundJoins(tuple(joins), tuple(trial.companies[:-1]))
 
 
-def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> None:
+def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor, outputs: Outputs | None) -> None:
     """Raise a UsageError where an image's logits depend on the other image of its batch.
 
     The batch's shape stays the same, and so does rounding: any difference is influence.
@@ -84,7 +92,8 @@ def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> N
     # the first image's logits, beside the other image and beside a changed one
     found = backbone(torch.stack([first, other]))[0]
     expected = backbone(torch.stack([first, other.flip(-1) + 1]))[0]
-    if not agree(found, expected, SAME_SHAPE * torch.finfo(expected.dtype).eps):
+    allowed = [SAME_SHAPE * torch.finfo(expected.dtype).eps] * len(parts_of(outputs, expected))
+    if not all_agree(outputs, found, expected, allowed):
         raise UsageError(
             f"model {layout.model!r}: rows of one batch influence each other: an image's logits change by "
             f"{float((found - expected).abs().max()):.1g} with the other image of its batch, so several masks cannot "
@@ -110,9 +119,10 @@ class _Trial:
         layout: Its attention layers.
         keep: `[layers, layers, max heads]`, mask l of one head of layer l.
         images: Noise `[images, channels, height, width]`, normalised.
-        plain: Logits `[images, classes]` without a mask.
-        expected: Logits `[images, classes]` of the plain forward pass with mask l, for the layers that are tried.
-        rounding: How much rounding alone changes, relative to the largest logit.
+        plain: Outputs `[images, classes]` without a mask.
+        expected: Outputs `[images, classes]` of the plain forward pass with mask l, for the layers that are tried.
+        rounding: How much rounding alone changes each part of the outputs, relative to its largest number.
+        outputs: What the parts are; without it the outputs are one.
         companies: Trials that were right, since all masks were last tried together.
     """
 
@@ -122,7 +132,8 @@ class _Trial:
     images: Tensor
     plain: Tensor
     expected: dict[int, Tensor]
-    rounding: float
+    rounding: tuple[float, ...]
+    outputs: Outputs | None = None
     companies: list[Company] = field(default_factory=list)
 
     def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
@@ -135,23 +146,28 @@ class _Trial:
         wrong = set()
         for logits, layer in zip(found[1:], layers, strict=True):
             # in company the number of rows, and so rounding, may be any; a mask alone is compared closely
-            tolerance = self.tolerance(layer) if len(layers) == 1 else MOST_ROUNDING
-            if not agree(logits, self.expected[layer], tolerance):
+            allowed = self.tolerance(layer) if len(layers) == 1 else [MOST_ROUNDING] * len(self.rounding)
+            if not all_agree(self.outputs, logits, self.expected[layer], allowed):
                 wrong.add(layer)
         if not wrong:
-            self.companies.append(Company(self.images, keep, found, self.rounding))
+            self.companies.append(Company(self.images, keep, found, self.rounding, self.outputs))
         return wrong
 
-    def tolerance(self, layer: int) -> float:
-        """Return how much a layer's logits may differ where its mask joins alone, relative to the largest.
+    def tolerance(self, layer: int) -> list[float]:
+        """Return how much each part of a layer's outputs may differ where its mask joins alone: of its largest number.
 
         Rounding depends on the number of rows, most of all in deep convolutional nets. A wrong join changes as much as
         the mask does, or mixes up images. So a twentieth of the mask's own effect is allowed, up to `PART_OF_EFFECT`,
         where that is more than rounding. The bound on both is `MOST_ROUNDING`: a larger difference is the fault itself.
         """
-        expected = self.expected[layer]
-        effect = float((expected - self.plain).abs().max() / expected.abs().max().clamp(min=1e-6))
-        return min(max(self.rounding, min(effect / 20, PART_OF_EFFECT)), MOST_ROUNDING)
+        parts = zip(
+            parts_of(self.outputs, self.expected[layer]), parts_of(self.outputs, self.plain), self.rounding, strict=True
+        )
+        allowed = []
+        for expected, plain, rounding in parts:
+            effect = float((expected - plain).abs().max() / expected.abs().max().clamp(min=1e-6))
+            allowed.append(min(max(rounding, min(effect / 20, PART_OF_EFFECT)), MOST_ROUNDING))
+        return allowed
 
 
 def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:

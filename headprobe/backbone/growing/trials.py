@@ -15,7 +15,8 @@ from headprobe.backbone.growing.growing_pass import GrowingPass, Join
 from headprobe.backbone.growing.row_plan import Path, batched, shapes
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
-from headprobe.backbone.sandbox import MOST_ROUNDING, ROUNDING, agree, evaluating, example_images, is_out_of_memory
+from headprobe.backbone.outputs import Outputs, all_agree, parts_of
+from headprobe.backbone.sandbox import MOST_ROUNDING, ROUNDING, evaluating, example_images, is_out_of_memory
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module when its only call in a forward pass comes (-1 if it has several) and its arguments' shapes."""
@@ -28,14 +29,16 @@ class Company:
     Attributes:
         images: Noise `[images, channels, height, width]`, normalised.
         keep: `[masks, layers, max heads]` bool, True = keep.
-        logits: `[1 + masks, images, classes]`, the baseline first.
-        rounding: How much rounding alone changes, relative to the largest logit.
+        logits: `[1 + masks, images, classes]`, the baseline first; with the feature behind them where it is read.
+        rounding: How much rounding alone changes each part of these, relative to its largest number.
+        outputs: What the parts are; without it they are one.
     """
 
     images: Tensor
     keep: Tensor
     logits: Tensor
-    rounding: float
+    rounding: tuple[float, ...]
+    outputs: Outputs | None = None
 
 
 def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
@@ -49,11 +52,23 @@ def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tens
     return keep.to(device)
 
 
-def rounding_of(backbone: nn.Module, images: Tensor, plain: Tensor) -> float:
-    """Return ten times the change, relative to the largest logit, when the images run in a batch twice as large."""
-    among: Tensor = backbone(torch.cat([images, images]))  # [2 x images, classes]
-    differs = (torch.unflatten(among, 0, (2, len(images))) - plain).abs().max()
-    return max(ROUNDING * torch.finfo(plain.dtype).eps, 10 * float(differs / plain.abs().max().clamp(min=1e-6)))
+def rounding_of(
+    backbone: nn.Module, images: Tensor, plain: Tensor, outputs: Outputs | None = None
+) -> tuple[float, ...]:
+    """Return ten times the change, relative to the largest number, when the images run in a batch twice as large.
+
+    Args:
+        backbone: The model.
+        images: Noise `[images, channels, height, width]`.
+        plain: The model's outputs `[images, ...]`.
+        outputs: What they are, which gives a number for each part; without it they are one.
+    """
+    among: Tensor = torch.unflatten(backbone(torch.cat([images, images])), 0, (2, len(images)))
+    found = []
+    for part, expected in zip(parts_of(outputs, among), parts_of(outputs, plain), strict=True):
+        differs = float((part - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        found.append(max(ROUNDING * torch.finfo(plain.dtype).eps, 10 * differs))
+    return tuple(found)
 
 
 def growing_logits(
@@ -146,7 +161,8 @@ class _Trial:
                 found = growing_logits(self.backbone, self.layout, self.joins, company.keep, company.images, shortcuts)
             except (AssertionError, IndexError, TypeError):  # models raise these for too few tokens
                 return False
-            if found is None or not agree(found, company.logits, min(company.rounding, MOST_ROUNDING)):
+            allowed = [min(part, MOST_ROUNDING) for part in company.rounding]
+            if found is None or not all_agree(company.outputs, found, company.logits, allowed):
                 return False
         return True
 

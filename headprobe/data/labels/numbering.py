@@ -36,6 +36,8 @@ def imagenet_names(classes: int) -> ImageNetNames | None:
     return None if subset is None else ImageNetNames(subset)
 
 
+NOT_NEEDED = "labels are not read: nothing classifies (--model.classifier none)"
+
 UNLABELLED = -1
 """Class of a row without a label, where none is needed; data sets write -1 for it too."""
 
@@ -58,6 +60,7 @@ class Numbering:
         doubtful: Whether another way to match them is as plausible as this one.
         by_plain_name: The same but for case, `_` and `-`, where the texts are a list of the model's names.
         unlabelled: Whether a row without a label, or with -1, is of class `UNLABELLED`; else it is an error.
+        left_out: Model classes whose images are not used.
     """
 
     to_model: tuple[int, ...]
@@ -68,6 +71,7 @@ class Numbering:
     doubtful: bool = False
     by_plain_name: dict[str, int] = field(default_factory=dict)
     unlabelled: bool = False
+    left_out: frozenset[int] = frozenset()
 
     def class_of(self, text: str) -> int | None:
         """Return the model class of a label that is a text, None if it has none."""
@@ -78,8 +82,14 @@ class Numbering:
         """Return the model class of a cell of the label column.
 
         Raises:
-            LabelError: It has none.
+            LabelError: It has none, or one that is left out.
         """
+        found = self._number(label)
+        if found in self.left_out:
+            raise LabelError(f"{name_of(found, self.names)} has no calibration image")
+        return found
+
+    def _number(self, label: object) -> int:
         missing = label is None or label != label  # NaN, an empty cell of pandas
         if self.unlabelled and (missing or label == UNLABELLED):
             return UNLABELLED
@@ -119,6 +129,11 @@ class Numbering:
         return present if len(present) < self.classes else None
 
 
+def name_of(number: int, names: Sequence[str] | None) -> str:
+    """Return the name of a class in words, or its number where it has none."""
+    return f"class {names[number] if names and names[number] else number}"
+
+
 def number_labels(
     column: LabelColumn,
     classes: int,
@@ -143,8 +158,10 @@ def number_labels(
     Raises:
         UsageError: None of these holds, or the class map does not fit; the message names both numbers of classes.
     """
+    if column.kind == "none":
+        return Numbering((), {}, 0, None, NOT_NEEDED, unlabelled=True)
     if class_map is not None:
-        return _from_map(column, classes, class_map)
+        return from_map(column, classes, class_map)
     if model_names is not None and any(model_names):
         numbering = _by_model_names(column, classes, model_names)
         if numbering is not None:
@@ -164,9 +181,9 @@ def number_labels(
             check_different(names)
         _check_numbers(names)
         if imagenet is None or int(names[-1]) == classes - 1:  # 1 to 1000 is another numbering of ImageNet's
-            return _numbering(names, range(classes), classes, BY_POSITION)
+            return number_by(names, range(classes), classes, BY_POSITION)
     if imagenet is not None and len(names) <= classes:
-        return _numbering(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
+        return number_by(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
     if len(names) != classes:
         raise UsageError(
             f"the dataset has {count_of(len(names))} and the model {classes}: give --data.class_map a file that says "
@@ -193,10 +210,10 @@ def _by_position(column: LabelColumn, names: Sequence[str], trains: bool) -> Num
     matched = BY_POSITION
     if doubtful:
         matched += f" and the data's own order is taken: {doubt} (--data.class_map natural if the model has that)"
-    return _numbering(names, range(len(names)), len(names), matched, doubtful)
+    return number_by(names, range(len(names)), len(names), matched, doubtful)
 
 
-def _numbering(
+def number_by(
     names: Sequence[str] | None, to_model: Sequence[int], classes: int, matched: str, doubtful: bool = False
 ) -> Numbering:
     """Return a numbering by number, in which a model class with several dataset classes has all their names."""
@@ -238,12 +255,12 @@ def _by_model_names(column: LabelColumn, classes: int, model_names: Sequence[str
     places = places_of(names, model_names)
     unknown = [name for name, place in zip(names, places, strict=True) if place is None]
     if not unknown:
-        return _numbering(names, [place for place in places if place is not None], classes, MODEL_NAMES)
+        return number_by(names, [place for place in places if place is not None], classes, MODEL_NAMES)
     if _are_numbers(model_names):
         return None
     imagenet = imagenet_names(classes)
     if imagenet is not None:
-        return _numbering(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
+        return number_by(names, imagenet.match(names, word_for(column, classes)), classes, imagenet.says(names))
     raise UsageError(
         f"the model names its classes ({some(list(filter(None, model_names)))}), and these of the dataset's "
         f"{len(names)} are not among them: give --data.class_map a file {{class name: model class}}"
@@ -288,7 +305,12 @@ def restricted(valid: Sequence[int], classes: int) -> str:
     return f"{among} (as timm's validation chooses; among fewer the choice is easier, and drops differ)"
 
 
-def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
+def from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numbering:
+    """Return the numbering that a class map says.
+
+    Raises:
+        UsageError: It does not fit the dataset or the number of classes.
+    """
     if column.kind == "text" and not (column.decimal and class_map.origin == IDENTITY):
         by_name = class_map.by_name(classes)
         names = [""] * classes
@@ -296,4 +318,4 @@ def _from_map(column: LabelColumn, classes: int, class_map: ClassMap) -> Numberi
             names[model_class] = name
         loose = plain_places(by_name) if class_map.lists_model else {}
         return Numbering((), by_name, classes, names, class_map.says, by_plain_name=loose)
-    return _numbering(column.names, class_map.by_number(column, classes), classes, class_map.says)
+    return number_by(column.names, class_map.by_number(column, classes), classes, class_map.says)

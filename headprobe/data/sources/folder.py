@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from headprobe.data.sources.layout import THE_FOLDER_ITSELF, WORDNET_ID, check_classes, choose_folder
-from headprobe.data.sources.listing import METADATA_FILES, Listing, entries, list_images, refuse_link, subfolders
-from headprobe.data.sources.source import MOST_BYTES, Chunk, LabelColumn, Request, Source, Unreadable, some
+from headprobe.data.sources.listing import METADATA_FILES, Listing, entries, list_images, refuse_link, stamp, subfolders
+from headprobe.data.sources.source import MOST_BYTES, NOT_READ, Chunk, LabelColumn, Request, Source, Unreadable, some
 from headprobe.errors import RunError, UsageError
 from headprobe.text import Decision, counted
 
@@ -46,6 +46,8 @@ def open_image_folder(request: Request, root: Path) -> Source:
         return open_metadata(request, root, split)
 
     listing = list_images(root / split, root)
+    if not request.labelled and (listing.images or listing.loose):
+        return open_any_images(root / split, split, listing)
     if not listing.images and not listing.loose and chosen != THE_FOLDER_ITSELF:
         from headprobe.data.sources.other_places import open_folder_without_images
 
@@ -55,6 +57,18 @@ def open_image_folder(request: Request, root: Path) -> Source:
     elif not listing.images:
         raise UsageError(f"--data.split . needs a folder of images for each class in --data.path, got {request.shown}")
     return open_class_folders(root / split, split, listing)
+
+
+def open_any_images(root: Path, split: str, listing: Listing) -> Source:
+    """Return all images of a folder and of the folders in it, without labels."""
+    stamps = {**listing.images, **{name: stamp(root / name) for name in listing.loose}}
+    files = ImageFiles(root, split, stamps, dict.fromkeys(stamps), NOT_READ)
+    folders = sum(bool(facts.images) for facts in listing.folders.values())
+    where = (
+        f"directly in it and in {counted(folders, 'folder')}" if listing.loose else f"in {counted(folders, 'folder')}"
+    )
+    text = f"all {len(stamps):,} images {where if folders else 'directly in it'}; folders are no classes here"
+    return FolderSource(files, [*left_out(listing), Decision("images without labels", text, shown=bool(folders))])
 
 
 def open_class_folders(root: Path, split: str, listing: Listing) -> Source:

@@ -139,7 +139,7 @@ def check_one_schema(footers: Sequence[Footer], request: Request) -> None:
     filled = [footer for footer in footers if footer.rows]
     if not filled:
         return
-    for column in (request.image_column, request.label_column):
+    for column in request.columns.values():
         first = _content(filled[0], column)
         for footer in filled[1:]:
             difference = _difference(_content(footer, column), first, column == request.label_column)

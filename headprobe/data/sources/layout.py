@@ -21,7 +21,7 @@ from headprobe.data.sources.listing import (
     no_image,
     subfolders,
 )
-from headprobe.data.sources.source import PREFERRED_SPLITS, Request, local_name, some
+from headprobe.data.sources.source import PREFERRED_SPLITS, UNLABELLED_TOO, Request, local_name, some
 from headprobe.errors import UsageError
 
 THE_FOLDER_ITSELF = "."  # for --data.split
@@ -61,13 +61,15 @@ def choose_folder(request: Request, root: Path) -> str:
         for name in sorted((name for name in there if name.lower() == usual), key=lambda name: name != usual):
             files = [] if there[name] else [entry.name for entry in entries(root / name)]
             if there[name] or subfolders(root / name) or any(map(files.count, METADATA_FILES)):
-                if flat:
+                if flat and request.labelled:
                     raise UsageError(
                         f"{local_name(root)} has the splits {flat} and {name}, and {flat} has no class folders: sort "
                         f"its images into folders named by their classes, or give --data.split {name}, got none"
                     )
                 return name
             flat = flat or (name if any(no_image(file) is None for file in files) else "")
+            if flat and not request.labelled:
+                return flat
     return ""
 
 
@@ -117,7 +119,7 @@ def _check_one(filled: Mapping[str, FolderFacts], listing: Listing, request: Req
         raise UsageError(
             f"all images of {local_name(place)} lie in {folder}, so nothing says which class each is: sort them "
             "into folders named by their classes, or list them in a metadata.csv with the "
-            f"columns file_name and label{named}, got {_given(request)}"
+            f"columns file_name and label{named} ({UNLABELLED_TOO}), got {_given(request)}"
         )
 
 

@@ -20,7 +20,9 @@ from headprobe.data.sources.folder import FolderSource, ImageFiles, left_out, op
 from headprobe.data.sources.layout import THE_FOLDER_ITSELF, check_classes, names_split
 from headprobe.data.sources.listing import leads_out, list_images, metadata_files, stamp
 from headprobe.data.sources.source import (
+    NOT_READ,
     PREFERRED_SPLITS,
+    UNLABELLED_TOO,
     LabelColumn,
     Request,
     Source,
@@ -100,16 +102,18 @@ def _open(request: Request, root: Path, file: Path, table: pa.Table, names: str,
         within: Folder beside the file whose images are wanted, "" for all.
     """
     found = ", ".join(table.column_names)
-    for option, column in (("image_column", names), ("label_column", request.label_column)):
+    for option, column in {**request.columns, "image_column": names}.items():
         if column not in table.column_names:
             folders = (
                 f" (or give --data.split {THE_FOLDER_ITSELF} if folders are the classes)" if names == FILE_NAME else ""
             )
+            without = f" ({UNLABELLED_TOO})" if option == "label_column" else ""
             raise UsageError(
-                f"{file.name} has the columns {found}: set --data.{option} to one of them{folders}, got {column}"
+                f"{file.name} has the columns {found}: set --data.{option} to one of them{folders}{without}, got "
+                f"{column}"
             )
 
-    labels = _labels(table, file, request)
+    labels = _labels(table, file, request) if request.labelled else _Labels(NOT_READ, [None] * len(table))
     rows = list(zip(_paths(table[names], file), labels.cells, strict=True))
     if not within:
         within = _split_of_rows([path for path, _ in rows], file)

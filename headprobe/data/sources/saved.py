@@ -71,7 +71,7 @@ def open_saved(request: Request, folder: Path) -> Source:
         "unit": f"{units} parts",
         "files": [{"name": file, "size": (place / file).stat().st_size} for file in files],
         "rows": len(data),
-        "labels_sha256": _label_digest(data, request.label_column),
+        "labels_sha256": _label_digest(data, request.label_column) if request.labelled else None,
     }
     return LocalSource(data.to_iterable_dataset(num_shards=units), names, sizes, len(data), request, identity)
 
@@ -107,7 +107,7 @@ def open_tars(request: Request, files: Sequence[str], split: str) -> Source:
     sizes, contents = [], hashlib.sha256()
     for file in files:
         rows, fields = _survey(file, contents)
-        if rows and len(fields) < 2:
+        if rows and len(fields) < 2 and request.labelled:
             raise UsageError(
                 f"{file_name(file)} holds files without labels beside them ({some(sorted(fields))}): if these lie in "
                 f"class folders, unpack it and give --data.path that folder: mkdir FOLDER && tar -xf "

@@ -34,6 +34,7 @@ class Request:
         label_column: Column of labels.
         unit: What a unit is.
         sizes: Whether the number of rows of each unit is needed even if finding it takes requests.
+        labelled: Whether labels are read; without, images need none and folders are no classes.
     """
 
     path: str
@@ -44,6 +45,13 @@ class Request:
     label_column: str = "label"
     unit: UnitRule = "auto"
     sizes: bool = False
+    labelled: bool = True
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the option that names them."""
+        images = {"image_column": self.image_column}
+        return {**images, "label_column": self.label_column} if self.labelled else images
 
     @property
     def shown(self) -> str:
@@ -57,17 +65,25 @@ class LabelColumn:
     """How a dataset labels its images.
 
     Attributes:
-        kind: `class` for numbered classes with names, `number` for bare whole numbers, `text` for names alone.
+        kind: `class` for numbered classes with names, `number` for bare whole numbers, `text` for names alone, `none`
+            where labels are not read.
         names: Class names by number; None unless `kind` is `class`.
         numbered: Whether the data themselves number the classes (a hub's ClassLabel). If not, only the sorted order of
             the names does, as in class folders.
         decimal: Whether texts are whole numbers, each written in one way (`007`).
     """
 
-    kind: Literal["class", "number", "text"]
+    kind: Literal["class", "number", "text", "none"]
     names: tuple[str, ...] | None = None
     numbered: bool = False
     decimal: bool = False
+
+
+NOT_READ = LabelColumn("none")
+"""Of images that are judged without labels."""
+
+UNLABELLED_TOO = "--model.classifier none needs no labels"
+"""What refusals of data without labels add: masks are then judged by the model's feature."""
 
 
 def no_labels(request: Request, kind: object, where: str = "") -> UsageError:

@@ -16,6 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from headprobe.data.sources.footer import check_one_schema, label_digest, plan_units, read_footer
 from headprobe.data.sources.source import (
+    NOT_READ,
+    UNLABELLED_TOO,
     Chunk,
     LabelColumn,
     Request,
@@ -75,10 +77,10 @@ class StreamedSource(Source):
     ) -> None:
         features = stream.features or _features_of_first_row(stream)
         check_columns(features, request)
-        self.labels = label_column(features[request.label_column], request)
+        self.labels = label_column(features[request.label_column], request) if request.labelled else NOT_READ
 
-        # Only these two columns leave the reader, and images leave it as bytes.
-        self._stream = stream.select_columns([request.image_column, request.label_column]).decode(False)
+        # Only these columns leave the reader, and images leave it as bytes.
+        self._stream = stream.select_columns([*request.columns.values()]).decode(False)
         self._columns = (request.image_column, request.label_column)
 
         self._names = list(names)
@@ -128,12 +130,13 @@ def check_columns(features: Mapping[str, object], request: Request) -> None:
     Raises:
         UsageError: One of them does not; the message lists the columns found.
     """
-    for option, column in (("image_column", request.image_column), ("label_column", request.label_column)):
+    for option, column in request.columns.items():
         if column not in features:
             found = ", ".join(features)
+            without = f" ({UNLABELLED_TOO})" if option == "label_column" else ""
             raise UsageError(
-                f"{request.shown} has the columns {found}: set --data.{option} to one of them{or_classes(request)}, "
-                f"got {column}"
+                f"{request.shown} has the columns {found}: set --data.{option} to one of them{or_classes(request)}"
+                f"{without}, got {column}"
             )
 
 
@@ -314,7 +317,7 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
     check_one_schema(footers, request)
 
     stop_download_counts()
-    wanted = [request.image_column, request.label_column]
+    wanted = [*request.columns.values()]
     there = set(footers[0].schema.names)
     try:
         stream = datasets.load_dataset(
@@ -337,7 +340,7 @@ def _open_files(files: list[str], split: str, request: Request) -> Source:
         "revision": None,
         "unit": rule,
         "files": [footer.identity() for footer in footers],
-        "labels_sha256": label_digest(files, request.label_column),
+        "labels_sha256": label_digest(files, request.label_column) if request.labelled else None,
     }
     return LocalSource(stream, names, sizes, sum(sizes), request, identity)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from headprobe.report.page.answers import descriptions, masks, orders, sets
+from headprobe.report.page.answers import descriptions, features, masks, orders, sets
 from headprobe.report.page.answers.wording import Sentence
 from headprobe.report.page.notices import notices
 from headprobe.report.page.provenance import provenance
@@ -32,6 +32,17 @@ SENTENCES: tuple[Callable[[RunFiles], Sentence | None], ...] = (
 )
 """In the order of the page. Each gives nothing where its table is missing."""
 
+WITHOUT_LABELS: tuple[Callable[[RunFiles], Sentence | None], ...] = (
+    features.moved,
+    features.layers,
+    features.heads,
+    descriptions.distance,
+    descriptions.entropy,
+    descriptions.frequencies,
+    descriptions.similarity,
+)
+"""Those of a run that was judged by its features alone."""
+
 
 def answer(run: RunFiles) -> list[Sentence]:
     """Return the sentences that a run's files allow, each with the unrounded numbers in it.
@@ -39,4 +50,5 @@ def answer(run: RunFiles) -> list[Sentence]:
     They state what sets of heads cost, with 95% intervals as `docs/results.md` defines them, never what a head is for.
     Where nothing is significant they say so, and what so many images could have found.
     """
-    return [sentence for say in SENTENCES if (sentence := say(run)) is not None]
+    sentences = SENTENCES if run.labelled else WITHOUT_LABELS
+    return [sentence for say in sentences if (sentence := say(run)) is not None]

@@ -18,8 +18,16 @@ SIGNIFICANT_Q = 0.05
 SEQUENTIAL, DIVERGING = "sequential", "diverging"
 """Kinds of colours: from the least to the most, or about 0."""
 
-COSTS = {"nll_rise": ("NLL rise", "nats"), "drop_pp": ("Top-1 drop", "points")}
+COSTS = {
+    "nll_rise": ("NLL rise", "nats"),
+    "drop_pp": ("Top-1 drop", "points"),
+    "feature_distance": ("Distance of the feature", "of its length"),
+    "feature_cosine": ("Cosine of the feature", ""),
+}
 """What a mask costs, in words and units."""
+
+MOVED = "feature_"
+"""What the columns of the pooled feature begin with."""
 
 LABELS = {
     "attention_distance_px": ("Attention distance", "pixels"),
@@ -144,7 +152,7 @@ def _costs(run: RunFiles, places: Sequence[Place]) -> Iterator[HeadColumn]:
         if (place := alone.get(str(row["mask"]))) is not None:
             rows.setdefault(str(row["ablation"]), {}).setdefault(place, []).append(row)
     for ablation, of_heads in rows.items():
-        for quantity in COSTS:
+        for quantity in (name for name in COSTS if name in run.masks[0]):
             yield _cost(quantity, ablation, of_heads, places)
 
 
@@ -173,12 +181,20 @@ def _cost(quantity: str, ablation: str, rows: Mapping[Place, Sequence[Row]], pla
         unit=unit,
         group="What masking one head costs",
         values=_spread({place: float(np.mean(own)) for place, own in all_draws.items()}, places),
-        kind=DIVERGING,
+        kind=SEQUENTIAL if quantity.startswith(MOVED) else DIVERGING,
         extra=extra,
-        differs="q" if "q" in extra and np.isfinite(extra["q"]).any() else ("interval" if draws == 1 else ""),
+        differs=_rule(quantity, extra, draws),
         ablation=ablation,
         note=f"mean of {draws} draws; p and q are of draw 0" if draws > 1 else "",
     )
+
+
+def _rule(quantity: str, extra: Mapping[str, FloatArray], draws: int) -> str:
+    """Return by which rule a cost differs from nothing; a feature moves under any mask, which is no finding."""
+    if quantity.startswith(MOVED):
+        return ""
+    tested = "q" in extra and np.isfinite(extra["q"]).any()
+    return "q" if tested else "interval" if draws == 1 else ""
 
 
 def _limit(quantity: str, end: str) -> str:

@@ -12,7 +12,7 @@ from headprobe.report.page.answer import Sentence, answer, notices, provenance
 from headprobe.report.page.answers.selected import main_ablation
 from headprobe.report.page.answers.wording import MINUS, listed
 from headprobe.run.importance import single_head_masks
-from headprobe.run.load import OTHER, SAME, Row, RunFiles
+from headprobe.run.load import OTHER, SAME, Row, RunFiles, main_cost
 from headprobe.text import counted
 
 
@@ -93,11 +93,12 @@ def _size(run: RunFiles) -> str:
 def facts_of(run: RunFiles) -> list[Fact]:
     """Return the summary of a run: the baseline, the images, the heads, and the largest drops that were measured."""
     baseline = run.masks[0]
-    images, right = int(baseline["images"]), int(baseline["top1_count"])
+    images, right = int(baseline["images"]), int(baseline.get("top1_count", 0))
     heads = [int(number) for number in run.record["model"]["heads_per_layer"]]
-    limits = binomtest(right, images).proportion_ci(method="wilson") if images else None
+    limits = binomtest(right, images).proportion_ci(method="wilson") if images and run.labelled else None
+    top1 = Fact("Baseline top-1", f"{100 * right / images:.1f}%" if images else "none", _percent(limits))
     return [
-        Fact("Baseline top-1", f"{100 * right / images:.1f}%" if images else "none", _percent(limits)),
+        top1 if run.labelled else Fact("Judged by", "features", "no classifier, no labels"),
         Fact("Images judged", f"{images:,}"),
         Fact("Heads", f"{sum(heads):,}", f"in {counted(len(heads), 'layer')}"),
         Fact("Masks scored", f"{len({str(row['mask']) for row in run.masks[1:]}):,}", _ablations(run)),
@@ -139,8 +140,10 @@ def _largest(run: RunFiles) -> Iterator[Fact]:
     for curve, name in LARGEST.items():
         rows = [row for row in first if (row["mask"] in alone if curve == "by_head" else _curve(run, row) == curve)]
         if len(rows) > 1:
-            value, detail = _drop(max(rows, key=lambda row: float(row["drop_pp"])))
-            yield Fact(name, value, f"{detail}, {kind}" if several else detail)
+            largest = max(rows, key=lambda row: float(row[main_cost(row)]))
+            value, detail = _drop(largest) if run.labelled else _moved(largest)
+            called = name if run.labelled else name.replace("drop", "shift")
+            yield Fact(called, value, f"{detail}, {kind}" if several else detail)
 
 
 def _curve(run: RunFiles, row: Row) -> str:
@@ -154,9 +157,18 @@ def _drop(row: Row) -> tuple[str, str]:
     return f"{_points(float(row['drop_pp']))} points", f"{row['mask']}: {_points(low)} to {_points(high)}"
 
 
+def _moved(row: Row) -> tuple[str, str]:
+    """Return how far the feature moves as a part of its length, and the mask with the interval."""
+    middle, low, high = (float(row[f"feature_distance{end}"]) for end in ("", "_low", "_high"))
+    return f"{middle:.2f} of its length", f"{row['mask']}: {low:.2f} to {high:.2f}"
+
+
 # -- the answer --
 
-SHORT = ("layers", "heads", "heads_tested", "useless", "random", "removable", "linear", "index", "distance", "scores")
+SHORT = (
+    *("moved", "moved_layers", "moved_heads"),
+    *("layers", "heads", "heads_tested", "useless", "random", "removable", "linear", "index", "distance", "scores"),
+)
 """Sentences of the answer that the first screen begins with; all others stand below it."""
 
 FEWEST = 6

@@ -6,6 +6,7 @@ import numpy as np
 
 from headprobe.masks.ablations import FITTED
 from headprobe.report.page.answers.wording import judged_images, listed, table_rows
+from headprobe.run.ablations import images_of
 from headprobe.run.load import JUDGED_ON_SAME, OTHER, SAME, RunFiles
 from headprobe.text import counted, ranges
 
@@ -15,6 +16,8 @@ FEW_IMAGES = 200
 MOST_NAMED = 5
 
 TOLD = (
+    "classifier",
+    "embedding",
     "weights made to fit",
     "names of classes",
     "options",
@@ -33,6 +36,7 @@ TOLD = (
     "unread calibration images",
     "files left out",
     "images left out",
+    "images without labels",
     "folders left out",
     "empty classes",
     "metadata",
@@ -59,15 +63,16 @@ def _ending(run: RunFiles) -> Iterator[str]:
 def _images(run: RunFiles) -> Iterator[str]:
     images, bad = judged_images(run), int(run.record.get("bad_images") or 0)
     if bad and run.record.get("on_bad_image") == "wrong":
-        yield f"{counted(bad, 'image')} could not be read and {_verb(bad)} as wrong under every mask (bad_images.csv)."
+        yield f"{counted(bad, 'image')} could not be used and {_verb(bad)} as wrong under every mask (bad_images.csv)."
     elif bad:
-        yield f"{counted(bad, 'image')} could not be read and {_verb(bad)} nowhere (bad_images.csv)."
+        yield f"{counted(bad, 'image')} could not be used and {_verb(bad)} nowhere (bad_images.csv)."
     data = run.record["data"]
     if data.get("max_images") is not None and "images" not in run.record.get("decisions", {}):
         yield f"Not all images were scored: --data.max_images {data['max_images']}."
-    if images < FEW_IMAGES:
+    if images < FEW_IMAGES and run.labelled:
         yield f"{counted(images, 'image')} judged: below {FEW_IMAGES} the intervals of the NLL rise may be too narrow."
-    groups = run.arrays("groups.npz").get("images")
+    arrays = run.arrays("groups.npz")
+    groups = images_of(arrays) if {"images", "feature_images"} & arrays.keys() else None
     if groups is not None and (there := int((groups > 0).sum())) < len(groups):
         yield (
             f"For intervals over differences of masks the images are put into {len(groups)} groups; "
@@ -118,11 +123,12 @@ def _logits(run: RunFiles) -> Iterator[str]:
     if broken:
         most = max(int(row["nonfinite"]) for row in broken)
         names = list(dict.fromkeys(str(row["mask"]) for row in broken))
+        what = "logits, which count as wrong," if run.labelled else "features, which are left out,"
         yield (
-            f"NaN or infinite logits, which count as wrong, in {counted(len(broken), 'row')} of masks.csv "
+            f"NaN or infinite {what} in {counted(len(broken), 'row')} of masks.csv "
             f"(at most {counted(most, 'image')}): {_some(names)}."
         )
-    undefined = sum(not np.isfinite(float(row["nll_rise"])) for row in run.masks[1:])
+    undefined = sum(not np.isfinite(float(row["nll_rise"])) for row in run.masks[1:]) if run.labelled else 0
     if undefined:
         yield f"{counted(undefined, 'row')} of masks.csv {_has(undefined)} no finite NLL rise."
 

@@ -298,7 +298,7 @@ def right_in_trial(model: nn.Module, found: Found, shortcuts: Shortcuts) -> bool
             logits = logits_in_trial(model, layout, joins, company.keep, company.images, shortcuts)
         except IndexError:
             return False
-        if logits is None or not agree(logits, company.logits, company.rounding):
+        if logits is None or not agree(logits, company.logits, *company.rounding):
             return False
     return True
 

@@ -35,9 +35,9 @@ def rows_of(rule: str) -> dict[str, Any]:
 
 NOTICES: dict[str, tuple[dict[str, Any], str]] = {
     "interrupted": ({"status": "failed"}, "The run ended as failed"),
-    "skipped": ({"bad_images": 3, "on_bad_image": "skip"}, "3 images could not be read and count nowhere"),
-    "one": ({"bad_images": 1, "on_bad_image": "error"}, "1 image could not be read and counts nowhere"),
-    "wrong": ({"bad_images": 2, "on_bad_image": "wrong"}, "2 images could not be read and count as wrong"),
+    "skipped": ({"bad_images": 3, "on_bad_image": "skip"}, "3 images could not be used and count nowhere"),
+    "one": ({"bad_images": 1, "on_bad_image": "error"}, "1 image could not be used and counts nowhere"),
+    "wrong": ({"bad_images": 2, "on_bad_image": "wrong"}, "2 images could not be used and count as wrong"),
     "fewer images": ({"data": {"path": "digits", "max_images": 40}}, "Not all images were scored"),
     "random weights": ({"decisions": {"weights": "random, never trained"}}, "its weights are random, never trained"),
     "same": (rows_of("same"), "What is fitted or chosen (mean) is judged on the images that fitted the constants"),
@@ -134,7 +134,7 @@ def test_images_that_were_skipped_are_in_no_number_and_in_a_notice(skipped: Ende
     assert sentences["baseline"].numbers["images"] == 38
     assert len(lines(skipped.directory(), "bad_images.csv")) == 2
     text = "\n".join(notices(load_files(skipped.directory())))
-    assert "2 images could not be read and count nowhere (bad_images.csv)." in text
+    assert "2 images could not be used and count nowhere (bad_images.csv)." in text
 
 
 def test_a_resumed_run_gives_the_same_answer_and_says_that_it_was_resumed(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ headprobe.section("ablations", (root, data, page) => {
   const runs = data.runs.map((run) => run && { ...run, found: f.rows(run.rows) });
   const there = runs.filter(Boolean);
   const families = f.union(runs, (run) => run.families.map((family) => family.family));
-  const state = { family: families.includes("each:head") ? "each:head" : families[0], quantity: "nll_rise" };
+  const state = { family: families.includes("each:head") ? "each:head" : families[0], quantity: "" };
+  const measures = f.measures(["nll_rise", "drop_pp", "feature_distance"], (name) => there.some((run) => run.found.some((row) => row.quantity === name)));
+  state.quantity = measures[0][0];
 
   const parts = page.html("div", {});
   root.append(f.controls(state, [
     { key: "family", label: "Masks", options: families.map((family) => [family, family]) },
-    { key: "quantity", label: "Measure", buttons: true, options: [["nll_rise", "NLL rise"], ["drop_pp", "Top-1 drop"]] },
+    { key: "quantity", label: "Measure", buttons: true, options: measures },
   ], () => draw()), parts);
   const draw = f.fitted(parts, (width) => {
     const domain = page.nice(page.extent([0, there.flatMap((run) => shownOf(run))]), { zero: true });

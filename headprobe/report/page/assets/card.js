@@ -114,7 +114,7 @@ headprobe.card = (data, page, { places, named, start }) => {
 
   /** What masking it costs under each ablation, and in words whether that differs from nothing. */
   function costs(run, index) {
-    const own = run.columns.filter((column) => /^(nll_rise|drop_pp)_/.test(column.key) && column.values[index] !== null);
+    const own = run.columns.filter((column) => /^(nll_rise|drop_pp|feature_distance|feature_cosine)_/.test(column.key) && column.values[index] !== null);
     if (!own.length) return block("What masking it costs", h("p", {}, "This head alone was not masked in this run."));
     const rows = own.map((column) => h("li", {}, [
       h("p", { class: "cost" }, [h("span", {}, column.label), h("b", {}, page.number(column.values[index])), h("span", { class: "unit" }, column.unit)]),
@@ -136,7 +136,7 @@ headprobe.card = (data, page, { places, named, start }) => {
       if (q < 0.05) words = `Differs from the whole model: ${direction}, also corrected for the number of heads${tested}.`;
       else if (p < 0.05) words = `Would differ from nothing if it were the only head tested; not after correction for the number of heads${tested}.`;
       else words = `These images cannot tell it from no change${tested}.`;
-    } else if (Number.isFinite(low)) {
+    } else if (Number.isFinite(low) && column.differs) {
       words = low > 0 || high < 0 ? `Differs from the whole model: ${direction} (not corrected for the number of heads)${tested}.` : `These images cannot tell it from no change${tested}.`;
     } else if (tested) words = `Of draw 0:${tested}.`;
     return `${limits}${draws}${words}`;
@@ -243,7 +243,7 @@ headprobe.card = (data, page, { places, named, start }) => {
   }
 
   function worth(run, index) {
-    const rest = run.columns.filter((column) => !/^(nll_rise|drop_pp)_/.test(column.key) && column.values[index] !== null);
+    const rest = run.columns.filter((column) => !/^(nll_rise|drop_pp|feature_distance|feature_cosine)_/.test(column.key) && column.values[index] !== null);
     if (!rest.length) return null;
     const groups = [...new Set(rest.map((column) => column.group))];
     return block("All numbers", ...groups.map((group) => h("table", { class: "numbers" }, [

@@ -6,7 +6,8 @@ headprobe.section("curves", (root, data, page) => {
   const MOST_LINES = 7; // more lines cannot be told apart: the others are off until they are asked for
   const runs = data.runs.map((run) => run && { ...run, points: f.rows(run.rows), singles: f.rows(run.single), areas: f.rows(run.areas) });
   const there = runs.filter(Boolean);
-  const state = { quantity: "top1", along: differ(there.map((run) => run.heads)) ? "share" : "heads" };
+  const measures = f.measures(["top1", "nll", "feature_cosine"], (name) => there.some((run) => Number.isFinite(run.baseline[name])));
+  const state = { quantity: measures[0][0], along: differ(there.map((run) => run.heads)) ? "share" : "heads" };
 
   const orders = f.union(runs, (run) => run.points.map((point) => point.order));
   const means = new Set(there.flatMap((run) => run.points.filter((point) => point.orders > 1).map((point) => point.order)));
@@ -18,7 +19,7 @@ headprobe.section("curves", (root, data, page) => {
     return new Set(values).size > 1;
   }
   function largest() {
-    const area = (order) => Math.max(0, ...there.flatMap((run) => run.areas.filter((row) => row.order === order).map((row) => row.area)));
+    const area = (order) => Math.max(0, ...there.flatMap((run) => run.areas.filter((row) => row.order === order).map((row) => row.area ?? row.feature_area)));
     return [...scored].sort((a, b) => area(b) - area(a)).slice(0, MOST_LINES);
   }
 
@@ -44,6 +45,7 @@ headprobe.section("curves", (root, data, page) => {
     const cut = (value) => Math.min(100, Math.max(0, value));
     const beside = (rise) => (rise === null ? NaN : base + rise);
     if (state.quantity === "top1") return [100 * point.top1, cut(100 * base - point.drop_high_pp), cut(100 * base - point.drop_low_pp), point.drop_low_pp];
+    if (state.quantity === "feature_cosine") return [point.feature_cosine, point.feature_cosine_low, point.feature_cosine_high, point.feature_cosine_low];
     return [point.nll, beside(point.nll_rise_low), beside(point.nll_rise_high), point.nll_rise_low];
   }
   const along = (run, point) => (state.along === "share" ? (100 * point.heads_removed) / run.heads : point.heads_removed);
@@ -51,7 +53,7 @@ headprobe.section("curves", (root, data, page) => {
   const parts = page.html("div", {});
   const redraw = () => draw();
   root.append(f.controls(state, [
-    { key: "quantity", label: "Measure", buttons: true, options: [["top1", "Accuracy"], ["nll", "NLL"]] },
+    { key: "quantity", label: "Measure", buttons: true, options: measures },
     { key: "along", label: "Heads removed", buttons: true, options: differ(there.map((run) => run.heads)) ? [["share", "share of all"], ["heads", "number"]] : [["heads", "number"]] },
   ], redraw), parts);
   const draw = f.fitted(parts, (width) => {
@@ -79,7 +81,7 @@ headprobe.section("curves", (root, data, page) => {
   }
 
   function limits() {
-    const ys = there.flatMap((run) => [
+    const ys = there.filter((run) => Number.isFinite(run.baseline[state.quantity])).flatMap((run) => [
       scale() * run.baseline[state.quantity],
       ...run.points.filter((point) => shown.has(point.order)).flatMap((point) => heights(run, point).slice(0, 3)),
       ...(shown.has("single") ? run.singles.map((point) => (point[state.quantity] === null ? NaN : scale() * point[state.quantity])) : []),
@@ -139,12 +141,12 @@ headprobe.section("curves", (root, data, page) => {
   }
 
   function words(run, point) {
-    const quantity = state.quantity === "top1" ? "drop_pp" : "nll_rise";
+    const quantity = { top1: "drop_pp", nll: "nll_rise" }[state.quantity] || state.quantity;
     const what = point.orders > 1 ? (point.interval === "one more order" ? "band of one more order" : point.interval) : "95% interval";
     return [
       point.orders > 1 ? `${point.order.replaceAll("_", " ")} orders: mean of ${point.orders}` : named(point.order),
       `${point.heads_removed} of ${run.heads} heads removed, ${point.ablation} ablation`,
-      state.quantity === "top1" ? `top-1 ${page.percent(point.top1)}` : `NLL ${page.number(point.nll)} nats`,
+      ...(state.quantity === "top1" ? [`top-1 ${page.percent(point.top1)}`] : state.quantity === "nll" ? [`NLL ${page.number(point.nll)} nats`] : []),
       `${f.SHORT[quantity]} ${f.loss(point, quantity)}`,
       `In brackets: ${what}`,
     ];

@@ -39,10 +39,12 @@ headprobe.figures = (() => {
 
   // -- words --
 
-  figures.LABELS = { top1: "top-1 accuracy (%)", nll: "NLL (nats)", nll_rise: "NLL rise (nats)", drop_pp: "top-1 drop (percentage points)" };
-  figures.SHORT = { nll_rise: "NLL rise", drop_pp: "Top-1 drop" };
-  figures.UNITS = { nll_rise: "nats", drop_pp: "pp" };
-  figures.LIMITS = { nll_rise: ["nll_rise_low", "nll_rise_high"], drop_pp: ["drop_low_pp", "drop_high_pp"] };
+  figures.LABELS = { top1: "top-1 accuracy (%)", nll: "NLL (nats)", nll_rise: "NLL rise (nats)", drop_pp: "top-1 drop (percentage points)", feature_distance: "feature distance (of its length)", feature_cosine: "mean cosine of the feature" };
+  figures.SHORT = { nll_rise: "NLL rise", drop_pp: "Top-1 drop", feature_distance: "Feature distance", top1: "Accuracy", nll: "NLL", feature_cosine: "Feature cosine" };
+  figures.UNITS = { nll_rise: "nats", drop_pp: "pp", feature_distance: "", feature_cosine: "" };
+  figures.LIMITS = { nll_rise: ["nll_rise_low", "nll_rise_high"], drop_pp: ["drop_low_pp", "drop_high_pp"], feature_distance: ["feature_distance_low", "feature_distance_high"], feature_cosine: ["feature_cosine_low", "feature_cosine_high"] };
+  /** The measures, in the given order, that some row of a run has; a run without labels has those of features alone. */
+  figures.measures = (names, has) => names.filter(has).map((name) => [name, figures.SHORT[name]]);
 
   /** An estimate with its interval and unit: `17.4 [11.2, 25.1] pp`. */
   figures.estimate = (value, low, high, unit = "") => {

@@ -5,11 +5,12 @@ headprobe.section("indices", (root, data, page) => {
   const f = headprobe.figures;
   const runs = data.runs.map((run) => run && { ...run, found: f.rows(run.rows) });
   const there = runs.filter(Boolean);
-  const state = { quantity: "nll_rise" };
+  const measures = f.measures(["nll_rise", "drop_pp", "feature_distance"], (name) => there.some((run) => run.found.some((row) => row.quantity === name)));
+  const state = { quantity: measures[0][0] };
 
   const parts = page.html("div", {});
   root.append(f.controls(state, [
-    { key: "quantity", label: "Measure", buttons: true, options: [["nll_rise", "NLL rise"], ["drop_pp", "Top-1 drop"]] },
+    { key: "quantity", label: "Measure", buttons: true, options: measures },
   ], () => draw()), parts);
   const draw = f.fitted(parts, (width) => {
     parts.append(f.legend([
@@ -17,7 +18,7 @@ headprobe.section("indices", (root, data, page) => {
       { text: "a draw of random heads", colour: "color-mix(in srgb, var(--s0) 40%, var(--panel))", shape: 0, line: false },
       { text: "middle 95% of the draws", colour: 0 },
     ], width));
-    const values = there.flatMap((run) => [...run.found.filter((row) => row.quantity === state.quantity).map((row) => row.value), ...run.draws.map((draws) => draws[state.quantity])]);
+    const values = there.flatMap((run) => [...run.found.filter((row) => row.quantity === state.quantity).map((row) => row.value), ...run.draws.map((draws) => draws[state.quantity] || [])]);
     const domain = page.nice(page.extent([values, 0]), { zero: true });
     f.perRun(parts, runs, width, (run, part) => {
       const kinds = f.distinct(run.found.map((row) => row.ablation));
@@ -46,7 +47,7 @@ headprobe.section("indices", (root, data, page) => {
   function mark(plot, run, row, place) {
     const y = plot.y(place);
     const draws = run.draws.find((one) => one.ablation === row.ablation && one.layers === row.layers);
-    const values = (draws ? draws[state.quantity] : []).filter(Number.isFinite);
+    const values = (draws?.[state.quantity] || []).filter(Number.isFinite);
     // Spread without chance, so that the same run looks the same: each dot at its place in a fixed pattern.
     const dots = values.map((value, number) => `M${plot.x(value).toFixed(1)} ${(y + 0.6 * plot.y.step * (((number * 0.6180339887) % 1) - 0.5)).toFixed(1)}h0`);
     plot.inner.append(page.svg("path", { d: dots.join(""), stroke: page.series[0], "stroke-width": 4, "stroke-linecap": "round", "stroke-opacity": 0.34, fill: "none" }));

@@ -9,6 +9,8 @@ headprobe.section("ladder", (root, data, page) => {
   const kinds = f.union(runs, (run) => run.points.map((point) => point.ablation));
   const inAll = (own) => (one) => there.every((run) => own(run).includes(one));
   const shared = (names, own) => (names.some(inAll(own)) ? names.filter(inAll(own)) : names);
+  // Without labels the curve is the mean cosine of the feature with the unmasked one.
+  const main = there.some((run) => Number.isFinite(run.baseline.top1)) ? "top1" : "feature_cosine";
   const state = best(shared(orders, (run) => Object.keys(run.orders)), shared(kinds, (run) => run.points.map((point) => point.ablation)));
 
   /** The order and ablation that keep most accuracy in the first run, on average over the steps. */
@@ -17,7 +19,7 @@ headprobe.section("ladder", (root, data, page) => {
     let most = -1;
     for (const order of names) for (const ablation of ablations) {
       const own = there[0].points.filter((point) => point.order === order && point.ablation === ablation);
-      const kept = own.reduce((sum, point) => sum + (point.top1 ?? 0), 0) / own.length;
+      const kept = own.reduce((sum, point) => sum + (point[main] ?? 0), 0) / own.length;
       if (kept > most) [most, found] = [kept, { order, ablation }];
     }
     return found;
@@ -84,16 +86,22 @@ headprobe.section("ladder", (root, data, page) => {
     const heads = run.heads_per_layer.reduce((sum, count) => sum + count, 0);
     const rows = [
       ["removed", `${point ? point.heads_removed : 0} of ${heads} heads`, "large"],
+    ];
+    if (main === "top1") rows.push(
       ["top-1 accuracy", page.percent(point ? point.top1 : run.baseline.top1), "large"],
       ["drop", point ? f.loss(point, "drop_pp") : "none: the whole model"],
       ["NLL rise", point ? f.loss(point, "nll_rise") : "none"],
-    ];
+    );
+    else rows.push(
+      ["feature cosine", point ? page.number(point.feature_cosine) : "1", "large"],
+      ["distance", point ? f.loss(point, "feature_distance") : "none: the whole model"],
+    );
     const random = point && randomOf(run).find((one) => one.heads_removed === point.heads_removed);
-    if (random) rows.push([`${random.orders} random orders`, `drop ${f.loss(random, "drop_pp")}`]);
+    if (random) rows.push([`${random.orders} random orders`, main === "top1" ? `drop ${f.loss(random, "drop_pp")}` : f.loss(random, "feature_cosine")]);
     page.clear(readout).append(...rows.flatMap(([name, text, size]) => [page.html("dt", {}, name), page.html("dd", { class: size }, text)]));
     const now = run.step ? run.orders[state.order][run.step - 1] : [];
     newly.textContent = run.step ? `New at this step: ${now.join(", ")}.` : "Move the slider to remove heads; they are highlighted in every figure.";
-    slider.setAttribute("aria-valuetext", `${rows[0][1]} removed, accuracy ${rows[1][1]}, ${rows[2][0]} ${rows[2][1]}`);
+    slider.setAttribute("aria-valuetext", `${rows[0][1]} removed, ${rows[1][0]} ${rows[1][1]}, ${rows[2][0]} ${rows[2][1]}`);
   }
 
   function drawMap(run, width) {
@@ -127,17 +135,19 @@ headprobe.section("ladder", (root, data, page) => {
     const plot = page.plot({
       width, height: 314, margin: { top: 46 },
       x: { domain: [0, most], label: "heads removed" },
-      y: { domain: [0, 104], label: f.LABELS.top1, ticks: [0, 20, 40, 60, 80, 100] },
-      label: `Accuracy along the order ${named(state.order)}, ${state.ablation} ablation`,
+      y: main === "top1" ? { domain: [0, 104], label: f.LABELS.top1, ticks: [0, 20, 40, 60, 80, 100] } : { domain: [Math.min(0, ...points.map((point) => point.feature_cosine ?? 0)), 1.04], label: f.LABELS.feature_cosine },
+      label: `${f.SHORT[main]} along the order ${named(state.order)}, ${state.ablation} ablation`,
     });
     f.title(plot, named(state.order), `${state.ablation} ablation`);
-    const base = 100 * run.baseline.top1;
-    const level = (value) => plot.y(Math.min(100, Math.max(0, value))); // limits of a drop may lie where no accuracy can
-    const at = (point) => [plot.x(point.heads_removed), plot.y(100 * point.top1)];
+    const scale = main === "top1" ? 100 : 1;
+    const base = scale * run.baseline[main];
+    const ends = (point) => (main === "top1" ? [base - (point.drop_low_pp ?? NaN), base - (point.drop_high_pp ?? NaN)] : [point.feature_cosine_low ?? NaN, point.feature_cosine_high ?? NaN]);
+    const level = (value) => plot.y(main === "top1" ? Math.min(100, Math.max(0, value)) : Math.min(1, value)); // limits of a drop may lie where no accuracy can
+    const at = (point) => [plot.x(point.heads_removed), plot.y(scale * point[main])];
     const band = randomOf(run).filter((point) => point.heads_removed <= most);
     if (band.length > 1) {
-      const edge = (limit) => band.map((point) => [plot.x(point.heads_removed), point[limit] === null ? NaN : level(base - point[limit])]);
-      const d = f.band(edge("drop_low_pp"), edge("drop_high_pp"));
+      const edge = (end) => band.map((point) => [plot.x(point.heads_removed), level(ends(point)[end])]);
+      const d = f.band(edge(0), edge(1));
       if (d) plot.inner.append(page.svg("path", { d, fill: page.series[6], "fill-opacity": 0.18 }));
       const [x, y] = at(band[Math.floor(band.length / 2)]);
       plot.inner.append(page.svg("text", { class: "tick over", x: x - 4, y: y + 4, "text-anchor": "middle" }, "random orders"));
@@ -147,12 +157,12 @@ headprobe.section("ladder", (root, data, page) => {
     const marks = points.map((point, place) => {
       const [x, y] = at(point);
       const own = place + 1 === run.step;
-      plot.inner.append(f.bar({ x, y: level(base - (point.drop_low_pp ?? NaN)), y2: level(base - (point.drop_high_pp ?? NaN)), colour: own ? 1 : 0, width: own ? 2.4 : 1.1 }) || "");
+      plot.inner.append(f.bar({ x, y: level(ends(point)[0]), y2: level(ends(point)[1]), colour: own ? 1 : 0, width: own ? 2.4 : 1.1 }) || "");
       const node = f.dot({ x, y, colour: own ? 1 : 0, shape: own ? 2 : 0, radius: own ? 7 : 3.6 });
       plot.inner.append(node);
-      return { x, y, node, series: 0, lines: [`${point.heads_removed} heads removed`, `top-1 ${page.percent(point.top1)}`, `drop ${f.loss(point, "drop_pp")}`] };
+      return { x, y, node, series: 0, lines: [`${point.heads_removed} heads removed`, ...(main === "top1" ? [`top-1 ${page.percent(point.top1)}`, `drop ${f.loss(point, "drop_pp")}`] : [`feature cosine ${f.loss(point, "feature_cosine")}`])] };
     });
-    f.points(plot, marks, "Accuracy along the order");
+    f.points(plot, marks, `${f.SHORT[main]} along the order`);
     return plot.svg;
   }
 

@@ -6,12 +6,13 @@ headprobe.section("layers", (root, data, page) => {
   const runs = data.runs.map((run) => run && { ...run, masks: f.rows(run.rows) });
   const there = runs.filter(Boolean);
   const kinds = f.union(runs, (run) => run.masks.map((row) => row.ablation));
-  const state = { quantity: "drop_pp" };
+  const measures = f.measures(["drop_pp", "nll_rise", "feature_distance"], (name) => there.some((run) => run.masks.some((row) => Number.isFinite(row[name]))));
+  const state = { quantity: measures[0][0] };
   const shown = new Set(kinds);
 
   const parts = page.html("div", {});
   root.append(f.controls(state, [
-    { key: "quantity", label: "Measure", buttons: true, options: [["drop_pp", "Top-1 drop"], ["nll_rise", "NLL rise"]] },
+    { key: "quantity", label: "Measure", buttons: true, options: measures },
   ], () => draw()), parts);
   const draw = f.fitted(parts, (width) => {
     parts.append(f.legend(entries(), width, (key) => {
@@ -64,7 +65,7 @@ headprobe.section("layers", (root, data, page) => {
     const clear = low > 0 || high < 0;
     const node = f.dot({ x, y, colour: place, shape: place, radius: row.draw ? 2.6 : 5, hollow: !clear });
     plot.inner.append(node);
-    const lines = [`Layer ${row.layer}, ${row.ablation} ablation${row.draw ? `, draw ${row.draw}` : ""}`, `top-1 drop ${f.loss(row, "drop_pp")}`, `NLL rise ${f.loss(row, "nll_rise")}`];
+    const lines = [`Layer ${row.layer}, ${row.ablation} ablation${row.draw ? `, draw ${row.draw}` : ""}`, ...measures.filter(([name]) => Number.isFinite(row[name])).map(([name, words]) => `${words} ${f.loss(row, name)}`)];
     if (Number.isFinite(row.bh_q)) lines.push(`p ${page.number(row.mcnemar_p, 2)}, q ${page.number(row.bh_q, 2)} (drop, within its family)`);
     return { x, y, node, series: row.ablation, lines, act: () => page.select(f.headsOf(run.heads_per_layer, (layer) => layer === row.layer)) };
   }

@@ -6,7 +6,7 @@ headprobe.section("worth", (root, data, page) => {
   const runs = data.runs.map((run) => run && { values: f.rows(run.values), together: f.rows(run.together) });
   const there = runs.filter(Boolean);
   const of = (name) => f.union(runs, (run) => [...run.values, ...run.together].map((row) => row[name]));
-  const state = { ablation: of("ablation")[0], quantity: "nll_rise", players: f.union(runs, (run) => run.values.map((row) => row.players))[0] };
+  const state = { ablation: of("ablation")[0], quantity: of("quantity").includes("nll_rise") ? "nll_rise" : "feature_distance", players: f.union(runs, (run) => run.values.map((row) => row.players))[0] };
   const kinds = f.union(runs, (run) => run.together.map((row) => setOf(row)));
   state.pairs = kinds[0];
   const overlays = [];
@@ -23,7 +23,7 @@ headprobe.section("worth", (root, data, page) => {
 
   const parts = page.html("div", {});
   root.append(f.controls(state, [
-    { key: "quantity", label: "Loss", buttons: true, options: ["nll_rise", "drop_pp"].filter((name) => of("quantity").includes(name)).map((name) => [name, f.SHORT[name]]) },
+    { key: "quantity", label: "Loss", buttons: true, options: ["nll_rise", "drop_pp", "feature_distance"].filter((name) => of("quantity").includes(name)).map((name) => [name, f.SHORT[name]]) },
     { key: "ablation", label: "Ablation", buttons: true, options: of("ablation").map((kind) => [kind, kind]) },
     { key: "players", label: "Shapley values of", buttons: true, options: f.union(runs, (run) => run.values.map((row) => row.players)).map((name) => [name, name]) },
     { key: "pairs", label: "Interactions of", buttons: true, options: kinds.map((kind) => [kind, PAIRS[kind] || kind]) },

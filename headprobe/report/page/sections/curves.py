@@ -10,12 +10,17 @@ from headprobe.report.page.sections.cells import LOSSES, SCRIPTS, columns_of, he
 from headprobe.run.curves import Order, orders_of
 from headprobe.run.load import Columns, RunFiles
 
-POINT = ("order", "ablation", "heads_removed", "orders", "top1", "nll", *LOSSES, "interval")
+FEATURES = ("feature_cosine", "feature_cosine_low", "feature_cosine_high")
+
+POINT = ("order", "ablation", "heads_removed", "orders", "top1", "nll", *LOSSES, *FEATURES, "interval")
 """Columns of a point; of a random order that only its mean stands for, the first ones."""
 
-SINGLE = ("order", "ablation", "heads_removed", "top1", "nll")
+SINGLE = ("order", "ablation", "heads_removed", "top1", "nll", "feature_cosine", "feature_distance")
 
-AREA = ("order", "ablation", "area", "area_low", "area_high", "removable_1pp", "removable_1pp_surely")
+AREA = (
+    *("order", "ablation", "area", "area_low", "area_high", "removable_1pp", "removable_1pp_surely"),
+    *("feature_area", "feature_area_low", "feature_area_high"),
+)
 
 SOURCES = ("curves.csv", "orders.csv", "masks.csv")
 
@@ -35,8 +40,9 @@ def curves(runs: Sequence[RunFiles]) -> Section | None:
             "nearly all of them."
         ),
         definition=(
-            "Each point is the accuracy (or the mean negative log-likelihood of the label) with so many heads masked "
-            "together; the band is a 95% prediction interval for another random order."
+            "Each point is the accuracy (or the mean negative log-likelihood of the label, or the cosine of the pooled "
+            "feature with the unmasked one) with so many heads masked together; the band is a 95% prediction interval "
+            "for another random order."
         ),
         link="results.md#curvescsv",
         data={"runs": found},
@@ -66,7 +72,9 @@ def _areas(run: RunFiles) -> dict[str, Any]:
 
 
 def _baseline(run: RunFiles) -> dict[str, float]:
-    return {name: float(run.masks[0][name]) for name in ("top1", "nll", "images")}
+    wanted = ("top1", "nll", "feature_cosine", "feature_distance", "images")
+    found = {name: float(run.masks[0][name]) for name in wanted if name in run.masks[0]}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _members(table: Columns) -> list[str]:

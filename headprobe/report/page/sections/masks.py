@@ -46,7 +46,7 @@ def layers(runs: Sequence[RunFiles]) -> Section | None:
         look_at="Which layers the model needs: intervals that leave out 0, under every ablation.",
         definition=(
             "All heads of one layer are masked together; drop and rise are paired with the whole model on the same "
-            "images, with 95% intervals (Tango; Student's t)."
+            "images, with 95% intervals (Tango; Student's t), and so is how far the pooled feature moves."
         ),
         link="results.md#how-the-statistics-are-defined",
         data={"runs": found, "quantities": QUANTITIES},

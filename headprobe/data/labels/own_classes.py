@@ -1,0 +1,84 @@
+"""The numbering of a dataset whose own classes are those that are chosen among: its classifier is fitted on it."""
+
+from collections.abc import Sequence
+
+from headprobe.data.labels.class_map import IDENTITY, ClassMap
+from headprobe.data.labels.numbering import Numbering, from_map, number_by
+from headprobe.data.sources.source import LabelColumn
+from headprobe.errors import UsageError
+from headprobe.text import counted
+
+OWN = "the dataset's own, which the classifier is fitted on"
+
+
+def number_own(column: LabelColumn, class_map: ClassMap | None, asked: int | None) -> Numbering:
+    """Return the numbering of the data's own classes, perhaps joined by a class map.
+
+    Any order is right, as the classifier is fitted on the same numbers.
+
+    Args:
+        column: How the dataset labels its images.
+        class_map: What the user gave: which classes are joined, and their numbers.
+        asked: The number of classes that the user gave (--model.num_classes), None for none.
+
+    Raises:
+        UsageError: Nothing says how many classes there are, or the options do not fit the data.
+    """
+    if class_map is None and column.names is not None:
+        _refuse_others(len(column.names), asked)
+        return number_by(column.names, range(len(column.names)), len(column.names), OWN)
+    if class_map is None or (class_map.origin == IDENTITY and column.names is None):
+        if column.kind == "text" or asked is None:
+            raise UsageError(_unknown(column))
+        return number_by(None, range(asked), asked, f"{OWN}, {asked} by --model.num_classes")
+    classes = asked or _classes_of(class_map, column)
+    _refuse_gaps(class_map, classes)
+    return from_map(column, classes, class_map)
+
+
+def _classes_of(class_map: ClassMap, column: LabelColumn) -> int:
+    """Return how many classes a class map makes."""
+    if class_map.length is not None:
+        return class_map.length
+    if class_map.entries is not None:
+        values = class_map.entries.values() if isinstance(class_map.entries, dict) else class_map.entries
+        return 1 + max(values, default=-1)
+    names: Sequence[str] = column.names or ()
+    if class_map.origin == IDENTITY and names and all(name.isdecimal() for name in names):
+        return 1 + max(map(int, names))
+    return len(names)
+
+
+def _refuse_gaps(class_map: ClassMap, classes: int) -> None:
+    """Refuse a file that joins classes and skips a number: perhaps it counts from 1, or is another model's."""
+    entries = class_map.entries
+    if entries is None or class_map.lists_model:
+        return
+    values = set(entries.values() if isinstance(entries, dict) else entries)
+    missing = [number for number in range(classes) if number not in values]
+    if missing:
+        raise UsageError(
+            f"{class_map.origin}: a classifier that is fitted has the classes that the file numbers, 0 to "
+            f"{classes - 1}, and no entry is {missing[0]}: count them without gaps, from 0, got "
+            f"{counted(len(values), 'class')}"
+        )
+
+
+def _refuse_others(there: int, asked: int | None) -> None:
+    if asked is not None and asked != there:
+        raise UsageError(
+            f"the classifier is fitted on the dataset's own {counted(there, 'class')}: leave --model.num_classes out, "
+            f"or join classes with --data.class_map, got {asked}"
+        )
+
+
+def _unknown(column: LabelColumn) -> str:
+    if column.kind == "text":
+        return (
+            "the dataset's labels are texts, and a classifier is fitted on classes that are known before: give "
+            "--data.class_map a file {class name: number}, got none"
+        )
+    return (
+        "the dataset's labels are plain numbers without class names, so nothing says how many classes the classifier "
+        "has: give --model.num_classes N for labels 0 to N - 1, or --data.class_map a file {number: class}, got none"
+    )
