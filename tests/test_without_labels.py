@@ -198,7 +198,7 @@ def test_a_model_without_a_classifier_is_judged_by_its_output(tmp_path: Path, fl
 
 
 def test_the_projection_of_a_clip_tower_is_its_feature_and_said(tmp_path: Path, flat: Path) -> None:
-    words = ("--model.name", "vit_base_patch32_clip_224.openai", "--model.pretrained", "false")
+    words: tuple[str, ...] = ("--model.name", "vit_base_patch32_clip_224.openai", "--model.pretrained", "false")
     words += ("--model.options", "{img_size: 32, depth: 2, embed_dim: 48, num_heads: 4}", "--data.path", str(flat))
     refused = only_message(command(tmp_path, "test", *QUICK, *words))
     assert "a projection into the 512 numbers of the space of texts" in refused
@@ -210,7 +210,14 @@ def test_the_projection_of_a_clip_tower_is_its_feature_and_said(tmp_path: Path, 
 
 def test_a_model_whose_feature_cannot_be_read_has_empty_columns_with_the_reason(tmp_path: Path) -> None:
     options = json.dumps(REPRESENTATIVES["resnet_clip"].options)
-    words = ("--model.name", "resnet50_clip", "--model.pretrained", "false", "--model.num_classes", "10")
+    words: tuple[str, ...] = (
+        "--model.name",
+        "resnet50_clip",
+        "--model.pretrained",
+        "false",
+        "--model.num_classes",
+        "10",
+    )
     words += ("--model.options", options, "--data.max_images", "4")
     ended = command(tmp_path, "test", *QUICK, *words, "--mask-spec", "each:layer")
     assert ended.code == 0, ended.err

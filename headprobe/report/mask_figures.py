@@ -48,7 +48,7 @@ MAPS = (
     HeadMap(
         "feature_distance",
         "How far the pooled feature moves when one head is masked",
-        "distance over the feature's length",
+        "feature distance",
         "Mean over images of |masked - unmasked| / |unmasked|; no labels are needed.",
     ),
 )
@@ -225,7 +225,7 @@ def single_heads(run: RunFiles, rows: Sequence[Row], column: str) -> FloatArray:
 INDEX_QUANTITIES = {
     "drop_pp": "top-1 drop (percentage points)",
     "nll_rise": "NLL rise (nats)",
-    "feature_distance": "distance of the feature over its length",
+    "feature_distance": "feature distance",
 }
 
 

@@ -20,7 +20,7 @@ from headprobe.run.shapley import HEADS, LAYERS
 LABELS = {
     "nll_rise": "NLL rise (nats)",
     "drop_pp": "top-1 drop (percentage points)",
-    "feature_distance": "distance of the feature over its length",
+    "feature_distance": "feature distance",
 }
 """Quantities, and what axes call them."""
 
@@ -143,7 +143,7 @@ class Parts(NamedTuple):
 def _interactions(run: RunFiles, table: Columns) -> Iterator[tuple[str, Figure]]:
     """Yield the matrices of heads and of layers, by NLL rise; without labels by the feature's distance."""
     main = main_quantity(table["quantity"].tolist())
-    cost, unit = ("NLL rise", "nats") if main == NLL_RISE else ("feature distance", "of the feature's length")
+    cost, unit = ("NLL rise", "nats") if main == NLL_RISE else ("feature distance", "feature distance")
     for kind, what in ((PAIRWISE, "interactions"), ("shapley", "Shapley interactions")):
         for ablation, own in _split(table, kind=kind, quantity=main):
             about = f"{about_masks(run, [ablation])}, {ablation} ablation"

@@ -79,8 +79,9 @@ def test_any_split_into_batches_gives_the_same_sums() -> None:
         part = FeatureSums(3)
         part.update(values[:, place], groups(40)[place])
         parts.merge(FeatureSums(3).from_arrays(part.to_arrays()))
+    found: Any = parts.to_arrays()
     for name, array in whole.to_arrays().items():
-        np.testing.assert_allclose(parts.to_arrays()[name], array, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(found[name], np.asarray(array, dtype=np.float64), rtol=1e-12, err_msg=name)
 
 
 def test_sums_of_groups_add_up_to_those_of_all_images() -> None:

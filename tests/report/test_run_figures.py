@@ -119,9 +119,22 @@ def test_the_baseline_alone_has_no_figures(tmp_path: Path) -> None:
 
 def test_masks_that_are_points_of_a_curve_and_single_heads_have_figures(tmp_path: Path) -> None:
     specs = ["each:layer", "each:index", "each:head", "random:3"]
-    maps = ["nll_rise/heads", "drop_pp/heads"]
+    maps = ["nll_rise/heads", "drop_pp/heads", "feature_distance/heads"]
     # in two layers of two heads a layer is the pair of its heads
     assert names(write_run(tmp_path, specs)) == [*maps, "drop_pp/by_layer", "drop_pp/by_index", "interactions/heads"]
+
+
+def test_figures_of_a_run_without_labels_are_of_features(tmp_path: Path) -> None:
+    specs = ["each:layer", "each:index", "each:head", "grow:random:0-9", "one-per-layer:0-4"]
+    write_run(tmp_path, specs, ablations=["zero", "mean"], labelled=False)
+    found = dict(run_figures(load_files(tmp_path)))
+    assert {"feature_distance/heads", "feature_distance/by_layer", "curves/heads_removed"} <= found.keys()
+    assert {"index_null/by_index", "shapley/feature_distance_heads", "interactions/heads"} <= found.keys()
+    assert not [name for name in found if name.startswith(("nll_rise", "drop_pp"))]
+    for name, figure in found.items():
+        assert drawn(figure).misplaced == [], name
+        assert "NLL" not in title_of(figure), name
+        assert not [axes for axes in figure.axes if "nats" in axes.get_ylabel() + axes.get_xlabel()], name
 
 
 def test_each_ablation_has_figures_of_its_own(tmp_path: Path) -> None:
@@ -185,7 +198,7 @@ def test_titles_say_which_images_fitted_what_they_show(tmp_path: Path, rule: str
         names.append(name)
         assert (said in title_of(figure)) == ("mean" in name), name
         assert drawn(figure).misplaced == []
-    assert len([name for name in names if "mean" in name]) == 6
+    assert len([name for name in names if "mean" in name]) == 7
 
 
 def test_titles_of_what_was_not_fitted_name_no_calibration(tmp_path: Path) -> None:

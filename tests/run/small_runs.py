@@ -30,18 +30,16 @@ HEADS = (2, 2, 3)
 IMAGES = 40
 
 
-def write_run(
-    folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), labelled: bool = True, **record: Any
-) -> Path:
+def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), **record: Any) -> Path:
     """Write the tables, `groups.npz` and `run.json` of random answers and features of 40 images under these masks.
 
     Args:
         folder: Where to.
         specs: The masks.
         ablations: Their ablations.
-        labelled: Whether there are answers; else features alone.
-        **record: More entries of `run.json`, and `seed`, of the random answers.
+        **record: More entries of `run.json`; `labelled=False` leaves features alone, `seed` is of the random answers.
     """
+    labelled = record.pop("labelled", True)
     variants = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", Ablations(ablations))
     generator = torch.Generator().manual_seed(record.pop("seed", 0))
     metric = PairedAccuracy(len(variants), 6)
