@@ -40,7 +40,8 @@ DIRECTLY: dict[str, set[str]] = {
     "callbacks": {"report", "fit_steps"},
     "trainer": {"callbacks"},
     "experiments": {"trainer"},
-    "commands": {"experiments", "data", "api", "catalog"},  # the one room where data and module meet
+    "pruning": {"experiments", "api"},
+    "commands": {"pruning", "data", "catalog"},  # the one room where data and module meet
     "cli": {"commands"},
     "__main__": {"cli"},
 }
@@ -53,7 +54,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "pretrained": set(),
         "own_weights": {"checkpoints", "pretrained"},
         "preparation": set(),
-        "weights": {"own_weights", "places", "preparation", "pretrained"},
+        "weights": {"own_weights", "places", "preparation", "pretrained", "pruned"},
         "built_size": {"preparation"},
         "gradients": set(),
         "sandbox": {"gradients"},
@@ -62,7 +63,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "capture": {"heads"},
         "growing": {"masking", "capture"},
         "proofs": {"growing"},
-        "pruning": {"growing"},
+        "pruned": {"heads"},
     },
     "metrics": {
         "arrays": set(),
