@@ -50,7 +50,7 @@ DIRECTLY: dict[str, set[str]] = {
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
         "checkpoints": set(),
-        "places": {"checkpoints"},
+        "places": {"checkpoints", "pruned"},
         "pretrained": set(),
         "own_weights": {"checkpoints", "pretrained"},
         "preparation": set(),

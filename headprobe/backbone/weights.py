@@ -97,7 +97,7 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
     if source.random:
         name = resolved.name if place is None else place.name
         options = _sized(_asked(resolved), _config_of(resolved, place))
-        backbone = _created(name, False, options, resolved)
+        backbone = _shaped(_created(name, False, options, resolved), place)
         decisions = [Decision("weights", "random, never trained (--model.pretrained false)", shown=True)]
     elif resolved.weights is not None:
         backbone, decisions = _with_own_weights(resolved, place, resolved.weights)
@@ -112,6 +112,10 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
     decisions += _overridden(source, place)
     if place is not None and place.commit:
         decisions.append(Decision("model", f"{source.name} at commit {place.commit}"))
+    if place is not None and place.pruned is not None:
+        from headprobe.backbone.pruned.directory import in_words
+
+        decisions.append(Decision("pruned", in_words(place.pruned), shown=True))
     # those in a place's config.json too: not all of them show in the weights
     options = {**(place.arguments if place is not None else {}), **built_options(source)}
     return Built(backbone.eval(), options, decisions)
@@ -193,6 +197,10 @@ def _config_of(source: ModelSource, place: Place | None) -> Mapping[str, Any]:
 
 def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tuple[nn.Module, list[Decision]]:
     """Build a model with the weights of a safetensors file, which must fit: as they are, or through timm's filter."""
+    if place is not None and place.pruned is not None and source.weights is None:
+        from headprobe.backbone.pruned.directory import refuse_other_weights
+
+        refuse_other_weights(place.pruned, Path(path))
     state = read_safetensors(path)
     config = _config_of(source, place)
     name = source.name if place is None else place.name
@@ -209,7 +217,7 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
         )
     if classes is not None:
         options.setdefault("num_classes", classes)
-    backbone = _created(name, False, options, source)
+    backbone = _shaped(_created(name, False, options, source), place)
     read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
     decisions = [Decision("weights", read)]
     own = backbone.state_dict()
@@ -217,7 +225,9 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)
         return backbone, decisions
-    filtered = build_filtered(name, options, config, state)
+    # the filter knows the shapes of timm's own models only
+    pruned = place is not None and place.pruned is not None
+    filtered = None if pruned else build_filtered(name, options, config, state)
     if filtered is None:
         refuse_weights(state, own, source.name, path, head)
     made_to_fit = f"timm's filter of checkpoints {changes(state, filtered)}"
@@ -437,6 +447,16 @@ def _created(name: str, pretrained: bool, options: dict[str, Any], source: Model
             "check the connection, or pass a local file: --model.weights FILE.safetensors"
         ) from error
     return backbone
+
+
+def _shaped(backbone: nn.Module, place: Place | None) -> nn.Module:
+    """Return a new model with as many heads as the configuration of a pruned model says; any other as it is."""
+    if place is None or place.pruned is None:
+        return backbone
+    from headprobe.backbone.pruned.record import layers_from_json, with_fewer_heads  # here: few models are pruned
+
+    where = str(place.folder / "config.json")
+    return with_fewer_heads(backbone, layers_from_json(place.pruned.get("layers"), where), where)
 
 
 def _sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
