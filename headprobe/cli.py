@@ -25,6 +25,7 @@ commands:
   study    answer the question for a model in one run: all kinds of masks, ablations and statistics, and a page of them
   report   make that page again, or of any other runs, several side by side
   test     score a model with and without chosen heads, on the same images, in one pass
+  prune    remove heads for good: a smaller model with the masked model's logits
   masks    print which heads a mask spec stands for, without running anything
   check    prove, layer by layer, that masks take effect on a model
   models   list timm's architectures with heads, and which statistics each has
@@ -39,6 +40,7 @@ examples:
   headprobe test --mask-spec layer:3                      the bundled model and images, offline
   headprobe test --config configs/imagenet_vit_base.yaml --mask-spec each:layer
   headprobe test --model.name deit_tiny_patch16_224 --data.path PATH --mask-spec each:head --dry-run
+  headprobe prune --mask-spec layer:3+random:6 --ablation linear --output small
   headprobe masks random:0-36/6:0-4 --model.name deit_tiny_patch16_224
   headprobe check swin_tiny_patch4_window7_224
   headprobe status lightning_logs/version_0
@@ -124,6 +126,7 @@ _COMMANDS = {
     "report": "report",
     "test": "test_and_fit",
     "fit": "test_and_fit",
+    "prune": "prune",
     "masks": "masks",
     "check": "check",
     "models": "models",
@@ -132,7 +135,7 @@ _COMMANDS = {
 }
 """The module of `headprobe.commands` behind each command."""
 
-_LIGHTNING = ("test", "fit", "study")
+_LIGHTNING = ("test", "fit", "study", "prune")
 """Commands with a parser of Lightning's, which takes the command's word too, and reads `sys.argv` by itself."""
 
 

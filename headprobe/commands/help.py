@@ -1,4 +1,4 @@
-"""What `study`, `test` and `fit` print on `--help`: the options that people use, with examples; nothing heavy loads."""
+"""What `study`, `test`, `fit` and `prune` print on `--help`: options that people use, with examples; nothing heavy."""
 
 TEST = """\
 usage: headprobe test [OPTIONS]           every option may also stand in a YAML file: --config FILE
@@ -114,4 +114,35 @@ The plan is printed before it starts. Interrupt it at any time: the same command
 status shows how far it is. headprobe report RUN makes the page again, of several runs side by side.
 """
 
-SCREENS = {"study": STUDY, "test": TEST, "fit": FIT}
+PRUNE = """\
+usage: headprobe prune --mask-spec SPEC --output DIR [OPTIONS]
+
+Remove heads for good. The smaller model has the logits of the masked one, which is proven on it before it is written.
+It is a test of the mask first, and takes every option of headprobe test --help. [Defaults] in brackets.
+
+which heads
+  --mask-spec layer:3+head:5.0        heads to remove, one mask
+  --keep-top1 1.0                     instead: the largest of nested sets that is shown, with 95% confidence, to lose at
+                                      most so many points of top-1
+  --speed 1.3                         instead: the smallest of nested sets with which a batch of 64 is so much faster
+  --mask-spec grow:random:0           the nested sets of these two, or grow:calibration:SCORE
+                                      [grow:calibration:residual_variance_after_projection]
+
+what stands for them
+  --ablation linear                   zero, mean, optimal or linear, folded into the weights that are left [zero]
+  --refit                             fit linear layer by layer, each in the model that is pruned up to it
+  --calibration-file RUN              constants of an earlier run
+
+which model, on which images (zero with a mask needs none)
+  --model.name deit_tiny_patch16_224  as of headprobe test; local-dir:DIR prunes a pruned model again
+  --data.path FOLDER  --data.calibration half   one half fits, the other judges
+
+what is written
+  --output DIR                        a new folder: model.safetensors, config.json, README.md, perhaps curve.csv
+  --pairs 20                          pairs of forward passes that measure latency, before and after [20]
+
+Load it with headprobe.load_pruned(DIR), or as --model.name local-dir:DIR (docs/prune.md).
+"""
+
+SCREENS = {"study": STUDY, "test": TEST, "fit": FIT, "prune": PRUNE}
+"""The text of each command's `--help`."""

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from headprobe.backbone.masking.replacement import Constant, Linear, Replacement, Zero
 from headprobe.errors import UsageError
+from headprobe.masks.ablations import LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 
-FOLDED = ("zero", "mean", "optimal", "linear")
+FOLDED = (ZERO, MEAN, OPTIMAL, LINEAR)
 """Kinds of ablation that fold into weights."""
 
 
@@ -58,8 +59,8 @@ def folded(projection: nn.Linear, number: int, kept: Tensor, fill: Replacement) 
 def why_not_folded(kind: str) -> str:
     """Return why a kind of ablation gives no smaller model, as the text of an error."""
     reasons = {
-        "position": "its constants differ from token to token",
-        "resample": "it takes heads of another image",
+        POSITION: "its constants differ from token to token",
+        RESAMPLE: "it takes heads of another image",
     }
     reason = reasons.get(kind, "it is not known to be a constant or linear in the kept heads")
     return f"the ablation {kind} cannot be folded into weights: {reason}; choose {', '.join(FOLDED)}, got {kind}"

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from headprobe.backbone.heads.layout import AttentionLayer, HeadLayout
 from headprobe.backbone.masking.ablation import ablating, masks_of_rows
-from headprobe.backbone.masking.replacement import Replacement, Zero
+from headprobe.backbone.masking.replacement import Replacement
 from headprobe.backbone.pruned.no_heads import NoHeads
 from headprobe.backbone.pruned.record import add_to_record
 from headprobe.backbone.pruned.shrink import refuse_unprunable, shrink_layer
 from headprobe.backbone.sandbox import copied, evaluating, example_images, in_single, relative, trying
 from headprobe.errors import RunError, UsageError
+from headprobe.masks.ablations import ZERO
 from headprobe.pruning.fold import FOLDED, folded, why_not_folded, write_projection
 from headprobe.text import counted
 
@@ -36,28 +37,33 @@ def without_heads(backbone: nn.Module, layout: HeadLayout, keep: Tensor, fill: R
         UsageError: What fills the slots cannot be folded into weights, or a layer's class does not allow it.
     """
     hit = [(number, layer) for number, layer in enumerate(layout.layers) if not bool(keep[number, : layer.heads].all())]
-    refuse_unfoldable(backbone, [layer for _, layer in hit], fill)
+    refuse_unfoldable(backbone, [layer for _, layer in hit], fill.name)
     smaller = copied(backbone, layout.model)
     for number, layer in hit:
         _remove(smaller, number, layer, keep[number, : layer.heads].cpu(), fill)
     return smaller
 
 
-def refuse_unfoldable(backbone: nn.Module, layers: Sequence[AttentionLayer], fill: Replacement) -> None:
+def refuse_unfoldable(backbone: nn.Module, layers: Sequence[AttentionLayer], kind: str) -> None:
     """Refuse layers whose heads cannot be removed, or not with what fills their slots.
+
+    Args:
+        backbone: The model.
+        layers: Layers of which heads are to be removed.
+        kind: What fills their slots, a kind of ablation.
 
     Raises:
         UsageError: With the layer and the reason.
     """
-    if fill.name not in FOLDED:
-        raise UsageError(why_not_folded(fill.name))
+    if kind not in FOLDED:
+        raise UsageError(why_not_folded(kind))
     for layer in layers:
         refuse_unprunable(backbone, layer.name)
         gated = getattr(backbone.get_submodule(layer.name), "gate", None) is not None
-        if gated and not isinstance(fill, Zero):
+        if gated and kind != ZERO:
             raise UsageError(
-                f"the ablation {fill.name} cannot be folded into weights: a gate stands between the heads of "
-                f"{layer.name!r} and their projection; choose zero, got {fill.name}"
+                f"the ablation {kind} cannot be folded into weights: a gate stands between the heads of "
+                f"{layer.name!r} and their projection; choose zero, got {kind}"
             )
 
 
@@ -120,8 +126,3 @@ def prove_same(
             f"of {difference:.1e} of the largest logit, where {TOLERANCE:.0e} is rounding"
         )
     return difference
-
-
-def parameters_of(model: nn.Module) -> int:
-    """Return how many parameters a model has."""
-    return sum(parameter.numel() for parameter in model.parameters())

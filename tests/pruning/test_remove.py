@@ -16,7 +16,8 @@ from headprobe.backbone.pruned.no_heads import NoHeads
 from headprobe.backbone.pruned.record import record_of
 from headprobe.backbone.sandbox import example_images, relative
 from headprobe.errors import RunError, UsageError
-from headprobe.pruning.remove import parameters_of, prove_same, without_heads
+from headprobe.pruning.cost import parameters_of
+from headprobe.pruning.remove import prove_same, without_heads
 from tests.conftest import perturbed
 from tests.families import REPRESENTATIVES
 from tests.pruning.hand_hooks import Stand, hooked

@@ -31,8 +31,7 @@ Measure it like any model, describe its heads, prune it again:
 python -m headprobe test --model.name local-dir:FOLDER --data.path IMAGES --mask-spec each:head
 ```
 
-`config.json` holds the SHA-256 of `model.safetensors` and of itself; a changed byte is refused. Nothing here can run
-code.
+`config.json` holds the SHA-256 of `model.safetensors` and of itself; a changed byte is refused.
 
 ## Heads that are left
 
@@ -51,10 +50,10 @@ def card_text(config: Mapping[str, Any]) -> str:
     own = config["headprobe"]
     kept = sum(len(layer["kept"]) for layer in own["layers"].values())
     before = sum(layer["heads"] for layer in own["layers"].values())
-    what = (
-        f"`{config['architecture']}` of timm, of which {counted(before - kept, 'attention head')} were removed for good "
-        f"in {counted(len(own['layers']), 'layer')}. Its logits are those of the whole model under the mask."
-    )
+    gone, layers_hit = counted(before - kept, "attention head"), counted(len(own["layers"]), "layer")
+    what = f"`{config['architecture']}` of timm, of which {gone} were removed for good in {layers_hit}."
+    if "fine_tuned" not in own:
+        what += " Its logits are those of the whole model under the mask."
     rows = [f"| {name} | {text} |" for name, text in _facts(own)]
     layers = [
         f"| {name} | {len(layer['kept'])} | {layer['heads']} | {ranges(layer['kept']) or 'none, a bias is left'} |"

@@ -6,9 +6,8 @@ byte, or a file of another model, is noticed before anything is computed.
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,12 @@ NOT_KEPT = ("pretrained_cfg_overlay", "pretrained_cfg", "cache_dir", "num_classe
 
 
 def save_directory(
-    backbone: nn.Module, folder: Path, architecture: str, options: Mapping[str, Any], about: Mapping[str, Any]
+    backbone: nn.Module,
+    folder: Path,
+    architecture: str,
+    options: Mapping[str, Any],
+    about: Mapping[str, Any],
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a pruned model, whole or not at all.
 
@@ -47,6 +51,7 @@ def save_directory(
         architecture: timm's name of the architecture.
         options: The arguments of `timm.create_model` that it was built with.
         about: Where it comes from, as JSON values: `parent`, `mask`, `ablation`, ...
+        files: Further text files, by name.
 
     Raises:
         UsageError: The folder exists, or an option is no JSON value.
@@ -64,19 +69,20 @@ def save_directory(
     }
     config = {**_timm_config(backbone, architecture, options), KEY: own}
     config[KEY]["config_sha256"] = digest_of(config)
+    texts = {CONFIG: json.dumps(config, indent=1) + "\n", CARD: card_text(config), **(files or {})}
     partial = partial_path(folder)
     try:
         partial.mkdir(parents=True)
         write_bytes(partial / WEIGHTS, weights)
-        write_text(partial / CONFIG, json.dumps(config, indent=1) + "\n")
-        write_text(partial / CARD, card_text(config))
+        for name, text in texts.items():
+            write_text(partial / name, text)
         partial.rename(folder)
     except OSError as error:
         raise RunError(
             f"cannot write {str(folder)!r} ({error.strerror or error}); make room or choose another folder"
         ) from error
     finally:
-        _remove(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -105,14 +111,6 @@ def _timm_config(backbone: nn.Module, architecture: str, options: Mapping[str, A
         raise UsageError(f"a model can be saved if its options are JSON values ({error}), got {arguments}") from error
     found: dict[str, Any] = json.loads(text)
     return found
-
-
-def _remove(folder: Path) -> None:
-    """Remove what was written of a folder that did not become one."""
-    with suppress(OSError):
-        for name in (CONFIG, WEIGHTS, CARD):
-            (folder / name).unlink(missing_ok=True)
-        os.rmdir(folder)
 
 
 def digest_of(config: Mapping[str, Any]) -> str:
