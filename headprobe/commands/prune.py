@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
@@ -44,9 +45,10 @@ class KeepImages(AfterBatch):
         self.images: Tensor | None = None
 
     def after_batch(self, trainer: lightning.Trainer, probe: HeadProbe, step: StepResult, batch: Any) -> None:
-        """Keep images of the first batch that has any."""
-        if self.images is None and len(batch.images):
-            self.images = batch.images[:REAL_IMAGES].cpu()
+        """Keep images of the first batches."""
+        there = [] if self.images is None else [self.images]
+        if len(batch.images) and sum(map(len, there)) < REAL_IMAGES:
+            self.images = torch.cat([*there, batch.images.cpu()])[:REAL_IMAGES]
 
 
 class PruneCLI(TestCLI):
@@ -141,7 +143,7 @@ class PruneCLI(TestCLI):
         super().choose_masks()
         config, variants = self.config["test"], self.model.variants
         if len(config.ablation) != 1:
-            raise UsageError(f"prune takes one --ablation, got {config.ablation.text}")
+            raise UsageError(f"prune takes one --ablation, got {self.model.ablations.text}")
         if self._chooses:
             if not any(spec.needs_scores for spec in self.model.specs):
                 choose.refuse_unordered(variants)
@@ -150,7 +152,7 @@ class PruneCLI(TestCLI):
                 f"prune takes a --mask-spec of one mask, got {config.mask_spec[0]} with {len(variants):,} of them"
             )
         if config.refit and config.ablation[0].kind != LINEAR:
-            raise UsageError(f"--refit is for --ablation linear, got {config.ablation.text}")
+            raise UsageError(f"--refit is for --ablation linear, got {self.model.ablations.text}")
         if config.refit and (config.calibration_file is not None or self.model.score_heads):
             raise UsageError("--refit fits anew and needs a mask that is known before: leave --calibration-file out")
         refuse_hopeless(self.model, variants[0])

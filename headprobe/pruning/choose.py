@@ -11,6 +11,7 @@ from headprobe.errors import UsageError
 from headprobe.masks.spec import Variant
 from headprobe.metrics.accuracy.paired_tests import drop_interval_pp, drop_pp
 from headprobe.metrics.accuracy.scores import PairedScores
+from headprobe.text import counted
 
 TWO_SIDED = 0.90
 """Confidence of the two-sided interval whose upper limit is the one-sided limit of 95%."""
@@ -162,7 +163,7 @@ def why_none(first: Tested, most_pp: float) -> str:
         else f"if as many predictions change, about {needed:,} images would show it"
     )
     return (
-        f"even the first set, of {first.heads} heads, may lose {first.limit_pp:.2f} points (95% limit on "
+        f"even the first set, of {counted(first.heads, 'head')}, may lose {first.limit_pp:.2f} points (95% limit on "
         f"{first.images:,} images), where --keep-top1 allows {most_pp:g}: {more}; nothing was written"
     )
 

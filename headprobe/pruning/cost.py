@@ -170,7 +170,7 @@ def cost_lines(cost: Cost) -> list[str]:
 
 def _line(name: str, values: Sequence[str], change: str) -> str:
     before, after = values
-    return f"{name:<18}{before:>24}{after:>24}  {change}".rstrip()
+    return f"{name:<17} {before:>29} {after:>29}  {change}".rstrip()
 
 
 def _share(before: int, after: int) -> str:
