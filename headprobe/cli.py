@@ -31,7 +31,7 @@ commands:
   models   list timm's architectures with heads, and which statistics each has
   status   show how far a run is: units done, images a second, time left
   convert  turn a checkpoint of a training program into safetensors for --model.weights
-  fit      train the bundled model again from nothing
+  fit      train the bundled model again from nothing, or a model further without some of its heads
 
 examples:
   headprobe study                                         the bundled model and images, offline, in minutes

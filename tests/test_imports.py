@@ -63,7 +63,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "capture": {"heads"},
         "growing": {"masking", "capture"},
         "proofs": {"growing"},
-        "pruned": {"heads"},
+        "pruned": {"masking"},
     },
     "metrics": {
         "arrays": set(),
@@ -204,10 +204,10 @@ def test_a_folder_has_at_most_about_fifteen_files() -> None:
     assert {str(folder.relative_to(ROOT)): files for folder, files in folders.items() if files > 15} == {}
 
 
-def test_the_package_has_at_most_230_files() -> None:
+def test_the_package_has_at_most_260_files() -> None:
     # 126 when the house was built; since then local sources, model places, converting, calibration, what Python users
-    # load and the page moved in.
-    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 230
+    # load, the page and pruning moved in.
+    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 260
 
 
 def test_the_package_itself_imports_no_room_before_a_name_is_used() -> None:

@@ -220,6 +220,9 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     backbone = _shaped(_created(name, False, options, source), place)
     read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
     decisions = [Decision("weights", read)]
+    if masked := mask_of_weights(source):
+        text = f"trained under the mask {masked}, whose heads write nothing (headprobe prune removes them)"
+        decisions.append(Decision("masked heads", text, shown=True))
     own = backbone.state_dict()
     decisions += _types(state, own, path)
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
@@ -372,10 +375,19 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_backbone(backbone: nn.Module, path: Path, source: ModelSource) -> None:
-    """Write weights as safetensors; the file's metadata holds the recipe to build the model again."""
+def save_backbone(backbone: nn.Module, path: Path, source: ModelSource, mask_spec: str | None = None) -> None:
+    """Write weights as safetensors; the file's metadata holds the recipe to build the model again.
+
+    Args:
+        backbone: The model.
+        path: The file.
+        source: What was built.
+        mask_spec: The heads under whose mask it was trained, which write nothing in these weights.
+    """
     source = _resolved(source)
     recipe = {"name": source.name, "num_classes": source.num_classes, "options": dict(source.options)}
+    if mask_spec is not None:
+        recipe["mask_spec"] = mask_spec
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     save_file(tensors, path, metadata={"headprobe": json.dumps(recipe, sort_keys=True)})
 
@@ -391,6 +403,19 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise unreadable(file, error) from error
+
+
+def pruned_source(source: ModelSource) -> Mapping[str, Any] | None:
+    """Return what the configuration of a pruned model says of it; None for the source of any other model."""
+    place = _place_of(replace(source, pretrained=False))
+    return None if place is None else place.pruned
+
+
+def mask_of_weights(source: ModelSource) -> str | None:
+    """Return the mask spec under which a file of weights was trained; None for any other weights."""
+    recipe = None if source.weights is None else _recipe(source.weights)
+    found: str | None = None if recipe is None else recipe.get("mask_spec")
+    return found
 
 
 def _recipe_options(source: ModelSource) -> dict[str, Any]:

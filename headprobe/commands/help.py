@@ -51,9 +51,11 @@ where, how, and what is written
 FIT = """\
 usage: headprobe fit [OPTIONS]            every option may also stand in a YAML file: --config FILE
 
-Train a model from nothing on a small data set; how the bundled models were made. [Defaults] in brackets.
+Train a model on a small data set: from nothing, as the bundled models were made, or further without some of its heads.
+[Defaults] in brackets.
 
   --config configs/digits_vit.yaml    the recipe of a bundled model
+  --config configs/finetune_pruned.yaml   fine-tune under a mask; what headprobe prune wrote: --model.name local-dir:DIR
 
 model and training
   --model.name vit_tiny_patch16_224   timm's name, or a bundled model [digits_vit]
@@ -65,6 +67,7 @@ model and training
   --model.weight_decay 0.05           weight decay [0.05]
   --model.warmup 0.1                  fraction of the steps with a rising learning rate [0.1]
   --model.label_smoothing 0.1         label smoothing [0.1]
+  --model.mask_spec layer:3           heads that stay zero and get no gradient [those of the weights' own training]
   --trainer.max_epochs 100            epochs
 
 images
@@ -76,7 +79,8 @@ images
   --data.batch_size 64                images a batch [32]
 
 output
-  --trainer.default_root_dir DIR      model.safetensors goes to DIR/lightning_logs/version_N [.]
+  --trainer.default_root_dir DIR      model.safetensors, or of a pruned model the folder pruned, goes to
+                                      DIR/lightning_logs/version_N [.]
 
 --help-trainer lists Lightning's other --trainer options, --help-all everything.
 """

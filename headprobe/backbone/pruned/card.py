@@ -81,7 +81,6 @@ def _facts(own: Mapping[str, Any]) -> list[tuple[str, str]]:
         text = f"logits differ from the masked model's by {own['proof']['difference']:.1e} of the largest"
         found.append(("proof", f"{text} ({own['proof']['images']} images, float32)"))
     if "fine_tuned" in own:
-        found.append(
-            ("fine-tuned", f"from weights SHA-256 `{own['fine_tuned']['weights_sha256']}`; no proof holds since")
-        )
+        start = own["fine_tuned"]["weights_sha256"]
+        found.append(("fine-tuned", f"from weights SHA-256 `{start}`; the logits are no longer those of the mask"))
     return found
