@@ -142,7 +142,6 @@ class ProbeTrainer(lightning.Trainer):
         Raises:
             UsageError: As `test` does.
         """
-        self.command = self.command or text_of_call(None)
         with self._own_folder():
             self._calibrate(resume, probe, datamodule=data)
 

@@ -223,6 +223,11 @@ class PruneCLI(TestCLI):
             RunError: None is.
         """
         model, trainer = self.model, self.trainer
+        if trainer.world_size > 1:
+            raise UsageError(
+                "--speed measures in one process, and several would choose different sets: leave --trainer.devices out, "
+                f"got {trainer.world_size} processes"
+            )
         if model.fits:
             trainer.calibrate(model, self.datamodule)  # type: ignore[attr-defined]  # a ProbeTrainer
         choose.refuse_unordered(model.variants)

@@ -1,27 +1,22 @@
 """From a model with one mask to a folder with the smaller model: removed, proven, measured, written, read back."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.masking.replacement import Replacement
-from headprobe.backbone.pruned.directory import save_directory
 from headprobe.backbone.pruned.record import record_of
-from headprobe.backbone.sandbox import evaluating, example_images
-from headprobe.backbone.weights import weights_digest
 from headprobe.calibration.constants import digest_of
 from headprobe.calibration.fills import replacements_of
-from headprobe.errors import RunError, UsageError
+from headprobe.errors import UsageError
 from headprobe.masks.ablations import FITTED
 from headprobe.masks.spec import Variant
 from headprobe.module import HeadProbe
 from headprobe.pruning.cost import Cost, cost_lines, measured
-from headprobe.pruning.load import load_pruned
+from headprobe.pruning.load import save_pruned
 from headprobe.pruning.remove import IMAGES_OF_NOISE, TOLERANCE, prove_same, refuse_unfoldable, without_heads
 from headprobe.text import counted
 
@@ -85,14 +80,8 @@ def make(pruning: Pruning, folder: Path) -> list[str]:
     proof = _proof(pruning, smaller)
     cost = measured(whole, smaller, probe.layout.input_size, pruning.pairs)
 
-    identity = probe.identity()
     own = {**_about(pruning), "proof": proof, "cost": cost.to_json(), **pruning.about}
-    save_directory(smaller, folder, str(identity["architecture"]), identity["options"], own, pruning.files)
-    try:
-        _refuse_other(smaller, folder, probe.layout.input_size)
-    except (UsageError, RunError):
-        shutil.rmtree(folder)
-        raise
+    save_pruned(smaller, folder, probe.identity()["options"], own, pruning.files)
     return _lines(pruning, proof, cost, folder)
 
 
@@ -144,24 +133,6 @@ def _about(pruning: Pruning) -> dict[str, Any]:
             "refitted": bool(about.get("refitted")),
         }
     return found
-
-
-def _refuse_other(smaller: nn.Module, folder: Path, input_size: tuple[int, int, int]) -> None:
-    """Read a folder back and refuse one that is not the model that was written.
-
-    Raises:
-        RunError: It is not.
-    """
-    there = load_pruned(folder)
-    images = example_images(there, input_size, 2, seed=4)
-    here = smaller.cpu()
-    with evaluating(there), evaluating(here), torch.inference_mode():
-        same = torch.equal(there(images), here(images))
-    if not same or weights_digest(there) != weights_digest(here):
-        raise RunError(
-            "the pruned model that was written is not the one that was made: an option of the model does not live in "
-            f"its config.json; nothing is left of it, got {str(folder)!r}"
-        )
 
 
 def _lines(pruning: Pruning, proof: Mapping[str, Any], cost: Cost, folder: Path) -> list[str]:
