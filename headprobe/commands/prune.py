@@ -225,8 +225,8 @@ class PruneCLI(TestCLI):
         model, trainer = self.model, self.trainer
         if trainer.world_size > 1:
             raise UsageError(
-                "--speed measures in one process, and several would choose different sets: leave --trainer.devices out, "
-                f"got {trainer.world_size} processes"
+                "--speed measures in one process, and several would choose different sets: leave --trainer.devices "
+                f"out, got {trainer.world_size} processes"
             )
         if model.fits:
             trainer.calibrate(model, self.datamodule)  # type: ignore[attr-defined]  # a ProbeTrainer

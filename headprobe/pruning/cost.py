@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -99,12 +100,14 @@ def parameters_of(model: nn.Module) -> int:
 
 def multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the multiply-adds of one image: in matrix products, convolutions and attention, as PyTorch counts them."""
-    images = example_images(model, input_size, 1)
     # fused attention on CPUs is not counted, and taken apart it is two matrix products; the counter's own hooks fail on
     # views of parameters where gradients are off
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with evaluating(model), torch.enable_grad(), plain, FlopCounterMode(display=False) as counter:
-        model(images)
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH)):
+            stack.enter_context(context)
+        stack.enter_context(evaluating(model))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        model(example_images(model, input_size, 1))
     return int(counter.get_total_flops()) // 2  # a multiply-add is two operations
 
 

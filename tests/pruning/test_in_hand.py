@@ -50,5 +50,5 @@ def test_what_is_no_pruned_model_or_no_mask_is_refused(tmp_path: Path) -> None:
         headprobe.remove_heads(tiny("vit"), "each:layer")
     with pytest.raises(UsageError, match="the ablation mean needs constants"):
         headprobe.remove_heads(tiny("vit"), "layer:1", ablation="mean")
-    with pytest.raises(UsageError, match="a model must be a torch.nn.Module"):
+    with pytest.raises(UsageError, match=r"a model must be a torch\.nn\.Module"):
         headprobe.remove_heads("digits_vit", "layer:1")  # type: ignore[arg-type]
