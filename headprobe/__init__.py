@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headprobe.loaded.runs import Runs, load_runs
     from headprobe.masks.spec import MaskSpec
     from headprobe.module import HeadProbe
+    from headprobe.pruning.load import load_pruned, remove_heads, save_pruned
     from headprobe.trainer import ProbeTrainer
 
 __version__ = "0.1.0"
@@ -28,8 +29,11 @@ __all__ = [
     "UsageError",
     "ablate",
     "check",
+    "load_pruned",
     "load_run",
     "load_runs",
+    "remove_heads",
+    "save_pruned",
 ]
 
 _HOMES = {
@@ -43,8 +47,11 @@ _HOMES = {
     "UsageError": "headprobe.errors",
     "ablate": "headprobe.api",
     "check": "headprobe.api",
+    "load_pruned": "headprobe.pruning.load",
     "load_run": "headprobe.loaded.run",
     "load_runs": "headprobe.loaded.runs",
+    "remove_heads": "headprobe.pruning.load",
+    "save_pruned": "headprobe.pruning.load",
 }
 
 

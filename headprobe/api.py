@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -95,6 +96,51 @@ def ablate(
         RunError: A forward pass did not apply the mask exactly once per layer, or there was none at all: the mask would
             have done nothing.
     """
+    chosen = one_variant(model, spec, input_size, semantics, ablation, calibration)
+    layout, fills = chosen.layout, [chosen.fill]
+    with torch.inference_mode(False), quiet(model):
+        prove_masks(in_single(model, layout.model), layout)
+
+    keep = chosen.variant.mask.mask.keep().to(_device(model))  # [layers, max heads]
+    with ExitStack() as stack:
+        count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None]), lambda: fills))
+        stack.enter_context(_counted(model, layout, count))
+        yield layout
+        if not count.ever:
+            raise RunError(
+                f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything "
+                "(where the model was compiled before, call torch.compiler.reset() first)"
+            )
+
+
+class OneVariant(NamedTuple):
+    """One mask of a model in hand, and what fills its slots.
+
+    Attributes:
+        layout: The model's attention layers.
+        variant: The mask and the kind of ablation.
+        fill: What fills the slots of masked heads.
+    """
+
+    layout: HeadLayout
+    variant: Variant
+    fill: Replacement
+
+
+def one_variant(
+    model: nn.Module,
+    spec: str | MaskSpec,
+    input_size: tuple[int, int, int] | None,
+    semantics: Semantics,
+    ablation: str,
+    calibration: str | Path | Calibration | None,
+) -> OneVariant:
+    """Return the one mask that a spec stands for on a model in hand; the arguments are those of `ablate`.
+
+    Raises:
+        UsageError: The spec does not fit the model or stands for several masks; or the calibration is not one of this
+            model and its weights.
+    """
     if not isinstance(spec, str | MaskSpec):
         raise UsageError(f"a mask spec must be text such as 'layer:3', or a MaskSpec, got {spec!r}")
     spec = MaskSpec(spec) if isinstance(spec, str) else spec
@@ -108,22 +154,11 @@ def ablate(
         variants = expand_all([spec], layout.heads_per_layer, layout.model, Ablations(ablation), scores, orders)
         if len(variants) != 1:
             raise UsageError(
-                f"ablate takes a spec of one mask and one ablation, got {spec} under {ablation} with "
+                f"expected a spec of one mask and one ablation, got {spec} under {ablation} with "
                 f"{counted(len(variants), 'variant')}"
             )
         fills = _fills(model, layout, variants, given, ordered=scores is not None)
-        prove_masks(in_single(model, layout.model), layout)
-
-    keep = variants[0].mask.mask.keep().to(_device(model))  # [layers, max heads]
-    with ExitStack() as stack:
-        count = stack.enter_context(ablating(model, layout, masks_of_rows(keep[None]), lambda: fills))
-        stack.enter_context(_counted(model, layout, count))
-        yield layout
-        if not count.ever:
-            raise RunError(
-                f"no forward pass of {layout.model!r} ran under {spec}: the mask had no effect on anything "
-                "(where the model was compiled before, call torch.compiler.reset() first)"
-            )
+    return OneVariant(layout, variants[0], fills[0])
 
 
 def _read(given: str | Path | Calibration) -> Calibration:

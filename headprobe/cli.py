@@ -26,12 +26,13 @@ commands:
   report   make that page again, or of any other runs, several side by side
   compare  the same masks in several runs, on other data or weights: drops side by side, ranks, which masks differ
   test     score a model with and without chosen heads, on the same images, in one pass
+  prune    remove heads for good: a smaller model with the masked model's logits
   masks    print which heads a mask spec stands for, without running anything
   check    prove, layer by layer, that masks take effect on a model
   models   list timm's architectures with heads, and which statistics each has
   status   show how far a run is: units done, images a second, time left
   convert  turn a checkpoint of a training program into safetensors for --model.weights
-  fit      train the bundled model again from nothing
+  fit      train the bundled model again from nothing, or a model further without some of its heads
 
 examples:
   headprobe study                                         the bundled model and images, offline, in minutes
@@ -41,6 +42,7 @@ examples:
   headprobe test --mask-spec layer:3                      the bundled model and images, offline
   headprobe test --config configs/imagenet_vit_base.yaml --mask-spec each:layer
   headprobe test --model.name deit_tiny_patch16_224 --data.path PATH --mask-spec each:head --dry-run
+  headprobe prune --mask-spec layer:3+random:6 --ablation linear --output small
   headprobe masks random:0-36/6:0-4 --model.name deit_tiny_patch16_224
   headprobe check swin_tiny_patch4_window7_224
   headprobe status lightning_logs/version_0
@@ -127,6 +129,7 @@ _COMMANDS = {
     "compare": "compare",
     "test": "test_and_fit",
     "fit": "test_and_fit",
+    "prune": "prune",
     "masks": "masks",
     "check": "check",
     "models": "models",
@@ -135,7 +138,7 @@ _COMMANDS = {
 }
 """The module of `headprobe.commands` behind each command."""
 
-_LIGHTNING = ("test", "fit", "study")
+_LIGHTNING = ("test", "fit", "study", "prune")
 """Commands with a parser of Lightning's, which takes the command's word too, and reads `sys.argv` by itself."""
 
 

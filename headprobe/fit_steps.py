@@ -1,6 +1,7 @@
 """`Fit`: the training steps of `headprobe fit`, which made the bundled models."""
 
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -9,14 +10,19 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from headprobe.backbone.preparation import normalised
-from headprobe.backbone.weights import ModelSource, create_classifier
+from headprobe.backbone.weights import ModelSource, create_classifier, mask_of_weights
 from headprobe.errors import RunError
+
+if TYPE_CHECKING:
+    from headprobe.backbone.pruned.fixed_mask import FixedMask
 
 
 class Fit(lightning.LightningModule):
-    """Trains a timm model on a small dataset, with all of its heads.
+    """Trains a timm model on a small dataset: from nothing, further, or without some of its heads.
 
     The loss is cross-entropy, the optimiser AdamW with a linear warm-up and a cosine decay. Validation gives top-1.
+    Masked heads are set to zero in every forward pass, get no gradient, and write nothing in the weights that are
+    saved; a model that headprobe prune wrote is trained with the heads that it has.
 
     Args:
         name: timm's name of the model, or a bundled one: digits_vit, digits_swin.
@@ -28,15 +34,19 @@ class Fit(lightning.LightningModule):
         weight_decay: Weight decay.
         warmup: Fraction of the steps with a rising learning rate.
         label_smoothing: Label smoothing.
+        mask_spec: Heads that stay masked, such as layer:3; those of weights that were trained so before, if not given.
 
     Attributes:
         source: What was built, and where its weights came from.
         backbone: The timm model.
         data_config: Its evaluation transform, as `headprobe.backbone.preparation.data_config` returns it.
         num_classes: Classes of its classifier.
+        options: Arguments of `timm.create_model` that it was built with.
+        masked: What is masked, None where nothing is.
 
     Raises:
-        UsageError: The model cannot be built, has no classifier, or takes an unclear number of channels.
+        UsageError: The model cannot be built, has no classifier, or takes an unclear number of channels; or the mask
+            is not one mask of heads that could be removed.
         RunError: Pretrained weights cannot be fetched.
     """
 
@@ -51,17 +61,30 @@ class Fit(lightning.LightningModule):
         weight_decay: float = 0.05,
         warmup: float = 0.1,
         label_smoothing: float = 0.1,
+        mask_spec: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.source = ModelSource(name, weights, pretrained, num_classes, options or {}, train_size=True)
         # A new classifier is what training is for.
-        self.backbone, self.data_config, self.num_classes = create_classifier(self.source, trained=False)[:3]
+        classifier = create_classifier(self.source, trained=False)
+        self.backbone, self.data_config, self.num_classes, self.options = classifier[:4]
+        wanted = mask_spec or mask_of_weights(self.source)
+        self.masked = None if wanted is None else _masked(self.backbone, self.data_config["input_size"], wanted)
+        self._hooks = ExitStack()
 
     def setup(self, stage: str) -> None:
         """Put the backbone into training mode: it was built in evaluation mode, which Lightning would keep."""
         if stage == "fit":
             self.backbone.train()
+        if self.masked is not None:
+            self._hooks.enter_context(self.masked.applied(self.backbone))
+
+    def teardown(self, stage: str) -> None:
+        """Remove the mask's hooks, and what masked heads would write without it."""
+        self._hooks.close()
+        if self.masked is not None:
+            self.masked.silence(self.backbone)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the cross-entropy of one batch of the training split."""
@@ -102,3 +125,9 @@ class Fit(lightning.LightningModule):
         dtype = next(self.backbone.parameters()).dtype
         logits: Tensor = self.backbone(normalised(images, self.data_config, dtype))
         return logits
+
+
+def _masked(backbone: Any, input_size: tuple[int, int, int], spec: str) -> "FixedMask":
+    from headprobe.backbone.pruned.fixed_mask import fixed_mask  # here: few models are trained under a mask
+
+    return fixed_mask(backbone, input_size, spec)

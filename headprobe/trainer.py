@@ -131,6 +131,20 @@ class ProbeTrainer(lightning.Trainer):
             self._use_callbacks(_before(self, resume, records), after=[ResultsWriter()])
             return super().test(*args, **kwargs)
 
+    def calibrate(self, probe: HeadProbe, data: Any, resume: str = AUTO) -> None:
+        """Fit and score what a model's masks need and judge nothing: `probe.calibration` is there afterwards.
+
+        Args:
+            probe: The model with its masks.
+            data: The data module.
+            resume: auto or never, as in `test`.
+
+        Raises:
+            UsageError: As `test` does.
+        """
+        with self._own_folder():
+            self._calibrate(resume, probe, datamodule=data)
+
     @staticmethod
     def split_data(probe: HeadProbe, data: Any) -> None:
         """Keep images that are judged apart from images that fit, and donors together; before the data are opened."""

@@ -119,7 +119,7 @@ COMMANDS = [command for page in PAGES for command in commands_of(page)]
 RUNS = [
     command
     for command in COMMANDS
-    if command.words[:1] in {("study",), ("test",), ("fit",)} and "--help" not in command.words
+    if command.words[:1] in {("study",), ("test",), ("fit",), ("prune",)} and "--help" not in command.words
 ]
 # what these print needs runs or a checkpoint: their tests are in tests/commands
 NEED_FILES = {"report", "compare", "status", "convert"}

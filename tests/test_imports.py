@@ -41,7 +41,8 @@ DIRECTLY: dict[str, set[str]] = {
     "callbacks": {"report", "fit_steps"},
     "trainer": {"callbacks"},
     "experiments": {"trainer"},
-    "commands": {"experiments", "data", "api", "catalog"},  # the one room where data and module meet
+    "pruning": {"experiments", "api"},
+    "commands": {"pruning", "data", "catalog"},  # the one room where data and module meet
     "cli": {"commands"},
     "__main__": {"cli"},
 }
@@ -50,11 +51,11 @@ DIRECTLY: dict[str, set[str]] = {
 INSIDE: dict[str, dict[str, set[str]]] = {
     "backbone": {
         "checkpoints": set(),
-        "places": {"checkpoints"},
+        "places": {"checkpoints", "pruned"},
         "pretrained": set(),
         "own_weights": {"checkpoints", "pretrained"},
         "preparation": set(),
-        "weights": {"outputs", "own_weights", "places", "preparation", "pretrained"},
+        "weights": {"outputs", "own_weights", "places", "preparation", "pretrained", "pruned"},
         "built_size": {"preparation"},
         "gradients": set(),
         "sandbox": {"gradients"},
@@ -64,7 +65,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "capture": {"heads"},
         "growing": {"outputs", "masking", "capture"},
         "proofs": {"growing"},
-        "pruning": {"growing"},
+        "pruned": {"masking"},
     },
     "metrics": {
         "arrays": set(),
@@ -218,10 +219,10 @@ def test_a_folder_has_at_most_about_fifteen_files() -> None:
     assert {str(folder.relative_to(ROOT)): files for folder, files in folders.items() if files > 15} == {}
 
 
-def test_the_package_has_at_most_250_files() -> None:
+def test_the_package_has_at_most_275_files() -> None:
     # 126 when the house was built; since then local sources, model places, converting, calibration, what Python users
-    # load, the page, classifiers of features and the comparison of runs moved in.
-    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 250
+    # load, the page, classifiers of features comparing and pruning moved in.
+    assert len([file for file in SOURCES if file.name != "__init__.py"]) <= 275
 
 
 def test_the_package_itself_imports_no_room_before_a_name_is_used() -> None:

@@ -47,6 +47,7 @@ class Place:
         folder: Where its files lie.
         weights: Its safetensors file; None if no weights were asked for.
         commit: The commit of a model of the hub.
+        pruned: What its configuration says of heads that headprobe removed; None for a model as timm builds it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Place:
     folder: Path
     weights: Path | None = None
     commit: str | None = None
+    pruned: Mapping[str, Any] | None = None
 
 
 def located(name: str, *, weights: bool) -> Place:
@@ -205,6 +207,7 @@ def _read(name: str, folder: Path) -> Place:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{str(file)!r} is not readable as JSON ({first_line(error)})") from error
+    pruned = _pruned(written, file) if isinstance(written, dict) else None
     architecture = written.get("architecture") if isinstance(written, dict) else None
     if not isinstance(architecture, str):
         raise UsageError(
@@ -226,7 +229,16 @@ def _read(name: str, folder: Path) -> Place:
     for key in ("num_classes", "label_names"):
         if key in written:
             config[key] = written[key]
-    return Place(f"{FOLDER}:{folder}", architecture, config, arguments, folder)
+    return Place(f"{FOLDER}:{folder}", architecture, config, arguments, folder, pruned=pruned)
+
+
+def _pruned(written: Mapping[str, Any], file: Path) -> Mapping[str, Any] | None:
+    """Return what the configuration of a pruned model says of its heads; None for any other model."""
+    if "headprobe" not in written:
+        return None
+    from headprobe.backbone.pruned.directory import checked_config  # here: few models are pruned
+
+    return checked_config(written, file)
 
 
 def _whose(written: Any) -> str:

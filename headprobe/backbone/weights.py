@@ -98,7 +98,7 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
     if source.random:
         name = resolved.name if place is None else place.name
         options = _sized(_asked(resolved), _config_of(resolved, place))
-        backbone = _created(name, False, options, resolved)
+        backbone = _shaped(_created(name, False, options, resolved), place)
         decisions = [Decision("weights", "random, never trained (--model.pretrained false)", shown=True)]
     elif resolved.weights is not None:
         backbone, decisions = _with_own_weights(resolved, place, resolved.weights)
@@ -113,6 +113,10 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
     decisions += _overridden(source, place)
     if place is not None and place.commit:
         decisions.append(Decision("model", f"{source.name} at commit {place.commit}"))
+    if place is not None and place.pruned is not None:
+        from headprobe.backbone.pruned.directory import in_words
+
+        decisions.append(Decision("pruned", in_words(place.pruned), shown=True))
     # those in a place's config.json too: not all of them show in the weights
     options = {**(place.arguments if place is not None else {}), **built_options(source)}
     return Built(backbone.eval(), options, decisions)
@@ -194,6 +198,10 @@ def _config_of(source: ModelSource, place: Place | None) -> Mapping[str, Any]:
 
 def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tuple[nn.Module, list[Decision]]:
     """Build a model with the weights of a safetensors file, which must fit: as they are, or through timm's filter."""
+    if place is not None and place.pruned is not None and source.weights is None:
+        from headprobe.backbone.pruned.directory import refuse_other_weights
+
+        refuse_other_weights(place.pruned, Path(path))
     state = read_safetensors(path)
     config = _config_of(source, place)
     name = source.name if place is None else place.name
@@ -215,15 +223,20 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
         left_out = [Decision("classifier left out", text, shown=True)]
     if classes is not None:
         options.setdefault("num_classes", classes)
-    backbone = _created(name, False, options, source)
+    backbone = _shaped(_created(name, False, options, source), place)
     read = Path(path).name if source.weights is not None else f"the safetensors of {source.name}"
     decisions = [Decision("weights", read), *left_out]
+    if masked := mask_of_weights(source):
+        text = f"trained under the mask {masked}, whose heads write nothing (headprobe prune removes them)"
+        decisions.append(Decision("masked heads", text, shown=True))
     own = backbone.state_dict()
     decisions += _types(state, own, path)
     if own.keys() == state.keys() and all(own[key].shape == state[key].shape for key in own):
         backbone.load_state_dict(state, strict=True)
         return backbone, decisions
-    filtered = build_filtered(name, options, config, state)
+    # the filter knows the shapes of timm's own models only
+    pruned = place is not None and place.pruned is not None
+    filtered = None if pruned else build_filtered(name, options, config, state)
     if filtered is None:
         refuse_weights(state, own, source.name, path, head)
     made_to_fit = f"timm's filter of checkpoints {changes(state, filtered)}"
@@ -391,10 +404,19 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_backbone(backbone: nn.Module, path: Path, source: ModelSource) -> None:
-    """Write weights as safetensors; the file's metadata holds the recipe to build the model again."""
+def save_backbone(backbone: nn.Module, path: Path, source: ModelSource, mask_spec: str | None = None) -> None:
+    """Write weights as safetensors; the file's metadata holds the recipe to build the model again.
+
+    Args:
+        backbone: The model.
+        path: The file.
+        source: What was built.
+        mask_spec: The heads under whose mask it was trained, which write nothing in these weights.
+    """
     source = _resolved(source)
     recipe = {"name": source.name, "num_classes": source.num_classes, "options": dict(source.options)}
+    if mask_spec is not None:
+        recipe["mask_spec"] = mask_spec
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     save_file(tensors, path, metadata={"headprobe": json.dumps(recipe, sort_keys=True)})
 
@@ -410,6 +432,19 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise unreadable(file, error) from error
+
+
+def pruned_source(source: ModelSource) -> Mapping[str, Any] | None:
+    """Return what the configuration of a pruned model says of it; None for the source of any other model."""
+    place = _place_of(replace(source, pretrained=False))
+    return None if place is None else place.pruned
+
+
+def mask_of_weights(source: ModelSource) -> str | None:
+    """Return the mask spec under which a file of weights was trained; None for any other weights."""
+    recipe = None if source.weights is None else _recipe(source.weights)
+    found: str | None = None if recipe is None else recipe.get("mask_spec")
+    return found
 
 
 def _recipe_options(source: ModelSource) -> dict[str, Any]:
@@ -468,6 +503,16 @@ def _created(name: str, pretrained: bool, options: dict[str, Any], source: Model
             "check the connection, or pass a local file: --model.weights FILE.safetensors"
         ) from error
     return backbone
+
+
+def _shaped(backbone: nn.Module, place: Place | None) -> nn.Module:
+    """Return a new model with as many heads as the configuration of a pruned model says; any other as it is."""
+    if place is None or place.pruned is None:
+        return backbone
+    from headprobe.backbone.pruned.record import layers_from_json, with_fewer_heads  # here: few models are pruned
+
+    where = str(place.folder / "config.json")
+    return with_fewer_heads(backbone, layers_from_json(place.pruned.get("layers"), where), where)
 
 
 def _sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `study`, `test` and `fit` print on `--help`: the options that people use, with examples; nothing heavy loads."""
+"""What `study`, `test`, `fit` and `prune` print on `--help`: options that people use, with examples; nothing heavy."""
 
 TEST = """\
 usage: headprobe test [OPTIONS]           every option may also stand in a YAML file: --config FILE
@@ -51,9 +51,11 @@ where, how, and what is written
 FIT = """\
 usage: headprobe fit [OPTIONS]            every option may also stand in a YAML file: --config FILE
 
-Train a model from nothing on a small data set; how the bundled models were made. [Defaults] in brackets.
+Train a model on a small data set: from nothing, as the bundled models were made, or further without some of its heads.
+[Defaults] in brackets.
 
   --config configs/digits_vit.yaml    the recipe of a bundled model
+  --config configs/finetune_pruned.yaml   fine-tune under a mask; what headprobe prune wrote: --model.name local-dir:DIR
 
 model and training
   --model.name vit_tiny_patch16_224   timm's name, or a bundled model [digits_vit]
@@ -65,6 +67,7 @@ model and training
   --model.weight_decay 0.05           weight decay [0.05]
   --model.warmup 0.1                  fraction of the steps with a rising learning rate [0.1]
   --model.label_smoothing 0.1         label smoothing [0.1]
+  --model.mask_spec layer:3           heads that stay zero and get no gradient [those of the weights' own training]
   --trainer.max_epochs 100            epochs
 
 images
@@ -76,7 +79,8 @@ images
   --data.batch_size 64                images a batch [32]
 
 output
-  --trainer.default_root_dir DIR      model.safetensors goes to DIR/lightning_logs/version_N [.]
+  --trainer.default_root_dir DIR      model.safetensors, or of a pruned model the folder pruned, goes to
+                                      DIR/lightning_logs/version_N [.]
 
 --help-trainer lists Lightning's other --trainer options, --help-all everything.
 """
@@ -114,4 +118,35 @@ The plan is printed before it starts. Interrupt it at any time: the same command
 status shows how far it is. headprobe report RUN makes the page again, of several runs side by side.
 """
 
-SCREENS = {"study": STUDY, "test": TEST, "fit": FIT}
+PRUNE = """\
+usage: headprobe prune --mask-spec SPEC --output DIR [OPTIONS]
+
+Remove heads for good. The smaller model has the logits of the masked one, which is proven on it before it is written.
+It is a test of the mask first, and takes every option of headprobe test --help. [Defaults] in brackets.
+
+which heads
+  --mask-spec layer:3+head:5.0        heads to remove, one mask
+  --keep-top1 1.0                     instead: the largest of nested sets that is shown, with 95% confidence, to lose at
+                                      most so many points of top-1
+  --speed 1.3                         instead: the smallest of nested sets with which a batch of 64 is so much faster
+  --mask-spec grow:random:0           the nested sets of these two, or grow:calibration:SCORE
+                                      [grow:calibration:residual_variance_after_projection]
+
+what stands for them
+  --ablation linear                   zero, mean, optimal or linear, folded into the weights that are left [zero]
+  --refit                             fit linear layer by layer, each in the model that is pruned up to it
+  --calibration-file RUN              constants of an earlier run
+
+which model, on which images (zero with a mask needs none)
+  --model.name deit_tiny_patch16_224  as of headprobe test; local-dir:DIR prunes a pruned model again
+  --data.path FOLDER  --data.calibration half   one half fits, the other judges
+
+what is written
+  --output DIR                        a new folder: model.safetensors, config.json, README.md, perhaps curve.csv
+  --pairs 20                          pairs of forward passes that measure latency, before and after [20]
+
+Load it with headprobe.load_pruned(DIR), or as --model.name local-dir:DIR (docs/prune.md).
+"""
+
+SCREENS = {"study": STUDY, "test": TEST, "fit": FIT, "prune": PRUNE}
+"""The text of each command's `--help`."""

@@ -117,6 +117,10 @@ def _near(message: str, parser: jsonargparse.ArgumentParser) -> str:
     return f"; did you mean {' or '.join(near)}?"
 
 
+WITH_DASHES = {"mask_spec", "dry_run", "calibration_file", "score_heads", "keep_top1"}
+"""Keys of config files whose options have dashes."""
+
+
 def _option(key: str) -> str:
     """Return a key of a config file as an option of the command line."""
-    return "--" + {"mask_spec": "mask-spec", "dry_run": "dry-run", "calibration_file": "calibration-file"}.get(key, key)
+    return "--" + (key.replace("_", "-") if key in WITH_DASHES else key)

@@ -174,7 +174,7 @@ class TestCLI(RunCLI):
 
 
 class FitCLI(RunCLI):
-    """`fit`, which trains with all heads."""
+    """`fit`, which trains with all heads, or with those that a mask or pruning left."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -201,7 +201,9 @@ def run(words: list[str] | None, of_test: type[TestCLI] = TestCLI) -> None:
     given = sys.argv[1:] if words is None else words
     _refuse_repeats(given)
     if given[0] == "fit" and {word.split("=", 1)[0] for word in given} & OF_TEST:
-        raise UsageError(f"{', '.join(sorted(OF_TEST))} belong to test; fit trains with all heads")
+        raise UsageError(
+            f"{', '.join(sorted(OF_TEST))} belong to test; fit trains with all heads, or under --model.mask_spec"
+        )
     try:
         _command_line(given[0], words, of_test)
     except SIGTERMException as stop:  # Lightning's own SystemExit would end with code 0

@@ -1,0 +1,86 @@
+"""The model card of a pruned model: what it is, where it comes from, how it is loaded. From its `config.json` alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from headprobe.text import counted, ranges
+
+TEMPLATE = """\
+---
+library_name: timm
+tags: [image-classification, pruning, headprobe]
+---
+
+# {title}
+
+{what}
+
+{table}
+
+Load it as a PyTorch module with timm's interface (`forward_features`, `forward_head`, `default_cfg`):
+
+```python
+import headprobe
+
+model = headprobe.load_pruned("FOLDER")
+```
+
+Measure it like any model, describe its heads, prune it again:
+
+```bash
+python -m headprobe test --model.name local-dir:FOLDER --data.path IMAGES --mask-spec each:head
+```
+
+`config.json` holds the SHA-256 of `model.safetensors` and of itself; a changed byte is refused.
+
+## Heads that are left
+
+| layer | heads | of | numbers in the architecture |
+| --- | --- | --- | --- |
+{layers}
+"""
+
+
+def card_text(config: Mapping[str, Any]) -> str:
+    """Return the text of `README.md` for a pruned model.
+
+    Args:
+        config: Its whole `config.json`.
+    """
+    own = config["headprobe"]
+    kept = sum(len(layer["kept"]) for layer in own["layers"].values())
+    before = sum(layer["heads"] for layer in own["layers"].values())
+    gone, layers_hit = counted(before - kept, "attention head"), counted(len(own["layers"]), "layer")
+    what = f"`{config['architecture']}` of timm, of which {gone} were removed for good in {layers_hit}."
+    if "fine_tuned" not in own:
+        what += " Its logits are those of the whole model under the mask."
+    rows = [f"| {name} | {text} |" for name, text in _facts(own)]
+    layers = [
+        f"| {name} | {len(layer['kept'])} | {layer['heads']} | {ranges(layer['kept']) or 'none, a bias is left'} |"
+        for name, layer in own["layers"].items()
+    ]
+    table = "\n".join(["| | |", "| --- | --- |", *rows])
+    title = f"{config['architecture']} without {counted(before - kept, 'head')}"
+    return TEMPLATE.format(title=title, what=what, table=table, layers="\n".join(layers))
+
+
+def _facts(own: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what is known of where the model comes from, in words."""
+    parent = own.get("parent", {})
+    found = [
+        ("parent", f"{parent.get('name', 'unknown')}, weights SHA-256 `{parent.get('weights_sha256', 'unknown')}`")
+    ]
+    if "mask" in own:
+        found.append(("mask", f"`{own['mask']['spec']}`, SHA-256 `{own['mask']['digest']}`"))
+    if "ablation" in own:
+        found.append(("what stands for the heads", own["ablation"]))
+    if own.get("calibration"):
+        images, digest = own["calibration"].get("images", "unknown"), own["calibration"]["sha256"]
+        found.append(("fitted on", f"{images} images, constants SHA-256 `{digest}`"))
+    if "proof" in own:
+        text = f"logits differ from the masked model's by {own['proof']['difference']:.1e} of the largest"
+        found.append(("proof", f"{text} ({own['proof']['images']} images, float32)"))
+    if "fine_tuned" in own:
+        start = own["fine_tuned"]["weights_sha256"]
+        found.append(("fine-tuned", f"from weights SHA-256 `{start}`; the logits are no longer those of the mask"))
+    return found
