@@ -10,7 +10,14 @@ from torch.utils.data import DataLoader
 
 from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap
-from headprobe.data.labels.numbering import Numbering, check_texts, name_of, number_labels, restricted
+from headprobe.data.labels.numbering import (
+    Numbering,
+    check_texts,
+    name_of,
+    number_labels,
+    of_other_split,
+    restricted,
+)
 from headprobe.data.labels.read_class_map import read_class_map
 from headprobe.data.parts import CalibrationRows, half_of, rows_apart
 from headprobe.data.sources.source import (
@@ -339,8 +346,8 @@ class ImageNetDataModule(LightningDataModule):
                 )
             if self._other_split is None:  # each stage and round binds the data again
                 self._other_split = open_source(replace(self._request, split=rows.split))
-            # images of a test split may have no labels, and constants need none
-            numbering = replace(judged.numbering, unlabelled=True)
+            columns = judged.source.labels, self._other_split.labels
+            numbering = of_other_split(judged.numbering, *columns, self._map)
             found = replace(judged, source=self._other_split, max_images=None, numbering=numbering)
         elif rows.rule == "half":
             found = replace(judged, chosen=half_of(_known(judged), calibration=True))
@@ -476,6 +483,13 @@ class ImageNetDataModule(LightningDataModule):
             found.append(Decision("restricted classes", restricted(valid, self.classes), shown=True))
         if words := self._calibration_in_words():
             found.append(Decision("calibration", words, shown=True))
+        if self._calibration is not None and (strangers := self._calibration.numbering.strangers):
+            names = self._calibration.source.labels.names or ()
+            text = (
+                f"{some([names[number] for number in sorted(strangers)])}: {counted(len(strangers), 'class')} of the "
+                "split that calibrates and not of the judged one; their images count as unlabelled there"
+            )
+            found.append(Decision("calibration classes", text, shown=True))
         if self.max_images is not None:
             found.append(Decision("images", data.shares_in_words, shown=not data.spreads))
         found.append(Decision("transform", " ".join(data.reader.text.split())))
