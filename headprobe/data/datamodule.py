@@ -266,9 +266,30 @@ class ImageNetDataModule(LightningDataModule):
         names = getattr(module, "class_names", None)
         if not getattr(module, "takes_classes", False):
             self.bind(module.data_config, module.num_classes, names)
+            if self._map is not None and getattr(module, "classifier_given", False):
+                self._refuse_other_map(self._map, names or ())
             return
         self.bind(module.data_config, module.classes_asked, None, own_classes=True)
         module.take_classes(self.classes, self.class_names)
+
+    def _refuse_other_map(self, class_map: ClassMap, names: Sequence[str]) -> None:
+        """Refuse a class map under which a given classifier's classes are others.
+
+        Raises:
+            UsageError: With the first class that was another one, or with both where labels are plain numbers.
+        """
+        from headprobe.data.labels.own_classes import refuse_other_joins  # here: few runs need it
+
+        refuse_other_joins(self._judged, names, class_map)
+        fitted_on = self._fitted_on or {}
+        nameless = self._open().labels.kind == "number" and not any(names)
+        if nameless and fitted_on.get("files") == self._open().identity["files"]:
+            before = fitted_on.get("class_map")
+            if before is not None and before != class_map.digest:
+                raise UsageError(
+                    "the classifier of --calibration-file was fitted on these files with another --data.class_map: give "
+                    f"that one, or fit anew without --calibration-file, got {class_map.origin}"
+                )
 
     def bind(
         self,
@@ -347,7 +368,7 @@ class ImageNetDataModule(LightningDataModule):
             if self._other_split is None:  # each stage and round binds the data again
                 self._other_split = open_source(replace(self._request, split=rows.split))
             columns = judged.source.labels, self._other_split.labels
-            numbering = of_other_split(judged.numbering, *columns, self._map)
+            numbering = of_other_split(judged.numbering, *columns, self._map, self._restrict)
             found = replace(judged, source=self._other_split, max_images=None, numbering=numbering)
         elif rows.rule == "half":
             found = replace(judged, chosen=half_of(_known(judged), calibration=True))
@@ -381,7 +402,7 @@ class ImageNetDataModule(LightningDataModule):
         Scoring ImageNet-A or -R, of 200 classes, with a model of 1000 among these 200 is their authors' protocol, and
         `--valid-labels` of timm's validate.py.
         """
-        valid = self._fitted.numbering.valid_classes if self._restrict or self._left_out else None
+        valid = self._judged.valid_classes if self._restrict or self._left_out else None
         if not self._left_out:
             return valid
         return [number for number in valid or range(self.classes) if number not in self._left_out]
@@ -478,7 +499,7 @@ class ImageNetDataModule(LightningDataModule):
             labels = f", labels in {given[1]}" if self._request.labelled else ""
             found.append(Decision("columns", f"images in {given[0]}{labels}"))
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
-        valid = data.numbering.valid_classes if self._restrict else None  # those left out are the classifier's to say
+        valid = self._judged.valid_classes if self._restrict else None  # those left out are the classifier's to say
         if valid is not None:
             found.append(Decision("restricted classes", restricted(valid, self.classes), shown=True))
         if words := self._calibration_in_words():
@@ -551,6 +572,11 @@ class ImageNetDataModule(LightningDataModule):
         if data is None:
             raise RunError("the data module is not set up yet: call bind(data_config, num_classes), or use a Trainer")
         return data
+
+    @property
+    def _judged(self) -> Numbering:
+        """The judged images' numbering, while others calibrate too: their split may have fewer classes."""
+        return (self._data or self._fitted).numbering
 
     def _workers(self, processes: int) -> int:
         if self.num_workers is not None:

@@ -219,7 +219,7 @@ def _by_position(column: LabelColumn, names: Sequence[str], trains: bool) -> Num
 
 
 def of_other_split(
-    judged: Numbering, column: LabelColumn, other: LabelColumn, class_map: ClassMap | None
+    judged: Numbering, column: LabelColumn, other: LabelColumn, class_map: ClassMap | None, restrict: bool
 ) -> Numbering:
     """Return the numbering of the split that calibrates, whose images may have no label, as constants need none.
 
@@ -230,6 +230,7 @@ def of_other_split(
         column: How that one labels its images.
         other: How the split that calibrates does.
         class_map: What the user gave; a file may name classes that only the other split has.
+        restrict: Whether the model chooses among the classes of the judged split only.
     """
     numbering = replace(judged, unlabelled=True)
     if column.names is None or other.names is None or column.names == other.names:
@@ -238,7 +239,8 @@ def of_other_split(
     if class_map is not None and isinstance(class_map.entries, dict) and not all(map(str.isdecimal, other.names)):
         of_map = {composed(name): number for name, number in class_map.entries.items() if not name.isdecimal()}
         known = of_map | known
-    found = [known.get(composed(name), UNKNOWN) for name in other.names]
+    among = set(judged.to_model) if restrict else set(range(judged.classes))
+    found = [number if number in among else UNKNOWN for number in (known.get(composed(name)) for name in other.names)]
     strangers = frozenset(number for number, of_model in enumerate(found) if of_model == UNKNOWN)
     return replace(numbering, to_model=tuple(found), strangers=strangers)
 

@@ -10,6 +10,9 @@ from headprobe.text import counted
 
 OWN = "the dataset's own, which the classifier is fitted on"
 
+_JOINED = " / "
+"""What `number_by` puts between the names of classes that a map joins."""
+
 
 def number_own(column: LabelColumn, class_map: ClassMap | None, asked: int | None) -> Numbering:
     """Return the numbering of the data's own classes, perhaps joined by a class map.
@@ -34,6 +37,29 @@ def number_own(column: LabelColumn, class_map: ClassMap | None, asked: int | Non
     classes = asked or _classes_of(class_map, column)
     _refuse_gaps(class_map, classes)
     return from_map(column, classes, class_map)
+
+
+def refuse_other_joins(numbering: Numbering, fitted: Sequence[str], class_map: ClassMap) -> None:
+    """Refuse a class map that counts or joins classes otherwise than the one that a given classifier was fitted with.
+
+    Args:
+        numbering: Of the data that are judged.
+        fitted: Names of the classifier's classes, joined ones with ` / ` between them.
+        class_map: What the user gave.
+
+    Raises:
+        UsageError: A class of the data was another class when the classifier was fitted.
+    """
+    before = {name: number for number, joined in enumerate(fitted) for name in joined.split(_JOINED) if name}
+    now = dict(numbering.by_name)
+    now |= {name: k for k, joined in enumerate(numbering.names or ()) for name in joined.split(_JOINED) if name}
+    for name, number in now.items():
+        if before.get(name, number) != number:
+            raise UsageError(
+                "the classifier of --calibration-file was fitted with another --data.class_map: give that one, or fit "
+                f"anew without --calibration-file, got {class_map.origin}, in which {name} is class {number} where it "
+                f"was class {before[name]}"
+            )
 
 
 def _classes_of(class_map: ClassMap, column: LabelColumn) -> int:
