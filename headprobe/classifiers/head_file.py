@@ -99,8 +99,8 @@ class LinearHead(FeatureClassifier):
         if self.logit_scale is None and looks_normed:
             how += ", although its rows have length 1, as text embeddings have: those need logit_scale"
         if self.class_names is None:
-            how += f"; it names no classes ({NAMES} in its metadata), so rows stand for classes in the order of the data's"
-            how += " or of ImageNet's, or as --data.class_map says"
+            how += f"; it names no classes ({NAMES} in its metadata), so rows stand for classes in the order of the"
+            how += " data's or of ImageNet's, or as --data.class_map says"
         found = [Decision("classifier", f"{what}; {how} (--model.classifier)", shown=True)]
         if pairs := self._equal():
             texts = "; ".join(named(pair, self.class_names) for pair in pairs[:3])

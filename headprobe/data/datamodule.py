@@ -287,8 +287,8 @@ class ImageNetDataModule(LightningDataModule):
             before = fitted_on.get("class_map")
             if before is not None and before != class_map.digest:
                 raise UsageError(
-                    "the classifier of --calibration-file was fitted on these files with another --data.class_map: give "
-                    f"that one, or fit anew without --calibration-file, got {class_map.origin}"
+                    "the classifier of --calibration-file was fitted on these files with another --data.class_map: "
+                    f"give that one, or fit anew without --calibration-file, got {class_map.origin}"
                 )
 
     def bind(

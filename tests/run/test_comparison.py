@@ -210,6 +210,39 @@ def test_the_same_images_elsewhere_or_taken_otherwise_are_paired(tmp_path: Path,
     assert pair.test == PAIRED
 
 
+def test_a_run_that_read_no_labels_judged_the_same_images_all_the_same(tmp_path: Path) -> None:
+    bare = {"labels_sha256": None, "label_column": None, "chosen_among": 0, "classes_sha256": "-"}
+    [(pair, _, _)] = compared(*two(tmp_path, ("each:head",), **bare))
+    assert (pair.test, pair.other_rows) == (PAIRED, "")
+    assert not [one for one in pair.said if "classes" in one]
+    apart = {**bare, "files": [{"name": "a.parquet", "size": 2}]}
+    [(pair, _, _)] = compared(*two(tmp_path / "apart", ("each:head",), **apart))
+    assert "other files" in pair.other_rows
+
+
+def test_answers_that_no_mask_changed_in_either_run_leave_the_difference_unknown(tmp_path: Path) -> None:
+    for name, differs in {"paired": {}, "apart": {"split": "test"}}.items():
+        folders = two(tmp_path / name, ("each:head",), **differs)
+        for folder in folders:
+            with np.load(folder / "groups.npz") as groups:
+                arrays = dict(groups)
+            arrays["top1_count"][3] = arrays["top1_count"][0]  # the third mask changes no answer
+            np.savez(folder / "groups.npz", **arrays)
+        [(_, rows, _)] = compared(*folders)
+        drops = [row for row in rows if row["quantity"] == "drop_pp"]
+        assert float(drops[2]["p"]) == 1
+        assert np.isnan([float(drops[2]["b_minus_a_low"]), float(drops[2]["b_minus_a_high"])]).all()
+        assert np.isfinite([float(row["b_minus_a_low"]) for row in drops if row is not drops[2]]).all()
+
+
+def test_other_draws_are_said_only_where_both_runs_have_some(tmp_path: Path) -> None:
+    for ablation, said in (("zero", False), ("zero,resample:4", True)):
+        one = write_run(tmp_path / ablation / "one", ("each:head",), data=ROWS, ablation=ablation)
+        other = write_run(tmp_path / ablation / "two", ("each:head",), data=ROWS, ablation="zero,resample:2")
+        [(pair, _, _)] = compared(one, other)
+        assert any("other draws" in text for text in pair.said) == said
+
+
 def test_images_that_only_one_run_could_read_are_no_pairs(tmp_path: Path) -> None:
     folders = two(tmp_path, ("each:head",))
     with np.load(folders[1] / "groups.npz") as groups:
