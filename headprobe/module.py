@@ -290,11 +290,6 @@ class HeadProbe(lightning.LightningModule):
             self.classifying.take_classes(classes, class_names)
 
     @property
-    def classifier_given(self) -> bool:
-        """Whether the classifier was fitted by an earlier run."""
-        return self.classifying is not None and self.classifying.choice.fitted and not self.classifying.fits
-
-    @property
     def outputs(self) -> Outputs:
         """What a forward pass gives: logits of the model's own classifier and its pooled feature, found on first use.
 

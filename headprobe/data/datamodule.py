@@ -266,21 +266,21 @@ class ImageNetDataModule(LightningDataModule):
         names = getattr(module, "class_names", None)
         if not getattr(module, "takes_classes", False):
             self.bind(module.data_config, module.num_classes, names)
-            if self._map is not None and getattr(module, "classifier_given", False):
-                self._refuse_other_map(self._map, names or ())
+            if self._map is not None and getattr(module, "classifying", None) is not None:
+                self._refuse_other_map(self._map, names or (), module.classifying.choice.fitted)
             return
         self.bind(module.data_config, module.classes_asked, None, own_classes=True)
         module.take_classes(self.classes, self.class_names)
 
-    def _refuse_other_map(self, class_map: ClassMap, names: Sequence[str]) -> None:
-        """Refuse a class map under which a given classifier's classes are others.
+    def _refuse_other_map(self, class_map: ClassMap, names: Sequence[str], fitted: bool) -> None:
+        """Refuse a class map under which the classes of a classifier of an earlier run, or of a file, are others.
 
         Raises:
             UsageError: With the first class that was another one, or with both where labels are plain numbers.
         """
-        from headprobe.data.labels.own_classes import refuse_other_joins  # here: few runs need it
+        from headprobe.data.labels.own_classes import refuse_other_numbers  # here: few runs need it
 
-        refuse_other_joins(self._judged, names, class_map)
+        refuse_other_numbers(self._judged, names, class_map, fitted)
         fitted_on = self._fitted_on or {}
         nameless = self._open().labels.kind == "number" and not any(names)
         if nameless and fitted_on.get("files") == self._open().identity["files"]:

@@ -132,6 +132,21 @@ def test_a_head_that_names_no_classes_is_said_to_go_by_the_order_of_the_data(tmp
     assert said not in named.out
 
 
+def test_names_in_a_head_and_a_class_map_must_not_contradict_each_other(tmp_path: Path) -> None:
+    state = load_file(DIGITS / "digits_vit.safetensors")
+    order = torch.tensor([1, 0, *range(2, 10)])
+    tensors = {"weight": state["head.weight"][order].clone(), "bias": state["head.bias"][order].clone()}
+    save_file(tensors, tmp_path / "head.safetensors", metadata={"classes": json.dumps([*map(str, order.tolist())])})
+    given = ("test", "--model.classifier", "head.safetensors", *FEW)
+    ended = command(tmp_path, *given, "--data.class_map", "identity")
+    assert ended.code == 2, ended.out
+    assert "got identity, in which 0 is class 0 where it was class 1" in only_message(ended)
+    (tmp_path / "map.json").write_text(json.dumps({str(name): place for place, name in enumerate(order.tolist())}))
+    agreed, none = command(tmp_path, *given, "--data.class_map", "map.json"), command(tmp_path, *given)
+    assert (agreed.code, none.code) == (0, 0), agreed.err
+    assert agreed.rows()[0]["top1_count"] == none.rows(1)[0]["top1_count"] == "98"
+
+
 def test_a_head_that_is_transposed_is_refused_by_its_width_and_not_by_its_classes(tmp_path: Path) -> None:
     state = load_file(DIGITS / "digits_vit.safetensors")
     save_file({"weight": state["head.weight"].T.contiguous()}, tmp_path / "head.safetensors")

@@ -222,17 +222,18 @@ def test_the_same_images_elsewhere_or_taken_otherwise_are_paired(tmp_path: Path,
 
 
 def test_a_run_that_read_no_labels_judged_the_same_images_all_the_same(tmp_path: Path) -> None:
-    bare = {"labels_sha256": None, "label_column": None, "chosen_among": 0, "classes_sha256": "-"}
+    bare: dict[str, Any] = {"labels_sha256": None, "label_column": None, "chosen_among": 0, "classes_sha256": "-"}
     [(pair, _, _)] = compared(*two(tmp_path, ("each:head",), **bare))
     assert (pair.test, pair.other_rows) == (PAIRED, "")
     assert not [one for one in pair.said if "classes" in one]
-    apart = {**bare, "files": [{"name": "a.parquet", "size": 2}]}
+    apart: dict[str, Any] = {**bare, "files": [{"name": "a.parquet", "size": 2}]}
     [(pair, _, _)] = compared(*two(tmp_path / "apart", ("each:head",), **apart))
     assert "other files" in pair.other_rows
 
 
 def test_answers_that_no_mask_changed_in_either_run_leave_the_difference_unknown(tmp_path: Path) -> None:
-    for name, differs in {"paired": {}, "apart": {"split": "test"}}.items():
+    cases: dict[str, dict[str, Any]] = {"paired": {}, "apart": {"split": "test"}}
+    for name, differs in cases.items():
         folders = two(tmp_path / name, ("each:head",), **differs)
         for folder in folders:
             with np.load(folder / "groups.npz") as groups:

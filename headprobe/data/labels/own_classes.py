@@ -39,26 +39,32 @@ def number_own(column: LabelColumn, class_map: ClassMap | None, asked: int | Non
     return from_map(column, classes, class_map)
 
 
-def refuse_other_joins(numbering: Numbering, fitted: Sequence[str], class_map: ClassMap) -> None:
-    """Refuse a class map that counts or joins classes otherwise than the one that a given classifier was fitted with.
+def refuse_other_numbers(numbering: Numbering, own: Sequence[str], class_map: ClassMap, fitted: bool) -> None:
+    """Refuse a class map under which classes of the data are others than the classifier says.
 
     Args:
         numbering: Of the data that are judged.
-        fitted: Names of the classifier's classes, joined ones with ` / ` between them.
+        own: Names of the classifier's classes, joined ones with ` / ` between them.
         class_map: What the user gave.
+        fitted: Whether an earlier run fitted the classifier, with a class map of its own; else a file names its rows.
 
     Raises:
-        UsageError: A class of the data was another class when the classifier was fitted.
+        UsageError: With the first class of the data that is another one.
     """
-    before = {name: number for number, joined in enumerate(fitted) for name in joined.split(_JOINED) if name}
+    before = {name: number for number, joined in enumerate(own) for name in joined.split(_JOINED) if name}
     now = dict(numbering.by_name)
     now |= {name: k for k, joined in enumerate(numbering.names or ()) for name in joined.split(_JOINED) if name}
     for name, number in now.items():
         if before.get(name, number) != number:
-            raise UsageError(
+            why = (
                 "the classifier of --calibration-file was fitted with another --data.class_map: give that one, or fit "
-                f"anew without --calibration-file, got {class_map.origin}, in which {name} is class {number} where it "
-                f"was class {before[name]}"
+                "anew without --calibration-file"
+                if fitted
+                else "the file of --model.classifier names its classes, and the class map says otherwise: leave "
+                "--data.class_map or the names in the file out"
+            )
+            raise UsageError(
+                f"{why}, got {class_map.origin}, in which {name} is class {number} where it was class {before[name]}"
             )
 
 
