@@ -287,6 +287,18 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
         assert words in said
 
 
+def test_other_classifiers_of_one_kind_are_called_that(tmp_path: Path) -> None:
+    models = [
+        {"name": "tiny", "heads_per_layer": [2, 2, 3], "classifier": {"kind": "knn", "digest": digest}}
+        for digest in ("1", "2")
+    ]
+    runs = [write_run(tmp_path / name, ("each:head",), model=model) for name, model in zip("ab", models, strict=True)]
+    [(pair, _, _)] = compared(*runs)
+    assert "other classifiers: both knn, of other images, options or files" in pair.said
+    [(pair, _, _)] = compared(runs[0], runs[0])
+    assert pair.said == []
+
+
 # -- what cannot be compared -------------------------------------------------------------------------------------------
 
 

@@ -114,7 +114,9 @@ def _models(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     if bool(one.get("inner_norm")) != bool(other.get("inner_norm")):
         said.append("in one of the models a norm over all heads rescales the others when one is masked")
     if one.get("classifier") != other.get("classifier"):
-        said.append(f"other classifiers: {_classifier(one)} and {_classifier(other)}")
+        kinds = [_classifier(model) for model in (one, other)]
+        both = f"both {kinds[0]}, of other images, options or files"
+        said.append(f"other classifiers: {' and '.join(kinds) if kinds[0] != kinds[1] else both}")
     return said
 
 
