@@ -150,6 +150,8 @@ class ProbeTrainer(lightning.Trainer):
         """Keep images that are judged apart from images that fit, and donors together; before the data are opened."""
         if not probe.labelled:
             data.without_labels()
+        if probe.classifier is not None:
+            _ = probe.outputs  # a head of another width is refused by it, not by its number of classes
         given = probe.given_calibration
         fitted_on = None if given is None or not probe.fits else given.about["data"]
         data.split_off(probe.fits and given is None, fitted_on)

@@ -72,9 +72,10 @@ class Classifying:
             UsageError: With both widths.
         """
         if isinstance(self.classifier, LinearHead) and self.classifier.features != features:
+            turned = " (its weight is [features, classes]? transpose it)" if self.classes == features else ""
             raise UsageError(
                 f"--model.classifier {self.choice.text} is for features of {self.classifier.features} numbers, and the "
-                f"feature of model {model!r} has {features}: give a head that was made for this model, got "
+                f"feature of model {model!r} has {features}: give a head that was made for this model{turned}, got "
                 f"{self.classifier.features} for {features}"
             )
 

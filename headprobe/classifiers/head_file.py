@@ -98,6 +98,9 @@ class LinearHead(FeatureClassifier):
         looks_normed = bool(((lengths - 1).abs() < UNIT).all())
         if self.logit_scale is None and looks_normed:
             how += ", although its rows have length 1, as text embeddings have: those need logit_scale"
+        if self.class_names is None:
+            how += f"; it names no classes ({NAMES} in its metadata), so rows stand for classes in the order of the"
+            how += " data's or of ImageNet's, or as --data.class_map says"
         found = [Decision("classifier", f"{what}; {how} (--model.classifier)", shown=True)]
         if pairs := self._equal():
             texts = "; ".join(named(pair, self.class_names) for pair in pairs[:3])
@@ -139,6 +142,9 @@ def read_head(path: str | Path) -> LinearHead:
         bias = bias.reshape(())
     elif bias is not None and bias.shape != weight.shape[:1]:
         raise _wrong(path, f"{BIAS} must be [{len(weight)}], one for each row of {WEIGHT}, or one number", bias.shape)
+    if scale is not None and (zeros := (~weight.double().any(dim=1)).nonzero()).numel():
+        rule = f"each row of {WEIGHT} must have a direction where {SCALE} makes logits of cosines"
+        raise _wrong(path, rule, f"zeros in row {int(zeros[0])}")
     names = _names(metadata.get(NAMES), len(weight), path)
     return LinearHead(weight, bias, _scale(scale, path), names, file.name)
 

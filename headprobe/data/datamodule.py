@@ -10,7 +10,14 @@ from torch.utils.data import DataLoader
 
 from headprobe.data.decode import ImageReader
 from headprobe.data.labels.class_map import ClassMap
-from headprobe.data.labels.numbering import Numbering, check_texts, name_of, number_labels, restricted
+from headprobe.data.labels.numbering import (
+    Numbering,
+    check_texts,
+    name_of,
+    number_labels,
+    of_other_split,
+    restricted,
+)
 from headprobe.data.labels.read_class_map import read_class_map
 from headprobe.data.parts import CalibrationRows, half_of, rows_apart
 from headprobe.data.sources.source import (
@@ -259,9 +266,30 @@ class ImageNetDataModule(LightningDataModule):
         names = getattr(module, "class_names", None)
         if not getattr(module, "takes_classes", False):
             self.bind(module.data_config, module.num_classes, names)
+            if self._map is not None and getattr(module, "classifying", None) is not None:
+                self._refuse_other_map(self._map, names or (), module.classifying.choice.fitted)
             return
         self.bind(module.data_config, module.classes_asked, None, own_classes=True)
         module.take_classes(self.classes, self.class_names)
+
+    def _refuse_other_map(self, class_map: ClassMap, names: Sequence[str], fitted: bool) -> None:
+        """Refuse a class map under which the classes of a classifier of an earlier run, or of a file, are others.
+
+        Raises:
+            UsageError: With the first class that was another one, or with both where labels are plain numbers.
+        """
+        from headprobe.data.labels.own_classes import refuse_other_numbers  # here: few runs need it
+
+        refuse_other_numbers(self._judged, names, class_map, fitted)
+        fitted_on = self._fitted_on or {}
+        nameless = self._open().labels.kind == "number" and not any(names)
+        if nameless and fitted_on.get("files") == self._open().identity["files"]:
+            before = fitted_on.get("class_map")
+            if before is not None and before != class_map.digest:
+                raise UsageError(
+                    "the classifier of --calibration-file was fitted on these files with another --data.class_map: "
+                    f"give that one, or fit anew without --calibration-file, got {class_map.origin}"
+                )
 
     def bind(
         self,
@@ -339,8 +367,8 @@ class ImageNetDataModule(LightningDataModule):
                 )
             if self._other_split is None:  # each stage and round binds the data again
                 self._other_split = open_source(replace(self._request, split=rows.split))
-            # images of a test split may have no labels, and constants need none
-            numbering = replace(judged.numbering, unlabelled=True)
+            columns = judged.source.labels, self._other_split.labels
+            numbering = of_other_split(judged.numbering, *columns, self._map, self._restrict)
             found = replace(judged, source=self._other_split, max_images=None, numbering=numbering)
         elif rows.rule == "half":
             found = replace(judged, chosen=half_of(_known(judged), calibration=True))
@@ -374,7 +402,7 @@ class ImageNetDataModule(LightningDataModule):
         Scoring ImageNet-A or -R, of 200 classes, with a model of 1000 among these 200 is their authors' protocol, and
         `--valid-labels` of timm's validate.py.
         """
-        valid = self._fitted.numbering.valid_classes if self._restrict or self._left_out else None
+        valid = self._judged.valid_classes if self._restrict or self._left_out else None
         if not self._left_out:
             return valid
         return [number for number in valid or range(self.classes) if number not in self._left_out]
@@ -471,11 +499,18 @@ class ImageNetDataModule(LightningDataModule):
             labels = f", labels in {given[1]}" if self._request.labelled else ""
             found.append(Decision("columns", f"images in {given[0]}{labels}"))
         found.append(Decision("classes", data.numbering.matched, data.numbering.doubtful))
-        valid = data.numbering.valid_classes if self._restrict else None  # those left out are the classifier's to say
+        valid = self._judged.valid_classes if self._restrict else None  # those left out are the classifier's to say
         if valid is not None:
             found.append(Decision("restricted classes", restricted(valid, self.classes), shown=True))
         if words := self._calibration_in_words():
             found.append(Decision("calibration", words, shown=True))
+        if self._calibration is not None and (strangers := self._calibration.numbering.strangers):
+            names = self._calibration.source.labels.names or ()
+            text = (
+                f"{some([names[number] for number in sorted(strangers)])}: {counted(len(strangers), 'class')} of the "
+                "split that calibrates and not of the judged one; their images count as unlabelled there"
+            )
+            found.append(Decision("calibration classes", text, shown=True))
         if self.max_images is not None:
             found.append(Decision("images", data.shares_in_words, shown=not data.spreads))
         found.append(Decision("transform", " ".join(data.reader.text.split())))
@@ -537,6 +572,11 @@ class ImageNetDataModule(LightningDataModule):
         if data is None:
             raise RunError("the data module is not set up yet: call bind(data_config, num_classes), or use a Trainer")
         return data
+
+    @property
+    def _judged(self) -> Numbering:
+        """The judged images' numbering, while others calibrate too: their split may have fewer classes."""
+        return (self._data or self._fitted).numbering
 
     def _workers(self, processes: int) -> int:
         if self.num_workers is not None:

@@ -37,7 +37,7 @@ def test_tables_and_a_figure_go_into_a_folder_and_are_made_again(runs: Path) -> 
     assert {file.name for file in (runs / "compare").iterdir()} == FILES
     assert (runs / "compare/compare.png").read_bytes().startswith(b"\x89PNG")
     rows = rows_of(runs / "compare/compare.csv")
-    assert len(rows) == 2 * 10  # two quantities of three layers and seven heads
+    assert len(rows) == 4 * 10  # four quantities of three layers and seven heads
     assert {row["test"] for row in rows} == {"two-sample"}  # these runs do not say which images they are of
     about = json.loads((runs / "compare/compare.json").read_text())
     assert [run["name"] for run in about["runs"]] == ["one", "two"]
@@ -84,7 +84,7 @@ def test_three_runs_and_the_same_run_twice(runs: Path) -> None:
         (("one", "nowhere"), "run.json is missing"),
         (
             ("one", "two", "--quantity", "top9"),
-            "--quantity must be one that all runs have (nll_rise, drop_pp), got 'top9'",
+            "must be one that all runs have (nll_rise, drop_pp, feature_distance, feature_cosine), got 'top9'",
         ),
         (("one", "two", "--output", "one"), "--output must be a new folder or one of an earlier comparison"),
         (("one", "two", "--output", "one/masks.csv"), "--output must be a folder such as compare"),
@@ -142,7 +142,7 @@ def test_real_runs_on_the_same_and_on_fewer_images(tmp_path: Path) -> None:
     assert "since they judged other images (max_images: 40 and 30)" in ended.out
     rows = rows_of(tmp_path / "compare/compare.csv")
     same = [row for row in rows if (row["run_a"], row["run_b"]) == ("first", "again")]
-    assert len(same) == 12
+    assert len(same) == 24
     assert {(float(row["b_minus_a"]), float(row["p"])) for row in same} == {(0.0, 1.0)}
     assert text_digest(tmp_path / "first/lightning_logs/version_0/masks.csv") == text_digest(
         tmp_path / "again/lightning_logs/version_0/masks.csv"

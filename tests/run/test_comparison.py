@@ -59,9 +59,20 @@ def csv_rows(folder: Path) -> list[dict[str, str]]:
 def group_means(folder: Path, quantity: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """By hand: sums of a quantity over the images of each group with any, `[rows, groups]`, of one image each."""
     with np.load(folder / "groups.npz") as groups:
-        name = "nll" if quantity == "nll_rise" else "top1_count"
+        name = {"nll_rise": "nll", "drop_pp": "top1_count"}.get(quantity, quantity)
         sums = groups[name].astype(np.float64)[:, groups["images"] > 0]
+    if quantity.startswith("feature"):
+        return sums
     return sums - sums[0] if quantity == "nll_rise" else 100 * (sums[0] - sums)
+
+
+LIMITS = {
+    "nll_rise": "nll_rise_{}",
+    "drop_pp": "drop_{}_pp",
+    "feature_distance": "feature_distance_{}",
+    "feature_cosine": "feature_cosine_{}",
+}
+"""What is compared, and the columns of its limits in masks.csv."""
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -70,8 +81,8 @@ def test_every_number_is_recomputed_by_hand(tmp_path: Path, paired: bool) -> Non
     [(pair, rows, _)] = compared(*folders)
     assert pair.test == (PAIRED if paired else TWO_SAMPLE)
     listed = [csv_rows(folder) for folder in folders]
-    assert len(rows) == 2 * (len(listed[0]) - 1)
-    for quantity, limits in (("nll_rise", "nll_rise_{}"), ("drop_pp", "drop_{}_pp")):
+    assert len(rows) == len(LIMITS) * (len(listed[0]) - 1)
+    for quantity, limits in LIMITS.items():
         sums = [group_means(folder, quantity) for folder in folders]  # a group of these runs has one image or none
         own = [row for row in rows if row["quantity"] == quantity]
         for place, row in enumerate(own, start=1):
@@ -103,7 +114,7 @@ def test_ranks_are_of_the_masks_of_one_form(tmp_path: Path, paired: bool) -> Non
     folders = two(tmp_path) if paired else two(tmp_path, labels_sha256="1")
     [(_, rows, ranks)] = compared(*folders)
     assert [(row["test_family"], row["quantity"]) for row in ranks] == list(
-        product(("each:head", "each:layer"), ("nll_rise", "drop_pp"))
+        product(("each:head", "each:layer"), LIMITS)
     )  # neither nested masks nor nulls
     for rank in ranks:
         own = [row for row in rows if (row["test_family"], row["quantity"]) == (rank["test_family"], rank["quantity"])]
@@ -210,6 +221,40 @@ def test_the_same_images_elsewhere_or_taken_otherwise_are_paired(tmp_path: Path,
     assert pair.test == PAIRED
 
 
+def test_a_run_that_read_no_labels_judged_the_same_images_all_the_same(tmp_path: Path) -> None:
+    bare: dict[str, Any] = {"labels_sha256": None, "label_column": None, "chosen_among": 0, "classes_sha256": "-"}
+    [(pair, _, _)] = compared(*two(tmp_path, ("each:head",), **bare))
+    assert (pair.test, pair.other_rows) == (PAIRED, "")
+    assert not [one for one in pair.said if "classes" in one]
+    apart: dict[str, Any] = {**bare, "files": [{"name": "a.parquet", "size": 2}]}
+    [(pair, _, _)] = compared(*two(tmp_path / "apart", ("each:head",), **apart))
+    assert "other files" in pair.other_rows
+
+
+def test_answers_that_no_mask_changed_in_either_run_leave_the_difference_unknown(tmp_path: Path) -> None:
+    cases: dict[str, dict[str, Any]] = {"paired": {}, "apart": {"split": "test"}}
+    for name, differs in cases.items():
+        folders = two(tmp_path / name, ("each:head",), **differs)
+        for folder in folders:
+            with np.load(folder / "groups.npz") as groups:
+                arrays = dict(groups)
+            arrays["top1_count"][3] = arrays["top1_count"][0]  # the third mask changes no answer
+            np.savez(folder / "groups.npz", **arrays)
+        [(_, rows, _)] = compared(*folders)
+        drops = [row for row in rows if row["quantity"] == "drop_pp"]
+        assert float(drops[2]["p"]) == 1
+        assert np.isnan([float(drops[2]["b_minus_a_low"]), float(drops[2]["b_minus_a_high"])]).all()
+        assert np.isfinite([float(row["b_minus_a_low"]) for row in drops if row is not drops[2]]).all()
+
+
+def test_other_draws_are_said_only_where_both_runs_have_some(tmp_path: Path) -> None:
+    for ablation, said in (("zero", False), ("zero,resample:4", True)):
+        one = write_run(tmp_path / ablation / "one", ("each:head",), data=ROWS, ablation=ablation)
+        other = write_run(tmp_path / ablation / "two", ("each:head",), data=ROWS, ablation="zero,resample:2")
+        [(pair, _, _)] = compared(one, other)
+        assert any("other draws" in text for text in pair.said) == said
+
+
 def test_images_that_only_one_run_could_read_are_no_pairs(tmp_path: Path) -> None:
     folders = two(tmp_path, ("each:head",))
     with np.load(folders[1] / "groups.npz") as groups:
@@ -240,6 +285,18 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
         "other precision: 32-true and bf16-true",
     ):
         assert words in said
+
+
+def test_other_classifiers_of_one_kind_are_called_that(tmp_path: Path) -> None:
+    models = [
+        {"name": "tiny", "heads_per_layer": [2, 2, 3], "classifier": {"kind": "knn", "digest": digest}}
+        for digest in ("1", "2")
+    ]
+    runs = [write_run(tmp_path / name, ("each:head",), model=model) for name, model in zip("ab", models, strict=True)]
+    [(pair, _, _)] = compared(*runs)
+    assert "other classifiers: both knn, of other images, options or files" in pair.said
+    [(pair, _, _)] = compared(runs[0], runs[0])
+    assert pair.said == []
 
 
 # -- what cannot be compared -------------------------------------------------------------------------------------------
@@ -299,7 +356,7 @@ def test_masks_in_common_are_compared_and_the_others_counted(tmp_path: Path) -> 
     other = write_run(tmp_path / "two", ("each:head", "random:3:0-1"), seed=1)
     [(pair, rows, _)] = compared(one, other)
     assert len(pair.keys) == 7
-    assert len(rows) == 14
+    assert len(rows) == 7 * len(LIMITS)
     assert sum("left out" in text for text in pair.said) == 2
     assert any(text.startswith("13 masks of one alone left out") for text in pair.said)  # 7 means, 3 layers twice
 
@@ -339,7 +396,7 @@ def without_labels(run: Path, by_group: bool = True) -> Path:
         for row in rows:
             writer.writerow({**{name: row[name] for name in kept}, **{names[name]: row[name] for name in names}})
     with np.load(run / "groups.npz") as groups:
-        arrays = dict(groups)
+        arrays = {name: own for name, own in groups.items() if not name.startswith("feature_")}
     nll, images = arrays.pop("nll"), arrays.pop("images")
     arrays.pop("top1_count")
     arrays["feature_images"] = np.tile(images, (len(rows), 1))
@@ -386,10 +443,27 @@ def test_a_mask_with_a_feature_that_is_not_finite_has_no_test_and_leaves_the_oth
     ]
 
 
-def test_a_run_with_labels_and_one_with_features_alone_have_nothing_in_common(tmp_path: Path) -> None:
+def without_features(run: Path) -> Path:
+    """Turn a run into one of a release before features were measured."""
+    rows = csv_rows(run)
+    kept = [name for name in rows[0] if not name.startswith("feature_")]
+    with (run / "masks.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, kept, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    with np.load(run / "groups.npz") as groups:
+        arrays = {name: own for name, own in groups.items() if not name.startswith("feature_")}
+    np.savez(run / "groups.npz", **arrays)
+    return run
+
+
+def test_a_run_with_labels_and_one_with_features_alone_have_features_in_common(tmp_path: Path) -> None:
     one, other = two(tmp_path, ("each:head",))
+    [(pair, rows, _)] = compared(one, without_labels(other))
+    assert pair.quantities == ["feature_distance"]
+    assert [row["value_a"] for row in rows] == [float(row["feature_distance"]) for row in csv_rows(one)[1:]]
     with pytest.raises(UsageError, match="the one measured nll_rise, drop_pp, the other feature_distance"):
-        compared(one, without_labels(other))
+        compared(without_features(one), other)
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

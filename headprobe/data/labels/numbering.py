@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headprobe.data.labels.class_map import BY_NAME, IDENTITY, UNKNOWN, ClassMap, check_different, word_for
 from headprobe.data.labels.class_order import (
@@ -61,6 +61,8 @@ class Numbering:
         by_plain_name: The same but for case, `_` and `-`, where the texts are a list of the model's names.
         unlabelled: Whether a row without a label, or with -1, is of class `UNLABELLED`; else it is an error.
         left_out: Model classes whose images are not used.
+        strangers: Dataset class numbers, of the split that calibrates, of classes that the judged split has not; their
+            images are of class `UNLABELLED`.
     """
 
     to_model: tuple[int, ...]
@@ -72,6 +74,7 @@ class Numbering:
     by_plain_name: dict[str, int] = field(default_factory=dict)
     unlabelled: bool = False
     left_out: frozenset[int] = frozenset()
+    strangers: frozenset[int] = frozenset()
 
     def class_of(self, text: str) -> int | None:
         """Return the model class of a label that is a text, None if it has none."""
@@ -107,6 +110,8 @@ class Numbering:
             label = int(label)
         if not isinstance(label, int) or isinstance(label, bool):
             raise LabelError(f"label {label!r} is not a whole number")
+        if label in self.strangers:
+            return UNLABELLED
         inside = 0 <= label < len(self.to_model)
         if not inside and UNKNOWN not in self.to_model:
             raise LabelError(f"label {label} outside 0..{len(self.to_model) - 1}")
@@ -211,6 +216,33 @@ def _by_position(column: LabelColumn, names: Sequence[str], trains: bool) -> Num
     if doubtful:
         matched += f" and the data's own order is taken: {doubt} (--data.class_map natural if the model has that)"
     return number_by(names, range(len(names)), len(names), matched, doubtful)
+
+
+def of_other_split(
+    judged: Numbering, column: LabelColumn, other: LabelColumn, class_map: ClassMap | None, restrict: bool
+) -> Numbering:
+    """Return the numbering of the split that calibrates, whose images may have no label, as constants need none.
+
+    Each split counts its own classes, so those of the other are found by name: its first folder may be another class.
+
+    Args:
+        judged: The numbering of the split that is judged.
+        column: How that one labels its images.
+        other: How the split that calibrates does.
+        class_map: What the user gave; a file may name classes that only the other split has.
+        restrict: Whether the model chooses among the classes of the judged split only.
+    """
+    numbering = replace(judged, unlabelled=True)
+    if column.names is None or other.names is None or column.names == other.names:
+        return numbering  # texts and plain numbers mean the same in every split
+    known = {composed(name): number for name, number in zip(column.names, judged.to_model, strict=True)}
+    if class_map is not None and isinstance(class_map.entries, dict) and not all(map(str.isdecimal, other.names)):
+        of_map = {composed(name): number for name, number in class_map.entries.items() if not name.isdecimal()}
+        known = of_map | known
+    among = set(judged.to_model) if restrict else set(range(judged.classes))
+    found = [number if number in among else UNKNOWN for number in (known.get(composed(name)) for name in other.names)]
+    strangers = frozenset(number for number, of_model in enumerate(found) if of_model == UNKNOWN)
+    return replace(numbering, to_model=tuple(found), strangers=strangers)
 
 
 def number_by(

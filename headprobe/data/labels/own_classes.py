@@ -10,6 +10,9 @@ from headprobe.text import counted
 
 OWN = "the dataset's own, which the classifier is fitted on"
 
+_JOINED = " / "
+"""What `number_by` puts between the names of classes that a map joins."""
+
 
 def number_own(column: LabelColumn, class_map: ClassMap | None, asked: int | None) -> Numbering:
     """Return the numbering of the data's own classes, perhaps joined by a class map.
@@ -34,6 +37,35 @@ def number_own(column: LabelColumn, class_map: ClassMap | None, asked: int | Non
     classes = asked or _classes_of(class_map, column)
     _refuse_gaps(class_map, classes)
     return from_map(column, classes, class_map)
+
+
+def refuse_other_numbers(numbering: Numbering, own: Sequence[str], class_map: ClassMap, fitted: bool) -> None:
+    """Refuse a class map under which classes of the data are others than the classifier says.
+
+    Args:
+        numbering: Of the data that are judged.
+        own: Names of the classifier's classes, joined ones with ` / ` between them.
+        class_map: What the user gave.
+        fitted: Whether an earlier run fitted the classifier, with a class map of its own; else a file names its rows.
+
+    Raises:
+        UsageError: With the first class of the data that is another one.
+    """
+    before = {name: number for number, joined in enumerate(own) for name in joined.split(_JOINED) if name}
+    now = dict(numbering.by_name)
+    now |= {name: k for k, joined in enumerate(numbering.names or ()) for name in joined.split(_JOINED) if name}
+    for name, number in now.items():
+        if before.get(name, number) != number:
+            why = (
+                "the classifier of --calibration-file was fitted with another --data.class_map: give that one, or fit "
+                "anew without --calibration-file"
+                if fitted
+                else "the file of --model.classifier names its classes, and the class map says otherwise: leave "
+                "--data.class_map or the names in the file out"
+            )
+            raise UsageError(
+                f"{why}, got {class_map.origin}, in which {name} is class {number} where it was class {before[name]}"
+            )
 
 
 def _classes_of(class_map: ClassMap, column: LabelColumn) -> int:

@@ -33,7 +33,7 @@ def runs_table(runs: Sequence[RunFiles], names: Sequence[str]) -> Table:
         among = data.get("chosen_among")
         scores = [f"{100 * float(baseline['top1']):.2f}", f"{float(baseline['nll']):.4f}"] if "top1" in baseline else []
         cells = [str(model.get("title", model["name"])), where, f"{int(baseline['images']):,}"]
-        cells += [f"{among:,}" if isinstance(among, int) else "", *scores]
+        cells += [f"{among:,}" if isinstance(among, int) and among else "", *scores]  # 0: nothing classifies
         table.add_row(Text(name), *(Text(cell) for cell in cells))
     return table
 

@@ -11,6 +11,9 @@ from headprobe.run.load import SAME, RunFiles, calibration_of
 OF_THE_MODEL = ("transform", "class_map", "classes_sha256", "restrict_classes", "chosen_among")
 """What `data` of run.json says of how a model takes the images: it may differ where the images are the same."""
 
+OF_LABELS = ("label_column", "labels_sha256")
+"""What only a run that reads labels has: beside one that reads none, the images may be the same all the same."""
+
 ONE_FOR_ALL = ("precision", "on_bad_image")
 
 
@@ -45,10 +48,17 @@ def _identified(data: Mapping[str, Any]) -> bool:
     return bool(data.get("files") or data.get("labels_sha256") or data.get("revision"))
 
 
+def _labelled(data: Mapping[str, Any]) -> bool:
+    """Return whether a run chose among classes."""
+    return bool(data.get("chosen_among") != 0)
+
+
 def _names(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the names of what identifies images; local ones are the same wherever they lie."""
     local = bool(one.get("local") and other.get("local"))
     left_out = {*OF_THE_MODEL, *(["path"] if local else [])}
+    if not (_labelled(one) and _labelled(other)):
+        left_out |= {*OF_LABELS}
     return [name for name in dict.fromkeys([*one, *other]) if name not in left_out]
 
 
@@ -80,7 +90,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], fitted: boo
         rules = " and ".join(calibration_of(one) or "nothing" for one in (first, second))
         said.append(f"constants were fitted on other kinds of rows: {rules}")
     if (
-        any("resample" in str(one.get("ablation")) for one in (first, second))
+        all("resample" in str(one.get("ablation")) for one in (first, second))
         and first["ablation"] != second["ablation"]
     ):
         said.append(
@@ -104,7 +114,9 @@ def _models(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     if bool(one.get("inner_norm")) != bool(other.get("inner_norm")):
         said.append("in one of the models a norm over all heads rescales the others when one is masked")
     if one.get("classifier") != other.get("classifier"):
-        said.append(f"other classifiers: {_classifier(one)} and {_classifier(other)}")
+        kinds = [_classifier(model) for model in (one, other)]
+        both = f"both {kinds[0]}, of other images, options or files"
+        said.append(f"other classifiers: {' and '.join(kinds) if kinds[0] != kinds[1] else both}")
     return said
 
 
@@ -112,7 +124,9 @@ def _choices(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return how the choice of a class and the preparation of images differ."""
     said = []
     among = [data.get("chosen_among") for data in (one, other)]
-    if among[0] != among[1]:
+    if not (_labelled(one) and _labelled(other)):
+        pass  # the classifier none, which is said
+    elif among[0] != among[1]:
         said.append(
             f"other choices: predictions are among {_short(among[0])} and {_short(among[1])} classes, and fewer are "
             "easier; --data.restrict_classes false chooses among all"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headprobe.errors import UsageError
 from headprobe.metrics.accuracy.agreement import (
@@ -16,6 +17,7 @@ from headprobe.metrics.accuracy.agreement import (
 )
 from headprobe.metrics.accuracy.two_runs import Differences, paired_differences, two_sample_differences
 from headprobe.metrics.arrays import FloatArray
+from headprobe.run.ablations import DROP_PP, NLL_RISE
 from headprobe.run.comparison.pairs import LIMITS, PAIRED, Key, Measured, Pair, measured, pair_of
 from headprobe.run.load import Row, RunFiles
 from headprobe.run.results import FAMILIES_JOINED, largest_q, tests_of
@@ -120,7 +122,22 @@ def _tested(pair: Pair, quantity: str) -> Differences:
             found = paired_differences(means[0], means[1], images[0])
         else:
             found = two_sample_differences(means[0], images[0], means[1], images[1])
-    return found._replace(p=np.where(np.abs(found.b_minus_a) < ROUNDING, 1.0, found.p))
+    found = found._replace(p=np.where(np.abs(found.b_minus_a) < ROUNDING, 1.0, found.p))
+    if quantity != DROP_PP:
+        return found
+    # No answer changed, here or there: that is no proof that none would, unless both computed the same.
+    unknown = (found.low == found.high) & ~_the_same(pair)
+    return found._replace(low=np.where(unknown, np.nan, found.low), high=np.where(unknown, np.nan, found.high))
+
+
+def _the_same(pair: Pair) -> NDArray[np.bool_]:
+    """Return which masks gave the very same outputs in both runs, `[masks]`: by the NLL of each group of images."""
+    if pair.test != PAIRED or any(NLL_RISE not in own.sums for own in (pair.first, pair.second)):
+        return np.zeros(len(pair.keys), dtype=np.bool_)
+    one, other = (
+        own.sums_of(pair.keys, NLL_RISE) / own.draws_of(pair.keys)[:, None] for own in (pair.first, pair.second)
+    )
+    return np.asarray((np.abs(one - other) < ROUNDING).all(axis=1))
 
 
 # -- do masks rank alike? ----------------------------------------------------------------------------------------------
