@@ -24,6 +24,7 @@ What does each attention head do? Mask heads of any timm vision transformer and 
 commands:
   study    answer the question for a model in one run: all kinds of masks, ablations and statistics, and a page of them
   report   make that page again, or of any other runs, several side by side
+  compare  the same masks in several runs, on other data or weights: drops side by side, ranks, which masks differ
   test     score a model with and without chosen heads, on the same images, in one pass
   masks    print which heads a mask spec stands for, without running anything
   check    prove, layer by layer, that masks take effect on a model
@@ -36,6 +37,7 @@ examples:
   headprobe study                                         the bundled model and images, offline, in minutes
   headprobe study --model.name vit_base_patch16_224 --data.path PATH --data.max_images 500 --dry-run
   headprobe report lightning_logs/version_0 lightning_logs/version_1
+  headprobe compare lightning_logs/version_0 lightning_logs/version_1
   headprobe test --mask-spec layer:3                      the bundled model and images, offline
   headprobe test --config configs/imagenet_vit_base.yaml --mask-spec each:layer
   headprobe test --model.name deit_tiny_patch16_224 --data.path PATH --mask-spec each:head --dry-run
@@ -122,6 +124,7 @@ def _plain_warnings() -> Iterator[None]:
 _COMMANDS = {
     "study": "study",
     "report": "report",
+    "compare": "compare",
     "test": "test_and_fit",
     "fit": "test_and_fit",
     "masks": "masks",

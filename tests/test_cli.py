@@ -165,7 +165,7 @@ def test_the_caret_stands_under_the_culprit(tmp_path: Path) -> None:
 def test_the_first_word_must_be_a_command(tmp_path: Path, words: list[str]) -> None:
     ended = command(tmp_path, *words)
     assert ended.code == 2
-    assert "(study, report, test, fit, masks, check, models, status, convert)" in only_message(ended)
+    assert "(study, report, compare, test, fit, masks, check, models, status, convert)" in only_message(ended)
 
 
 def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:

@@ -121,8 +121,8 @@ RUNS = [
     for command in COMMANDS
     if command.words[:1] in {("study",), ("test",), ("fit",)} and "--help" not in command.words
 ]
-# what these print needs a run or a checkpoint: test_report.py, test_status.py and test_convert.py in tests/commands
-NEED_FILES = {"report", "status", "convert"}
+# what these print needs runs or a checkpoint: their tests are in tests/commands
+NEED_FILES = {"report", "compare", "status", "convert"}
 PRINTS = [command for command in COMMANDS if command not in RUNS and command.words[0] not in NEED_FILES]
 CONFIGS = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
 SPECS = [

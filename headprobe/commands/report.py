@@ -38,7 +38,7 @@ def run(words: list[str]) -> None:
         "--output", type=str, default="", help=f"The page's file [RUN/{NAME}; of several runs {NAME} in this folder]."
     )
     options = parser.parse_args(words)
-    runs = [_load(path) for path in _each_once(options.runs)]
+    runs = [load_run(path) for path in _each_once(options.runs)]
     page = _output(options.output, runs)
     sys.stdout.write(f"{shown(_write(runs, page).absolute())}\n")
 
@@ -57,16 +57,23 @@ def _each_once(paths: Sequence[str]) -> Sequence[str]:
     return paths
 
 
-def _load(path: str) -> RunFiles:
+def load_run(path: str) -> RunFiles:
+    """Read the files of a run that a user named.
+
+    Raises:
+        UsageError: It is no finished run.
+        RunError: One of its files is broken.
+    """
     try:
         return load_files(path)
     except UsageError:
         raise
     except BROKEN as error:
-        raise RunError(_broken(path, error)) from error
+        raise RunError(broken(path, error)) from error
 
 
-def _broken(paths: str, error: BaseException) -> str:
+def broken(paths: str, error: BaseException) -> str:
+    """Return the message for runs with a file that is cut off, or of another program."""
     return (
         f"the files of {paths} cannot be read, as one is cut off or not headprobe's; the command in its run.json makes "
         f"them again, got {type(error).__name__}: {first_line(error)}"
@@ -104,4 +111,4 @@ def _write(runs: Sequence[RunFiles], page: Path) -> Path:
     except BROKEN as error:
         if isinstance(error, UsageError):
             raise
-        raise RunError(_broken(", ".join(str(one.path) for one in runs), error)) from error
+        raise RunError(broken(", ".join(str(one.path) for one in runs), error)) from error

@@ -49,7 +49,7 @@ def agreement_figures(run: RunFiles) -> Iterator[tuple[str, Figure]]:
         agree = with_limits(row, "spearman", "+.2f")
         ranked = f"{kinds[0]} and {kinds[1]} ablation: rank agreement (Spearman) of {what}s {agree}"
         title = f"{ranked}\n{about_masks(run, kinds)}"
-        layers = _layers(run, masks)
+        layers = layers_of(run, masks)
         slug = re.sub(r"[^\w-]+", "-", family)
         yield (
             f"ablations/{slug}_{kinds[0]}_{kinds[1]}",
@@ -77,7 +77,7 @@ def _rises(run: RunFiles, family: str, kind: str) -> dict[str, float]:
     return {mask: float(np.mean(values)) for mask, values in found.items()}
 
 
-def _layers(run: RunFiles, masks: list[str]) -> IntArray | None:
+def layers_of(run: RunFiles, masks: list[str]) -> IntArray | None:
     """Return the layer of each mask; None where some hit heads of several."""
     own = [{layer for layer, _ in run.heads[mask]} for mask in masks]
     if any(len(layers) != 1 for layers in own):
@@ -108,13 +108,13 @@ def rises_against(
     what, unit = quantity
     figure = new_figure(10, 5.2)
     rises, ranks = figure.subplots(1, 2)
-    _scatter(rises, first, second, layers)
+    scatter_masks(rises, first, second, layers)
     rises.set(xlabel=f"{what}, {kinds[0]}{unit}", ylabel=f"{what}, {kinds[1]}{unit}", title=f"{what.split()[-1]}s")
     heads = all(mask.startswith(HEAD) for mask in masks)
-    _name(rises, first, second, [mask.removeprefix(HEAD) for mask in masks] if heads else masks)
+    name_dots(rises, first, second, [mask.removeprefix(HEAD) for mask in masks] if heads else masks)
 
     places = [stats.rankdata(values, nan_policy="omit") for values in (first, second)]
-    _scatter(ranks, places[0], places[1], layers)
+    scatter_masks(ranks, places[0], places[1], layers)
     for axis in (ranks.xaxis, ranks.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
     ranks.set(xlabel=f"rank, {kinds[0]} (1: smallest rise)", ylabel=f"rank, {kinds[1]}", title="ranks")
@@ -125,7 +125,7 @@ def rises_against(
     return figure
 
 
-def _scatter(axes: Axes, x: FloatArray, y: FloatArray, layers: IntArray | None) -> None:
+def scatter_masks(axes: Axes, x: FloatArray, y: FloatArray, layers: IntArray | None) -> None:
     """Draw a dot per mask, and the line of equal values; each axis as far as its own values go."""
     known = np.isfinite(x) & np.isfinite(y)
     dots: dict[str, Any] = {"color": ONE_COLOUR} if layers is None else {"c": layers[known], **layer_colours(layers)}
@@ -152,16 +152,25 @@ def layer_bar(figure: Figure, axes: list[Axes], layers: IntArray) -> None:
     bar.set_ticks(list(some(count, 16)))
 
 
-def _name(axes: Axes, x: FloatArray, y: FloatArray, names: Sequence[str]) -> None:
-    """Write the names of the largest values beside their dots, where they cover no other dot and no other name."""
+def name_dots(axes: Axes, x: FloatArray, y: FloatArray, names: Sequence[str], sizes: FloatArray | None = None) -> None:
+    """Write the names of the largest dots beside them, where they cover no other dot and no other name.
+
+    Args:
+        axes: Where the dots are.
+        x: `[dots]`.
+        y: `[dots]`.
+        names: `[dots]`.
+        sizes: What counts as large, `[dots]`; without it the larger of x and y.
+    """
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    sizes = np.maximum(x, y)[known]
+    all_sizes = np.maximum(x, y) if sizes is None else sizes
+    sizes = all_sizes[known]
     limits = (axes.get_xlim(), axes.get_ylim())
     # [masks, 2], in parts of the axes
     at = np.stack([(of - low) / (high - low) for of, (low, high) in zip((x, y), limits, strict=True)], axis=1)
     taken: list[FloatArray] = []
     for number in known[np.argsort(-sizes, kind="stable")]:
-        if len(taken) == NAMED or max(x[number], y[number]) < LEAST_NAMED * sizes.max():
+        if len(taken) == NAMED or all_sizes[number] < LEAST_NAMED * sizes.max():
             break
         inwards = -1 if at[number, 0] > 0.5 else 1
         for side in (inwards, -inwards):

@@ -83,7 +83,7 @@ def agreement_table(rows: Sequence[Row]) -> Table:
     """Return a line for each two ablations of a test family, from the rows of `ablations.csv`."""
     main = main_quantity({row["quantity"] for row in rows})
     what = "NLL rise, and what the rises sum to, in nats" if main == NLL_RISE else "how far the feature moves"
-    table = _plain_table(f"kinds of ablation: how the same masks rank by {what}")
+    table = plain_table(f"kinds of ablation: how the same masks rank by {what}")
     if any(row.get("calibration") == SAME for row in rows):
         table.caption, table.caption_justify = JUDGED_ON_SAME, "left"
     for heading in ("ablations", "masks"):
@@ -117,7 +117,7 @@ def importance_table(rows: Sequence[Row]) -> Table:
     measured = max(int(row["heads"]) + int(row["heads_without_score"]) for row in best)
     what = "the NLL rise" if main == NLL_RISE else "how far the feature moves"
     title = f"which score of a head predicts {what} without it: {measured} heads, judged on {judged}"
-    table = _plain_table(title)
+    table = plain_table(title)
     for heading in ("ablation", "score"):
         table.add_column(heading, no_wrap=True)
     for heading in ("chosen on", "Spearman [95%]", "within layers [95%]"):
@@ -156,7 +156,7 @@ def orders_table(rows: Sequence[Row]) -> Table:
     """Return a line for each order of removal, from the rows of `orders.csv`; random orders have one for their mean."""
     with_top1 = "area" in rows[0]
     under = "accuracy curve, and heads removed until the drop is larger" if with_top1 else "mean cosine of the feature"
-    table = _plain_table(f"orders of removal: area under the {under}")
+    table = plain_table(f"orders of removal: area under the {under}")
     kinds = {str(row["ablation"]) for row in rows}
     table.add_column("order", overflow="fold")
     if len(kinds) > 1:
@@ -188,7 +188,7 @@ def index_table(rows: Sequence[Row], layers: int) -> Table:
         rows: The rows.
         layers: How many layers the model has.
     """
-    table = _plain_table("the same index in every layer, beside one random head of each of these layers")
+    table = plain_table("the same index in every layer, beside one random head of each of these layers")
     for heading in ("mask", "ablation", "draws"):
         table.add_column(heading, no_wrap=True)
     for heading in ("", "mask's", "draws' [95% of them]", "percentile", "p", "q (BH)"):
@@ -204,8 +204,8 @@ def index_table(rows: Sequence[Row], layers: int) -> Table:
             f"{float(row['value']):{form}}",
             f"{middle:{form}} [{low:{form}}, {high:{form}}]" if int(row["draws"]) else "",
             f"{float(row['percentile']):.1f}" if int(row["draws"]) else "",
-            _p_value(float(row["p"])),
-            _p_value(float(row["bh_q"])),
+            p_value(float(row["p"])),
+            p_value(float(row["bh_q"])),
         )
     table.caption, table.caption_justify = "\n".join(_about_p(rows, layers)), "left"
     return table
@@ -223,7 +223,7 @@ def _about_p(rows: Sequence[Row], layers: int) -> list[str]:
     return notes
 
 
-def _plain_table(title: str) -> Table:
+def plain_table(title: str) -> Table:
     """Return a table without lines, at least as wide as its title, which would be folded."""
     return Table(
         title=title,
@@ -272,7 +272,7 @@ def layers_table(heads_per_layer: Sequence[int], columns: Mapping[str, ArrayLike
         columns: By heading one number per layer, NaN where it is not defined.
     """
     title = "heads of the unmasked model, means by layer"
-    table = _plain_table(title)
+    table = plain_table(title)
     values = {heading: np.asarray(numbers, dtype=np.float64) for heading, numbers in columns.items()}
     for heading in ("layer", "heads", *values):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -321,8 +321,8 @@ def _cells(row: Row) -> dict[str, str | Text]:
         "top-5 %": f"{100 * float(row['top5']):.2f}",
         "NLL": f"{float(row['nll']):.4f}",
         "drop pp [95%]": "" if baseline else _interval(row),
-        "p": _p_value(float(row["mcnemar_p"])),
-        "q (BH)": _p_value(float(row["bh_q"])),
+        "p": p_value(float(row["mcnemar_p"])),
+        "q (BH)": p_value(float(row["bh_q"])),
     }
     return key | scores
 
@@ -341,7 +341,8 @@ def _interval(row: Row) -> str:
     return f"{drop:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _p_value(value: float) -> str:
+def p_value(value: float) -> str:
+    """Return a p-value or q as a cell, empty where there is none."""
     if math.isnan(value):
         return ""
     if value < SMALLEST_P:

@@ -30,9 +30,12 @@ IMAGES = 40
 
 
 def write_run(folder: Path, specs: Sequence[str], ablations: Sequence[str] = ("zero",), **record: Any) -> Path:
-    """Write the tables, `groups.npz` and `run.json` of random answers to 40 images under these masks."""
+    """Write the tables, `groups.npz` and `run.json` of random answers to 40 images under these masks.
+
+    Further arguments are entries of `run.json`, and `seed`, of the random answers.
+    """
     variants = expand_all([MaskSpec(spec) for spec in specs], HEADS, "tiny", Ablations(ablations))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(record.pop("seed", 0))
     metric = PairedAccuracy(len(variants), 6)
     logits = torch.randn(1 + len(variants), IMAGES, 6, generator=generator)
     metric.update(logits, torch.randint(0, 6, (IMAGES,), generator=generator), torch.arange(IMAGES))

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from headprobe.metrics.accuracy.jackknife import jackknife_interval, leave_one_out
+from headprobe.metrics.accuracy.jackknife import jackknife_error, jackknife_interval, leave_one_out, welch_degrees
 from headprobe.metrics.arrays import FloatArray, IntArray
 
 FEWEST_ORDERED = 3
@@ -60,6 +61,35 @@ def rank_agreement(first: FloatArray, second: FloatArray, images: IntArray) -> R
     blocks = _one_block(first)
     one, other = (_orders(_with_replicates(sums, images), blocks) for sums in (first, second))
     return _agreement(one, other, blocks)
+
+
+def rank_agreement_of_samples(
+    first: FloatArray, first_images: IntArray, second: FloatArray, second_images: IntArray
+) -> RankAgreement:
+    """Compare the order of masks by two quantities that were each measured on images of its own.
+
+    As `rank_agreement`, but a group is left out of one sample while the other stays whole: the variances of z over both
+    samples add up, with Welch and Satterthwaite's degrees of freedom.
+
+    Args:
+        first: Sums over the images of each group, `[masks, groups]`.
+        first_images: Images of each group, `[groups]`.
+        second: Sums of the other quantity, `[masks, other groups]`.
+        second_images: Images of each of its groups.
+
+    Source: Arvesen, 1969, Annals of Mathematical Statistics 40, 2076-2100 (jackknifing several samples).
+    """
+    blocks = _one_block(first)
+    one, other = (
+        _orders(_with_replicates(sums, images), blocks)
+        for sums, images in ((first, first_images), (second, second_images))
+    )
+    found: list[float] = []
+    for correlation, nearest in zip((_spearman, _kendall), _nearest(blocks), strict=True):
+        of_first, of_second = correlation(one, _whole(other)), correlation(_whole(one), other)
+        limits = _interval_of_samples(of_first, of_second, nearest) if _enough(blocks) else (np.nan, np.nan)
+        found += [float(of_first[0]), *limits]
+    return RankAgreement(*found)
 
 
 def score_agreements(
@@ -141,15 +171,33 @@ def _with_replicates(sums: FloatArray, images: IntArray) -> FloatArray:
 
 def _agreement(first: _Orders, second: _Orders, blocks: IntArray) -> RankAgreement:
     """Return both correlations with their intervals; order 0 is of all images, the others are of all but a group's."""
-    sizes = np.bincount(blocks)
-    pairs = int((sizes**2 - sizes).sum()) // 2
-    nearest = 1 - 6 / max(int((sizes**3 - sizes).sum()), 6), 1 - 1 / max(pairs, 1)
-    enough = pairs >= FEWEST_WITH_INTERVAL * (FEWEST_WITH_INTERVAL - 1) // 2
     found: list[float] = []
-    for correlation, largest in zip((_spearman, _kendall), nearest, strict=True):
+    for correlation, largest in zip((_spearman, _kendall), _nearest(blocks), strict=True):
         values = correlation(first, second)
-        found += [float(values[0]), *(_interval(values, largest) if enough else (np.nan, np.nan))]
+        found += [float(values[0]), *(_interval(values, largest) if _enough(blocks) else (np.nan, np.nan))]
     return RankAgreement(*found)
+
+
+def _pairs(blocks: IntArray) -> int:
+    """Return how many pairs of masks there are within blocks."""
+    sizes = np.bincount(blocks)
+    return int((sizes**2 - sizes).sum()) // 2
+
+
+def _nearest(blocks: IntArray) -> tuple[float, float]:
+    """Return the largest Spearman and Kendall correlations below 1, half a swap of neighbours away."""
+    sizes = np.bincount(blocks)
+    return 1 - 6 / max(int((sizes**3 - sizes).sum()), 6), 1 - 1 / max(_pairs(blocks), 1)
+
+
+def _enough(blocks: IntArray) -> bool:
+    """Return whether there are enough masks for an interval."""
+    return _pairs(blocks) >= FEWEST_WITH_INTERVAL * (FEWEST_WITH_INTERVAL - 1) // 2
+
+
+def _whole(orders: _Orders) -> _Orders:
+    """Return the order by all images alone, without those that leave out a group."""
+    return _Orders(orders.signs[:1], orders.ranks[:1], orders.finite[:1])
 
 
 def _interval(correlations: FloatArray, nearest: float) -> tuple[float, float]:
@@ -164,6 +212,23 @@ def _interval(correlations: FloatArray, nearest: float) -> tuple[float, float]:
     z = np.arctanh(np.clip(correlations, -nearest, nearest))
     low, high = jackknife_interval(float(z[0]), z[1:])
     return float(np.tanh(low)), float(np.tanh(high))
+
+
+def _interval_of_samples(first: FloatArray, second: FloatArray, nearest: float) -> tuple[float, float]:
+    """Return the interval on Fisher's z of a correlation of two samples.
+
+    Args:
+        first: The correlation, then the same without each group of the first sample, `[1 + groups]`.
+        second: The same without each group of the second, `[1 + other groups]`.
+        nearest: The largest correlation that z is taken of.
+    """
+    if not (np.ptp(first[1:]) > 0 or np.ptp(second[1:]) > 0):
+        return float("nan"), float("nan")
+    z = [np.arctanh(np.clip(correlations, -nearest, nearest)) for correlations in (first, second)]
+    variances = np.square([float(jackknife_error(own[1:])) for own in z])
+    degrees = float(welch_degrees(variances, [len(own) - 1 for own in z]))
+    reach = float(stats.t.isf(0.025, degrees) * np.sqrt(variances.sum()))
+    return float(np.tanh(z[0][0] - reach)), float(np.tanh(z[0][0] + reach))
 
 
 def _spearman(first: _Orders, second: _Orders) -> FloatArray:

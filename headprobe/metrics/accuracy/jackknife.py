@@ -95,3 +95,13 @@ def mean_with_error(sums: FloatArray, images: IntArray) -> tuple[FloatArray, Flo
     total = images.sum()
     mean = sums.sum(axis=-1) / (total if total else np.nan)
     return np.asarray(mean, dtype=np.float64), jackknife_error(leave_one_out(sums, images))
+
+
+def welch_degrees(variances: FloatArray, groups: list[int]) -> FloatArray:
+    """Return the degrees of freedom of a sum of two independent variances `[2, ...]`, each over so many groups.
+
+    Source: Satterthwaite, 1946, Biometrics Bulletin 2, 110-114.
+    """
+    total = variances.sum(axis=0)
+    parts = sum(np.square(own) / (count - 1) for own, count in zip(variances, groups, strict=True))
+    return np.asarray(np.square(total) / np.where(parts > 0, parts, np.nan), dtype=np.float64)

@@ -13,6 +13,7 @@ from headprobe.files import write_text
 from headprobe.report.page.encode import to_json
 from headprobe.report.page.first import first_screen, names_of
 from headprobe.report.page.section import Section
+from headprobe.report.page.sections.compare import compare
 from headprobe.report.page.sections.curves import curves, ladder
 from headprobe.report.page.sections.described import attention, spectra
 from headprobe.report.page.sections.heads import section as heads
@@ -24,6 +25,7 @@ from headprobe.run.load import RunFiles
 
 SECTIONS: tuple[Callable[[Sequence[RunFiles]], Section | None], ...] = (
     heads,
+    compare,
     curves,
     ladder,
     layers,

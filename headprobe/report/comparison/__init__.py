@@ -1,0 +1,1 @@
+"""What a comparison of runs prints and draws."""
