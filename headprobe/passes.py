@@ -315,8 +315,8 @@ def _proven(
     try:
         prove_masks(proven, layout)
         with _reading(proven, outputs):
-            joins, companies = find_joins(proven, layout, layers, outputs)
-            shortcuts = find_shortcuts(proven, layout, joins, companies)
+            joins, companies, calls = find_joins(proven, layout, layers, outputs)
+            shortcuts = find_shortcuts(proven, layout, joins, companies, calls)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

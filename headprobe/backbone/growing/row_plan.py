@@ -189,19 +189,19 @@ def shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
             yield from shapes((*path, key), item)
 
 
-def batched(two: dict[Path, torch.Size], three: dict[Path, torch.Size]) -> Batched:
+def batched(few: dict[Path, torch.Size], many: dict[Path, torch.Size]) -> Batched:
     """Return the tensor arguments that grow with the batch, with their rows per image.
 
     Args:
-        two: Shapes of a module's arguments in a forward pass of 2 images.
-        three: The same for 3 images.
+        few: Shapes of a module's arguments in a forward pass of 2 images.
+        many: The same for 4 images.
     """
     found = []
-    for path, shape in two.items():
-        if not shape or path not in three:  # a number has no rows; an argument may be left out
+    for path, shape in few.items():
+        if not shape or path not in many:  # a number has no rows; an argument may be left out
             continue
         rows, left = divmod(shape[0], 2)
-        if left == 0 and three[path][0] == 3 * rows:
+        if left == 0 and many[path][0] == 4 * rows:
             found.append((path, rows))
     return tuple(found)
 

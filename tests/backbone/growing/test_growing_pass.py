@@ -134,6 +134,25 @@ def test_siglip_masks_of_the_pooling_head_join_at_the_pooling_head() -> None:
     ]
 
 
+@torch.inference_mode()
+def test_trials_of_joins_run_one_image_alone_and_two_in_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layout, _ = setup("vit")
+    layers = len(layout.layers)
+    sizes: list[int] = []
+    forward = type(model).forward
+
+    def note(self: Any, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(type(model), "forward", note)
+    found = find_joins(model, layout)
+    # plain, beside another image, twice, one alone; a plain pass and a trial for each layer; all layers; the crowd
+    assert sorted(sizes) == sorted([2, 2, 4, 1, *[1] * 2 * layers, 2, 1])
+    (company,) = found.companies
+    assert company.logits.shape[:2] == (1 + 2 * layers, 2)
+
+
 class Shortcut(nn.Module):
     """A path around each pair of blocks: rows that join inside it would not fit what goes around."""
 
