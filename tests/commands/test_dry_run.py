@@ -147,7 +147,7 @@ def test_the_seconds_of_all_waves_follow_from_those_of_two() -> None:
     # a row takes 0.5 s a layer, and each mask leaves out 0.6 of a layer
     work: dict[tuple[int, ...], int] = {(0, 1): 22, (2, 3): 16, (4,): 9}
     seconds = {wave: 0.5 * layers - 0.3 * len(wave) for wave, layers in work.items()}
-    some = {wave: seconds[wave] for wave in ((4,), (2, 3))}
+    some = {wave: seconds[wave] for wave in list(work)[1:]}
     assert dry_timing.whole_step(work, some) == pytest.approx(sum(seconds.values()))
     assert dry_timing.whole_step(work, seconds) == pytest.approx(sum(seconds.values()))
 
