@@ -10,7 +10,7 @@ import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
-from headprobe.callbacks.identity import statistics_of
+from headprobe.callbacks.identity import kept_proofs, statistics_of
 from headprobe.commands.dry_fitting import Fitting, plan_fitting
 from headprobe.commands.dry_timing import seconds_per_image
 from headprobe.errors import RunError
@@ -45,6 +45,7 @@ def print_dry_run(
     threads = torch.get_num_threads()
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, threads // trainer.num_devices))
+    probe.known = kept_proofs(trainer, probe).read()
     with torch.inference_mode():
         fitting = plan_fitting(trainer, probe, data)
         began = time.perf_counter()
