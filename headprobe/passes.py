@@ -87,6 +87,11 @@ class ForwardPasses:
         return len(self.plan.waves) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
 
     @property
+    def same(self) -> int:
+        """Variants with the heads and the replacement of an earlier one, which run once."""
+        return sum(same != variant for variant, same in enumerate(self.growing.first_equal))
+
+    @property
     def resamples(self) -> bool:
         """Whether heads are filled from other images, so that a pass must hold whole groups of images."""
         return bool(self._resamples)

@@ -82,9 +82,11 @@ def _plan_line(probe: HeadProbe) -> str:
     plan = _plan(probe)
     rows = 1 + max(map(len, plan.waves))
     passes = "one such pass holds" if len(plan.waves) == 1 else f"{len(plan.waves):,} such passes hold"
+    same = 0 if probe.passes is None else probe.passes.same
+    once = f"; {counted(same, 'mask')} with the heads and ablation of another run with it" if same else ""
     return (
         f"plan: {counted(plan.images, 'image')} a forward pass, growing to {counted(rows, 'row')} each; {passes} all "
-        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.variants)}"
+        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.variants)}{once}"
     )
 
 

@@ -32,7 +32,7 @@ class RowPlan:
         batch_size: Images of a batch.
         images: Images per forward pass (the last pass of a batch may have fewer).
         waves: For every wave the numbers of its masks (from 0) in the order in which they join.
-        idle: Masks that mask no head: their logits are the baseline's.
+        idle: Masks without rows: they mask no head, and have the baseline's logits, or are the same as another.
         budget: Rows that the end of a forward pass may have.
         together: Images come in groups of so many, which must share a forward pass; the last one may have one more.
     """
@@ -49,7 +49,7 @@ class RowPlan:
         """Plan the forward passes.
 
         Args:
-            joins: For every mask the place of its join point in execution order, None for a mask without heads.
+            joins: For every mask the place of its join point in execution order, None for a mask without rows.
             batch_size: Images of a batch.
             budget: Rows that fit into one forward pass, the trunk's included.
             together: Images that must share a forward pass; `images` is a multiple of it.
