@@ -105,9 +105,9 @@ def load(options: argparse.Namespace) -> Any:
 
 def all_ways(model: Any, layout: HeadLayout, options: argparse.Namespace) -> dict[str, Way]:
     """Return what is compared, by name; a step that the model does not allow is left out."""
-    joins, companies = find_joins(model, layout)
+    joins, companies, calls = find_joins(model, layout)
     ways: dict[str, Way] = {PLAIN: partial(by_hooks, model, options.batch)}
-    found = find_shortcuts(model, layout, joins, companies)
+    found = find_shortcuts(model, layout, joins, companies, calls)
     for name, shortcuts in steps(found).items():
         for budget in options.budgets:
             growing = GrowingPass(model, layout, joins, single_heads(layout, torch.device("cpu")), shortcuts)

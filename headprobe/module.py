@@ -25,6 +25,7 @@ from headprobe.backbone.masking.donors import GROUP, DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Constant, Replacement, refuse_kinds
 from headprobe.backbone.outputs import Outputs, outputs_of
 from headprobe.backbone.preparation import normalised
+from headprobe.backbone.proofs.kept import Proven
 from headprobe.backbone.weights import ModelSource, create_classifier, weights_digest
 from headprobe.calibration.constants import (
     CLASSIFIER,
@@ -186,6 +187,7 @@ class HeadProbe(lightning.LightningModule):
     Attributes:
         class_names: Names of the model's classes in its classifier's order, where its configuration has them.
         remarks: What was decided about the masks by whoever chose them, such as the study.
+        known: What earlier runs proved of this very model, where somebody kept it.
     """
 
     head_mask: Tensor  #: `[variants, layers, max heads]` bool, True = keep
@@ -237,6 +239,7 @@ class HeadProbe(lightning.LightningModule):
         self._finished: FinishedUnits | None = None
         self._layout: HeadLayout | None = None
         self._outputs: Outputs | None = None
+        self.known: Proven | None = None
         self._bad_are_wrong = False
         self._unit_rows: Sequence[Sequence[int]] | None = None
         self.register_buffer("head_mask", torch.ones(0, 1, 1, dtype=torch.bool), persistent=False)
@@ -298,7 +301,8 @@ class HeadProbe(lightning.LightningModule):
         """
         if self._outputs is None:
             size = self.layout.input_size
-            self._outputs = outputs_of(self.backbone, size, embedding=not self._own_classes)
+            known = None if self.known is None else self.known.outputs
+            self._outputs = known or outputs_of(self.backbone, size, embedding=not self._own_classes)
         if self.classifier is not None and not self._outputs.features:
             raise UsageError(
                 f"--model.classifier {self.classifier} reads the pooled feature of model {self.source.name!r}, which "
@@ -382,6 +386,10 @@ class HeadProbe(lightning.LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """Return what identifies the model, as plain data: a part of a run's identity."""
+        return {**self.identity_as_built(), "features": self.outputs.features}
+
+    def identity_as_built(self) -> dict[str, Any]:
+        """Return what identifies the model before it is known how its outputs are read."""
         return {
             "name": self.source.name,
             "title": self.title,
@@ -392,7 +400,6 @@ class HeadProbe(lightning.LightningModule):
             "options": self._options,
             "num_classes": self.num_classes,
             "classifier": self.classifier if self.classifying is None else self.classifying.identity(),
-            "features": self.outputs.features,
             "data_config": {name: self.data_config[name] for name in sorted(self.data_config)},
             "heads_per_layer": list(self.layout.heads_per_layer),
             "layers": [layer.name for layer in self.layout.layers],
@@ -424,6 +431,10 @@ class HeadProbe(lightning.LightningModule):
             )
             one = "; one order for all ablations" * (len(self.ablations) > 1)
             found.append(Decision("rescored", text + one, shown=True))
+        if self.known is not None and self.passes is not None:
+            what = "joins, shortcuts and outputs" if self.passes.known and self.passes.used else "outputs"
+            text = f"{what} are those that an earlier run proved of this very model, masks are proven anew"
+            found.append(Decision("proofs", f"{text} ({self.known.file}; --resume never proves all)"))
         if self.why_no_e_value:
             found.append(Decision("log_e_value", f"not given: {self.why_no_e_value} (docs/results.md)"))
         return found
@@ -698,6 +709,7 @@ class HeadProbe(lightning.LightningModule):
             replacements=self._replacements(),
             around=around,
             outputs=self.outputs,
+            proven=self.known,
         )
         return self.passes.plan
 
@@ -737,8 +749,16 @@ class HeadProbe(lightning.LightningModule):
             budget,
             replacements=fills,
             outputs=self.outputs,
+            proven=self.known,
         )
         return self.passes.plan
+
+    @property
+    def proven(self) -> Proven | None:
+        """What this stage proved that was not known before; None if there is nothing."""
+        if self.passes is None or self.passes.known:
+            return None
+        return Proven(self.outputs, {self.passes.used: self.passes.proven})
 
     @property
     def plan(self) -> RowPlan | None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.capture.taps import Tap
-from headprobe.backbone.growing.growing_pass import GrowingPass, Join, first_layers
+from headprobe.backbone.growing.growing_pass import GrowingPass, first_layers
 from headprobe.backbone.growing.joins import find_joins
-from headprobe.backbone.growing.shortcuts import Shortcuts
 from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.donors import DonorGroups, donor_groups
 from headprobe.backbone.masking.replacement import Replacement, Resample
 from headprobe.backbone.outputs import Outputs
+from headprobe.backbone.proofs.kept import Passes, Proven
 from headprobe.backbone.proofs.one_layer import prove_masks
 from headprobe.backbone.sandbox import in_single, is_out_of_memory, towards_inputs
 from headprobe.calibration.gradient_pass import SCORES_FOLLOW, ImageGradients, Scoring, gradient_pass
@@ -46,6 +46,7 @@ class ForwardPasses:
         replacements: What fills the masked slots of each variant; zero if not given.
         around: Opened around each forward pass, before the masks of variants.
         outputs: What a pass gives beside the logits; without it logits alone.
+        proven: What was proven of this very model before; masks are proven all the same.
 
     Raises:
         UsageError: A proof fails; the model must not be run under masks.
@@ -63,10 +64,13 @@ class ForwardPasses:
         replacements: Sequence[Replacement] = (),
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
         outputs: Outputs | None = None,
+        proven: Proven | None = None,
     ) -> None:
         self.around, self._read = around, outputs
-        used = {layer for layer in first_layers(keep) if layer is not None}
-        joins, self._shortcuts = _proven(backbone, layout, used, outputs)
+        self.used = tuple(sorted({layer for layer in first_layers(keep) if layer is not None}))
+        known = None if proven is None else proven.passes.get(self.used)
+        self.known = known is not None
+        joins, self._shortcuts = self.proven = _proven(backbone, layout, self.used, outputs, known)
         self.growing = GrowingPass(backbone, layout, joins, keep, self._shortcuts, replacements)
         self.plan = self.growing.plan(batch_size, budget)
         self.observing: Observing | None = None
@@ -81,6 +85,11 @@ class ForwardPasses:
     def work(self) -> float:
         """Work of one image under all variants in plain forward passes, counted in layers."""
         return len(self.plan.waves) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
+
+    @property
+    def same(self) -> int:
+        """Variants with the heads and the replacement of an earlier one, which run once."""
+        return sum(same != variant for variant, same in enumerate(self.growing.first_equal))
 
     @property
     def resamples(self) -> bool:
@@ -308,15 +317,25 @@ def _reading(backbone: nn.Module, outputs: Outputs | None) -> AbstractContextMan
 
 
 def _proven(
-    backbone: nn.Module, layout: HeadLayout, layers: Collection[int], outputs: Outputs | None
-) -> tuple[tuple[Join, ...], Shortcuts]:
-    """Prove the masks; find the joins of masks whose first layer is one of `layers`, and the shortcuts that hold."""
+    backbone: nn.Module, layout: HeadLayout, layers: Collection[int], outputs: Outputs | None, known: Passes | None
+) -> Passes:
+    """Prove the masks; find the joins of masks whose first layer is one of `layers`, and the shortcuts that hold.
+
+    Args:
+        backbone: The model.
+        layout: Its attention layers.
+        layers: Those at which masks join.
+        outputs: What a pass gives.
+        known: Joins and shortcuts that were proven before; then masks are proven alone.
+    """
     proven = in_single(backbone, layout.model)  # rounding in half precision would hide errors
     try:
         prove_masks(proven, layout)
+        if known is not None:
+            return known
         with _reading(proven, outputs):
-            joins, companies = find_joins(proven, layout, layers, outputs)
-            shortcuts = find_shortcuts(proven, layout, joins, companies)
+            joins, companies, calls = find_joins(proven, layout, layers, outputs)
+            shortcuts = find_shortcuts(proven, layout, joins, companies, calls)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

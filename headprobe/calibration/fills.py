@@ -40,19 +40,24 @@ def replacements_of(
     """
     if calibration is not None:
         refuse_missing(calibration, variants)
-    shared: dict[tuple[str, int], Replacement] = {(ZERO, 0): WITH_ZERO}
+    shared: dict[tuple[str, int | str], Replacement] = {(ZERO, 0): WITH_ZERO}
     found: list[Replacement] = []
     for variant in variants:
         kind = variant.ablation
-        if kind == LINEAR:
-            found.append(_linear(variant, layout, _needed(calibration, kind)))
-            continue
-        key = (kind, variant.draw)
+        key = (kind, variant.mask.mask.digest if kind == LINEAR else variant.draw)
         if key not in shared:
-            draws = kind == RESAMPLE
-            shared[key] = Resample(seed, variant.draw) if draws else _shared(kind, _needed(calibration, kind))
+            shared[key] = _made(variant, layout, calibration, seed)
         found.append(shared[key])
     return found
+
+
+def _made(variant: Variant, layout: HeadLayout, calibration: Calibration | None, seed: int) -> Replacement:
+    """Return the replacement of a variant, and of all that can share it: that of linear depends on the masked heads."""
+    kind = variant.ablation
+    if kind == RESAMPLE:
+        return Resample(seed, variant.draw)
+    fitted = _needed(calibration, kind)
+    return _linear(variant, layout, fitted) if kind == LINEAR else _shared(kind, fitted)
 
 
 def _needed(calibration: Calibration | None, kind: str) -> Calibration:

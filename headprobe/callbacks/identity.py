@@ -19,8 +19,10 @@ from timm.layers import use_fused_attn
 
 import headprobe
 from headprobe import __version__
+from headprobe.backbone.proofs.kept import KeptProofs, modules_digest
 from headprobe.calibration.constants import digest_of
 from headprobe.describe.base import HeadStatistic
+from headprobe.files import shown
 from headprobe.module import HeadProbe, data_of
 from headprobe.run.orders import order_decisions
 from headprobe.text import Decision, safe_command, without_secrets
@@ -89,6 +91,21 @@ def _arithmetic_of(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, An
         "row_budget": probe.row_budget or "usual",
         "versions": versions(),
     }
+
+
+def kept_proofs(trainer: lightning.Trainer, probe: HeadProbe) -> KeptProofs:
+    """Return the file of what runs of this very model, on such a device, have proven, beside their units."""
+    device = trainer.strategy.root_device
+    model = probe.identity_as_built()
+    key = {
+        "model": {name: value for name, value in model.items() if name not in ("weights", "pretrained", "title")},
+        "modules": modules_digest(probe.backbone),
+        "precision": str(trainer.precision),
+        "arithmetic": arithmetic(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": versions(),
+    }
+    return KeptProofs(shown(Path(trainer.default_root_dir)) / "lightning_logs" / "proofs", key, probe.backbone)
 
 
 def decisions_of(trainer: lightning.Trainer, probe: HeadProbe) -> list[Decision]:

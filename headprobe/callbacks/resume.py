@@ -9,7 +9,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from headprobe.callbacks.identity import command_line, hardware, identify, run_key, what_counts
+from headprobe.backbone.proofs.kept import KeptProofs, Proven
+from headprobe.callbacks.identity import command_line, hardware, identify, kept_proofs, run_key, what_counts
 from headprobe.errors import RunError, was_interrupted
 from headprobe.files import shown
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
@@ -28,8 +29,9 @@ class Resume(AfterBatch):
     """Writes the sums of finished units to `lightning_logs/units/<key>/` and continues where an earlier run ended.
 
     Args:
-        resume: `auto` continues with the units of the same run, if there are any; `never` deletes them and starts over;
-            anything else is the directory of units (or of results) to continue with.
+        resume: `auto` continues with the units of the same run, if there are any, and takes over what was proven of the
+            same model; `never` deletes the units, starts over and proves all; anything else is the directory of units
+            (or of results) to continue with.
     """
 
     calibrates = True
@@ -40,6 +42,7 @@ class Resume(AfterBatch):
         self.finished = FinishedUnits()  #: the units that were finished before
         self.identity: dict[str, Any] = {}  #: of this run (see `identify`), on the first process
         self._sums: UnitSums | None = None
+        self._proofs: KeptProofs | None = None  # on the first process
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the store of this run, lock it, and leave its finished units out of the data.
@@ -54,6 +57,10 @@ class Resume(AfterBatch):
         self.store = self._sums = None  # sums of an earlier test must never come into this store
         found = json.loads(from_first(trainer, lambda: self._open(trainer, pl_module).encode()))
         self.finished = FinishedUnits.from_json(found["finished"])
+        if found["proven"] is None:
+            pl_module.known = None
+        else:
+            pl_module.known = Proven.from_json(found["proven"], pl_module.backbone, Path(found["proven_in"]))
         if self.store is None:
             self.store = UnitStore(Path(found["directory"]), data.units)
         data.continue_after(self.finished)
@@ -62,6 +69,9 @@ class Resume(AfterBatch):
     def _open(self, trainer: lightning.Trainer, probe: HeadProbe) -> str:
         """Open the store, on the first process; return its directory and finished units as JSON, for the others."""
         data = data_of(trainer)
+        if self._proofs is None or not probe.round_name:  # a digest of all weights for each round would take long
+            self._proofs = kept_proofs(trainer, probe)
+        probe.known = None if self.resume == NEVER else self._proofs.read()
         self.identity = identify(trainer, probe)
         counts = what_counts(self.identity, trainer)
         root = shown(Path(trainer.default_root_dir)) / "lightning_logs" / "units"
@@ -80,13 +90,16 @@ class Resume(AfterBatch):
         self.store = store
         if finished.rows and not probe.round_name:
             console.print(_resuming(finished, data, directory), soft_wrap=True, markup=False, highlight=False)
-        return json.dumps({"directory": str(directory), "finished": asdict(finished)})
+        found = {"directory": str(directory), "finished": asdict(finished), "proven_in": str(self._proofs.file)}
+        return json.dumps(found | {"proven": None if probe.known is None else probe.known.to_json()})
 
     def on_test_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take over the sums of finished units; the first process holds them from now on."""
         if self.store is None or not isinstance(pl_module, HeadProbe) or pl_module.unit_sums is None:
             return
         self._sums = pl_module.unit_sums
+        if self._proofs is not None and pl_module.proven is not None:
+            self._proofs.write(pl_module.proven)
         # The nodes found at `setup`, not those that other processes have stored meanwhile.
         for node in self.finished.nodes if trainer.is_global_zero else ():
             try:

@@ -10,9 +10,9 @@ import lightning
 import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
-from headprobe.callbacks.identity import statistics_of
+from headprobe.callbacks.identity import kept_proofs, statistics_of
 from headprobe.commands.dry_fitting import Fitting, plan_fitting
-from headprobe.data.stream import ImageBatch
+from headprobe.commands.dry_timing import seconds_per_image
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -21,10 +21,6 @@ from headprobe.text import counted, duration
 
 if TYPE_CHECKING:
     from headprobe.commands.dry_classifier import ClassifierCost
-
-TIMED_SECONDS = 3.0
-TIMED_PASSES = 3
-"""The trial lasts so many seconds, or so many passes if these take longer."""
 
 CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
 """Least and largest fraction of images that flip without net effect, as many lost as won, under masks of one head and
@@ -53,13 +49,14 @@ def print_dry_run(
     threads = torch.get_num_threads()
     if device.type == "cpu":  # the processes of a run share the cores
         torch.set_num_threads(max(1, threads // trainer.num_devices))
+    probe.known = kept_proofs(trainer, probe).read()
     with torch.inference_mode():
         classifier = _classifier(trainer, probe, data)
         fitting = plan_fitting(trainer, probe, data)
         began = time.perf_counter()
         probe.begin_judging(data.batch_size, statistics_of(trainer))
         proofs = time.perf_counter() - began
-        seconds = _seconds_per_image(trainer, probe, data.batch_size)
+        seconds = seconds_per_image(trainer, probe, data.batch_size)
         probe.end_judging()
     torch.set_num_threads(threads)
     images = data.expected_images
@@ -100,33 +97,12 @@ def _plan_line(probe: HeadProbe) -> str:
     plan = _plan(probe)
     rows = 1 + max(map(len, plan.waves))
     passes = "one such pass holds" if len(plan.waves) == 1 else f"{len(plan.waves):,} such passes hold"
+    same = 0 if probe.passes is None else probe.passes.same
+    once = f"; {counted(same, 'mask')} with the heads and ablation of another run with it" if same else ""
     return (
         f"plan: {counted(plan.images, 'image')} a forward pass, growing to {counted(rows, 'row')} each; {passes} all "
-        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.variants)}"
+        f"masks; an image costs about {probe.work:.2f} plain forward passes instead of {1 + len(probe.variants)}{once}"
     )
-
-
-def _seconds_per_image(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> float:
-    """Time passes of noise under all masks, as the run will compute and count them; return the median, per image."""
-    size = probe.data_config["input_size"]
-    noise = torch.randint(0, 256, (batch_size, *size), dtype=torch.uint8, device=probe.device)
-    with trainer.precision_plugin.forward_context():
-        _timed(probe, noise[: _plan(probe).images], 0)  # the first pass allocates, and may halve the rows
-        images = min(batch_size, _plan(probe).images)
-        times: list[float] = []
-        while len(times) < TIMED_PASSES or sum(times) < min(TIMED_SECONDS, 20 * times[0]):
-            times.append(_timed(probe, noise[:images], batch_size + images * len(times)))
-    return sorted(times)[len(times) // 2] / images
-
-
-def _timed(probe: HeadProbe, images: torch.Tensor, first: int) -> float:
-    """Return the seconds of one step of the run on noise; `first` is the number of its first row."""
-    rows = torch.arange(first, first + len(images))
-    began = time.perf_counter()
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    step = probe.test_step(ImageBatch(images, labels, 0, rows, last=False, name="noise"), 0)
-    step.logits.cpu()  # a GPU has finished only when its result is here
-    return time.perf_counter() - began
 
 
 def _plan(probe: HeadProbe) -> RowPlan:

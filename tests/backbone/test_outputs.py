@@ -101,9 +101,9 @@ def test_the_growing_pass_gives_the_features_of_plain_masked_passes(key: str) ->
     layout = find_heads(model, size, key)
     outputs, images, keep = outputs_of(model, size), noise(size), trial_masks(layout, torch.device("cpu"), seed=5)
     with torch.inference_mode(), outputs.reading(model):
-        joins, companies = find_joins(model, layout, outputs=outputs)
+        joins, companies, calls = find_joins(model, layout, outputs=outputs)
         assert len(companies[0].rounding) == 2
-        shortcuts = find_shortcuts(model, layout, joins, companies)
+        shortcuts = find_shortcuts(model, layout, joins, companies, calls)
         with GrowingPass(model, layout, joins, keep, shortcuts) as growing:
             found = growing.logits(images, growing.plan(len(images), 100))
         expected = torch.stack([model(images), *(masked_logits(model, layout, images, mask) for mask in keep)])

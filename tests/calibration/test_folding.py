@@ -92,6 +92,22 @@ def test_a_model_ablated_by_constants_is_the_one_with_folded_weights(name: str, 
     torch.testing.assert_close(found, model(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "shared"), [("zero", 1), ("mean", 1), ("linear", 2), ("resample:2", 2)])
+def test_variants_share_a_replacement_where_it_is_the_same_whatever_their_names(kind: str, shared: int) -> None:
+    name = next(iter(MODELS))
+    model = tiny(MODELS[name][0], **MODELS[name][1])
+    layout = find_heads(model, (3, *model.patch_embed.img_size), name)
+    specs = [MaskSpec("layer:1"), MaskSpec("layer:0"), MaskSpec("layer:1+head:1.0")]
+    variants = expand_all(specs, layout.heads_per_layer, name, Ablations(kind))
+    assert len({variant.mask.mask.digest for variant in variants}) == 2
+    fills = replacements_of(variants, layout, Calibration(drawn_constants(layout)))
+    assert len({*map(id, fills)}) == shared
+    for one, fill in zip(variants, fills, strict=True):
+        for other, of_other in zip(variants, fills, strict=True):
+            same = one.mask.mask.digest == other.mask.mask.digest and one.draw == other.draw
+            assert not same or fill is of_other
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if "layer scale" in name])
 def test_the_models_called_so_have_a_layer_scale(name: str) -> None:
     model = tiny(MODELS[name][0])

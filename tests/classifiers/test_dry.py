@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headprobe.commands import dry_classifier, dry_run
+from headprobe.commands import dry_classifier, dry_timing
 from headprobe.commands.dry_classifier import ClassifierCost
 from tests.cli_runs import command, only_message
 
@@ -14,7 +14,7 @@ WORDS = ("test", "--mask-spec", "layer:0", "--data.num_workers", "0", "--trainer
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(dry_timing, "TIMED_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from headprobe.commands import dry_fitting, dry_run
+from headprobe.backbone.growing.growing_pass import GrowingPass
+from headprobe.commands import dry_fitting, dry_run, dry_timing
 from headprobe.commands.dry_fitting import Fitting
 from headprobe.commands.dry_run import print_dry_run
 from headprobe.masks.spec import MaskSpec
@@ -21,7 +22,7 @@ from tests.cli_runs import QUICK, command
 
 @pytest.fixture
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(dry_timing, "TIMED_SECONDS", 0.0)
 
 
 pytestmark = pytest.mark.usefixtures("_briefly")
@@ -86,13 +87,13 @@ def test_a_run_is_planned_with_the_usual_budget(tmp_path: Path) -> None:
 
 def test_the_plan_is_timed_in_the_precision_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[bool] = set()
-    timed = dry_run._timed
+    step = HeadProbe.test_step
 
-    def note(probe: HeadProbe, images: torch.Tensor, first: int) -> float:
+    def note(probe: HeadProbe, batch: Any, number: int) -> Any:
         seen.add(torch.is_autocast_enabled("cpu"))
-        return timed(probe, images, first)
+        return step(probe, batch, number)
 
-    monkeypatch.setattr(dry_run, "_timed", note)
+    monkeypatch.setattr(HeadProbe, "test_step", note)
     planned(tmp_path, "--trainer.precision", "bf16-mixed")
     assert seen == {True}
 
@@ -140,6 +141,42 @@ def test_an_unknown_number_of_images_is_said() -> None:
     text = dry_run_text(None)
     assert "the data set does not say how many images it has" in text
     assert "resolves" not in text
+
+
+def test_the_seconds_of_all_waves_follow_from_those_of_two() -> None:
+    # a row takes 0.5 s a layer, and each mask leaves out 0.6 of a layer
+    work: dict[tuple[int, ...], int] = {(0, 1): 22, (2, 3): 16, (4,): 9}
+    seconds = {wave: 0.5 * layers - 0.3 * len(wave) for wave, layers in work.items()}
+    some = {wave: seconds[wave] for wave in list(work)[1:]}
+    assert dry_timing.whole_step(work, some) == pytest.approx(sum(seconds.values()))
+    assert dry_timing.whole_step(work, seconds) == pytest.approx(sum(seconds.values()))
+
+
+def test_a_wave_that_another_program_held_up_foretells_no_negative_time() -> None:
+    work: dict[tuple[int, ...], int] = {(0, 1): 100, (2, 3): 60, (4, 5): 20}
+    assert dry_timing.whole_step(work, {(4, 5): 8.0, (2, 3): 4.0}) == pytest.approx(12.0 * 180 / 80)
+
+
+def test_where_a_step_takes_seconds_the_two_waves_with_the_least_work_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe = HeadProbe(row_budget=3)
+    probe.choose_masks([MaskSpec("each:layer")])
+    probe.begin_judging(8, ())
+    plan = probe.plan
+    ran: list[tuple[int, ...]] = []
+    forward = GrowingPass._forward
+
+    def note(growing: GrowingPass, images: torch.Tensor, wave: tuple[int, ...], whole: bool) -> torch.Tensor:
+        ran.append(wave)
+        return forward(growing, images, wave, whole)
+
+    monkeypatch.setattr(GrowingPass, "_forward", note)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with torch.inference_mode():
+        assert dry_timing.seconds_per_image(trainer, probe, 8) > 0
+    assert ran == [(4, 5), (4, 5), (2, 3)]
+    assert probe.plan == plan
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headprobe.commands import dry_run
+from headprobe.commands import dry_timing
 from headprobe.commands.dry_fitting import Fitting
 from headprobe.commands.dry_run import Beside, time_lines
 from headprobe.errors import RunError
@@ -24,8 +24,7 @@ RESULTS = ("masks.csv", "groups.npz", "index_null.csv", "ablations.csv", "calibr
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(dry_run, "TIMED_PASSES", 1)
+    monkeypatch.setattr(dry_timing, "TIMED_SECONDS", 0.0)
 
 
 def record(ended: Ended, version: int = 0) -> dict[str, Any]:

@@ -47,10 +47,26 @@ def first_layers(keep: Tensor) -> list[int | None]:
     return [int(row.int().argmax()) if bool(row.any()) else None for row in masked]
 
 
+def first_equal(keep: Tensor, replacements: Sequence[Replacement]) -> list[int]:
+    """Return for each variant the first one that masks the same heads and fills them by the same replacement.
+
+    Args:
+        keep: `[variants, layers, max heads]` bool, True = keep.
+        replacements: One for each; two objects are two replacements, as draws of resampling are.
+    """
+    seen: dict[tuple[bytes, int], int] = {}
+    heads = keep.cpu().flatten(1).numpy()  # [variants, layers x max heads]
+    return [
+        seen.setdefault((of_variant.tobytes(), id(replacement)), number)
+        for number, (of_variant, replacement) in enumerate(zip(heads, replacements, strict=True))
+    ]
+
+
 class GrowingPass:
     """Runs a backbone on images under many variants at once: each a head mask and what fills its slots.
 
-    Use it as a context manager: hooks live only inside.
+    Variants that are the same, as the first masks of several orders may be, run once. Use it as a context manager:
+    hooks live only inside.
 
     Args:
         backbone: The model that `layout` describes.
@@ -79,6 +95,7 @@ class GrowingPass:
         for replacement, of_variant in zip(self.replacements, keep, strict=True):
             replacement.check(of_variant)
         self.first_layers = first_layers(keep)
+        self.first_equal = first_equal(keep, self.replacements)
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = PassRows()
         self._keep_of_waves: dict[tuple[int, ...], Tensor] = {}
@@ -88,8 +105,11 @@ class GrowingPass:
 
     @property
     def join_places(self) -> list[int | None]:
-        """For every variant when its join is called in a forward pass, None for a mask without heads."""
-        return [None if layer is None else self.joins[layer].place for layer in self.first_layers]
+        """For every variant when its join is called in a forward pass, None for one that needs no rows of its own."""
+        return [
+            None if layer is None or self.first_equal[variant] != variant else self.joins[layer].place
+            for variant, layer in enumerate(self.first_layers)
+        ]
 
     @property
     def layers_run(self) -> list[int]:
@@ -158,8 +178,10 @@ class GrowingPass:
                 out[1 + variant] = of_wave[1 + place]
         if out is None:
             raise RunError("the row plan has no wave")
+        ran = {variant for wave in plan.waves for variant in wave}
         for variant in plan.idle:
-            out[1 + variant] = out[0]
+            same = self.first_equal[variant]
+            out[1 + variant] = out[1 + same if same in ran else 0]
         return out
 
     def _forward(self, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:

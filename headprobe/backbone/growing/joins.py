@@ -24,6 +24,14 @@ CROWD = 6
 """Copies of one mask that join at once: seven times the trunk's rows, a number that divides few shapes by chance."""
 
 
+BOTH = slice(0, 2)
+"""Both images of the trials."""
+
+
+NOWHERE = Join("", 0, ())
+"""The join of a layer at which no mask joins."""
+
+
 ROW_PIXELS = 1 << 22
 """Pixels of all rows of a trial: 83 rows of 224 x 224. Larger images are tried in smaller company, to fit in memory."""
 
@@ -34,10 +42,12 @@ class FoundJoins(NamedTuple):
     Attributes:
         joins: For every layer the join of its masks.
         companies: The last trials: masks of all tried layers joined in them, two of each.
+        calls: How the model calls its modules with 2 and with 4 images; empty where nothing was tried.
     """
 
     joins: tuple[Join, ...]
     companies: tuple[Company, ...]
+    calls: tuple[Calls, ...] = ()
 
 
 def find_joins(
@@ -51,7 +61,9 @@ def find_joins(
     Candidates go outward from the module around the attention layer to the whole model. Each is compared with plain
     forward passes of one mask on noise: alone, and in company of other masks and of copies, because a module that reads
     the batch's size here and uses it there may go wrong with some numbers of rows only. A layer with wrong logits moves
-    one candidate outward.
+    one candidate outward. A large model waits for these passes, so they are as small as shows it: an image alone and in
+    the crowd, and two in company, where rows of one image could pass for all by broadcasting. A mask has one image on
+    which its logits are compared, even layers the first one.
 
     Args:
         backbone: The model.
@@ -64,34 +76,47 @@ def find_joins(
             each other.
     """
     wanted = sorted(range(len(layout.layers)) if layers is None else layers)
+    if not wanted:
+        return FoundJoins((NOWHERE,) * len(layout.layers), ())
     with evaluating(backbone), torch.inference_mode():
-        calls = [record_calls(backbone, layout, images) for images in (2, 3)]
-        candidates = [_candidates(layout, number, *calls) for number in range(len(layout.layers))]
-        if not wanted:
-            return FoundJoins(tuple(options[0] for options in candidates), ())
-
-        keep = _single_heads(layout, next(backbone.parameters()).device)
         images = example_images(backbone, layout.input_size, 2, seed=1)
-        _refuse_mixing(backbone, layout, images, outputs)
-        expected = {layer: masked_logits(backbone, layout, images, keep[layer]) for layer in wanted}
         plain: Tensor = backbone(images)
+        few = _calls_unmixed(backbone, layout, images, plain, outputs)
+        many, twice = record_calls(backbone, torch.cat([images, images]))
+        rounding = rounding_of([plain, backbone(images[:1]), twice[: len(images)], twice[len(images) :]], outputs)
 
-        rounding = rounding_of(backbone, images, plain, outputs)
-        trial = _Trial(backbone, layout, keep, images, plain, expected, rounding, outputs)
-        joins = _settle(trial, candidates)
+        keep = _single_heads(layout, images.device)
+        trial = _Trial(backbone, layout, wanted, keep, images, plain, rounding, outputs)
+        joins = _settle(trial, [_candidates(layout, number, few, many) for number in range(len(layout.layers))])
         # the last company is the crowd of one mask: it proves nothing of other layers
-        return FoundJoins(tuple(joins), tuple(trial.companies[:-1]))
+        return FoundJoins(tuple(joins), tuple(trial.companies[:-1]), (few, many))
 
 
-def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor, outputs: Outputs | None) -> None:
-    """Raise a UsageError where an image's logits depend on the other image of its batch.
+def _own(layer: int) -> slice:
+    """Return which of the two images is the one on which masks of a layer are compared."""
+    return slice(layer % 2, layer % 2 + 1)
+
+
+def _calls_unmixed(
+    backbone: nn.Module, layout: HeadLayout, images: Tensor, plain: Tensor, outputs: Outputs | None
+) -> Calls:
+    """Return how the model calls its modules with two images, if one's logits do not depend on the other.
 
     The batch's shape stays the same, and so does rounding: any difference is influence.
+
+    Args:
+        backbone: The model.
+        layout: Its attention layers.
+        images: Noise `[2, channels, height, width]`.
+        plain: The model's outputs `[2, ...]` of them.
+        outputs: What the parts of these are.
+
+    Raises:
+        UsageError: An image's logits change with the other image of its batch.
     """
     first, other = images
-    # the first image's logits, beside the other image and beside a changed one
-    found = backbone(torch.stack([first, other]))[0]
-    expected = backbone(torch.stack([first, other.flip(-1) + 1]))[0]
+    calls, beside = record_calls(backbone, torch.stack([first, other.flip(-1) + 1]))
+    found, expected = beside[0], plain[0]
     allowed = [SAME_SHAPE * torch.finfo(expected.dtype).eps] * len(parts_of(outputs, expected))
     if not all_agree(outputs, found, expected, allowed):
         raise UsageError(
@@ -99,6 +124,7 @@ def _refuse_mixing(backbone: nn.Module, layout: HeadLayout, images: Tensor, outp
             f"{float((found - expected).abs().max()):.1g} with the other image of its batch, so several masks cannot "
             "share a forward pass"
         )
+    return calls
 
 
 def _single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
@@ -117,55 +143,88 @@ class _Trial:
     Attributes:
         backbone: The model.
         layout: Its attention layers.
+        layers: Those that are tried.
         keep: `[layers, layers, max heads]`, mask l of one head of layer l.
-        images: Noise `[images, channels, height, width]`, normalised.
-        plain: Outputs `[images, classes]` without a mask.
-        expected: Outputs `[images, classes]` of the plain forward pass with mask l, for the layers that are tried.
+        images: Noise `[2, channels, height, width]`, normalised.
+        plain: Outputs `[2, classes]` without a mask.
         rounding: How much rounding alone changes each part of the outputs, relative to its largest number.
         outputs: What the parts are; without it the outputs are one.
         companies: Trials that were right, since all masks were last tried together.
+        references: Plain forward passes that were run, by layer and first and last image.
     """
 
     backbone: nn.Module
     layout: HeadLayout
+    layers: list[int]
     keep: Tensor
     images: Tensor
     plain: Tensor
-    expected: dict[int, Tensor]
     rounding: tuple[float, ...]
     outputs: Outputs | None = None
     companies: list[Company] = field(default_factory=list)
+    references: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
-    def wrong(self, joins: list[Join], layers: list[int]) -> set[int] | None:
-        """Run these layers' masks together; return the layers with wrong logits, None if the pass is impossible."""
-        keep = self.keep[layers]
-        found = growing_logits(self.backbone, self.layout, joins, keep, self.images)  # [1 + masks, images, classes]
+    def expected(self, layer: int, of: slice) -> Tensor:
+        """Return the outputs `[images, classes]` of a plain forward pass of these images with a layer's mask."""
+        key = layer, of.start, of.stop
+        if key not in self.references:
+            self.references[key] = masked_logits(self.backbone, self.layout, self.images[of], self.keep[layer])
+        return self.references[key]
+
+    def wrong_alone(self, joins: list[Join], layer: int) -> bool:
+        """Run a layer's mask by itself, and say whether its logits are wrong."""
+        own = _own(layer)
+        found = self._growing(joins, [layer], own)
+        if found is None or not self._right(found[1], layer, own, [MOST_ROUNDING] * len(self.rounding)):
+            return True
+        # one image and two copies of it may take other kernels, and a deep net makes much of it: two and four do not
+        return not self._right(found[1], layer, own, self.tolerance(layer, own)) and self.wrong_with_both(joins, layer)
+
+    def wrong_with_both(self, joins: list[Join], layer: int) -> bool:
+        """Run a layer's mask by itself on both images, and say whether its logits are wrong."""
+        found = self._growing(joins, [layer], BOTH)
+        return found is None or not self._right(found[1], layer, BOTH, self.tolerance(layer, BOTH))
+
+    def wrong(self, joins: list[Join], layers: list[int], of: slice) -> set[int] | None:
+        """Run these layers' masks together; return the layers with wrong logits, None if the pass is impossible.
+
+        Args:
+            joins: Where masks join, by layer.
+            layers: The layers, one for each mask.
+            of: The images.
+        """
+        found = self._growing(joins, layers, of)
         if found is None:
             return None
-
+        allowed = [MOST_ROUNDING] * len(self.rounding)  # the number of rows, and so rounding, may be any
         wrong = set()
         for logits, layer in zip(found[1:], layers, strict=True):
-            # in company the number of rows, and so rounding, may be any; a mask alone is compared closely
-            allowed = self.tolerance(layer) if len(layers) == 1 else [MOST_ROUNDING] * len(self.rounding)
-            if not all_agree(self.outputs, logits, self.expected[layer], allowed):
+            own = logits if of == _own(layer) else logits[_own(layer)]
+            if not self._right(own, layer, _own(layer), allowed):
                 wrong.add(layer)
         if not wrong:
-            self.companies.append(Company(self.images, keep, found, self.rounding, self.outputs))
+            self.companies.append(Company(self.images[of], self.keep[layers], found, self.rounding, self.outputs))
         return wrong
 
-    def tolerance(self, layer: int) -> list[float]:
+    def _growing(self, joins: list[Join], layers: list[int], of: slice) -> Tensor | None:
+        """Return the outputs `[1 + masks, images, classes]` of a growing pass, None where rows do not fit together."""
+        return growing_logits(self.backbone, self.layout, joins, self.keep[layers], self.images[of])
+
+    def _right(self, found: Tensor, layer: int, of: slice, allowed: list[float]) -> bool:
+        return all_agree(self.outputs, found, self.expected(layer, of), allowed)
+
+    def tolerance(self, layer: int, of: slice) -> list[float]:
         """Return how much each part of a layer's outputs may differ where its mask joins alone: of its largest number.
 
         Rounding depends on the number of rows, most of all in deep convolutional nets. A wrong join changes as much as
         the mask does, or mixes up images. So a twentieth of the mask's own effect is allowed, up to `PART_OF_EFFECT`,
         where that is more than rounding. The bound on both is `MOST_ROUNDING`: a larger difference is the fault itself.
         """
-        parts = zip(
-            parts_of(self.outputs, self.expected[layer]), parts_of(self.outputs, self.plain), self.rounding, strict=True
-        )
+        masked, plain = self.expected(layer, of), self.plain[of]
+        parts = zip(parts_of(self.outputs, masked), parts_of(self.outputs, plain), self.rounding, strict=True)
         allowed = []
-        for expected, plain, rounding in parts:
-            effect = float((expected - plain).abs().max() / expected.abs().max().clamp(min=1e-6))
+        for expected, unmasked, rounding in parts:
+            effect = float((expected - unmasked).abs().max() / expected.abs().max().clamp(min=1e-6))
             allowed.append(min(max(rounding, min(effect / 20, PART_OF_EFFECT)), MOST_ROUNDING))
         return allowed
 
@@ -182,12 +241,12 @@ def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
         joins = [options[choice] for options, choice in zip(candidates, chosen, strict=True)]
 
         # each mask alone, then all in company
-        untried = [layer for layer in trial.expected if (layer, chosen[layer]) not in agreed]
-        wrong = {layer for layer in untried if trial.wrong(joins, [layer]) != set()}
+        untried = [layer for layer in trial.layers if (layer, chosen[layer]) not in agreed]
+        wrong = {layer for layer in untried if trial.wrong_alone(joins, layer)}
         agreed |= {(layer, chosen[layer]) for layer in untried if layer not in wrong}
         wrong = wrong or _wrong_together(trial, joins)
         if not wrong:
-            return [replace(join, proven=layer in trial.expected) for layer, join in enumerate(joins)]
+            return [replace(join, proven=layer in trial.layers) for layer, join in enumerate(joins)]
 
         for layer in wrong:
             chosen[layer] += 1
@@ -202,13 +261,15 @@ def _settle(trial: _Trial, candidates: list[list[Join]]) -> list[Join]:
 def _wrong_together(trial: _Trial, joins: list[Join]) -> set[int]:
     """Return the layers with masks that are right alone and go wrong in company."""
     trial.companies.clear()
-    for company in _companies(trial.expected, joins, trial.images):
-        wrong = trial.wrong(joins, company)
-        if wrong is None:  # the shapes do not fit: one join's masks spoil the pass
-            return {_spoiler(trial, joins, company)}
+    *pairs, crowd = _companies(trial.layers, joins, trial.images)
+    for company in pairs:
+        wrong = trial.wrong(joins, company, BOTH)
+        if wrong is None:  # the shapes do not fit: with two images, or because one join's masks spoil the pass
+            wrong = {layer for layer in company if trial.wrong_with_both(joins, layer)}
+            return wrong or {_spoiler(trial, joins, company)}
         if wrong:
             return wrong
-    return set()
+    return {crowd[0]} if trial.wrong(joins, crowd, _own(crowd[0])) != set() else set()
 
 
 def _companies(layers: Collection[int], joins: Sequence[Join], images: Tensor) -> list[list[int]]:
@@ -232,12 +293,12 @@ def _spoiler(trial: _Trial, joins: list[Join], company: list[int]) -> int:
     """Return the first layer, in the order of joins, with masks that make the pass impossible or wrong."""
     order = list(dict.fromkeys(company))
     for count in range(1, len(order)):
-        if trial.wrong(joins, [layer for layer in company if layer in order[:count]]) != set():
+        if trial.wrong(joins, [layer for layer in company if layer in order[:count]], BOTH) != set():
             return order[count - 1]
     return order[-1]
 
 
-def _candidates(layout: HeadLayout, layer: int, two: Calls, three: Calls) -> list[Join]:
+def _candidates(layout: HeadLayout, layer: int, few: Calls, many: Calls) -> list[Join]:
     """Return the modules around a layer, innermost first, with the arguments that grow with the number of images."""
     attention = layout.layers[layer]
     name = attention.name
@@ -248,7 +309,7 @@ def _candidates(layout: HeadLayout, layer: int, two: Calls, three: Calls) -> lis
 
     joins = []
     for name in names:
-        place, arguments = two.get(name, (-1, {}))
+        place, arguments = few.get(name, (-1, {}))
         if place >= 0:  # called, and only once
-            joins.append(Join(name, place, batched(arguments, three[name][1])))
+            joins.append(Join(name, place, batched(arguments, many[name][1])))
     return joins

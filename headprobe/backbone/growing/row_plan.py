@@ -32,7 +32,7 @@ class RowPlan:
         batch_size: Images of a batch.
         images: Images per forward pass (the last pass of a batch may have fewer).
         waves: For every wave the numbers of its masks (from 0) in the order in which they join.
-        idle: Masks that mask no head: their logits are the baseline's.
+        idle: Masks without rows: they mask no head, and have the baseline's logits, or are the same as another.
         budget: Rows that the end of a forward pass may have.
         together: Images come in groups of so many, which must share a forward pass; the last one may have one more.
     """
@@ -49,7 +49,7 @@ class RowPlan:
         """Plan the forward passes.
 
         Args:
-            joins: For every mask the place of its join point in execution order, None for a mask without heads.
+            joins: For every mask the place of its join point in execution order, None for a mask without rows.
             batch_size: Images of a batch.
             budget: Rows that fit into one forward pass, the trunk's included.
             together: Images that must share a forward pass; `images` is a multiple of it.
@@ -189,19 +189,19 @@ def shapes(path: Path, value: Any) -> Iterator[tuple[Path, torch.Size]]:
             yield from shapes((*path, key), item)
 
 
-def batched(two: dict[Path, torch.Size], three: dict[Path, torch.Size]) -> Batched:
+def batched(few: dict[Path, torch.Size], many: dict[Path, torch.Size]) -> Batched:
     """Return the tensor arguments that grow with the batch, with their rows per image.
 
     Args:
-        two: Shapes of a module's arguments in a forward pass of 2 images.
-        three: The same for 3 images.
+        few: Shapes of a module's arguments in a forward pass of 2 images.
+        many: The same for 4 images.
     """
     found = []
-    for path, shape in two.items():
-        if not shape or path not in three:  # a number has no rows; an argument may be left out
+    for path, shape in few.items():
+        if not shape or path not in many:  # a number has no rows; an argument may be left out
             continue
         rows, left = divmod(shape[0], 2)
-        if left == 0 and three[path][0] == 3 * rows:
+        if left == 0 and many[path][0] == 4 * rows:
             found.append((path, rows))
     return tuple(found)
 

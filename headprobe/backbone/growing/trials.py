@@ -16,7 +16,7 @@ from headprobe.backbone.growing.row_plan import Path, batched, shapes
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
 from headprobe.backbone.outputs import Outputs, all_agree, parts_of
-from headprobe.backbone.sandbox import MOST_ROUNDING, ROUNDING, evaluating, example_images, is_out_of_memory
+from headprobe.backbone.sandbox import MOST_ROUNDING, ROUNDING, evaluating, is_out_of_memory
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module when its only call in a forward pass comes (-1 if it has several) and its arguments' shapes."""
@@ -52,23 +52,23 @@ def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tens
     return keep.to(device)
 
 
-def rounding_of(
-    backbone: nn.Module, images: Tensor, plain: Tensor, outputs: Outputs | None = None
-) -> tuple[float, ...]:
-    """Return ten times the change, relative to the largest number, when the images run in a batch twice as large.
+def rounding_of(plain: Sequence[Tensor], outputs: Outputs | None = None) -> tuple[float, ...]:
+    """Return ten times the largest change, relative to the largest number, when images run in a batch of another size.
 
     Args:
-        backbone: The model.
-        images: Noise `[images, channels, height, width]`.
-        plain: The model's outputs `[images, ...]`.
+        plain: The model's outputs `[images, ...]`, and these again, or the first of them, of other batches.
         outputs: What they are, which gives a number for each part; without it they are one.
     """
-    among: Tensor = torch.unflatten(backbone(torch.cat([images, images])), 0, (2, len(images)))
-    found = []
-    for part, expected in zip(parts_of(outputs, among), parts_of(outputs, plain), strict=True):
-        differs = float((part - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        found.append(max(ROUNDING * torch.finfo(plain.dtype).eps, 10 * differs))
-    return tuple(found)
+    expected, *others = plain
+    changes = [_relative_parts(other, expected[: len(other)], outputs) for other in others]
+    least = ROUNDING * torch.finfo(expected.dtype).eps
+    return tuple(max(least, 10 * max(of_part)) for of_part in zip(*changes, strict=True))
+
+
+def _relative_parts(found: Tensor, expected: Tensor, outputs: Outputs | None) -> list[float]:
+    """Return the largest difference of each part of two outputs, relative to its largest number."""
+    parts = zip(parts_of(outputs, found), parts_of(outputs, expected), strict=True)
+    return [float((one - other).abs().max() / other.abs().max().clamp(min=1e-6)) for one, other in parts]
 
 
 def growing_logits(
@@ -89,8 +89,8 @@ def growing_logits(
         return None
 
 
-def record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> Calls:
-    """Return for every module of a forward pass when it is called and the shapes of its tensor arguments."""
+def record_calls(backbone: nn.Module, images: Tensor) -> tuple[Calls, Tensor]:
+    """Run images; return for every module when it is called with which shapes of tensors, and the model's outputs."""
     calls: Calls = {}
 
     def hook_of(name: str) -> Callable[..., None]:
@@ -102,8 +102,8 @@ def record_calls(backbone: nn.Module, layout: HeadLayout, images: int) -> Calls:
         return hook
 
     with _hooks(backbone, hook_of):
-        backbone(example_images(backbone, layout.input_size, images))
-    return calls
+        found: Tensor = backbone(images)
+    return calls, found
 
 
 @contextmanager
@@ -117,7 +117,11 @@ def _hooks(backbone: nn.Module, hook_of: Callable[[str], Callable[..., None]]) -
 
 
 def find_shortcuts(
-    backbone: nn.Module, layout: HeadLayout, joins: Sequence[Join], proven: Sequence[Company]
+    backbone: nn.Module,
+    layout: HeadLayout,
+    joins: Sequence[Join],
+    proven: Sequence[Company],
+    calls: Sequence[Calls],
 ) -> Shortcuts:
     """Find what the growing pass may leave out.
 
@@ -130,14 +134,15 @@ def find_shortcuts(
         layout: Its attention layers.
         joins: Where masks join.
         proven: The passes that proved the joins, from `find_joins`; without any there are no shortcuts.
+        calls: How the model calls its modules with 2 and with 4 images, from there too.
     """
     if not proven:
         return NO_SHORTCUTS
     with evaluating(backbone), torch.inference_mode():
         trial = _Trial(backbone, layout, joins, proven)
-        two, three = (record_calls(backbone, layout, images) for images in (2, 3))
-        options = _core_options(layout, joins, two, three)
-        pooled = _pooled_options(backbone, layout, two)
+        few, many = calls
+        options = _core_options(layout, joins, few, many)
+        pooled = _pooled_options(backbone, layout, few)
 
         # in most models the best option of everything is right at once
         best = {module: cores[0] for module, cores in options.items()}
@@ -188,7 +193,7 @@ def _cores(by_module: dict[str, SharedCore]) -> tuple[tuple[str, SharedCore], ..
     return tuple(by_module.items())
 
 
-def _core_options(layout: HeadLayout, joins: Sequence[Join], two: Calls, three: Calls) -> dict[str, list[SharedCore]]:
+def _core_options(layout: HeadLayout, joins: Sequence[Join], few: Calls, many: Calls) -> dict[str, list[SharedCore]]:
     """Return, for every module at which masks join, what they may share, the longest stretch first."""
     options: dict[str, list[SharedCore]] = {}
     for join in {join.module: join for join in joins if join.proven}.values():
@@ -196,20 +201,20 @@ def _core_options(layout: HeadLayout, joins: Sequence[Join], two: Calls, three: 
         if number is None or layout.layers[number].masked_at_operator:
             continue
 
-        for entry in _entries(layout, number, two):
-            arguments = batched(two[entry][1], three[entry][1])
-            if two[entry][0] >= join.place and arguments:  # masks have joined when the stretch begins
+        for entry in _entries(layout, number, few):
+            arguments = batched(few[entry][1], many[entry][1])
+            if few[entry][0] >= join.place and arguments:  # masks have joined when the stretch begins
                 options.setdefault(join.module, []).append(SharedCore(number, entry, arguments))
     return options
 
 
-def _pooled_options(backbone: nn.Module, layout: HeadLayout, two: Calls) -> list[PooledTokens]:
+def _pooled_options(backbone: nn.Module, layout: HeadLayout, few: Calls) -> list[PooledTokens]:
     """Return which tokens may be enough behind the last attention, if the model pools its class token."""
     last = layout.layers[-1]
     block = parent_of(last.name)
     if getattr(backbone, "global_pool", None) != "token" or not layout.prefix_tokens or last.window or not block:
         return []
-    entries = _entries(layout, len(layout.layers) - 1, two)
+    entries = _entries(layout, len(layout.layers) - 1, few)
     fused = last.operator is not None and last.operator.fused
     few_queries = [True, False] if fused else [False]
     return [PooledTokens(block, entry, layout.prefix_tokens, queries) for entry in entries for queries in few_queries]

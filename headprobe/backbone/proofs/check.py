@@ -73,7 +73,7 @@ def check_backbone(
     reports = tuple(LayerReport(layer) for layer in layout.layers)
     images = example_images(tried, input_size, 2, seed=2)
     with evaluating(tried), trying(tried, layout.gradients):
-        for report, bench in zip(reports, layer_benches(tried, layout, images), strict=True):
+        for report, bench in zip(reports, layer_benches(tried, layout, images)[0], strict=True):
             prove_alone(report, bench)
         _prove_once(tried, layout, reports, images)
         _prove_rows(tried, layout, reports)
@@ -187,7 +187,7 @@ def _note_silent_heads(backbone: nn.Module, layout: HeadLayout, reports: tuple[L
     """Note which heads have no effect with the model's own weights."""
     images = example_images(backbone, layout.input_size, 1, seed=5)
     with evaluating(backbone), trying(backbone, layout.gradients):
-        for report, bench in zip(reports, layer_benches(backbone, layout, images), strict=True):
+        for report, bench in zip(reports, layer_benches(backbone, layout, images)[0], strict=True):
             report.silent = prove_effect(bench)[1]
 
 

@@ -204,8 +204,8 @@ def _pre_hook(module: nn.Module, hook: Any) -> Iterator[None]:
         handle.remove()
 
 
-def layer_benches(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> list[LayerBench]:
-    """Run `images` through the model and return every layer with its arguments.
+def layer_benches(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> tuple[list[LayerBench], Tensor]:
+    """Run `images` through the model; return every layer with its arguments, and the model's outputs.
 
     Raises:
         UsageError: Some layers were not called: the model is a copy that calls modules of its original.
@@ -219,7 +219,7 @@ def layer_benches(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> li
 
             module = backbone.get_submodule(layer.name)
             stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        backbone(images)
+        outputs: Tensor = backbone(images)
 
     if len(given) < len(layout.layers):
         raise UsageError(
@@ -231,7 +231,7 @@ def layer_benches(backbone: nn.Module, layout: HeadLayout, images: Tensor) -> li
     for number, layer in enumerate(layout.layers):
         module, point = backbone.get_submodule(layer.name), backbone.get_submodule(layer.point)
         benches.append(LayerBench(layer, module, point, _projection(backbone, layer), *given[number]))
-    return benches
+    return benches, outputs
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -33,8 +33,8 @@ Found = tuple[HeadLayout, tuple[Join, ...], Shortcuts, tuple[Company, ...]]
 def found_in(model: nn.Module, semantics: Semantics = "slot") -> Found:
     """Look for joins and shortcuts as a run does."""
     layout = find_heads(model, SIZE, "small", semantics)
-    joins, companies = find_joins(model, layout)
-    return layout, joins, find_shortcuts(model, layout, joins, companies), companies
+    joins, companies, calls = find_joins(model, layout)
+    return layout, joins, find_shortcuts(model, layout, joins, companies, calls), companies
 
 
 @cache

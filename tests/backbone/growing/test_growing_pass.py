@@ -12,6 +12,7 @@ from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.ablation import masked_logits
+from headprobe.backbone.masking.replacement import WITH_ZERO, Constant
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.sandbox import example_images
 from headprobe.errors import RunError, UsageError
@@ -49,6 +50,29 @@ def test_all_masks_at_once_equal_one_plain_forward_pass_each(tiny_kind: str) -> 
         found = growing.logits(images, growing.plan(3, 10_000))
     expected = torch.stack([model(images), *(masked_logits(model, layout, images, mask) for mask in keep)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("budget", [3, 8, 10_000])
+def test_equal_masks_under_one_replacement_run_once_and_have_equal_logits(budget: int) -> None:
+    model, layout, images = setup("vit")
+    few = single_head_masks(layout)[:3]
+    keep = torch.cat([few, torch.ones_like(few[:1]), few[:2], few[:2], torch.ones_like(few[:1])])
+    mean = Constant("mean", [torch.full((layer.heads, layer.head_dim), 0.5) for layer in layout.layers])
+    other = Constant("mean", mean.constants)  # another object: another replacement
+    fills = [*[WITH_ZERO] * 6, mean, other, WITH_ZERO]
+    with GrowingPass(model, layout, find_joins(model, layout).joins, keep, replacements=fills) as growing:
+        assert growing.first_equal == [0, 1, 2, 3, 0, 1, 6, 7, 3]
+        plan = growing.plan(3, budget)
+        found = growing.logits(images, plan)
+    assert sorted(variant for wave in plan.waves for variant in wave) == [0, 1, 2, 6, 7]
+    assert sorted(plan.idle) == [3, 4, 5, 8]
+    assert torch.equal(found[5], found[1])
+    assert torch.equal(found[6], found[2])
+    assert torch.equal(found[9], found[0])
+    expected = torch.stack([masked_logits(model, layout, images, mask) for mask in keep[:6]])
+    torch.testing.assert_close(found[1:7], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[7], found[1], atol=1e-3)
 
 
 @torch.inference_mode()
@@ -132,6 +156,25 @@ def test_siglip_masks_of_the_pooling_head_join_at_the_pooling_head() -> None:
         "blocks.2",
         "attn_pool",
     ]
+
+
+@torch.inference_mode()
+def test_trials_of_joins_run_one_image_alone_and_two_in_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layout, _ = setup("vit")
+    layers = len(layout.layers)
+    sizes: list[int] = []
+    forward = type(model).forward
+
+    def note(self: Any, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(type(model), "forward", note)
+    found = find_joins(model, layout)
+    # plain, beside another image, twice, one alone; a plain pass and a trial for each layer; all layers; the crowd
+    assert sorted(sizes) == sorted([2, 2, 4, 1, *[1] * 2 * layers, 2, 1])
+    (company,) = found.companies
+    assert company.logits.shape[:2] == (1 + 2 * layers, 2)
 
 
 class Shortcut(nn.Module):

@@ -343,4 +343,4 @@ def test_rows_that_are_never_put_back_are_an_error() -> None:
 
 def test_without_a_proof_there_are_no_shortcuts() -> None:
     model, (layout, joins, _, _) = setup()
-    assert find_shortcuts(model, layout, joins, []) == NO_SHORTCUTS
+    assert find_shortcuts(model, layout, joins, [], ()) == NO_SHORTCUTS

@@ -306,9 +306,9 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
     Joins and shortcuts are found as in a run; then all is done in float64, where nothing is left to rounding.
     """
     model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
-    joins, companies = find_joins(model, layout)
+    joins, companies, calls = find_joins(model, layout)
     keep = single_heads(layout)
-    shortcuts = find_shortcuts(model, layout, joins, companies)
+    shortcuts = find_shortcuts(model, layout, joins, companies, calls)
     model, images = model.double(), images.double()
     expected = [masked_logits(model, layout, images, kept) for kept in keep]
     tolerance = 1e-5 if LITE_MLA & set(REPRESENTATIVES[key].classes) else 1e-9  # it multiplies in float32 at all times

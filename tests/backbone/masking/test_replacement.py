@@ -87,8 +87,8 @@ def test_constants_of_any_head_pass_through_waves_windows_and_shortcuts_as_throu
     size = tuple(model.pretrained_cfg["input_size"])
     size = (3, 64, 64) if kind != "vit" else size
     layout = find_heads(model, size, kind)
-    joins, companies = find_joins(model, layout)
-    shortcuts = find_shortcuts(model, layout, joins, companies)
+    joins, companies, calls = find_joins(model, layout)
+    shortcuts = find_shortcuts(model, layout, joins, companies, calls)
     assert shortcuts.cores  # else the test would say nothing of them
     one, other = Constant(vectors_of(layout, 1)), Constant(vectors_of(layout, 2))
     specs = [MaskSpec("each:head"), MaskSpec("layer:1"), MaskSpec("all")]
