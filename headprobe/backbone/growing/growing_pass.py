@@ -75,6 +75,7 @@ class GrowingPass:
         keep: `[variants, layers, max heads]` bool, True = keep.
         shortcuts: What may be left out, from `find_shortcuts`; a tapped pass leaves nothing out.
         replacements: What fills the masked slots of each variant; zero if not given.
+        once: Run variants that are the same once; trials run them all, for the sake of their rows.
 
     Raises:
         UsageError: There is not one replacement for each variant, or a layer does not allow one.
@@ -88,6 +89,7 @@ class GrowingPass:
         keep: Tensor,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         replacements: Sequence[Replacement] = (),
+        once: bool = True,
     ) -> None:
         self.backbone, self.layout, self.joins, self.keep = backbone, layout, tuple(joins), keep
         self.replacements = tuple(replacements) or (WITH_ZERO,) * len(keep)
@@ -95,7 +97,7 @@ class GrowingPass:
         for replacement, of_variant in zip(self.replacements, keep, strict=True):
             replacement.check(of_variant)
         self.first_layers = first_layers(keep)
-        self.first_equal = first_equal(keep, self.replacements)
+        self.first_equal = first_equal(keep, self.replacements) if once else list(range(len(keep)))
         self._masked = (~keep).any(dim=2).tolist()
         self._rows = PassRows()
         self._keep_of_waves: dict[tuple[int, ...], Tensor] = {}

@@ -81,7 +81,7 @@ def growing_logits(
 ) -> Tensor | None:
     """Return the growing pass's logits `[1 + masks, images, classes]`, None where rows do not fit together."""
     try:
-        with GrowingPass(backbone, layout, joins, keep, shortcuts) as growing:
+        with GrowingPass(backbone, layout, joins, keep, shortcuts, once=False) as growing:
             return growing.logits(images, growing.plan(len(images), len(images) * (1 + len(keep))))
     except (RuntimeError, ValueError) as error:  # torch and timm raise these for shapes that do not fit
         if isinstance(error, RuntimeError) and is_out_of_memory(error):

@@ -170,7 +170,17 @@ def test_trials_of_joins_run_one_image_alone_and_two_in_company(monkeypatch: pyt
         return forward(self, images)
 
     monkeypatch.setattr(type(model), "forward", note)
+    rows: list[int] = []
+    growing = GrowingPass._forward
+
+    def count(self: GrowingPass, images: Tensor, wave: tuple[int, ...], whole: bool) -> Tensor:
+        logits = growing(self, images, wave, whole)
+        rows.append(logits.shape[0] * logits.shape[1])
+        return logits
+
+    monkeypatch.setattr(GrowingPass, "_forward", count)
     found = find_joins(model, layout)
+    assert rows == [*[2] * layers, 2 * (1 + 2 * layers), 7]  # copies of a mask have rows of their own in trials
     # plain, beside another image, twice, one alone; a plain pass and a trial for each layer; all layers; the crowd
     assert sorted(sizes) == sorted([2, 2, 4, 1, *[1] * 2 * layers, 2, 1])
     (company,) = found.companies
