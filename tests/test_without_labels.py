@@ -312,6 +312,15 @@ def test_a_dry_run_says_what_it_would_do(tmp_path: Path, flat: Path) -> None:
     assert "top-1" not in ended.out
 
 
+def test_a_dry_run_plans_no_backward_pass_where_no_loss_has_a_gradient(tmp_path: Path, flat: Path) -> None:
+    words = ("--score-heads", "--data.path", str(flat), "--dry-run")
+    ended = command(tmp_path, "test", *QUICK, *NONE, *words)
+    assert ended.code == 0, ended.err
+    (fitting,) = (line for line in ended.out.splitlines() if line.startswith("fitting: "))
+    assert fitting.startswith("fitting: scores of heads on ")
+    assert "in one forward pass of the unmasked model" in fitting
+
+
 def test_examples_of_unlabelled_images_have_no_prediction(tmp_path: Path, flat: Path) -> None:
     words = ("--mask-spec", "layer:1", "--data.path", str(flat), "--trainer.callbacks", "HeadAttention")
     ended = command(tmp_path, "test", *QUICK, *NONE, *words)
