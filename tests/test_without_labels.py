@@ -17,8 +17,10 @@ from torch import Tensor
 
 import headprobe
 from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.metrics.features import FeatureSums
 from headprobe.module import HeadProbe
 from headprobe.report.page.build import build
+from headprobe.report.page.notices import notices
 from headprobe.run.load import load_files
 from tests import forked
 from tests.cli_runs import QUICK, Ended, command, only_message
@@ -95,6 +97,30 @@ def test_feature_columns_are_those_of_plain_timm_for_all_masks_of_each_layer(
         assert float(row["feature_cosine"]) == pytest.approx(cosine[layer].mean(), abs=1e-6)
         assert float(row["feature_distance"]) == pytest.approx(distance[layer].mean(), abs=1e-6)
         assert float(row["feature_distance_low"]) < distance[layer].mean() < float(row["feature_distance_high"])
+
+
+@pytest.mark.parametrize(
+    ("broken", "rows"), [(0.0, "baseline, layer:0, layer:1, layer:2, layer:3"), (np.nan, "layer:2")]
+)
+def test_images_whose_feature_says_nothing_are_counted_once_where_it_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: float, rows: str
+) -> None:
+    real = FeatureSums.update
+
+    def update(self: FeatureSums, features: Tensor, groups: Tensor) -> None:
+        features = features.clone()
+        features[0 if broken == 0 else 3, :2] = broken
+        real(self, features, groups)
+
+    monkeypatch.setattr(FeatureSums, "update", update)
+    ended = command(tmp_path, "test", *QUICK, "--mask-spec", "each:layer")
+    assert ended.code == 0, ended.err
+    (said,) = (line for line in ended.out.splitlines() if "left out" in line)
+    assert f"under {rows}: at most 2 images left out of their means" in said
+    assert {row["nonfinite"] for row in ended.rows()} == {"0"}  # of logits
+    notice = next(text for text in notices(load_files(ended.directory())) if text.startswith("Features without"))
+    assert "(at most 2 images): " in notice
+    assert notice.endswith("layer:2." if broken else "baseline, layer:0, layer:1, layer:2, layer:3 and 2 others.")
 
 
 def test_the_same_images_with_and_without_labels_give_the_same_features(tmp_path: Path) -> None:
