@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,12 @@ def test_feature_columns_are_those_of_plain_timm_for_all_masks_of_each_layer(
 def test_images_whose_feature_says_nothing_are_counted_once_where_it_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: float, rows: str
 ) -> None:
-    real = FeatureSums.update
+    real, batches = FeatureSums.update, 0
 
     def update(self: FeatureSums, features: Tensor, groups: Tensor) -> None:
         features = features.clone()
+        nonlocal batches
+        batches += 1
         features[0 if broken == 0 else 3, :2] = broken
         real(self, features, groups)
 
@@ -116,10 +119,10 @@ def test_images_whose_feature_says_nothing_are_counted_once_where_it_happens(
     ended = command(tmp_path, "test", *QUICK, "--mask-spec", "each:layer")
     assert ended.code == 0, ended.err
     (said,) = (line for line in ended.out.splitlines() if "left out" in line)
-    assert f"under {rows}: at most 2 images left out of their means" in said
+    assert f"under {rows}: at most {2 * batches} images left out of their means" in said
     assert {row["nonfinite"] for row in ended.rows()} == {"0"}  # of logits
     notice = next(text for text in notices(load_files(ended.directory())) if text.startswith("Features without"))
-    assert "(at most 2 images): " in notice
+    assert f"(at most {2 * batches} images): " in notice
     assert notice.endswith("layer:2." if broken else "baseline, layer:0, layer:1, layer:2, layer:3 and 2 others.")
 
 
@@ -359,6 +362,34 @@ def test_a_finished_run_is_added_up_again_with_the_same_features(tmp_path: Path,
     first, again = command(tmp_path, *words), command(tmp_path, *words)
     assert "scored before" in again.out + again.err
     assert first.rows(0) == again.rows(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: Path, stage: str) -> None:
+    forked.digits(tmp_path / "set", 480, 40)
+    words = ("test", *NONE, "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--data.batch_size", "2")
+    words += ("--mask-spec", "each:layer", "--ablation", "zero,mean", "--score-heads")
+    words += ("--data.path", str(tmp_path / "set"))
+    whole = forked.run(tmp_path / "whole", *words)
+    assert whole.code == 0, whole.err
+
+    folder = tmp_path / "killed"
+    running, deadline = forked.start(folder, *words, processes=2), time.monotonic() + 60
+    wanted = {"fit": 1, "test": 2}[stage]
+    while time.monotonic() < deadline:
+        stores = [own for own in folder.glob("lightning_logs/units/*") if list(own.glob("units-*.npz"))]
+        if len(stores) == wanted:
+            break
+        time.sleep(0.01)
+    running.kill()
+    assert len(list(folder.glob("lightning_logs/units/*/store.json"))) == wanted
+    judged = len(list(folder.glob("lightning_logs/version_*")))
+    ended = forked.run(folder, *words)
+    assert ended.code == 0, ended.err
+    assert "Resuming: " in ended.out or "All of it was scored before" in ended.out
+    for name in ("masks.csv", "groups.npz", "scores.csv", "calibration.safetensors"):
+        assert (ended.directory(judged) / name).read_bytes() == (whole.directory() / name).read_bytes(), name
 
 
 def test_two_processes_give_the_features_of_one(tmp_path: Path) -> None:

@@ -141,11 +141,12 @@ def _features(run: RunFiles) -> Iterator[str]:
     if not {"images", "feature_images"} <= arrays.keys():
         return
     left_out = int(arrays["images"].sum()) - arrays["feature_images"].sum(axis=1)  # [1 + variants]
-    names = list(dict.fromkeys(str(row["mask"]) for row, count in zip(run.masks, left_out, strict=True) if count))
-    if names:
+    masks = ["baseline", *(str(row["mask"]) for row in run.masks[1:])]
+    broken = [mask for mask, count in zip(masks, left_out, strict=True) if count]
+    if broken:
         yield (
-            f"Features without a cosine or a distance, which are left out of these, in {counted(len(names), 'row')} of "
-            f"masks.csv (at most {counted(int(left_out.max()), 'image')}): {_some(names)}."
+            f"Features without a cosine or a distance, which are left out of these, in {counted(len(broken), 'row')} "
+            f"of masks.csv (at most {counted(int(left_out.max()), 'image')}): {_some(list(dict.fromkeys(broken)))}."
         )
 
 
