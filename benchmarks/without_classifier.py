@@ -49,6 +49,9 @@ LARGEST = 500
 SIDE = 64
 """Pixels, or the next multiple of the patches."""
 
+OWN_SIDE = {"deepseek_vit": 84}
+"""Six patches of 14, which it joins three by three; its names do not say so."""
+
 NO_SIZE = ("naflexvit",)
 """timm families that take patches of any image: the size is one of the preparation alone."""
 
@@ -138,7 +141,9 @@ def small(name: str) -> dict[str, Any]:
     """Return the options that make a model small, beside its number of blocks."""
     patch = re.search(r"patch(\d+)", name)
     side = math.ceil(SIDE / int(patch[1])) * int(patch[1]) if patch else 2 * SIDE
-    if family_of_names()[name.partition(".")[0]] in NO_SIZE:
+    family = family_of_names()[name.partition(".")[0]]
+    side = OWN_SIDE.get(family, side)
+    if family in NO_SIZE:
         return {"pretrained_cfg_overlay": {"input_size": [3, side, side]}}
     return {"img_size": side}
 

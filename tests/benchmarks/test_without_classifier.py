@@ -20,8 +20,8 @@ SMALLEST = {
     "naflexvit": "naflexvit_base_patch16_siglip.v2_webli",
     "vision_transformer_hybrid": "vit_base_r50_s16_224.orig_in21k",
     "vision_transformer_sam": "samvit_base_patch16.sa1b",
-    "deepseek_vit": "deepseek_vit_412m.deepseek_ocr",
-    "gemma4_vit": "gemma4_vit_167m.e2b_it",
+    "deepseek_vit": "deepseek_vit_412m.deepseek_v4_1_flash",
+    "gemma4_vit": "gemma4_vit_167m.gemma4_e4b_it",
     "qwen3_vit": "qwen3_vit_88m.qwen3_5_0_8b",
 }
 """One name of each timm family."""
