@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 
 import headprobe
 from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.metrics.features import FeatureSums
 from headprobe.module import HeadProbe
 from headprobe.report.page.build import build
+from headprobe.report.page.notices import notices
 from headprobe.run.load import load_files
 from tests import forked
 from tests.cli_runs import QUICK, Ended, command, only_message
@@ -95,6 +98,32 @@ def test_feature_columns_are_those_of_plain_timm_for_all_masks_of_each_layer(
         assert float(row["feature_cosine"]) == pytest.approx(cosine[layer].mean(), abs=1e-6)
         assert float(row["feature_distance"]) == pytest.approx(distance[layer].mean(), abs=1e-6)
         assert float(row["feature_distance_low"]) < distance[layer].mean() < float(row["feature_distance_high"])
+
+
+@pytest.mark.parametrize(
+    ("broken", "rows"), [(0.0, "baseline, layer:0, layer:1, layer:2, layer:3"), (np.nan, "layer:2")]
+)
+def test_images_whose_feature_says_nothing_are_counted_once_where_it_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: float, rows: str
+) -> None:
+    real, batches = FeatureSums.update, 0
+
+    def update(self: FeatureSums, features: Tensor, groups: Tensor) -> None:
+        features = features.clone()
+        nonlocal batches
+        batches += 1
+        features[0 if broken == 0 else 3, :2] = broken
+        real(self, features, groups)
+
+    monkeypatch.setattr(FeatureSums, "update", update)
+    ended = command(tmp_path, "test", *QUICK, "--mask-spec", "each:layer")
+    assert ended.code == 0, ended.err
+    (said,) = (line for line in ended.out.splitlines() if "left out" in line)
+    assert f"under {rows}: at most {2 * batches} images left out of their means" in said
+    assert {row["nonfinite"] for row in ended.rows()} == {"0"}  # of logits
+    notice = next(text for text in notices(load_files(ended.directory())) if text.startswith("Features without"))
+    assert f"(at most {2 * batches} images): " in notice
+    assert notice.endswith("layer:2." if broken else "baseline, layer:0, layer:1, layer:2, layer:3 and 2 others.")
 
 
 def test_the_same_images_with_and_without_labels_give_the_same_features(tmp_path: Path) -> None:
@@ -312,6 +341,15 @@ def test_a_dry_run_says_what_it_would_do(tmp_path: Path, flat: Path) -> None:
     assert "top-1" not in ended.out
 
 
+def test_a_dry_run_plans_no_backward_pass_where_no_loss_has_a_gradient(tmp_path: Path, flat: Path) -> None:
+    words = ("--score-heads", "--data.path", str(flat), "--dry-run")
+    ended = command(tmp_path, "test", *QUICK, *NONE, *words)
+    assert ended.code == 0, ended.err
+    (fitting,) = (line for line in ended.out.splitlines() if line.startswith("fitting: "))
+    assert fitting.startswith("fitting: scores of heads on ")
+    assert "in one forward pass of the unmasked model" in fitting
+
+
 def test_examples_of_unlabelled_images_have_no_prediction(tmp_path: Path, flat: Path) -> None:
     words = ("--mask-spec", "layer:1", "--data.path", str(flat), "--trainer.callbacks", "HeadAttention")
     ended = command(tmp_path, "test", *QUICK, *NONE, *words)
@@ -324,6 +362,34 @@ def test_a_finished_run_is_added_up_again_with_the_same_features(tmp_path: Path,
     first, again = command(tmp_path, *words), command(tmp_path, *words)
     assert "scored before" in again.out + again.err
     assert first.rows(0) == again.rows(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: Path, stage: str) -> None:
+    forked.digits(tmp_path / "set", 480, 40)
+    words = ("test", *NONE, "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--data.batch_size", "2")
+    words += ("--mask-spec", "each:layer", "--ablation", "zero,mean", "--score-heads")
+    words += ("--data.path", str(tmp_path / "set"))
+    whole = forked.run(tmp_path / "whole", *words)
+    assert whole.code == 0, whole.err
+
+    folder = tmp_path / "killed"
+    running, deadline = forked.start(folder, *words, processes=2), time.monotonic() + 60
+    wanted = {"fit": 1, "test": 2}[stage]
+    while time.monotonic() < deadline:
+        stores = [own for own in folder.glob("lightning_logs/units/*") if list(own.glob("units-*.npz"))]
+        if len(stores) == wanted:
+            break
+        time.sleep(0.01)
+    running.kill()
+    assert len(list(folder.glob("lightning_logs/units/*/store.json"))) == wanted
+    judged = len(list(folder.glob("lightning_logs/version_*")))
+    ended = forked.run(folder, *words)
+    assert ended.code == 0, ended.err
+    assert "Resuming: " in ended.out or "All of it was scored before" in ended.out
+    for name in ("masks.csv", "groups.npz", "scores.csv", "calibration.safetensors"):
+        assert (ended.directory(judged) / name).read_bytes() == (whole.directory() / name).read_bytes(), name
 
 
 def test_two_processes_give_the_features_of_one(tmp_path: Path) -> None:

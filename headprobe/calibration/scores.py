@@ -105,7 +105,8 @@ class ScoreStatistic(HeadStatistic):
                 reasons[DIRECT] = self._no_direct
             for name, reason in reasons.items():
                 found.setdefault(name, {}).setdefault(reason, []).append(number)
-        if self._whole is not None and not int(self.whole["gradients"].images):
+        unseen = self._whole is not None and not int(self.whole["gradients"].images)
+        if unseen or not self.labelled:
             every = list(range(len(self.subject.layout.layers)))
             why = "no calibration image has a label" if self.labelled else NOTHING_CLASSIFIES
             found |= {name: {why: every} for name in (*GRADIENTS, DIRECT)}

@@ -31,6 +31,8 @@ from headprobe.callbacks.tensorboard import write_tensorboard
 from headprobe.errors import RunError, UsageError, was_interrupted
 from headprobe.files import now, text_digest
 from headprobe.masks.ablations import OPTIMAL
+from headprobe.masks.spec import NONE
+from headprobe.metrics.features import FeatureScores
 from headprobe.mixture import CHECKED
 from headprobe.module import AfterBatch, HeadProbe, StepResult, data_of
 from headprobe.report.table import agreement_table, console, masks_table
@@ -267,7 +269,26 @@ def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None
     for decision in decisions:
         console.print(f"{decision.about}: {decision.text}", soft_wrap=True, markup=False)
     console.print(masks_table(rows, probe.title))
-    broken = [str(row["mask"]) for row in rows if row["nonfinite"]]
+    broken = [_name(row) for row in rows if row["nonfinite"]]
     if broken:
         what = "logits under {}: counted as wrong" if probe.labelled else "features under {}: left out of the means"
         console.print(f"[yellow]NaN or infinite {what.format(', '.join(broken[:5]))}[/yellow]")
+    if probe.labelled and (said := _left_out(rows, probe.feature_scores)):
+        console.print(f"[yellow]{said}[/yellow]", soft_wrap=True)
+
+
+def _name(row: Row) -> str:
+    """Return the mask of a row as the table calls it."""
+    return "baseline" if row["mask"] == NONE else str(row["mask"])
+
+
+def _left_out(rows: list[Row], features: FeatureScores | None) -> str:
+    """Return which rows' features lack images, in words: `nonfinite` of a labelled run counts logits alone."""
+    counts = [] if features is None else features.nonfinite.tolist()
+    broken = [_name(row) for row, count in zip(rows, counts or [0] * len(rows), strict=True) if count]
+    if not broken:
+        return ""
+    return (
+        f"features without a cosine or a distance (NaN, infinite, or of zeros in the whole model) under "
+        f"{', '.join(broken[:5])}: at most {counted(max(counts), 'image')} left out of their means"
+    )

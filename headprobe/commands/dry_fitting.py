@@ -40,6 +40,7 @@ class Fitting:
         heads: Heads whose optimal constant is sought.
         round_seconds: Seconds of a round of that search, an image.
         rescoring: Rounds after which heads are scored anew, of each kind: their number, and seconds of one, an image.
+        backward: Whether heads are scored by gradients too: without labels there are none.
     """
 
     kinds: tuple[str, ...]
@@ -52,6 +53,7 @@ class Fitting:
     heads: int = 0
     round_seconds: float = 0.0
     rescoring: tuple[tuple[int, float], ...] = ()
+    backward: bool = False
 
     @property
     def finished(self) -> int:
@@ -79,7 +81,7 @@ class Fitting:
         own = size_in_words(self.sums)
         kinds = ", ".join(kind for kind in self.kinds if kind != OPTIMAL) or "the means that optimal begins with"
         found = [
-            f"fitting: {kinds} on {images}, in one forward {'and backward ' * (SCORES in self.kinds)}pass of the "
+            f"fitting: {kinds} on {images}, in one forward {'and backward ' * self.backward}pass of the "
             f"unmasked model each, which costs as much as {self.seconds / self.plain:.2f} plain forward passes",
             f"sums: {own} for each unit of the data; of units that are read ({self.reading} at once) and merged ones "
             f"(up to {self.finished}) about {size_in_words(self.memory)} in memory at the peak, a process, and up to "
@@ -132,7 +134,8 @@ def plan_fitting(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> Fit
     of_round = _seconds_of_round(trainer, probe, data.batch_size, heads) if heads else 0.0
     rescoring = _rescoring(trainer, probe, data.batch_size)
     plain, seconds, sums = seconds_and_sums(trainer, probe, data.batch_size)
-    return Fitting(kinds, images, units, reading, plain, seconds, sums, len(heads), of_round, rescoring)
+    backward = probe.score_heads and probe.labelled
+    return Fitting(kinds, images, units, reading, plain, seconds, sums, len(heads), of_round, rescoring, backward)
 
 
 def _rescoring(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[tuple[int, float], ...]:

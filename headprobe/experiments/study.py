@@ -153,7 +153,7 @@ def _allowed(probe: HeadProbe, ablations: Ablations, missing: dict[str, str]) ->
 def _scores_lacking(probe: HeadProbe) -> dict[str, str]:
     """Return which scores some heads of the model do not have, with the reasons; `SCORES` where there are none.
 
-    Tried on one image of noise: a forward pass may cut gradients off.
+    Tried on one image of noise: a forward pass may cut gradients off. Without labels there is no loss to try.
     """
     probe.choose_masks("none", score_heads=True)
     probe.begin_calibration(1)
@@ -163,7 +163,8 @@ def _scores_lacking(probe: HeadProbe) -> dict[str, str]:
     noise = torch.zeros(1, *probe.data_config["input_size"], dtype=torch.uint8, device=probe.device)
     labels = torch.zeros(1, dtype=torch.int64)
     try:
-        probe.passes.score(noise, labels, lambda _: (), _any_loss, statistic.scoring, lambda *_: None)
+        if probe.labelled:
+            probe.passes.score(noise, labels, lambda _: (), _any_loss, statistic.scoring, lambda *_: None)
     except UsageError as error:
         probe.end_calibration()
         return {SCORES: re.split(r": choose ", str(error))[0]} | dict.fromkeys(BY_SCORE, "heads cannot be scored")

@@ -142,6 +142,23 @@ def model_of(name: str, heads: tuple[int, ...]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run without labels, with everything that such a run has."""
+    specs = ("each:head", "each:layer", "each:index", "each:pair", "grow:random:0-9", "one-per-layer:0-98")
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("unlabelled")
+        run = write_whole_run(folder, patch, RAGGED, specs, ("zero", "mean"), labelled=False, **HALF)
+    for _ in write_derived(read_files(run)):  # once more, now that scores are there
+        pass
+    return run
+
+
+@pytest.fixture(scope="session")
+def unlabelled_page(unlabelled: Path) -> Path:
+    return write_page([load_files(unlabelled)], unlabelled / "report.html")
+
+
+@pytest.fixture(scope="session")
 def one_mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run with a single mask, and nothing else."""
     with pytest.MonkeyPatch.context() as patch:

@@ -11,7 +11,7 @@ from headprobe.run.load import load_files
 from tests.browser.conftest import HOSTILE, Open
 from tests.report.page.answer_oracle import lines
 
-PAGES = ("rich_page", "many", "two_runs", "one_mask", "hostile")
+PAGES = ("rich_page", "many", "two_runs", "one_mask", "hostile", "unlabelled_page")
 WIDTHS = (1280, 390)
 
 
@@ -136,7 +136,7 @@ def test_axe_finds_nothing_wrong_on_a_phone(rich_page: Path, dark: bool, opened:
     assert violations(page, "#card") == []
 
 
-@pytest.mark.parametrize("name", ["two_runs", "one_mask"])
+@pytest.mark.parametrize("name", ["two_runs", "one_mask", "unlabelled_page"])
 def test_axe_finds_nothing_wrong_in_other_pages(name: str, request: pytest.FixtureRequest, opened: Open) -> None:
     assert violations(opened(request.getfixturevalue(name)).page) == []
 
@@ -182,6 +182,21 @@ def test_hostile_text_is_shown_as_text(hostile: Path, opened: Open) -> None:
 def test_every_sentence_of_the_answer_stands_on_the_page(rich: Path, rich_page: Path, opened: Open) -> None:
     page = opened(rich_page).page
     for sentence in answer(load_files(rich)):
+        text = page.locator(f'[data-sentence="{sentence.key}"]').text_content()
+        assert " ".join(text.split()) == sentence.text
+
+
+def test_a_page_without_labels_speaks_of_features_alone(unlabelled: Path, unlabelled_page: Path, opened: Open) -> None:
+    page = opened(unlabelled_page, "#head=1.1").page
+    page.wait_for_selector("#card[open]")
+    card = page.locator("#card").inner_text()
+    (row,) = (one for one in lines(unlabelled, "masks.csv") if (one["mask"], one["ablation"]) == ("head:1.1", "zero"))
+    assert f"{float(row['feature_distance']):.3g}" in card
+    shown = page.evaluate("document.body.innerText")
+    assert "No label was read." in shown
+    for word in ("top-1", "NLL", "undefined", "NaN"):
+        assert re.findall(rf".*\b{word}\b.*", f"{shown} {card}", re.IGNORECASE) == [], word
+    for sentence in answer(load_files(unlabelled)):
         text = page.locator(f'[data-sentence="{sentence.key}"]').text_content()
         assert " ".join(text.split()) == sentence.text
 

@@ -79,6 +79,24 @@ def test_a_study_leaves_the_tables_of_a_test_and_a_page(tmp_path: Path) -> None:
     assert "left out of the study" not in record(ended)["decisions"]
 
 
+@pytest.mark.slow
+def test_a_study_without_labels_is_of_features_up_to_its_page(tmp_path: Path) -> None:
+    ended = command(tmp_path, "study", *QUICK, "--model.classifier", "none", "--skip", "nulls,random,shapley")
+    assert ended.code == 0, ended.err
+    there = {file.name for file in ended.directory().iterdir()}
+    described = {"heads.csv", "offset_maps.npz", "similarity.npz", "spectrum.csv"}
+    tables = {"ablations.csv", "scores.csv", "importance.csv", "curves.csv", "orders.csv", "interactions.csv"}
+    assert {"masks.csv", "report.html", *described, *tables} <= there
+    rows = ended.rows()
+    assert len(rows) == 1 + 3 * (6 + 4 + 24) + 36 + 2 * 2 * 10  # layers, indices, heads; pairs; two orders, two ends
+    assert all(0 < float(row["feature_distance"]) < 10 for row in rows[1:])
+    said = record(ended)
+    assert "gradient_abs (nothing classifies images" in said["decisions"]["left out of the study"]
+    assert "top-1" not in ended.out
+    page = (ended.directory() / "report.html").read_text(encoding="utf-8")
+    assert "No label was read." in page
+
+
 def test_a_study_that_broke_off_goes_on_by_the_same_command(tmp_path: Path) -> None:
     digits(tmp_path / "set", 40, 4)
     words = (*SHORT, "--data.path", "set")

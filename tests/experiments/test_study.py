@@ -204,3 +204,15 @@ def test_the_trial_of_scores_leaves_no_gradient_behind() -> None:
     chosen(probe)
     assert all(parameter.grad is None for parameter in probe.backbone.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_without_labels_heads_are_scored_by_variance_alone_and_no_gradient_is_tried() -> None:
+    probe = HeadProbe("digits_vit", classifier="none")
+    backbone: Any = probe.backbone
+    backbone.blocks[-1] = CutOff(backbone.blocks[-1])  # a gradient would be refused
+    study = chosen(probe)
+    orders = {spec.split(":")[-3] for spec in study.specs if "calibration" in spec}
+    assert orders == {"residual_variance_after_projection", "variance_after_projection"}
+    assert study.score_heads
+    assert "no gradient_abs (nothing classifies images" in study.left_out
+    assert "scores of heads: " not in study.left_out

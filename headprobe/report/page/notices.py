@@ -128,9 +128,26 @@ def _logits(run: RunFiles) -> Iterator[str]:
             f"NaN or infinite {what} in {counted(len(broken), 'row')} of masks.csv "
             f"(at most {counted(most, 'image')}): {_some(names)}."
         )
+    if run.labelled:
+        yield from _features(run)
     undefined = sum(not np.isfinite(float(row["nll_rise"])) for row in run.masks[1:]) if run.labelled else 0
     if undefined:
         yield f"{counted(undefined, 'row')} of masks.csv {_has(undefined)} no finite NLL rise."
+
+
+def _features(run: RunFiles) -> Iterator[str]:
+    """Say whose features are left out: `nonfinite` of a labelled run is of logits; old runs have no features."""
+    arrays = run.arrays("groups.npz")
+    if not {"images", "feature_images"} <= arrays.keys():
+        return
+    left_out = int(arrays["images"].sum()) - arrays["feature_images"].sum(axis=1)  # [1 + variants]
+    masks = ["baseline", *(str(row["mask"]) for row in run.masks[1:])]
+    broken = [mask for mask, count in zip(masks, left_out, strict=True) if count]
+    if broken:
+        yield (
+            f"Features without a cosine or a distance, which are left out of these, in {counted(len(broken), 'row')} "
+            f"of masks.csv (at most {counted(int(left_out.max()), 'image')}): {_some(list(dict.fromkeys(broken)))}."
+        )
 
 
 def _has(number: int) -> str:

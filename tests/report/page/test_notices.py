@@ -75,6 +75,7 @@ def test_masks_that_broke_the_model_are_named(tmp_path: Path) -> None:
     assert "NaN or infinite logits, which count as wrong, in 2 rows of masks.csv (at most 7 images): " in text
     assert "head:1.0, head:2.1" in text
     assert "1 row of masks.csv has no finite NLL rise" in text
+    assert "Features without" not in text
 
 
 def test_scores_of_the_judged_images_are_named(tmp_path: Path) -> None:
