@@ -53,7 +53,7 @@ def correctness(model: tuple[nn.Module, HeadLayout], images: int) -> float:
     keep, data = single_heads(layout, device), noise(layout, images, device)
     with torch.inference_mode():
         passes = ForwardPasses(backbone, layout, keep, normalised, images, budget=images * (1 + len(keep)))
-        found = passes.logits(data)[1:]
+        found = passes.outputs(data)[1:]
         plain: Tensor = backbone(normalised(data))
         expected = torch.stack([one_masked(backbone, normalised(data), mask) for mask in keep])
         silent = sum(torch.equal(one, plain) for one in expected)

@@ -60,7 +60,7 @@ def sweep(passes: ForwardPasses, rows: int, options: argparse.Namespace, device:
     passes.plan = passes.growing.plan(max(options.images, rows), rows)
     whole = passes.plan.images  # a part of a pass would waste rows
     images = noise(layout, whole * -(-options.images // whole), device)
-    found = measured(lambda: passes.logits(images), len(images), device, options.repeats)
+    found = measured(lambda: passes.outputs(images), len(images), device, options.repeats)
     return {
         "rows": passes.plan.most_rows,
         "waves": len(passes.plan.waves),

@@ -368,9 +368,9 @@ def test_a_finished_run_is_added_up_again_with_the_same_features(tmp_path: Path,
 @pytest.mark.parametrize("stage", ["fit", "test"])
 def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: Path, stage: str) -> None:
     forked.digits(tmp_path / "set", 480, 40)
-    words = ("test", *NONE, "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--data.batch_size", "2")
-    words += ("--mask-spec", "each:layer", "--ablation", "zero,mean", "--score-heads")
-    words += ("--data.path", str(tmp_path / "set"))
+    data = ("--data.path", str(tmp_path / "set"), "--data.num_workers", "0", "--data.batch_size", "2")
+    masks = ("--mask-spec", "each:layer", "--ablation", "zero,mean", "--score-heads")
+    words = ("test", *NONE, "--trainer.accelerator", "cpu", *data, *masks)
     whole = forked.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole.err
 

@@ -89,8 +89,8 @@ def difference(mixed: ForwardPasses, true: ForwardPasses, device: torch.device) 
     """Return by how much logits of a few images differ between both formats, as a part of the largest."""
     images = noise(mixed.growing.layout, 2, device)
     with torch.autocast(device.type, torch.bfloat16):
-        expected = mixed.logits(images).float()
-    found = true.logits(images).float()
+        expected = mixed.outputs(images).float()
+    found = true.outputs(images).float()
     return {"differ_by": float((found - expected).abs().max() / expected.abs().max())}
 
 
@@ -120,7 +120,7 @@ def run_of(case: Case, device: torch.device, least: int) -> tuple[Callable[[], T
     case.passes.plan = growing.plan(max(least, case.rows), case.rows)
     each = case.passes.plan.images
     images = noise(growing.layout, each * -(-least // each), device)
-    return partial(case.passes.logits, images), len(images)
+    return partial(case.passes.outputs, images), len(images)
 
 
 def first_of(case: Case, run: Callable[[], Tensor], count: int, device: torch.device) -> dict[str, Any]:

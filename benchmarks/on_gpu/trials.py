@@ -60,7 +60,7 @@ def sweep_of(
 
     passes = ForwardPasses(backbone, layout, keep, ready, max(1, rows // (1 + len(keep))), rows)
     images = noise(layout, passes.plan.images, device)
-    return partial(passes.logits, images), len(images)
+    return partial(passes.outputs, images), len(images)
 
 
 def profiled(backbone: nn.Module, layout: HeadLayout, device: torch.device, rows: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from headprobe.callbacks.describing import DESCRIBING
 from headprobe.commands import test_and_fit
-from headprobe.commands.dry_run import print_dry_run
+from headprobe.commands.dry.run import print_dry_run
 from headprobe.commands.test_and_fit import TestCLI
 from headprobe.errors import UsageError
 from headprobe.experiments.study import PARTS, Study, study_of

@@ -162,7 +162,7 @@ class TestCLI(RunCLI):
         """Check the data; with --dry-run, print what the run would do and stop."""
         self.open_data()
         if self.config["test"].dry_run:
-            from headprobe.commands.dry_run import print_dry_run
+            from headprobe.commands.dry.run import print_dry_run
 
             rank_zero_only(print_dry_run)(self.trainer, self.model, self.datamodule)
             raise SystemExit(0)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from headprobe.commands import dry_classifier, dry_timing
-from headprobe.commands.dry_classifier import ClassifierCost
+from headprobe.commands.dry import classifier as dry_classifier
+from headprobe.commands.dry import timing as dry_timing
+from headprobe.commands.dry.classifier import ClassifierCost
 from tests.cli_runs import command, only_message
 
 WORDS = ("test", "--mask-spec", "layer:0", "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--dry-run")
@@ -59,7 +60,7 @@ def test_a_bank_that_is_too_large_is_refused_with_the_size_that_fits(
 
 @pytest.mark.parametrize(
     ("means", "peak", "measured"),
-    [(True, "322.3 MiB", 302), (False, "1.4 GiB", 1268)],  # MiB, as in dry_classifier
+    [(True, "322.3 MiB", 302), (False, "1.4 GiB", 1268)],  # MiB, as in dry/classifier.py
 )
 def test_imagenets_classes_and_100000_images_fit_into_the_memory_that_is_stated(
     means: bool, peak: str, measured: int

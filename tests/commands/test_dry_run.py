@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from headprobe.backbone.growing.growing_pass import GrowingPass
-from headprobe.commands import dry_fitting, dry_run, dry_timing
-from headprobe.commands.dry_fitting import Fitting
-from headprobe.commands.dry_run import print_dry_run
+from headprobe.commands.dry import fitting as dry_fitting
+from headprobe.commands.dry import run as dry_run
+from headprobe.commands.dry import timing as dry_timing
+from headprobe.commands.dry.fitting import Fitting
+from headprobe.commands.dry.run import print_dry_run
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 from headprobe.report.table import console
@@ -253,7 +255,7 @@ def test_unknown_numbers_of_images_leave_the_time_of_one() -> None:
 
 def test_the_cost_of_fitting_is_the_least_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("headprobe.commands.dry_fitting.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("headprobe.commands.dry.fitting.time.perf_counter", lambda: clock[0])
     spent = {"plain": iter([9.0, 1.0, 5.0, 2.0]), "ours": iter([9.0, 7.0, 1.2, 3.0])}
 
     def run(name: str) -> torch.Tensor:

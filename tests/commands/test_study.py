@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from headprobe.commands import dry_timing
-from headprobe.commands.dry_fitting import Fitting
-from headprobe.commands.dry_run import Beside, time_lines
+from headprobe.commands.dry import timing as dry_timing
+from headprobe.commands.dry.fitting import Fitting
+from headprobe.commands.dry.run import Beside, time_lines
 from headprobe.errors import RunError
 from headprobe.experiments.study import PARTS
 from headprobe.module import HeadProbe

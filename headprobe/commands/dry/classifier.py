@@ -7,7 +7,7 @@ import lightning
 
 from headprobe.classifiers.choice import CLASS_MEAN
 from headprobe.classifiers.fitting import stand_in
-from headprobe.commands.dry_fitting import seconds_and_sums, size_in_words
+from headprobe.commands.dry.fitting import seconds_and_sums, size_in_words
 from headprobe.metrics.feature_bank import bank_bytes
 from headprobe.module import HeadProbe
 from headprobe.text import counted, duration

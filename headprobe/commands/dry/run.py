@@ -11,8 +11,8 @@ import torch
 
 from headprobe.backbone.growing.row_plan import RowPlan
 from headprobe.callbacks.identity import kept_proofs, statistics_of
-from headprobe.commands.dry_fitting import Fitting, plan_fitting
-from headprobe.commands.dry_timing import seconds_per_image
+from headprobe.commands.dry.fitting import Fitting, plan_fitting
+from headprobe.commands.dry.timing import seconds_per_image
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_tests import smallest_resolvable_drop
 from headprobe.module import HeadProbe
@@ -20,7 +20,7 @@ from headprobe.report.table import console
 from headprobe.text import counted, duration
 
 if TYPE_CHECKING:
-    from headprobe.commands.dry_classifier import ClassifierCost
+    from headprobe.commands.dry.classifier import ClassifierCost
 
 CHURN_ONE_HEAD, CHURN_SEVERAL_HEADS = (0.01, 0.05), (0.03, 0.07)
 """Least and largest fraction of images that flip without net effect, as many lost as won, under masks of one head and
@@ -77,7 +77,7 @@ def _classifier(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> "Cla
     """Return what fitting a classifier costs; None where none is fitted."""
     if not probe.takes_classes:
         return None
-    from headprobe.commands.dry_classifier import plan_classifier  # here: few runs need it
+    from headprobe.commands.dry.classifier import plan_classifier  # here: few runs need it
 
     return plan_classifier(trainer, probe, data)
 
