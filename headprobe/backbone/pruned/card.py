@@ -82,9 +82,8 @@ def _facts(own: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [
         ("parent", f"{parent.get('name', 'unknown')}, weights SHA-256 `{parent.get('weights_sha256', 'unknown')}`")
     ]
-    for step in steps_of(own)[:-1]:
-        if "mask" in step:
-            found.append(("pruned before", f"`{step['mask']['spec']}`, {step.get('ablation', 'zero')}"))
+    before = [step for step in steps_of(own)[:-1] if "mask" in step]
+    found += [("pruned before", f"`{step['mask']['spec']}`, {step.get('ablation', 'zero')}") for step in before]
     if "mask" in own:
         found.append(("mask", f"`{own['mask']['spec']}`, SHA-256 `{own['mask']['digest']}`"))
     if "ablation" in own:
