@@ -1,5 +1,6 @@
 """From a model with one mask to a folder with the smaller model: removed, proven, measured, written, read back."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,8 +174,16 @@ def _lines(pruning: Pruning, proof: Mapping[str, Any], cost: Cost, folder: Path)
         f"proof: logits are the masked model's to {proof['difference']:.1e} of the largest, on {images} in float32 "
         f"(limit {proof['tolerance']:.0e})",
         f"wrote {folder}: model.safetensors, config.json, README.md" + "".join(f", {name}" for name in pruning.files),
-        f"use it: headprobe test --model.name local-dir:{folder} ..., or headprobe.load_pruned({str(folder)!r})",
+        _use(folder, heads_left=heads - gone),
     ]
+
+
+def _use(folder: Path, heads_left: int) -> str:
+    """Return how a smaller model is used, to be copied into a shell or into Python."""
+    in_python = f"headprobe.load_pruned({str(folder)!r})"
+    if not heads_left:
+        return f"use it: {in_python}; headprobe test masks heads, and it has none"
+    return f"use it: headprobe test --model.name {shlex.quote(f'local-dir:{folder}')} ..., or {in_python}"
 
 
 def _own(probe: HeadProbe, number: int, kept: Sequence[bool]) -> Sequence[bool]:

@@ -152,6 +152,18 @@ def test_a_model_pruned_twice_says_all_that_was_done_to_it(linear: Ended) -> Non
     assert "| pruned before | `layer:3+head:0.1,2`, linear |" in card
 
 
+def test_how_it_is_used_can_be_copied(tmp_path: Path) -> None:
+    ended = prune(tmp_path, "--mask-spec", "layer:1", "--output", "my small")
+    assert (
+        "use it: headprobe test --model.name 'local-dir:my small' ..., or headprobe.load_pruned('my small')"
+        in ended.out
+    )
+    ended = prune(tmp_path, "--mask-spec", "layer:0-5", "--output", "none")
+    assert ended.code == 0, ended.err
+    assert "use it: headprobe.load_pruned('none'); headprobe test masks heads, and it has none" in ended.out
+    assert headprobe.load_pruned(tmp_path / "none")(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
 def test_a_model_that_is_slower_than_when_it_was_chosen_is_said() -> None:
     measured = cost.Latency(64, (1.0, 1.0, 1.0), (0.8, 0.9, 0.9))
     assert _of_speed(measured, 1.05) == []
