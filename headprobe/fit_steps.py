@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headprobe.backbone.preparation import normalised
 from headprobe.backbone.weights import ModelSource, create_classifier, mask_of_weights
-from headprobe.errors import RunError
+from headprobe.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from headprobe.backbone.pruned.fixed_mask import FixedMask
@@ -69,8 +69,7 @@ class Fit(lightning.LightningModule):
         # A new classifier is what training is for.
         classifier = create_classifier(self.source, trained=False)
         self.backbone, self.data_config, self.num_classes, self.options = classifier[:4]
-        wanted = mask_spec or mask_of_weights(self.source)
-        self.masked = None if wanted is None else _masked(self.backbone, self.data_config["input_size"], wanted)
+        self.masked = _masked(self.backbone, self.data_config["input_size"], mask_spec, mask_of_weights(self.source))
         self._hooks = ExitStack()
 
     def setup(self, stage: str) -> None:
@@ -127,7 +126,24 @@ class Fit(lightning.LightningModule):
         return logits
 
 
-def _masked(backbone: Any, input_size: tuple[int, int, int], spec: str) -> "FixedMask":
+def _masked(
+    backbone: Any, input_size: tuple[int, int, int], wanted: str | None, before: str | None
+) -> "FixedMask | None":
+    """Return the mask to train under: what is wanted, else that of the weights.
+
+    Raises:
+        UsageError: It is no mask of heads that could be removed, or heads that the weights were trained without are
+            not in it: they would learn again.
+    """
+    spec = wanted or before
+    if spec is None:
+        return None
     from headprobe.backbone.pruned.fixed_mask import fixed_mask  # here: few models are trained under a mask
 
-    return fixed_mask(backbone, input_size, spec)
+    found = fixed_mask(backbone, input_size, spec)
+    if before is not None and bool((found.keep & ~fixed_mask(backbone, input_size, before).keep).any()):
+        raise UsageError(
+            f"model.mask_spec must hold the heads that the weights were trained without, {before}: they would learn "
+            f"again; leave it out, or give {wanted}+{before}, got {wanted}"
+        )
+    return found

@@ -441,9 +441,15 @@ def pruned_source(source: ModelSource) -> Mapping[str, Any] | None:
 
 
 def mask_of_weights(source: ModelSource) -> str | None:
-    """Return the mask spec under which a file of weights was trained; None for any other weights."""
-    recipe = None if source.weights is None else _recipe(source.weights)
-    found: str | None = None if recipe is None else recipe.get("mask_spec")
+    """Return the mask spec under which weights were trained, in a file or a pruned model's folder; None for others."""
+    if source.random:
+        return None
+    if source.weights is None:
+        pruned = pruned_source(source)
+        written = None if pruned is None else pruned.get("fine_tuned")
+    else:
+        written = _recipe(source.weights)
+    found: str | None = None if written is None else written.get("mask_spec")
     return found
 
 

@@ -30,17 +30,20 @@ class WeightsExport(lightning.Callback):
 def _saved(fit: Fit, directory: Path) -> str:
     """Write the trained weights and return where: a model with fewer heads becomes a pruned model's folder again."""
     pruned = pruned_source(fit.source)
+    mask_spec = None if fit.masked is None else fit.masked.spec
+    if fit.masked is not None:
+        fit.masked.silence(fit.backbone)
     if pruned is None:
         file = directory / "model.safetensors"
-        if fit.masked is not None:
-            fit.masked.silence(fit.backbone)
-        save_backbone(fit.backbone, file, fit.source, None if fit.masked is None else fit.masked.spec)
+        save_backbone(fit.backbone, file, fit.source, mask_spec)
         return f"Weights: {file}"
     from headprobe.backbone.pruned.directory import save_directory
 
     folder = directory / "pruned"
     about = {name: pruned[name] for name in ("parent", "mask", "ablation", "calibration") if name in pruned}
     about["fine_tuned"] = {"name": fit.source.name, "weights_sha256": pruned["weights_sha256"]}
+    if mask_spec is not None:
+        about["fine_tuned"]["mask_spec"] = mask_spec
     architecture = str(fit.backbone.pretrained_cfg["architecture"])  # type: ignore[index]  # timm: dict
     save_directory(fit.backbone, folder, architecture, fit.options, about)
     return f"Pruned model: {folder}"

@@ -151,6 +151,11 @@ class PruneCLI(TestCLI):
             raise UsageError(
                 f"prune takes a --mask-spec of one mask, got {config.mask_spec[0]} with {len(variants):,} of them"
             )
+        if config.keep_top1 is not None and not self.model.labelled:
+            raise UsageError(
+                "--keep-top1 counts right answers, and --model.classifier none has no answers: choose a classifier, or "
+                f"give the heads with --mask-spec, got --keep-top1 {config.keep_top1:g}"
+            )
         if config.refit and config.ablation[0].kind != LINEAR:
             raise UsageError(f"--refit is for --ablation linear, got {self.model.ablations.text}")
         if config.refit and (config.calibration_file is not None or self.model.score_heads):
@@ -163,8 +168,19 @@ class PruneCLI(TestCLI):
             return
         self.open_data()
         most, images = self.config["test"].keep_top1, self.datamodule.expected_images
+        if most is not None:
+            self._refuse_same()
         if most is not None and images is not None:
             choose.refuse_few(images, most)
+
+    def _refuse_same(self) -> None:
+        """Refuse to show anything on images that took part in the order of the sets, or in what is folded."""
+        rows = self.datamodule.calibration
+        if self.model.fits and rows is not None and rows.rule == "same":
+            raise UsageError(
+                "--keep-top1 shows nothing on the images that order the sets or fit what is folded: give "
+                f"--data.calibration half or split:NAME, got {rows.text}"
+            )
 
     def test(self, **options: Any) -> None:
         """Fit, judge, then remove the heads and write the smaller model."""
@@ -188,7 +204,7 @@ class PruneCLI(TestCLI):
         if trainer.is_global_zero:
             model.to(trainer.strategy.root_device)
             pruning = Pruning(model, variant, keep.images, config.pairs, self._about(), files)
-            for line in make(pruning, Path(config.output)):
+            for line in make(pruning, Path(config.output), config.speed):
                 console.print(line, soft_wrap=True, markup=False)
 
     def _about(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from headprobe.api import one_variant
-from headprobe.backbone.built_size import built_size, timm_config
+from headprobe.backbone.built_size import built_size, inner_model, timm_config
 from headprobe.backbone.pruned.directory import save_directory
 from headprobe.backbone.pruned.record import record_of
 from headprobe.backbone.sandbox import copied, evaluating, example_images, quiet
@@ -31,7 +32,8 @@ def remove_heads(
 ) -> nn.Module:
     """Return a smaller copy of a timm model, without some heads, that computes what `ablate` makes the model compute.
 
-    Both are compared on noise in float32; a difference above 1e-5 of the largest logit is an error.
+    Both are compared on noise in float32; a difference above 1e-5 of the largest logit is an error. Hooks of your own
+    stay with the model in hand: the copy has none.
 
     Args:
         model: A timm model, on any device.
@@ -75,25 +77,33 @@ def save_pruned(
         UsageError: The folder exists, an option is no JSON value, or the model has all of its heads.
         RunError: The files cannot be written, or what is read back is not the model; nothing is left then.
     """
+    if inner_model(model) is not model:
+        raise UsageError(
+            "save_pruned takes the model inside of wrappers for several devices: give model.module to remove_heads, "
+            f"got a {type(model).__name__}"
+        )
     if not record_of(model):
         raise UsageError(
             f"save_pruned takes a model that remove_heads returned, got a {type(model).__name__} with all of its heads"
         )
     target, architecture = Path(folder), timm_config(model).get("architecture")
     save_directory(model, target, str(architecture), options or {}, about or {}, files)
-    try:
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, target, ignore_errors=True)  # whatever happens: what was not checked is no model
         _refuse_other(model, target)
-    except (UsageError, RunError):
-        shutil.rmtree(target)
-        raise
+        undo.pop_all()
 
 
 def _refuse_other(model: nn.Module, folder: Path) -> None:
     """Read a folder back and refuse one that is not the model that was written."""
     there, here = load_pruned(folder), copied(model, str(folder)).cpu()
-    images = example_images(there, built_size(model), 2, seed=4)
-    with evaluating(there), evaluating(here), torch.inference_mode():
-        same = torch.equal(there(images), here(images))
+    here.to(next(there.parameters()).dtype)  # loaded in float32, from a file in the model's own type
+    size = built_size(model)
+    same = built_size(there) == size
+    if same:
+        images = example_images(there, size, 2, seed=4)
+        with evaluating(there), evaluating(here), torch.inference_mode():
+            same = torch.equal(there(images), here(images))
     if not same or weights_digest(there) != weights_digest(here):
         raise RunError(
             "the pruned model that was written is not the one that was made: was it built with other options, or "

@@ -1,5 +1,6 @@
 """From a model with one mask to a folder with the smaller model: removed, proven, measured, written, read back."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,17 +9,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from headprobe.backbone.masking.replacement import Replacement
-from headprobe.backbone.pruned.record import record_of
+from headprobe.backbone.weights import pruned_source
 from headprobe.calibration.constants import digest_of
 from headprobe.calibration.fills import replacements_of
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import FITTED
 from headprobe.masks.spec import Variant
 from headprobe.module import HeadProbe
-from headprobe.pruning.cost import Cost, cost_lines, measured
+from headprobe.pruning.cost import Cost, Latency, cost_lines, measured
 from headprobe.pruning.load import save_pruned
 from headprobe.pruning.remove import IMAGES_OF_NOISE, TOLERANCE, prove_same, refuse_unfoldable, without_heads
 from headprobe.text import counted
+
+HISTORY = ("parent", "mask", "ablation", "calibration", "fine_tuned")
+"""What a model that is pruned again keeps of its parent's `config.json`."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,13 @@ def refuse_hopeless(probe: HeadProbe, variant: Variant) -> None:
     refuse_unfoldable(probe.backbone, [probe.layout.layers[number] for number in sorted(hit)], variant.ablation)
 
 
-def make(pruning: Pruning, folder: Path) -> list[str]:
+def make(pruning: Pruning, folder: Path, speed: float | None = None) -> list[str]:
     """Write the smaller model and return what is to be said of it, line by line.
+
+    Args:
+        pruning: The model, the mask and what is put in its place.
+        folder: Where to.
+        speed: How many times faster the largest batch was to be, as an earlier measurement had it.
 
     Raises:
         UsageError: The folder exists, or heads cannot be removed.
@@ -82,7 +91,18 @@ def make(pruning: Pruning, folder: Path) -> list[str]:
 
     own = {**_about(pruning), "proof": proof, "cost": cost.to_json(), **pruning.about}
     save_pruned(smaller, folder, probe.identity()["options"], own, pruning.files)
-    return _lines(pruning, proof, cost, folder)
+    return [*_lines(pruning, proof, cost, folder), *_of_speed(cost.latencies[-1], speed)]
+
+
+def _of_speed(measured_again: Latency, wanted: float | None) -> list[str]:
+    """Return a line where the chosen model, measured anew, is not as fast as when it was chosen."""
+    if wanted is None or measured_again.speed >= wanted:
+        return []
+    return [
+        f"note: {wanted:g}x was wanted and measured when the set was chosen; measured again it is "
+        f"{measured_again.speed:.2f}x at batch {measured_again.batch}: within the noise of this machine; more --pairs "
+        "help, or ask for more with --speed"
+    ]
 
 
 def _proof(pruning: Pruning, smaller: nn.Module) -> dict[str, Any]:
@@ -121,8 +141,10 @@ def _about(pruning: Pruning) -> dict[str, Any]:
         "ablation": pruning.variant.ablation,
         "calibration": None,
     }
-    if record_of(probe.backbone):
-        found["parent"]["pruned_before"] = True
+    before = pruned_source(probe.source)
+    if before is not None:
+        # what the parent's own folder says, and with it what its parent's said
+        found["parent"]["pruned"] = {name: before[name] for name in HISTORY if name in before}
     if probe.calibration is not None and pruning.variant.ablation in FITTED:
         about = probe.calibration.about
         found["calibration"] = {
@@ -152,8 +174,16 @@ def _lines(pruning: Pruning, proof: Mapping[str, Any], cost: Cost, folder: Path)
         f"proof: logits are the masked model's to {proof['difference']:.1e} of the largest, on {images} in float32 "
         f"(limit {proof['tolerance']:.0e})",
         f"wrote {folder}: model.safetensors, config.json, README.md" + "".join(f", {name}" for name in pruning.files),
-        f"use it: headprobe test --model.name local-dir:{folder} ..., or headprobe.load_pruned({str(folder)!r})",
+        _use(folder, heads_left=heads - gone),
     ]
+
+
+def _use(folder: Path, heads_left: int) -> str:
+    """Return how a smaller model is used, to be copied into a shell or into Python."""
+    in_python = f"headprobe.load_pruned({str(folder)!r})"
+    if not heads_left:
+        return f"use it: {in_python}; headprobe test masks heads, and it has none"
+    return f"use it: headprobe test --model.name {shlex.quote(f'local-dir:{folder}')} ..., or {in_python}"
 
 
 def _own(probe: HeadProbe, number: int, kept: Sequence[bool]) -> Sequence[bool]:

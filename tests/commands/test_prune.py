@@ -13,6 +13,7 @@ from headprobe.backbone.sandbox import relative
 from headprobe.calibration.constants import digest_of, read_calibration
 from headprobe.module import HeadProbe
 from headprobe.pruning import cost
+from headprobe.pruning.make import _of_speed
 from tests.cli_runs import QUICK, Ended, command, only_message
 
 FAST = ("--pairs", "1", "--trainer.enable_progress_bar", "false")
@@ -43,6 +44,9 @@ def prune(folder: Path, *words: str) -> Ended:
         (("--output", "new", "--keep-top1", "1", "--refit"), "--refit gives another model than those that were judged"),
         (("--output", "new", "--keep-top1", "1", "--mask-spec", "grow:other:drop_pp"), "must have no part"),
         (("--output", "new", "--keep-top1", "1", "--mask-spec", "each:layer"), "choose among nested sets"),
+        (("--output", "new", "--keep-top1", "40", "--data.calibration", "same"), "shows nothing on the images"),
+        (("--output", "new", "--keep-top1", "40", "--model.classifier", "none"), "--keep-top1 counts right answers"),
+        (("--output", "x" * 300, "--mask-spec", "layer:1"), "the new folder cannot have this name"),
         (("--output", "new", "--keep-top1", "1"), "judged images cannot show that a set loses at .* give at least 268"),
         (("--output", "new", "--mask-spec", "layer:1", "--model.name", "vit_relpos_small_patch16_224",
           "--model.pretrained", "false"), "no head of 'blocks.1.attn' can be removed: its class is not among"),
@@ -130,6 +134,42 @@ def test_a_pruned_model_is_pruned_again_by_the_command(tmp_path: Path) -> None:
     assert kept == {"blocks.0.attn": [1, 3], "blocks.3.attn": [], "blocks.4.attn": []}
     one, two = (headprobe.load_pruned(tmp_path / name) for name in ("one", "two"))
     assert sum(p.numel() for p in two.parameters()) < sum(p.numel() for p in one.parameters())
+
+
+def test_a_model_pruned_twice_says_all_that_was_done_to_it(linear: Ended) -> None:
+    words = ("--model.name", "local-dir:small", "--mask-spec", "head:0.0", "--output", "twice")
+    ended = prune(linear.folder, *words)
+    assert ended.code == 0, ended.err
+    once, own = (
+        json.loads((linear.folder / name / "config.json").read_text())["headprobe"] for name in ("small", "twice")
+    )
+    assert own["parent"]["pruned"] == {name: once[name] for name in ("parent", "mask", "ablation", "calibration")}
+    said = {one.about: one.text for one in HeadProbe(f"local-dir:{linear.folder / 'twice'}").decisions()}["pruned"]
+    assert "7 heads of 8 removed in 2 layers before (layer:3+head:0.1,2, linear, then head:0.0, zero)" in said
+    assert f"fitted on {once['calibration']['images']} images of digits, which do not judge it fairly" in said
+    card = (linear.folder / "twice" / "README.md").read_text()
+    assert "Its logits are those of its parent, which was pruned before, under the mask." in card
+    assert "| pruned before | `layer:3+head:0.1,2`, linear |" in card
+
+
+def test_how_it_is_used_can_be_copied(tmp_path: Path) -> None:
+    ended = prune(tmp_path, "--mask-spec", "layer:1", "--output", "my small")
+    assert (
+        "use it: headprobe test --model.name 'local-dir:my small' ..., or headprobe.load_pruned('my small')"
+        in ended.out
+    )
+    ended = prune(tmp_path, "--mask-spec", "layer:0-5", "--output", "none")
+    assert ended.code == 0, ended.err
+    assert "use it: headprobe.load_pruned('none'); headprobe test masks heads, and it has none" in ended.out
+    assert headprobe.load_pruned(tmp_path / "none")(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_a_model_that_is_slower_than_when_it_was_chosen_is_said() -> None:
+    measured = cost.Latency(64, (1.0, 1.0, 1.0), (0.8, 0.9, 0.9))
+    assert _of_speed(measured, 1.05) == []
+    assert _of_speed(measured, None) == []
+    (line,) = _of_speed(measured, 1.3)
+    assert line.startswith("note: 1.3x was wanted and measured when the set was chosen; measured again it is 1.11x")
 
 
 def test_refitting_fits_each_layer_in_the_model_that_is_pruned_before_it(tmp_path: Path) -> None:

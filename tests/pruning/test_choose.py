@@ -79,6 +79,18 @@ def test_a_set_that_loses_more_is_accepted_in_at_most_5_of_100_data_sets() -> No
     assert accepted > 0
 
 
+@pytest.mark.parametrize(("images", "most"), [(268, 0.069), (400, 0.05), (600, 0.05)])
+@pytest.mark.parametrize("wins", [0.0, 0.001])
+def test_the_exact_chance_to_accept_a_set_that_loses_what_is_allowed(images: int, most: float, wins: float) -> None:
+    # every outcome of a set that truly loses 1 point, with its probability
+    chance, rates = 0.0, [0.01 + wins, wins, 0.99 - 2 * wins]
+    for lost in range(12):
+        for won in range(6 if wins else 1):
+            if limit_pp(lost, won, images) <= 1.0:
+                chance += stats.multinomial.pmf([lost, won, images - lost - won], images, rates)
+    assert 0.01 < chance <= most
+
+
 def test_a_failed_first_set_says_how_many_images_would_do() -> None:
     first = fixed_sequence([(1, 300, 4, 2)], 1.0)[0][0]
     needed = images_needed(1.0, 4, 2, 300)

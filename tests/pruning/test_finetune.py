@@ -109,3 +109,25 @@ def test_a_pruned_directory_is_trained_and_stays_one(tmp_path: Path) -> None:
     assert "the logits are no longer those of the mask" in (folder / "README.md").read_text()
     scored = command(tmp_path, "test", "--model.name", f"local-dir:{folder}", "--mask-spec", "layer:0", *QUICK)
     assert scored.code == 0, scored.err
+
+
+def test_a_pruned_directory_trained_under_a_mask_is_saved_under_it(tmp_path: Path) -> None:
+    made = command(tmp_path, "prune", "--mask-spec", "layer:3+head:0.2", "--output", "small", "--pairs", "1", *QUICK)
+    assert made.code == 0, made.err
+    ended = command(tmp_path, "fit", "--model.name", "local-dir:small", "--model.mask_spec", "head:1.0", *BRIEF)
+    assert ended.code == 0, ended.err
+    folder = tmp_path / "lightning_logs" / "version_1" / "pruned"
+    assert load_file(folder / "model.safetensors")["blocks.1.attn.proj.weight"][:, :16].abs().max() == 0
+    made_of = create_classifier(ModelSource(f"local-dir:{folder}"))
+    said = {one.about: one.text for one in made_of.decisions}["pruned"]
+    assert "trained under the mask head:1.0, whose heads write nothing" in said
+    again = Fit(f"local-dir:{folder}")
+    assert again.masked is not None
+    assert again.masked.spec == "head:1.0"
+
+
+def test_heads_of_an_earlier_mask_never_learn_again_by_another_one(masked: Ended) -> None:
+    with pytest.raises(UsageError, match=r"must hold the heads that the weights were trained without, .* got layer:1"):
+        Fit("digits_vit", weights=str(weights(masked)), mask_spec="layer:1")
+    more = Fit("digits_vit", weights=str(weights(masked)), mask_spec=f"layer:1+{SPEC}")
+    assert more.masked is not None

@@ -35,6 +35,9 @@ def test_a_model_that_its_options_do_not_build_is_not_saved(tmp_path: Path) -> N
     options: dict[str, Any] = {**TINY["swin"][1], "mlp_ratio": 3.0}
     with pytest.raises(UsageError, match="are not those of"):
         headprobe.save_pruned(smaller, tmp_path / "small", options)
+    other = {**TINY["swin"][1], "img_size": 128}
+    with pytest.raises(RunError, match="is not the one that was made"):
+        headprobe.save_pruned(smaller, tmp_path / "small", other)
     smaller.layers[0].blocks[0].mlp.act = torch.nn.ReLU()  # type: ignore[index,union-attr]
     with pytest.raises(RunError, match="is not the one that was made"):
         headprobe.save_pruned(smaller, tmp_path / "small", TINY["swin"][1])

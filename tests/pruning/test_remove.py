@@ -190,6 +190,33 @@ def test_a_layer_without_heads_costs_nothing() -> None:
     assert out.untyped_storage().data_ptr() == block.attn.bias.untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit", {"img_size": (96, 96)}),
+        ("eva", {"img_size": (112, 112)}),
+        ("beit", {"img_size": (96, 96)}),
+        ("swin", {"img_size": (128, 128), "window_size": (8, 8)}),
+        ("swin_v2", {"img_size": (128, 128), "window_size": (8, 8)}),
+    ],
+)
+@torch.inference_mode()
+def test_a_pruned_model_takes_another_image_size_as_timm_sets_it(name: str, size: dict[str, Any]) -> None:
+    model, layout = built(name)
+    keep = keep_of(layout, "random")
+    keep[:2] = False  # both blocks of Swin's first stage, one of which shifts its windows
+    smaller: Any = without_heads(model, layout, keep, WITH_ZERO)
+    stands = drawn(layout, keep, "zero")[1]
+    whole: Any = model
+    for one in (whole, smaller):
+        one.set_input_size(**size)
+        one.eval()
+    images = torch.randn(2, 3, *size["img_size"], generator=torch.Generator().manual_seed(0))
+    with hooked(model, stands):
+        expected = model(images)
+    assert relative(smaller(images), expected) < 1e-5
+
+
 def test_gradients_reach_what_is_left_and_training_mode_works() -> None:
     model, layout = built("vit, layer scale and drop path")
     smaller = without_heads(model, layout, keep_of(layout, "whole layer"), WITH_ZERO).train()

@@ -1,6 +1,7 @@
 """A pruned model on disk: what is loaded computes the same, and what was changed is refused with the reason."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from torch import nn
 import headprobe
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.masking.replacement import WITH_ZERO
-from headprobe.backbone.pruned.directory import digest_of, save_directory
+from headprobe.backbone.pruned.directory import digest_of, refuse_existing, save_directory
 from headprobe.backbone.sandbox import example_images
 from headprobe.backbone.weights import ModelSource, create_classifier
 from headprobe.errors import UsageError
 from headprobe.masks.spec import MaskSpec, expand_all
-from headprobe.pruning.load import load_pruned
+from headprobe.pruning.load import load_pruned, save_pruned
 from headprobe.pruning.remove import without_heads
 from tests.cli_runs import QUICK, command
 from tests.families import REPRESENTATIVES
@@ -148,6 +149,69 @@ def test_nothing_is_replaced_and_options_must_be_json(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"options are JSON values"):
         save_directory(smaller, tmp_path / "new", "test_vit", {"norm_layer": nn.LayerNorm}, ABOUT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@torch.inference_mode()
+def test_a_model_of_another_type_is_loaded_with_the_same_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, layout = built("vit")
+    smaller = without_heads(model, layout, keep_of(layout, "random"), WITH_ZERO).to(dtype)
+    save_pruned(smaller, tmp_path / "small", REPRESENTATIVES["vit"].options)
+    images = torch.randn(2, *layout.input_size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_pruned(tmp_path / "small")(images), smaller.float()(images))
+
+
+def test_a_folder_that_was_not_checked_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, layout = built("vit")
+    smaller = without_heads(model, layout, keep_of(layout, "random"), WITH_ZERO)
+    monkeypatch.setattr("headprobe.pruning.load.load_pruned", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_pruned(smaller, tmp_path / "small", REPRESENTATIVES["vit"].options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"about": {"data": Path("x")}}, r"about must be JSON values"),
+        ({"about": {"schema": 9}}, r"must leave .* to headprobe, got 'schema'"),
+        ({"files": {"../escaped.txt": "x"}}, r"must have a plain name.* got '../escaped.txt'"),
+        ({"files": {"config.json": "{}"}}, r"must have a plain name.* got 'config.json'"),
+    ],
+)
+def test_what_would_replace_the_folders_own_is_refused(tmp_path: Path, arguments: Any, message: str) -> None:
+    model, layout = built("vit")
+    smaller = without_heads(model, layout, keep_of(layout, "random"), WITH_ZERO)
+    with pytest.raises(UsageError, match=message):
+        save_pruned(smaller, tmp_path / "small", REPRESENTATIVES["vit"].options, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_entries_with_numbers_for_names_are_read_again(tmp_path: Path) -> None:
+    model, layout = built("vit")
+    smaller = without_heads(model, layout, keep_of(layout, "random"), WITH_ZERO)
+    save_pruned(smaller, tmp_path / "small", REPRESENTATIVES["vit"].options, {"trials": {2: 0.5, 10: 0.25}})
+    written = json.loads((tmp_path / "small" / "config.json").read_text())["headprobe"]
+    assert written["trials"] == {"2": 0.5, "10": 0.25}
+
+
+def test_a_model_in_a_wrapper_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    model, layout = built("vit")
+    wrapped = headprobe.remove_heads(nn.DataParallel(model), "head:0.1", input_size=layout.input_size)
+    with pytest.raises(UsageError, match=r"give model.module to remove_heads, got a DataParallel"):
+        save_pruned(wrapped, tmp_path / "small")
+
+
+@pytest.mark.parametrize("name", ["link", "x" * 300, "a\0b", "file/small"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_computed(tmp_path: Path, name: str) -> None:
+    os.symlink(tmp_path / "nowhere", tmp_path / "link")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"the new folder (must not exist yet|cannot have this name)"):
+        refuse_existing(tmp_path / name)
+    refuse_existing(tmp_path / "new" / "small")
 
 
 def test_timm_itself_never_loads_it_as_something_else(tmp_path: Path) -> None:

@@ -52,8 +52,10 @@ def card_text(config: Mapping[str, Any]) -> str:
     before = sum(layer["heads"] for layer in own["layers"].values())
     gone, layers_hit = counted(before - kept, "attention head"), counted(len(own["layers"]), "layer")
     what = f"`{config['architecture']}` of timm, of which {gone} were removed for good in {layers_hit}."
+    again = "pruned" in own.get("parent", {})
     if "fine_tuned" not in own:
-        what += " Its logits are those of the whole model under the mask."
+        what += f" Its logits are those of {'its parent, which was pruned before,' if again else 'the whole model'} "
+        what += "under the mask."
     rows = [f"| {name} | {text} |" for name, text in _facts(own)]
     layers = [
         f"| {name} | {len(layer['kept'])} | {layer['heads']} | {ranges(layer['kept']) or 'none, a bias is left'} |"
@@ -64,12 +66,24 @@ def card_text(config: Mapping[str, Any]) -> str:
     return TEMPLATE.format(title=title, what=what, table=table, layers="\n".join(layers))
 
 
+def steps_of(own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what was done to a pruned model, one entry for each time it was pruned, the first one first."""
+    found: list[Mapping[str, Any]] = []
+    step: Mapping[str, Any] | None = own
+    while step is not None:
+        found.insert(0, step)
+        step = step.get("parent", {}).get("pruned")
+    return found
+
+
 def _facts(own: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of where the model comes from, in words."""
     parent = own.get("parent", {})
     found = [
         ("parent", f"{parent.get('name', 'unknown')}, weights SHA-256 `{parent.get('weights_sha256', 'unknown')}`")
     ]
+    before = [step for step in steps_of(own)[:-1] if "mask" in step]
+    found += [("pruned before", f"`{step['mask']['spec']}`, {step.get('ablation', 'zero')}") for step in before]
     if "mask" in own:
         found.append(("mask", f"`{own['mask']['spec']}`, SHA-256 `{own['mask']['digest']}`"))
     if "ablation" in own:

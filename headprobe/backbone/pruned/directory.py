@@ -6,6 +6,7 @@ byte, or a file of another model, is noticed before anything is computed.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,11 @@ from safetensors.torch import save
 from torch import nn
 
 from headprobe import __version__
-from headprobe.backbone.pruned.card import card_text
+from headprobe.backbone.pruned.card import card_text, steps_of
 from headprobe.backbone.pruned.record import layers_to_json, record_of
 from headprobe.errors import RunError, UsageError
 from headprobe.files import partial_path, write_bytes, write_text
-from headprobe.text import counted
+from headprobe.text import counted, first_line
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -28,6 +29,9 @@ KEY = "headprobe"
 
 SCHEMA = 1
 """Version of what stands there; an older reader of a newer one would build another model."""
+
+OWN_ENTRIES = {"schema", "version", "layers", "weights_sha256", "config_sha256"}
+"""Entries that are made here, whatever else is said of where a model comes from."""
 
 OF_WEIGHTS_ELSEWHERE = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "custom_load")
 
@@ -58,6 +62,8 @@ def save_directory(
         RunError: The files cannot be written.
     """
     refuse_existing(folder)
+    _refuse_names(about, files or {})
+    about = _as_json(about)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     weights = save(tensors, metadata={"format": "pt"})
     own = {
@@ -86,13 +92,45 @@ def save_directory(
 
 
 def refuse_existing(folder: Path) -> None:
-    """Refuse a folder that is there already: nothing is ever replaced.
+    """Refuse a folder that is there already, as nothing is ever replaced, or that cannot be made.
 
     Raises:
-        UsageError: It exists.
+        UsageError: It exists, its name is not one, or it lies where nothing can be written.
     """
-    if folder.exists():
+    try:
+        there = os.path.lexists(folder)  # a link to nowhere too
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the new folder cannot have this name ({first_line(error)}), got {str(folder)!r}") from error
+    if there:
         raise UsageError(f"the new folder must not exist yet; remove it or choose another name, got {str(folder)!r}")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"the new folder's place {str(above)!r} cannot be written to; choose another, got {str(folder)!r}"
+        )
+
+
+def _refuse_names(about: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Refuse entries and files that would take the place of the folder's own, or lie outside of it."""
+    if taken := sorted(OWN_ENTRIES & about.keys()):
+        raise UsageError(f"about must leave {', '.join(sorted(OWN_ENTRIES))} to headprobe, got {taken[0]!r}")
+    for name in files:
+        if name in (CONFIG, WEIGHTS, CARD) or Path(name).name != name:
+            raise UsageError(
+                f"a further file must have a plain name, and none of {CONFIG}, {WEIGHTS}, {CARD}, got {name!r}"
+            )
+
+
+def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries as they are read again, so that their digest is the same."""
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(dict(about)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"about must be JSON values ({first_line(error)}), got {dict(about)}") from error
+    return found
 
 
 def _timm_config(backbone: nn.Module, architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,10 +206,16 @@ def in_words(own: Mapping[str, Any]) -> str:
     layers = own["layers"].values()
     before, left = sum(one["heads"] for one in layers), sum(len(one["kept"]) for one in layers)
     text = f"{counted(before - left, 'head')} of {before} removed in {counted(len(layers), 'layer')} before"
-    if "mask" in own:
-        text += f" ({own['mask']['spec']}, {own.get('ablation', 'zero')})"
+    steps = steps_of(own)
+    masks = [f"{step['mask']['spec']}, {step.get('ablation', 'zero')}" for step in steps if "mask" in step]
+    if masks:
+        text += f" ({', then '.join(masks)})"
     text += "; layers and heads are numbered anew"
-    if own.get("calibration"):
-        fitted = counted(own["calibration"].get("images", 0), "image")
-        text += f"; fitted on {fitted} of {own['calibration'].get('data', 'its data')}, which do not judge it fairly"
+    fits = [step["calibration"] for step in steps if step.get("calibration")]
+    fitted = [f"{counted(fit.get('images', 0), 'image')} of {fit.get('data', 'its data')}" for fit in fits]
+    if fitted:
+        text += f"; fitted on {' and '.join(fitted)}, which do not judge it fairly"
+    trained = own.get("fine_tuned", {}).get("mask_spec")
+    if trained:
+        text += f"; trained under the mask {trained}, whose heads write nothing (headprobe prune removes them)"
     return text

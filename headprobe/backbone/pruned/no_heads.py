@@ -13,6 +13,21 @@ PRENORM = (
 """Blocks whose `norm1` is read by their attention alone: it goes with the heads."""
 
 
+class NoNorm(nn.Identity):
+    """Stands where a layer's norm was that nothing reads any more.
+
+    Args:
+        like: A tensor on the device and of the type of the norm; Swin asks its `weight` for them where the image size
+            changes.
+    """
+
+    weight: Tensor  #: `[0]`
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", like.detach().new_empty(0), persistent=False)
+
+
 class NoHeads(nn.Module):
     """Stands where an attention layer was and adds the same vector to every token, whatever they are.
 

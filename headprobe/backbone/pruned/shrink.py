@@ -11,7 +11,7 @@ from headprobe.backbone.heads.layout import parent_of
 from headprobe.backbone.heads.sites import class_path
 from headprobe.backbone.pruned.beit import shrink_beit
 from headprobe.backbone.pruned.eva import shrink_eva
-from headprobe.backbone.pruned.no_heads import PRENORM, NoHeads
+from headprobe.backbone.pruned.no_heads import PRENORM, NoHeads, NoNorm
 from headprobe.backbone.pruned.plain import shrink_attention, shrink_swin
 from headprobe.backbone.pruned.rope import shrink_rope
 from headprobe.backbone.pruned.swin_v2 import shrink_swin_v2
@@ -107,4 +107,4 @@ def shrink_layer(backbone: nn.Module, name: str, kept: Sequence[int], bias: bool
     block = backbone.get_submodule(parent_of(name))
     setattr(block, name.rpartition(".")[2], NoHeads(projection.bias.detach(), attention.proj_drop))
     if class_path(block) in PRENORM:
-        block.norm1 = nn.Identity()
+        block.norm1 = NoNorm(projection.bias)
