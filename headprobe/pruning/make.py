@@ -68,8 +68,11 @@ def refuse_hopeless(probe: HeadProbe, variant: Variant) -> None:
     refuse_unfoldable(probe.backbone, [probe.layout.layers[number] for number in sorted(hit)], variant.ablation)
 
 
-def make(pruning: Pruning, folder: Path) -> list[str]:
-    """Write the smaller model and return what is to be said of it, line by line.
+def make(pruning: Pruning, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Write the smaller model.
+
+    Returns:
+        What is to be said of it, line by line; and what its `config.json` says of it, as JSON values.
 
     Raises:
         UsageError: The folder exists, or heads cannot be removed.
@@ -82,7 +85,7 @@ def make(pruning: Pruning, folder: Path) -> list[str]:
 
     own = {**_about(pruning), "proof": proof, "cost": cost.to_json(), **pruning.about}
     save_pruned(smaller, folder, probe.identity()["options"], own, pruning.files)
-    return _lines(pruning, proof, cost, folder)
+    return _lines(pruning, proof, cost, folder), own
 
 
 def _proof(pruning: Pruning, smaller: nn.Module) -> dict[str, Any]:
@@ -152,8 +155,14 @@ def _lines(pruning: Pruning, proof: Mapping[str, Any], cost: Cost, folder: Path)
         f"proof: logits are the masked model's to {proof['difference']:.1e} of the largest, on {images} in float32 "
         f"(limit {proof['tolerance']:.0e})",
         f"wrote {folder}: model.safetensors, config.json, README.md" + "".join(f", {name}" for name in pruning.files),
-        f"use it: headprobe test --model.name local-dir:{folder} ..., or headprobe.load_pruned({str(folder)!r})",
+        f"use it: headprobe test --model.name local-dir:{folder}{_judge(probe)} ..., or "
+        f"headprobe.load_pruned({str(folder)!r})",
     ]
+
+
+def _judge(probe: HeadProbe) -> str:
+    """Return the option that makes the smaller model be judged as the whole one was; nothing with its own classifier."""
+    return "" if probe.classifier is None else f" --model.classifier {probe.classifier}"
 
 
 def _own(probe: HeadProbe, number: int, kept: Sequence[bool]) -> Sequence[bool]:
