@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from headprobe.backbone.pruned.directory import refuse_existing
 from headprobe.backbone.weights import BUNDLED
+from headprobe.calibration.constants import Calibration
 from headprobe.callbacks.precision import EXACT
 from headprobe.commands import test_and_fit
 from headprobe.commands.study import REPORT
@@ -181,8 +183,7 @@ class PruneCLI(TestCLI):
             from headprobe.pruning.refit import refit
 
             found = refit(trainer, model, self.datamodule)  # type: ignore[arg-type]  # a ProbeTrainer
-            self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
-            model.use_calibration(found)
+            self._use(found)
         files: dict[str, str] = {}
         if config.speed is not None:
             files = self._choose_by_speed(config.speed)
@@ -273,8 +274,13 @@ class PruneCLI(TestCLI):
         heads = sorted(variant.mask.mask.masked)
         self.model.choose_masks("+".join(f"head:{layer}.{head}" for layer, head in heads), kind)
         if kind in FITTED and found is not None:
-            self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
-            self.model.use_calibration(found)
+            self._use(found)
+
+    def _use(self, found: Calibration) -> None:
+        """Go on with what was fitted already, the classifier among it."""
+        self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
+        classifying = self.model.classifying
+        self.model.use_calibration(replace(found, classifier={} if classifying is None else classifying.saved()))
 
 
 def _speeds_text(timed: Mapping[int, Latency], chosen: int) -> str:

@@ -7,10 +7,15 @@ headprobe.section("pruned", (root, data, page) => {
   const there = runs.filter(Boolean);
   const measures = f.measures(["drop_pp", "nll_rise", "feature_distance"], (name) => there.some((run) => run.setRows.some((row) => Number.isFinite(row[name]))));
   const state = { quantity: measures[0][0] };
-  const batches = f.distinct(there.flatMap((run) => run.speedRows.map((row) => row.batch)));
+  const batches = f.distinct(there.flatMap((run) => run.speedRows.map((row) => row.batch))).sort((a, b) => a - b);
   const most = Math.max(...there.map((run) => run.heads));
   const RING = 9.5;
   const CELL = 22;
+  const colourOf = (batch) => 1 + batches.indexOf(batch);
+  const shapeOf = (batch) => 1 + batches.indexOf(batch);
+  const limitOf = (row) => (state.quantity === "drop_pp" ? row.limit_pp : NaN);
+  const ends = (row) => f.LIMITS[state.quantity].map((name) => row[name]);
+  const ring = (x, y) => f.dot({ x, y, colour: "var(--ink)", shape: 0, radius: RING, ring: true });
 
   const parts = page.html("div", {});
   root.append(f.controls(state, [{ key: "quantity", label: "Loss", buttons: true, options: measures }], () => draw()), parts);
@@ -21,7 +26,7 @@ headprobe.section("pruned", (root, data, page) => {
     f.perRun(parts, runs, width, (run, part) => {
       part.append(
         page.html("div", { class: "panels" }, [loss(run, wide, domains.loss), speed(run, wide, domains.speed)]),
-        page.html("div", { class: "panels" }, [folded(run, width), facts(run)]),
+        page.html("div", { class: "panels", style: "margin-top:14px" }, [folded(run, width), facts(run)]),
       );
     });
   });
@@ -38,12 +43,6 @@ headprobe.section("pruned", (root, data, page) => {
       { text: "the model that was written", colour: "var(--ink)", shape: 0, ring: true, line: false },
     ];
   }
-  const colourOf = (batch) => 1 + batches.indexOf(batch);
-  const shapeOf = (batch) => 1 + batches.indexOf(batch);
-
-  const limitOf = (row) => (state.quantity === "drop_pp" ? row.limit_pp : NaN);
-  const ends = (row) => f.LIMITS[state.quantity].map((name) => row[name]);
-
   function losses() {
     const values = there.flatMap((run) => [0, state.quantity === "drop_pp" ? run.most_pp : NaN, ...run.setRows.flatMap((row) => [row[state.quantity], ...ends(row), limitOf(row)])]);
     return page.nice(page.extent(values), { zero: true });
@@ -53,14 +52,13 @@ headprobe.section("pruned", (root, data, page) => {
     return page.nice(page.extent(values), { room: 0.08 });
   }
 
+  /** A dashed line with its name above it, or below. */
   function level(plot, value, text, above = true) {
     if (!Number.isFinite(value)) return;
     const y = plot.y(value);
     plot.inner.append(page.svg("line", { class: "baseline", x1: 0, x2: plot.width, y1: y, y2: y }));
-    if (text) plot.inner.append(page.svg("text", { class: "tick over", x: plot.width - 2, y: above ? y - 5 : y + 14, "text-anchor": "end" }, text));
+    plot.inner.append(page.svg("text", { class: "tick over", x: plot.width - 2, y: above ? y - 5 : y + 14, "text-anchor": "end" }, text));
   }
-
-  const ring = (x, y) => f.dot({ x, y, colour: "var(--ink)", shape: 0, radius: RING, ring: true });
 
   // -- what is lost --
 
@@ -114,7 +112,7 @@ headprobe.section("pruned", (root, data, page) => {
       label,
     });
     f.title(plot, "Measured speed", `bars: smallest and largest of the pairs; ${run.device}`);
-    level(plot, 1, "the whole model", run.speedRows.every((row) => row.speed_least > 1) === false);
+    level(plot, 1, "the whole model", false);
     level(plot, run.wanted.speed, `asked for: ${run.wanted.speed} at batch ${run.wanted.batch}`);
     f.points(plot, run.speedRows.map((row) => timed(plot, run, row)), label);
     return plot.svg;
