@@ -16,6 +16,7 @@ from tests.report.page.page_oracle import check_page
 from tests.report.page.test_sections import anchors
 from tests.run.small_runs import write_run
 
+
 def judged_by(run: RunFiles, sets: int) -> dict[str, list[float]]:
     """A curve of the first sets of a run, whose heads and answers are the run's own."""
     rows = run.masks[1 : 1 + sets]
@@ -96,8 +97,8 @@ def test_a_file_that_is_cut_off_or_newer_is_refused_with_its_name(one: Path) -> 
     file = one / "pruned.json"
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
-    with pytest.raises(RunError, match="pruned.json cannot be read"):
+    with pytest.raises(RunError, match=r"pruned\.json cannot be read"):
         pruned([load_files(one)])
     file.write_text(json.dumps({**json.loads(text), "schema": 99}))
-    with pytest.raises(UsageError, match="pruned.json has schema 99"):
+    with pytest.raises(UsageError, match=r"pruned\.json has schema 99"):
         pruned([load_files(one)])
