@@ -8,6 +8,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -121,8 +122,7 @@ def by_torch_pruning(model: nn.Module, spec: str) -> nn.Module:
     Its pruner takes as many heads of each layer, by a score, so its graph is asked for the mask's own. It leaves no
     layer without heads: there the first one stays, and its columns of the projection become zero.
     """
-    import torch_pruning
-
+    torch_pruning: Any = import_module("torch_pruning")
     smaller = copy.deepcopy(model)
     layout = find_heads(smaller, built_size(smaller), "model")
     (variant,) = expand_all([MaskSpec(spec)], layout.heads_per_layer, "model")

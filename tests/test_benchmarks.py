@@ -1,6 +1,7 @@
 """The benchmarks run and print what they promise; nothing is timed here."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_benchmark_of_pruning_prints_and_writes_what_each_way_of_losing_head
     words = ["--model", "digits_vit", "--threads", "1", "--pairs", "1", "--shares", "50", "--batches", "2"]
     pruning.main([*words, "--json", str(file)])
     printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
-    installed = pruning.find_spec("torch_pruning") is not None
+    installed = find_spec("torch_pruning") is not None
     ways = [pruning.WHOLE, pruning.MASKED, pruning.OURS, *([pruning.THEIRS] if installed else [])]
     assert [case["case"] for case in cases] == ways
     assert ("is not installed" in printed) == (not installed)

@@ -161,7 +161,7 @@ def _lines(pruning: Pruning, proof: Mapping[str, Any], cost: Cost, folder: Path)
 
 
 def _judge(probe: HeadProbe) -> str:
-    """Return the option that makes the smaller model be judged as the whole one was; nothing with its own classifier."""
+    """Return the option by which the smaller model is judged as the whole one was; none with its own classifier."""
     return "" if probe.classifier is None else f" --model.classifier {probe.classifier}"
 
 

@@ -38,8 +38,8 @@ def chosen(tmp_path: Path) -> Path:
     masked: dict[str, list[int]] = {}
     for layer, head in run.heads[str(run.masks[3]["mask"])]:
         masked.setdefault(str(layer), []).append(head)
-    more = {"chosen_by": {"keep_top1_pp": 6.0}, "curve": judged_by(run, 5)}
-    return write_made(folder, masked, calibration=None, **more)
+    more: dict[str, Any] = {"chosen_by": {"keep_top1_pp": 6.0}, "curve": judged_by(run, 5)}
+    return write_made(folder, masked, **more)
 
 
 @pytest.fixture
@@ -48,7 +48,11 @@ def fast(tmp_path: Path) -> Path:
     folder = write_run(tmp_path / "fast", ["head:0.0+head:2.1"], ["linear"])
     name = "speed_batch_64"
     curve = {"heads": [1.0, 2.0], name: [1.1, 1.3], f"{name}_least": [0.9, 1.2], f"{name}_most": [1.4, 1.5]}
-    more = {"chosen_by": {"speed": 1.2, "batch": 64}, "curve": curve, "calibration": {"images": 30, "refitted": True}}
+    more: dict[str, Any] = {
+        "chosen_by": {"speed": 1.2, "batch": 64},
+        "curve": curve,
+        "calibration": {"images": 30, "refitted": True},
+    }
     return write_made(folder, {"0": [0], "2": [1]}, "linear", **more)
 
 

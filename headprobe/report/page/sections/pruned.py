@@ -1,4 +1,4 @@
-"""A model that is really smaller: what it lost and how much faster it is, the point that was chosen, what was folded."""
+"""A model that is really smaller: what it lost, how fast it is, the point that was chosen, what was folded."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
