@@ -1,12 +1,14 @@
 """The benchmarks run and print what they promise; nothing is timed here."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import calibration, describe, streaming, units
+import headprobe
+from benchmarks import calibration, describe, pruning, streaming, units
 from tests.data.parquet_sets import encoded
 from tests.data.test_decode import noise
 
@@ -64,6 +66,31 @@ def test_the_benchmark_of_units_prints_and_writes_a_ratio(
     assert all(f"| {case['case']} |" in printed for case in cases)
     assert cases[0]["clock_ratio_of_minima"] == 1
     assert all(case["seconds"] > 0 for case in cases)
+
+
+def test_the_benchmark_of_pruning_prints_and_writes_what_each_way_of_losing_heads_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    file = tmp_path / "numbers.json"
+    words = ["--model", "digits_vit", "--threads", "1", "--pairs", "1", "--shares", "50", "--batches", "2"]
+    pruning.main([*words, "--json", str(file)])
+    printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
+    installed = find_spec("torch_pruning") is not None
+    ways = [pruning.WHOLE, pruning.MASKED, pruning.OURS, *([pruning.THEIRS] if installed else [])]
+    assert [case["case"] for case in cases] == ways
+    assert ("is not installed" in printed) == (not installed)
+    assert all(f"| 12 of 24 | 2 | {way} |" in printed for way in ways)
+    assert cases[0]["speed_original"] == cases[1]["speed_masked"] == 1
+    assert cases[2]["parameters"] < cases[1]["parameters"] == cases[0]["parameters"]
+    assert cases[2]["images_per_second"] == pytest.approx(2000 / cases[2]["milliseconds"])
+
+
+def test_the_benchmark_of_pruning_refuses_a_model_that_lost_other_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = headprobe.remove_heads
+    monkeypatch.setattr(headprobe, "remove_heads", lambda model, _: remove(model, "layer:0"))
+    with pytest.raises(SystemExit, match="pruned gives other logits than the masked model"):
+        pruning.main(["--model", "digits_vit", "--pairs", "1", "--shares", "50", "--batches", "1"])
 
 
 def test_both_ways_of_the_benchmark_give_the_same_pixels() -> None:

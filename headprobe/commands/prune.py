@@ -1,7 +1,9 @@
 """`prune`: a `test` of one mask, after which the masked heads are removed for good and the smaller model is written."""
 
+import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,27 @@ from torch import Tensor
 
 from headprobe.backbone.pruned.directory import refuse_existing
 from headprobe.backbone.weights import BUNDLED
+from headprobe.calibration.constants import Calibration
 from headprobe.callbacks.precision import EXACT
 from headprobe.commands import test_and_fit
+from headprobe.commands.study import REPORT
 from headprobe.commands.test_and_fit import TestCLI
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, LINEAR
 from headprobe.masks.spec import NONE, MaskSpecs, Variant
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.pruning import choose
-from headprobe.pruning.cost import latency
+from headprobe.pruning.cost import Latency, latency
 from headprobe.pruning.make import Pruning, make, refuse_hopeless
 from headprobe.report.table import console
+from headprobe.run.load import load_files
+from headprobe.run.results import write_pruned
 
 ORDER = "grow:calibration:residual_variance_after_projection"
 """The nested sets of `--keep-top1` and `--speed`, unless the user gives others."""
+
+CURVE = "curve.csv"
+"""The sets that were judged or measured on the way to the one that was chosen."""
 
 REAL_IMAGES = 16
 """Images of the run on which the proof is repeated."""
@@ -190,8 +199,7 @@ class PruneCLI(TestCLI):
             from headprobe.pruning.refit import refit
 
             found = refit(trainer, model, self.datamodule)  # type: ignore[arg-type]  # a ProbeTrainer
-            self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
-            model.use_calibration(found)
+            self._use(found)
         files: dict[str, str] = {}
         if config.speed is not None:
             files = self._choose_by_speed(config.speed)
@@ -204,8 +212,15 @@ class PruneCLI(TestCLI):
         if trainer.is_global_zero:
             model.to(trainer.strategy.root_device)
             pruning = Pruning(model, variant, keep.images, config.pairs, self._about(), files)
-            for line in make(pruning, Path(config.output), config.speed):
+            lines, made = make(pruning, Path(config.output), config.speed)
+            for line in lines:
                 console.print(line, soft_wrap=True, markup=False)
+            folder: Path | None = trainer.folder  # type: ignore[attr-defined]  # a ProbeTrainer
+            if self._reads_data and folder is not None:
+                write_pruned(folder, {**made, "curve": _curve(files)})
+                from headprobe.report.page.build import write_page  # only now is there anything to show
+
+                console.print(f"Report: {write_page([load_files(folder)], folder / REPORT)}", soft_wrap=True)
 
     def _about(self) -> dict[str, Any]:
         """Return what the folder says of how it came about."""
@@ -230,7 +245,7 @@ class PruneCLI(TestCLI):
         tested, chosen = choose.fixed_sequence(choose.counts_of(model.variants, model.scores), most_pp)
         if chosen is None:
             raise RunError(choose.why_none(tested[0], most_pp))
-        return model.variants[chosen], {"curve.csv": choose.curve_text(tested, chosen)}
+        return model.variants[chosen], {CURVE: choose.curve_text(tested, chosen)}
 
     def _choose_by_speed(self, wanted: float) -> dict[str, str]:
         """Give the model the smallest set that is fast enough; return what was measured.
@@ -250,10 +265,13 @@ class PruneCLI(TestCLI):
         variants: Sequence[Variant] = list(model.variants)
         model.to(trainer.strategy.root_device)
 
+        timed: dict[int, Latency] = {}
+
         def speed_of(place: int) -> float:
             smaller = Pruning(model, variants[place]).smaller()
             pairs = self.config["test"].pairs
-            return latency((model.backbone, smaller), model.layout.input_size, SPEED_BATCH, pairs).speed
+            timed[place] = latency((model.backbone, smaller), model.layout.input_size, SPEED_BATCH, pairs)
+            return timed[place].speed
 
         chosen, measured = choose.smallest_fast(len(variants), wanted, speed_of)
         if chosen is None:
@@ -263,10 +281,8 @@ class PruneCLI(TestCLI):
                 f"was written; ask for less with --speed, got {measured[len(variants) - 1]:.2f} times"
             )
         self._take(variants[chosen])
-        rows = [
-            f"{variants[at].mask.mask.count},{speed!r},{int(at == chosen)}" for at, speed in sorted(measured.items())
-        ]
-        return {"curve.csv": "\n".join([f"heads,speed_batch_{SPEED_BATCH},chosen", *rows]) + "\n"}
+        by_heads = {variants[at].mask.mask.count: one for at, one in sorted(timed.items())}
+        return {CURVE: _speeds_text(by_heads, variants[chosen].mask.mask.count)}
 
     def _take(self, variant: Variant) -> None:
         """Go on with one set alone, and with what was fitted for it already."""
@@ -274,8 +290,28 @@ class PruneCLI(TestCLI):
         heads = sorted(variant.mask.mask.masked)
         self.model.choose_masks("+".join(f"head:{layer}.{head}" for layer, head in heads), kind)
         if kind in FITTED and found is not None:
-            self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
-            self.model.use_calibration(found)
+            self._use(found)
+
+    def _use(self, found: Calibration) -> None:
+        """Go on with what was fitted already, the classifier among it."""
+        self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
+        classifying = self.model.classifying
+        self.model.use_calibration(replace(found, classifier={} if classifying is None else classifying.saved()))
+
+
+def _speeds_text(timed: Mapping[int, Latency], chosen: int) -> str:
+    """Return the latencies of sets, by their number of heads, as the text of a CSV file."""
+    name = f"speed_batch_{SPEED_BATCH}"
+    lines = [f"heads,{name},{name}_least,{name}_most,chosen"]
+    for heads, one in timed.items():
+        lines.append(f"{heads},{one.speed!r},{min(one.ratios)!r},{max(one.ratios)!r},{int(heads == chosen)}")
+    return "\n".join(lines) + "\n"
+
+
+def _curve(files: Mapping[str, str]) -> dict[str, list[float]]:
+    """Return the sets of `curve.csv` by column; none where the mask was given."""
+    rows = list(csv.DictReader(files.get(CURVE, "").splitlines()))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
 
 def _of_calibration(spec: str) -> bool:

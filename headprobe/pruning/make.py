@@ -72,13 +72,16 @@ def refuse_hopeless(probe: HeadProbe, variant: Variant) -> None:
     refuse_unfoldable(probe.backbone, [probe.layout.layers[number] for number in sorted(hit)], variant.ablation)
 
 
-def make(pruning: Pruning, folder: Path, speed: float | None = None) -> list[str]:
-    """Write the smaller model and return what is to be said of it, line by line.
+def make(pruning: Pruning, folder: Path, speed: float | None = None) -> tuple[list[str], dict[str, Any]]:
+    """Write the smaller model.
 
     Args:
         pruning: The model, the mask and what is put in its place.
         folder: Where to.
         speed: How many times faster the largest batch was to be, as an earlier measurement had it.
+
+    Returns:
+        What is to be said of it, line by line; and what its `config.json` says of it, as JSON values.
 
     Raises:
         UsageError: The folder exists, or heads cannot be removed.
@@ -91,7 +94,7 @@ def make(pruning: Pruning, folder: Path, speed: float | None = None) -> list[str
 
     own = {**_about(pruning), "proof": proof, "cost": cost.to_json(), **pruning.about}
     save_pruned(smaller, folder, probe.identity()["options"], own, pruning.files)
-    return [*_lines(pruning, proof, cost, folder), *_of_speed(cost.latencies[-1], speed)]
+    return [*_lines(pruning, proof, cost, folder), *_of_speed(cost.latencies[-1], speed)], own
 
 
 def _of_speed(measured_again: Latency, wanted: float | None) -> list[str]:
@@ -174,16 +177,17 @@ def _lines(pruning: Pruning, proof: Mapping[str, Any], cost: Cost, folder: Path)
         f"proof: logits are the masked model's to {proof['difference']:.1e} of the largest, on {images} in float32 "
         f"(limit {proof['tolerance']:.0e})",
         f"wrote {folder}: model.safetensors, config.json, README.md" + "".join(f", {name}" for name in pruning.files),
-        _use(folder, heads_left=heads - gone),
+        _use(probe, folder, heads_left=heads - gone),
     ]
 
 
-def _use(folder: Path, heads_left: int) -> str:
-    """Return how a smaller model is used, to be copied into a shell or into Python."""
+def _use(probe: HeadProbe, folder: Path, heads_left: int) -> str:
+    """Return how a smaller model is used, to be copied into a shell or into Python: judged as the whole one was."""
     in_python = f"headprobe.load_pruned({str(folder)!r})"
     if not heads_left:
         return f"use it: {in_python}; headprobe test masks heads, and it has none"
-    return f"use it: headprobe test --model.name {shlex.quote(f'local-dir:{folder}')} ..., or {in_python}"
+    judge = "" if probe.classifier is None else f" --model.classifier {shlex.quote(probe.classifier)}"
+    return f"use it: headprobe test --model.name {shlex.quote(f'local-dir:{folder}')}{judge} ..., or {in_python}"
 
 
 def _own(probe: HeadProbe, number: int, kept: Sequence[bool]) -> Sequence[bool]:

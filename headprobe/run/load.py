@@ -21,6 +21,9 @@ from headprobe.text import counted, first_line
 
 Cell = str | int | float
 
+PRUNED = "pruned.json"
+"""What `prune` adds to the folder of its run: the smaller model, its cost, and the sets that it was chosen from."""
+
 Row = dict[str, Cell]
 """A row of a table, by column; an empty cell is NaN."""
 
@@ -93,6 +96,21 @@ class RunFiles:
             arrays = {key: found[key] for key in found.files}
         _check_schema(arrays.pop("schema", np.asarray(0)).item(), path)
         return arrays
+
+    def document(self, name: str) -> dict[str, Any]:
+        """Return a JSON file such as `pruned.json`, without its `schema`; nothing where there is no such file.
+
+        Raises:
+            UsageError: A newer headprobe wrote it.
+            RunError: It is cut off, or not headprobe's.
+        """
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        with naming(path):
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        _check_schema(found.pop("schema", None), path)
+        return found
 
     def described(self, name: str) -> dict[str, Columns]:
         """Return a table about heads for each model: `baseline`, `masked` and their `change`, where they are there.

@@ -21,7 +21,7 @@ from headprobe.metrics.accuracy.paired_tests import bh_q, p_of_e
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.metrics.arrays import FloatArray
 from headprobe.mixture import SCHEMA
-from headprobe.run.load import Cell, Columns, Row
+from headprobe.run.load import PRUNED, Cell, Columns, Row
 from headprobe.text import ranges
 
 if TYPE_CHECKING:  # files are read without torch
@@ -266,6 +266,11 @@ def _is_nan(cell: Cell) -> bool:
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write `run.json`."""
     write_text(directory / "run.json", json.dumps({"schema": SCHEMA, **record}, indent=1, default=str) + "\n")
+
+
+def write_pruned(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write `pruned.json`."""
+    write_text(directory / PRUNED, json.dumps({"schema": SCHEMA, **record}, indent=1) + "\n")
 
 
 # -- what describes heads: `heads.csv`, `heads_change.csv`, and arrays as npz ------------------------------------------

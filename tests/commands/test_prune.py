@@ -15,6 +15,7 @@ from headprobe.module import HeadProbe
 from headprobe.pruning import cost
 from headprobe.pruning.make import _of_speed
 from tests.cli_runs import QUICK, Ended, command, only_message
+from tests.report.page.page_oracle import check_page
 
 FAST = ("--pairs", "1", "--trainer.enable_progress_bar", "false")
 
@@ -117,6 +118,17 @@ def test_the_pruned_model_is_scored_on_the_same_images_as_the_masked_one(linear:
     assert "which do not judge it fairly" in again.out + again.err
 
 
+def test_the_folder_of_the_run_has_the_smaller_model_and_its_page(linear: Ended) -> None:
+    made = json.loads((linear.directory() / "pruned.json").read_text())
+    own = json.loads((linear.folder / "small" / "config.json").read_text())["headprobe"]
+    assert made.pop("schema") == 1
+    assert made.pop("curve") == {}
+    assert made == {name: own[name] for name in made}
+    assert {"mask", "ablation", "calibration", "proof", "cost", "command"} <= made.keys()
+    assert "pruned" in check_page(linear.directory())
+    assert 'id="pruned"' in (linear.directory() / "report.html").read_text(encoding="utf-8")
+
+
 def test_zero_needs_no_images(tmp_path: Path) -> None:
     ended = prune(tmp_path, "--model.name", "test_vit", "--model.pretrained", "false", "--mask-spec", "layer:1",
                   "--output", "small")  # fmt: skip
@@ -207,6 +219,9 @@ def test_the_largest_set_that_is_shown_to_lose_little_is_removed(tmp_path: Path)
     assert own["mask"]["spec"] == rows[expected]["mask"]
     assert own["chosen_by"] == {"keep_top1_pp": 40.0}
     assert headprobe.load_pruned(tmp_path / "small") is not None
+    made = json.loads((ended.directory() / "pruned.json").read_text())["curve"]
+    assert made == {name: [float(row[name]) for row in curve] for name in curve[0]}
+    assert "pruned" in check_page(ended.directory())
 
 
 def test_where_no_set_is_shown_to_do_nothing_is_written(tmp_path: Path) -> None:
@@ -234,3 +249,21 @@ def test_the_smallest_set_that_is_fast_enough_is_removed(tmp_path: Path, monkeyp
     assert sum(len(heads) for heads in layers.values()) == chosen
     assert len(ended.rows()) == 2
     assert headprobe.load_pruned(tmp_path / "small") is not None
+
+
+@pytest.mark.parametrize("by_speed", [False, True], ids=["a mask", "a speed"])
+def test_what_it_says_to_use_names_the_classifier_that_judged(
+    by_speed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headprobe.commands.prune.latency", lambda *_: cost.Latency(64, (2.0,), (1.0,)))
+    judge = ("--model.classifier", "class-mean", "--data.max_images", "100")
+    what = ("--speed", "1.1") if by_speed else ("--mask-spec", "layer:1")
+    ended = prune(tmp_path, *what, "--ablation", "mean", *judge, "--output", "small")
+    assert ended.code == 0, ended.err
+    use = next(line for line in ended.out.splitlines() if line.startswith("use it: "))
+    words = use.removeprefix("use it: headprobe ").partition(" ...")[0].split()
+    assert words == ["test", "--model.name", "local-dir:small", "--model.classifier", "class-mean"]
+    again = command(tmp_path, *words, *judge[2:], *QUICK[2:], "--mask-spec", "layer:0")
+    assert again.code == 0, again.err
+    masked, pruned = ended.rows()[1], again.rows(1)[0]
+    assert pruned["images"] == masked["images"]

@@ -19,12 +19,14 @@ from headprobe.report.page.sections.described import attention, spectra
 from headprobe.report.page.sections.heads import section as heads
 from headprobe.report.page.sections.importance import importance
 from headprobe.report.page.sections.masks import ablations, indices, layers
+from headprobe.report.page.sections.pruned import pruned
 from headprobe.report.page.sections.similarity import similarity
 from headprobe.report.page.sections.worth import worth
 from headprobe.run.load import RunFiles
 
 SECTIONS: tuple[Callable[[Sequence[RunFiles]], Section | None], ...] = (
     heads,
+    pruned,
     compare,
     curves,
     ladder,

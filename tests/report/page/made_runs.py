@@ -1,6 +1,6 @@
 """Runs of any number of heads with every file that describes them, made of random numbers: nothing is scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import pytest
 
 from headprobe.masks.tables import SCORES
 from headprobe.metrics.similarity.measures import MEASURES
-from headprobe.run.results import write_arrays, write_rows
+from headprobe.run.load import read_files
+from headprobe.run.results import write_arrays, write_pruned, write_rows
 from tests.run import small_runs
 
 WITH_ERROR = (
@@ -136,3 +137,20 @@ def write_examples(folder: Path, heads: Sequence[int], grid: int = 14, images: i
         arrays[f"layer_{layer:03d}"] = random.integers(0, 256, (images, number, grid, grid), dtype=np.uint8)
         arrays[f"layer_{layer:03d}_max"] = random.uniform(size=(images, number)).astype(np.float32)
     write_arrays(folder / "examples.npz", arrays)
+
+
+LATENCIES = [
+    {"batch": 1, "before": [0.004, 0.006, 0.005], "after": [0.002, 0.006, 0.004]},
+    {"batch": 64, "before": [0.3, 0.2, 0.25, 0.4], "after": [0.1, 0.2, 0.2, 0.3]},
+]
+
+
+def write_made(folder: Path, masked: Mapping[str, list[int]], ablation: str = "zero", **more: Any) -> Path:
+    """Write `pruned.json` of these heads and made latencies beside a run that is there already."""
+    heads = read_files(folder).record["model"]["heads_per_layer"]
+    mask = {"spec": "made", "heads_per_layer": heads, "masked_heads": masked}
+    cost = {"parameters": [900, 600], "multiply_adds": [9e6, 8e6], "latencies": LATENCIES, "device": "cpu, 1 thread"}
+    proof = {"difference": 1e-7, "tolerance": 1e-5, "images": 4, "real_images": 0}
+    own = {"mask": mask, "ablation": ablation, "calibration": None, "cost": cost, "proof": proof, "curve": {}}
+    write_pruned(folder, {**own, **more})
+    return folder

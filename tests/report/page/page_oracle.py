@@ -266,10 +266,63 @@ def shapley(shown: Data, head: str, kind: str, quantity: str, folder: Path) -> N
         assert_same(shown[name], row[column], about=(head, kind, quantity, name))
 
 
+FOLDED = {"zero": "nothing folded", "mean": "bias", "optimal": "bias", "linear": "weight and bias"}
+"""What stands for some heads of a layer that are gone."""
+
+
+def pruned(own: Data, folder: Path) -> None:
+    made = json.loads((folder / "pruned.json").read_text(encoding="utf-8"))
+    per_layer, gone = made["mask"]["heads_per_layer"], made["mask"]["masked_heads"]
+    assert own["gone"] == [f"{layer}.{head}" for layer, heads in gone.items() for head in heads]
+    assert (own["heads"], own["count"]) == (sum(per_layer), sum(len(heads) for heads in gone.values()))
+    for layer, text in enumerate(own["folded"]):
+        heads = gone.get(str(layer), [])
+        some = FOLDED[made["ablation"]] if heads else ""
+        assert text.partition(",")[0] == ("the layer is a bias" if len(heads) == per_layer[layer] else some)
+    for name in ("parameters", "multiply_adds", "device"):
+        assert own[name] == made["cost"][name]
+    assert own["most_pp"] == made.get("chosen_by", {}).get("keep_top1_pp")
+    assert own["wanted"]["speed"] == made.get("chosen_by", {}).get("speed")
+    judged_sets(own, made, folder)
+    latencies(own, made)
+
+
+def judged_sets(own: Data, made: Data, folder: Path) -> None:
+    masks = masks_of(folder)
+    cells = sorted(lines(folder, "masks.csv")[1:], key=lambda row: len(heads_of(masks[row["mask"]])))
+    limits = dict(zip(made["curve"].get("heads", []), made["curve"].get("limit_pp", []), strict=False))
+    for row, cell in zip(decoded(own["sets"]), cells, strict=True):
+        heads = len(heads_of(masks[cell["mask"]]))
+        assert (row.pop("heads"), row.pop("chosen")) == (heads, heads == own["count"])
+        assert_same(row.pop("limit_pp"), limits.get(heads, math.nan))
+        tested = row.pop("tested")
+        assert (tested is None) == (heads not in limits)
+        assert_rows([row], [cell])
+
+
+def latencies(own: Data, made: Data) -> None:
+    rows = decoded(own["speeds"])
+    tried = made["curve"].get("speed_batch_64", [])
+    for row, heads, speed in zip(rows, made["curve"].get("heads", []) if tried else [], tried, strict=False):
+        assert (row["heads"], row["batch"], row["chosen"]) == (heads, 64, 0)
+        assert_same(row["speed"], speed)
+    for row, one in zip(rows[len(tried) :], made["cost"]["latencies"], strict=True):
+        ratios = np.array(one["before"]) / np.array(one["after"])
+        assert (row["heads"], row["batch"], row["pairs"], row["chosen"]) == (own["count"], one["batch"], len(ratios), 1)
+        for name, value in (
+            ("speed", np.median(ratios)),
+            ("speed_least", ratios.min()),
+            ("speed_most", ratios.max()),
+            ("ms_before", 1000 * np.median(one["before"])),
+            ("ms_after", 1000 * np.median(one["after"])),
+        ):
+            assert_same(row[name], float(value), about=name)
+
+
 CHECKS: dict[str, Callable[[Data, Path], None]] = {
     check.__name__: check
     for check in (
-        *(heads, curves, ladder, layers, indices, similarity, attention, spectra, importance, worth, ablations),
+        *(heads, curves, ladder, layers, indices, similarity, attention, spectra, importance, worth, ablations, pruned),
     )
 }
 """By the section's key."""

@@ -8,7 +8,7 @@ import pytest
 
 from headprobe.callbacks.derived import write_derived
 from headprobe.run.load import read_files
-from tests.report.page.made_runs import write_whole_run
+from tests.report.page.made_runs import write_made, write_whole_run
 from tests.report.page.page_oracle import CHECKS, check_page
 from tests.report.page.test_answer import EVERYTHING, HALF, KINDS
 from tests.run.small_runs import write_run
@@ -25,6 +25,7 @@ def whole(
         write_whole_run(folder / "before", patch, heads, ("each:head",), ("zero",))
         order = f"grow:{folder}/before:entropy_nats:least:1-{sum(heads)}/2"
         write_whole_run(folder, patch, heads, (*specs, order), kinds, **record)
+    write_made(folder, {"0": list(range(heads[0])), "1": [1]}, kinds[0] if kinds[0] in ("zero", "mean") else "zero")
     for _ in write_derived(read_files(folder)):  # now that scores are there
         pass
     return folder
