@@ -56,6 +56,9 @@ headprobe COMMAND --help shows a command's options. Exit codes: 0 done, 1 failed
 """
 
 
+BROKEN_PIPE = 141
+"""The exit code by which shells know a program whose reader has gone: 128 and the number of SIGPIPE."""
+
 INTERRUPTED = "interrupted; finished results are complete, and a test is resumed by the same command"
 
 
@@ -82,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _plain_warnings():
             _run(command, words, given=arguments is not None)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return BROKEN_PIPE
     except UsageError as error:
         return _fail(str(error), code=2)
     except RunError as error:
@@ -96,6 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(INTERRUPTED, code=130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _reader_has_gone() -> bool:
+    """Return whether nobody reads the output any more, such as `head`, which has enough; then the rest goes nowhere."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        return True
+    return False
 
 
 @contextmanager

@@ -168,6 +168,17 @@ def test_the_first_word_must_be_a_command(tmp_path: Path, words: list[str]) -> N
     assert "(study, report, compare, test, fit, prune, masks, check, models, status, convert)" in only_message(ended)
 
 
+@pytest.mark.parametrize("spec", ["layer:0", "random:1-20:0-400"])
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path: Path, spec: str) -> None:
+    words = [sys.executable, "-m", "headprobe", "masks", spec]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
 def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
     ended = command(tmp_path, "test", *QUICK, "--model.weights", "weights.pth")
