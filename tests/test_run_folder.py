@@ -132,7 +132,7 @@ def test_the_results_lie_in_lightning_logs_and_a_loggers_own_where_it_says(
 def test_several_loggers_of_one_folder_share_the_runs(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     score(trainer(tmp_path, TensorBoardLogger(tmp_path), CSVLogger(tmp_path)))
     logs = tmp_path / "lightning_logs"
-    assert {path.name for path in logs.iterdir()} == {"version_0", "units"}
+    assert {path.name for path in logs.iterdir()} == {"version_0", "units", "proofs"}
     assert {"masks.csv", "metrics.csv", "events"} <= names(logs / "version_0")
     assert not [warning for warning in recwarn if "not empty" in str(warning.message)]
 

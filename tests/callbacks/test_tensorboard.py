@@ -64,7 +64,8 @@ def test_the_baseline_is_a_constant_line_under_every_curve(events: EventAccumula
 
 
 def test_single_heads_make_a_heat_map(events: EventAccumulator, run: Ended) -> None:
-    figures = {"drop_pp/heads", "nll_rise/heads", "drop_pp/by_layer", "drop_pp/by_index", "curves/heads_removed"}
+    maps = {f"{name}/heads" for name in ("drop_pp", "nll_rise", "feature_distance")}
+    figures = {*maps, "drop_pp/by_layer", "drop_pp/by_index", "curves/heads_removed"}
     assert set(events.Tags()["images"]) == figures
     names = {path.name for path in (run.directory() / "figures").iterdir()}
     assert names == {f"{name.replace('/', '_')}.png" for name in figures}
