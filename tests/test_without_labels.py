@@ -1,6 +1,7 @@
 """Runs on images without labels, and the feature columns of any run: plain timm and numpy are the oracle."""
 
 import copy
+import csv
 import io
 import json
 import time
@@ -201,7 +202,7 @@ def test_the_refusal_of_unlabelled_data_names_the_option(tmp_path: Path, make: A
         (("--model.per_class", "true"), "--model.per_class counts right answers"),
         (("--data.on_bad_image", "wrong"), "has no answers: choose skip or error"),
         (("--data.class_map", "identity"), "leave one of the two out"),
-        (("--model.classifier", "nothing"), "model.classifier must be none"),
+        (("--model.classifier", "nothing"), "--model.classifier must be class-mean, knn, FILE.safetensors or none"),
     ],
 )
 def test_what_needs_labels_is_refused_with_the_remedy(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
@@ -414,9 +415,11 @@ def test_an_old_run_without_features_loads_and_has_its_page(tmp_path: Path) -> N
     ended = command(tmp_path, "test", *QUICK, "--mask-spec", "[each:head,grow:random:0-1]")
     assert ended.code == 0, ended.err
     directory = ended.directory()
-    rows = [line.split(",") for line in (directory / "masks.csv").read_text().splitlines()]
+    with (directory / "masks.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
     keep = [place for place, name in enumerate(rows[0]) if not name.startswith("feature_")]
-    (directory / "masks.csv").write_text("\n".join(",".join(row[place] for place in keep) for row in rows) + "\n")
+    with (directory / "masks.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([row[place] for place in keep] for row in rows)
     record = json.loads((directory / "run.json").read_text())
     del record["results"]
     (directory / "run.json").write_text(json.dumps(record))

@@ -41,7 +41,7 @@ def test_every_pair_has_the_numbers_of_its_table(runs: list[RunFiles]) -> None:
         columns = {name: decoded(values) for name, values in shown["rows"].items()}
         keys = list(zip(*(columns[name] for name in ("mask", "ablation", "quantity")), strict=True))
         wanted = {(row["mask"], row["ablation"], row["quantity"]): row for row in mask_rows(pair)}
-        assert len(keys) == 2 * 2 * 10
+        assert len(keys) == 2 * 4 * 10
         for place, key in enumerate(keys):
             for name in ("value_a", "value_b", "b_minus_a", "b_minus_a_low", "p"):
                 assert columns[name][place] == pytest.approx(wanted[key][name], rel=1e-3, abs=1e-12), (key, name)
