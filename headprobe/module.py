@@ -49,6 +49,7 @@ from headprobe.calibration.optimal import (
 )
 from headprobe.calibration.scores import DIRECT, GRADIENTS, OF_VARIANCE, ScoreStatistic
 from headprobe.calibration.slots import SlotStatistic
+from headprobe.classifiers import choice
 from headprobe.describe.base import HeadStatistic, Judged, Subject
 from headprobe.errors import HeadprobeWarning, RunError, UsageError
 from headprobe.masks.ablations import FITTED, LINEAR, OPTIMAL, RESAMPLE, ZERO, Ablation, Ablations
@@ -72,9 +73,6 @@ if TYPE_CHECKING:
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""
-
-NO_CLASSIFIER = "none"
-"""The choice of a classifier that asks for none: the pooled feature alone is scored."""
 
 MOVED = f"{CountFeatures.name}/sums"
 """Name of the sums of features."""
@@ -206,7 +204,7 @@ class HeadProbe(lightning.LightningModule):
         classifier: str | None = None,
     ) -> None:
         super().__init__()
-        self.classifying = None if classifier in (None, NO_CLASSIFIER) else _classifying(classifier, num_classes)
+        self.classifying = None if classifier in (None, choice.NONE) else _classifying(classifier, num_classes)
         if row_budget is not None and row_budget < 1:
             raise UsageError(f"model.row_budget must be 1 or more, got {row_budget}")
         self.save_hyperparameters()
@@ -270,7 +268,7 @@ class HeadProbe(lightning.LightningModule):
     @property
     def labelled(self) -> bool:
         """Whether images are judged by their labels; without a classifier by their features alone."""
-        return self.classifier != NO_CLASSIFIER
+        return self.classifier != choice.NONE
 
     @property
     def class_names(self) -> list[str] | None:

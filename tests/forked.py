@@ -109,6 +109,26 @@ def run(folder: Path, *words: str, processes: int = 1, **cluster: Any) -> Ended:
     return start(folder, *words, processes=processes, **cluster).wait()
 
 
+def resumed_after_a_kill(folder: Path, stores: int, *words: str) -> tuple[Ended, int]:
+    """Kill two processes once so many stores hold finished units, a store a stage; go on with one process.
+
+    Returns:
+        How it ended, and the number of its run.
+    """
+    running, deadline = start(folder, *words, processes=2), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if sum(any(own.glob("units-*.npz")) for own in folder.glob("lightning_logs/units/*")) == stores:
+            break
+        time.sleep(0.01)
+    running.kill()
+    assert len(list(folder.glob("lightning_logs/units/*/store.json"))) == stores
+    number = len(list(folder.glob("lightning_logs/version_*")))
+    ended = run(folder, *words)
+    assert ended.code == 0, ended.err
+    assert "Resuming: " in ended.out or "All of it was scored before" in ended.out
+    return ended, number
+
+
 def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log: str) -> None:
     os.setpgid(0, 0)  # so that worker processes can be killed together with it
     os.chdir(folder)

@@ -4,7 +4,6 @@ import copy
 import csv
 import io
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -375,20 +374,7 @@ def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: P
     whole = forked.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole.err
 
-    folder = tmp_path / "killed"
-    running, deadline = forked.start(folder, *words, processes=2), time.monotonic() + 60
-    wanted = {"fit": 1, "test": 2}[stage]
-    while time.monotonic() < deadline:
-        stores = [own for own in folder.glob("lightning_logs/units/*") if list(own.glob("units-*.npz"))]
-        if len(stores) == wanted:
-            break
-        time.sleep(0.01)
-    running.kill()
-    assert len(list(folder.glob("lightning_logs/units/*/store.json"))) == wanted
-    judged = len(list(folder.glob("lightning_logs/version_*")))
-    ended = forked.run(folder, *words)
-    assert ended.code == 0, ended.err
-    assert "Resuming: " in ended.out or "All of it was scored before" in ended.out
+    ended, judged = forked.resumed_after_a_kill(tmp_path / "killed", {"fit": 1, "test": 2}[stage], *words)
     for name in ("masks.csv", "groups.npz", "scores.csv", "calibration.safetensors"):
         assert (ended.directory(judged) / name).read_bytes() == (whole.directory() / name).read_bytes(), name
 

@@ -150,6 +150,8 @@ def _tried(backbone: nn.Module, way: Way, images: Tensor, plain: Tensor) -> int 
     """
     if not callable(getattr(type(backbone), "forward_head", None)):
         return "the model has no forward_head that pools a feature"
+    if "forward_head" in vars(backbone):
+        return "its forward_head was replaced by another one"
     pooled: list[Any] = []
     with _heading(backbone, _kept_pooled(pooled, weightless=way == "twice")):
         try:
@@ -183,14 +185,11 @@ def _heading(backbone: nn.Module, head: Callable[..., Any]) -> Iterator[None]:
 
     The method is bound to the model: a copy that is made meanwhile has one of its own.
     """
-    own = vars(backbone).get("forward_head")
     vars(backbone)["forward_head"] = MethodType(head, backbone)
     try:
         yield
     finally:
         vars(backbone).pop("forward_head", None)
-        if own is not None:
-            vars(backbone)["forward_head"] = own
 
 
 def _classified(model: Any, *args: Any, **kwargs: Any) -> Tensor:

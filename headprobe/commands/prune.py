@@ -17,7 +17,7 @@ from headprobe.backbone.weights import BUNDLED
 from headprobe.calibration.constants import Calibration
 from headprobe.callbacks.precision import EXACT
 from headprobe.commands import test_and_fit
-from headprobe.commands.study import REPORT
+from headprobe.commands.study import print_page
 from headprobe.commands.test_and_fit import TestCLI
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import FITTED, LINEAR
@@ -27,7 +27,6 @@ from headprobe.pruning import choose
 from headprobe.pruning.cost import Latency, latency
 from headprobe.pruning.make import Pruning, make, refuse_hopeless
 from headprobe.report.table import console
-from headprobe.run.load import load_files
 from headprobe.run.results import write_pruned
 
 ORDER = "grow:calibration:residual_variance_after_projection"
@@ -218,9 +217,7 @@ class PruneCLI(TestCLI):
             folder: Path | None = trainer.folder  # type: ignore[attr-defined]  # a ProbeTrainer
             if self._reads_data and folder is not None:
                 write_pruned(folder, {**made, "curve": _curve(files)})
-                from headprobe.report.page.build import write_page  # only now is there anything to show
-
-                console.print(f"Report: {write_page([load_files(folder)], folder / REPORT)}", soft_wrap=True)
+                print_page(folder)
 
     def _about(self) -> dict[str, Any]:
         """Return what the folder says of how it came about."""

@@ -80,9 +80,14 @@ class StudyCLI(TestCLI):
         super().test(**options)
         folder: Path | None = self.trainer.folder  # type: ignore[attr-defined]  # a ProbeTrainer
         if self.trainer.is_global_zero and folder is not None:
-            from headprobe.report.page.build import write_page  # only now is there anything to show
+            print_page(folder)
 
-            console.print(f"Report: {write_page([load_files(folder)], folder / REPORT)}", soft_wrap=True)
+
+def print_page(folder: Path) -> None:
+    """Make the page of a run that has ended, from its files, and say where it is."""
+    from headprobe.report.page.build import write_page  # only now is there anything to show
+
+    console.print(f"Report: {write_page([load_files(folder)], folder / REPORT)}", soft_wrap=True)
 
 
 def run(words: list[str] | None) -> None:

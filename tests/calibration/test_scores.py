@@ -247,7 +247,8 @@ def test_a_constant_head_has_no_variance_and_no_rank() -> None:
 
 def test_a_model_that_cuts_gradients_off_is_refused_by_name() -> None:
     probe = tiny_probe("vit")
-    probe.backbone.get_submodule("norm").register_forward_hook(lambda *given: given[-1].detach())
+    plain = probe.backbone.forward_head
+    probe.backbone.forward_head = lambda x, **_: plain(x.detach())  # type: ignore[assignment,operator]
     with pytest.raises(UsageError, match="the scores of heads follow gradients back to the heads"):
         scored(probe, noise(probe, 7), LABELS)
 

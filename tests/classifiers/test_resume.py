@@ -1,7 +1,6 @@
 """Fitting a classifier is exactly once: broken off or killed in either stage, by one process or two: the same bits."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from headprobe.errors import RunError
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
-from tests.forked import digits, run, start
+from tests.forked import digits, resumed_after_a_kill, run
 
 RUN = (
     *("test", "--data.path", "set", "--data.num_workers", "0", "--trainer.accelerator", "cpu"),
@@ -119,18 +118,5 @@ def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: P
     whole = run(tmp_path / "whole", *words)
     assert whole.code == 0, whole.err
 
-    folder = tmp_path / "killed"
-    running, deadline = start(folder, *words, processes=2), time.monotonic() + 60
-    wanted = {"fit": 1, "test": 2}[stage]
-    while time.monotonic() < deadline:
-        stores = [own for own in folder.glob("lightning_logs/units/*") if list(own.glob("units-*.npz"))]
-        if len(stores) == wanted:
-            break
-        time.sleep(0.01)
-    running.kill()
-    assert len(list(folder.glob("lightning_logs/units/*/store.json"))) == wanted
-    judged = len(list(folder.glob("lightning_logs/version_*")))
-    ended = run(folder, *words)
-    assert ended.code == 0, ended.err
-    assert "Resuming: " in ended.out or "All of it was scored before" in ended.out
+    ended, judged = resumed_after_a_kill(tmp_path / "killed", {"fit": 1, "test": 2}[stage], *words)
     same_bits(ended, judged, whole)
