@@ -75,7 +75,7 @@ class GrowingPass:
         return replace(plan, waves=tuple(tuple(self.beginnings.of_wave(wave)) for wave in plan.waves))
 
     def layers_run(self, wave: tuple[int, ...]) -> int:
-        """Return how many layers an image's rows run through in a wave: the trunk's, and each mask's from its join on."""
+        """Return how many layers an image's rows run through in a wave: the trunk's, and others from their joins on."""
         places = [join.place for join in self.joins]
         joined = [places[beginning.layer] for beginning in self.beginnings.of_wave(wave).values()]
         return len(places) + sum(other >= place for place in joined for other in places)

@@ -328,7 +328,7 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
         (keep[:first], [(mask,) for mask in range(0, first, step)] * alone),
     ):
         for allowed in dict.fromkeys([NO_SHORTCUTS, shortcuts]):
-            with GrowingPass(model, layout, joins, masks, allowed) as growing:
+            with GrowingPass(model, layout, joins, masks, allowed, once=False) as growing:
                 for wave in waves:
                     ordered = tuple(growing.beginnings.of_wave(wave))
                     found = growing.logits(images, RowPlan(len(images), len(images), (ordered,), (), len(images)))
