@@ -48,7 +48,7 @@ def prune(folder: Path, *words: str) -> Ended:
         (("--output", "new", "--keep-top1", "40", "--data.calibration", "same"), "shows nothing on the images"),
         (("--output", "new", "--keep-top1", "40", "--model.classifier", "none"), "--keep-top1 counts right answers"),
         (("--output", "x" * 300, "--mask-spec", "layer:1"), "the new folder cannot have this name"),
-        (("--output", "new", "--keep-top1", "1"), "judged images cannot show that a set loses at .* give at least 268"),
+        (("--output", "new", "--keep-top1", "1"), "judged images cannot show that a set loses at .* give at least 299"),
         (("--output", "new", "--mask-spec", "layer:1", "--model.name", "vit_relpos_small_patch16_224",
           "--model.pretrained", "false"), "no head of 'blocks.1.attn' can be removed: its class is not among"),
     ],
@@ -134,6 +134,13 @@ def test_zero_needs_no_images(tmp_path: Path) -> None:
                   "--output", "small")  # fmt: skip
     assert ended.code == 0, ended.err
     assert "on 4 images of noise in float32" in ended.out
+    assert (
+        "note: no images were read, so nothing was judged: there is no run in lightning_logs and no page" in ended.out
+    )
+    own = json.loads((tmp_path / "small" / "config.json").read_text())["headprobe"]["cost"]
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "| parameters | {:,} to {:,} |".format(*own["parameters"]) in card
+    assert "| a batch of 64 |" in card
     assert not (tmp_path / "lightning_logs").exists()
 
 
@@ -141,6 +148,7 @@ def test_a_pruned_model_is_pruned_again_by_the_command(tmp_path: Path) -> None:
     assert prune(tmp_path, "--mask-spec", "layer:3+head:0.0", "--output", "one").code == 0
     ended = prune(tmp_path, "--model.name", "local-dir:one", "--mask-spec", "head:0.1+layer:3", "--output", "two")
     assert ended.code == 0, ended.err
+    assert (ended.directory(1) / "report.html").exists()  # its images are bundled, as those of the whole model
     layers = json.loads((tmp_path / "two" / "config.json").read_text())["headprobe"]["layers"]
     kept = {name: layer["kept"] for name, layer in layers.items()}
     assert kept == {"blocks.0.attn": [1, 3], "blocks.3.attn": [], "blocks.4.attn": []}
@@ -237,7 +245,7 @@ def test_the_smallest_set_that_is_fast_enough_is_removed(tmp_path: Path, monkeyp
         counts = [float(cost.parameters_of(model)) for model in models]
         return cost.Latency(batch, (counts[0],), (counts[1],))
 
-    monkeypatch.setattr("headprobe.commands.prune.latency", by_parameters)
+    monkeypatch.setattr("headprobe.pruning.choose_in_run.latency", by_parameters)
     words = ("--speed", "1.1", "--ablation", "linear", "--data.max_images", "100")
     ended = prune(tmp_path, *words, "--output", "small")
     assert ended.code == 0, ended.err
@@ -255,7 +263,7 @@ def test_the_smallest_set_that_is_fast_enough_is_removed(tmp_path: Path, monkeyp
 def test_what_it_says_to_use_names_the_classifier_that_judged(
     by_speed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headprobe.commands.prune.latency", lambda *_: cost.Latency(64, (2.0,), (1.0,)))
+    monkeypatch.setattr("headprobe.pruning.choose_in_run.latency", lambda *_: cost.Latency(64, (2.0,), (1.0,)))
     judge = ("--model.classifier", "class-mean", "--data.max_images", "100")
     what = ("--speed", "1.1") if by_speed else ("--mask-spec", "layer:1")
     ended = prune(tmp_path, *what, "--ablation", "mean", *judge, "--output", "small")

@@ -131,7 +131,7 @@ headprobe.section("pruned", (root, data, page) => {
       lines: [
         `${row.heads} of ${run.heads} heads removed, batch ${row.batch}${row.chosen ? ": the model that was written" : ": on the way to it"}`,
         `${page.fixed(row.speed, 2)} times as fast, pairs from ${page.fixed(row.speed_least, 2)} to ${page.fixed(row.speed_most, 2)}`,
-        ...(row.chosen ? [`${page.number(row.ms_before)} to ${page.number(row.ms_after)} ms, medians of ${row.pairs} pairs`] : []),
+        ...(row.chosen ? [`${page.number(row.ms_before)} to ${page.number(row.ms_after)} ms, medians of ${row.pairs} pairs${row.passes > 1 ? `, each timing the mean of ${row.passes} passes` : ""}`] : []),
       ],
     };
   }
