@@ -43,15 +43,14 @@ def test_its_marks_and_texts_hold_the_numbers_of_the_files(smaller: Path, opened
     marks = page.locator("#pruned path.dot[role]").evaluate_all("all => all.map((one) => one.ariaLabel)")
     assert len(marks) == (7 + 2) + (1 + 2 + 2)  # sets and speeds of both runs
     written = [mark for mark in marks if "the model that was written" in mark]
-    assert len(written) == page.locator("#pruned path.dot[fill=none]").count() == 6
+    assert len(written) == page.locator("#pruned svg[aria-label] path.dot[fill=none]").count() == 6
     assert sum("behind the first that failed" in mark for mark in marks) == 2
     # medians of 4, 6, 5 ms by 2, 6, 4 ms, pair by pair
-    said = (
-        "1.25 times as fast, pairs from 1.00 to 2.00, 5 to 4 ms, medians of 3 pairs, each timing the mean of 3 passes"
-    )
-    assert sum(f"3 of 7 heads removed, batch 1: the model that was written, {said}" == mark for mark in marks) == 1
+    speed = "1.25 times as fast, pairs from 1.00 to 2.00"
+    times = "5.00 to 4.00 ms, medians of 3 pairs, each timing the mean of 3 passes"
+    assert f"3 of 7 heads removed, batch 1: the model that was written, {speed}, {times}" in marks
     shown = page.locator("#pruned").inner_text()
-    for text in ("allowed: 6 points", "asked for: 1.2 at batch 64", "weight and bias, refitted", "900 to 600"):
+    for text in ("allowed: 6 points", "asked for: 1.2 at batch 64", "weight and bias, refitted", "fitted on 30 images"):
         assert text in shown
 
 

@@ -56,7 +56,8 @@ def test_a_set_that_loses_more_is_accepted_in_at_most_5_of_100_data_sets(monkeyp
     assert 0 < accepted <= stats.binom.ppf(0.999, trials, 0.05)
 
 
-def test_a_failed_first_set_says_how_many_images_would_do() -> None:
+def test_a_failed_first_set_says_how_many_images_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headprobe.pruning.choose.exact_drop_limit_pp", functools.cache(exact_drop_limit_pp))
     first = fixed_sequence([(1, 300, 4, 2)], 1.0)[0][0]
     needed = images_needed(1.0, 4, 2, 300)
     assert needed is not None

@@ -28,8 +28,8 @@ def exact_drop_limit_pp(lost: int, won: int, images: int, confidence: float = 0.
     Data sets are put in the order of their score limits (Tango). The limit is the largest drop under which one that is
     as good as this, or better, has a chance above 1 minus the confidence, whatever the rate of gains: Buehler's limit,
     the smallest that holds for every drop and keeps the order. Rates that the number of gains rules out are left alone
-    (Berger and Boos). Without a changed answer it is `1 - (1 - confidence)^(1/n)` of n images, that of Clopper and
-    Pearson for 0 of n.
+    (Berger and Boos). Without a changed answer it is `1 - (1 - confidence)^(1/n)` of n images, where they are 20 or
+    more: that of Clopper and Pearson for 0 of n.
 
     Args:
         lost: Images that only the whole model has right.
@@ -48,18 +48,30 @@ def exact_drop_limit_pp(lost: int, won: int, images: int, confidence: float = 0.
     ends = stats.binom.ppf(TAIL, images, rates[0]), stats.binom.isf(TAIL, images, rates[-1])
     gains = np.arange(int(min(*ends, won)), int(max(*ends, won)) + 1)  # [gains]
     chances = stats.binom.pmf(gains, images, rates[:, None])  # [rates, gains]
-    most = _most_losses(lost, won, images, gains, confidence)  # [gains]
+    score = float(drop_interval_pp(lost, won, images, 2 * confidence - 1)[1]) / 100
+    most = _most_losses(lost, won, images, gains, score, confidence)  # [gains]
     level = 1 - confidence - OUTSIDE - 2 * TAIL
 
-    def excess(drop: float) -> float:
-        """Return by how much the chance of such data, at the rate of gains that makes it largest, is too large."""
-        losing = rates + drop
-        share = np.clip(losing / np.maximum(1 - rates, ROUNDING), 0, 1)  # of images without a gain
+    def chance(drop: float, rates: FloatArray, chances: FloatArray) -> float:
+        """Return the chance of such data, or better, at the rate of gains that makes it largest."""
+        share = np.clip((rates + drop) / np.maximum(1 - rates, ROUNDING), 0, 1)  # of images without a gain
         fewer = special.bdtr(np.maximum(most, 0), images - gains, share[:, None]) * (most >= 0)  # [rates, gains]
-        possible = losing <= 1 - rates
-        return float(np.max((chances * fewer).sum(axis=1) * possible)) - level
+        possible = 2 * rates + drop <= 1 + ROUNDING
+        return float(np.max((chances * fewer).sum(axis=1) * possible))
 
-    return 100 * float(optimize.brentq(excess, -1.0, 1.0, xtol=1e-10))
+    def excess(drop: float) -> float:
+        """Return by how much that is too large; beside the rates stands the largest that leaves room for the drop."""
+        edge = np.clip([(1 - drop) / 2], rates[0], rates[-1])
+        at_edge = chance(drop, edge, stats.binom.pmf(gains, images, edge[:, None]))
+        return max(at_edge, chance(drop, rates, chances)) - level
+
+    step = (score - (lost - won) / images) / 4
+    low = high = score  # the limit is near it
+    while low > -1 and excess(low) <= 0:
+        low = max(low - step, -1.0)
+    while high < 1 and excess(high) > 0:
+        high = min(high + step, 1.0)
+    return 100 * float(optimize.brentq(excess, low, high, xtol=1e-9))
 
 
 def _rates_of_gains(won: int, images: int) -> FloatArray:
@@ -70,20 +82,20 @@ def _rates_of_gains(won: int, images: int) -> FloatArray:
     return np.asarray(np.sin(angles) ** 2)
 
 
-def _most_losses(lost: int, won: int, images: int, gains: IntArray, confidence: float) -> IntArray:
-    """Return for each number of gains the most losses whose score limit is no higher than that of the data.
+def _most_losses(lost: int, won: int, images: int, gains: IntArray, limit: float, confidence: float) -> IntArray:
+    """Return for each number of gains the most losses whose score limit is no higher than this one, of the data.
 
     Returns:
         `[gains]`; -1 where not even 0 losses are few enough.
     """
-    limit = drop_interval_pp(lost, won, images, 2 * confidence - 1)[1] / 100
     z_square = float(stats.norm.isf(1 - confidence)) ** 2 * (1 - ROUNDING)
     low, high = np.full(len(gains), -1), images - gains + 1
     for _ in range(images.bit_length() + 1):
         middle = (low + high) // 2
         losses = np.clip(middle, 0, images - gains)
         away = (losses - gains) / images - limit
-        good = (away <= 0) & (images * away**2 >= z_square * null_variance(losses / images, gains / images, limit))
+        variance = null_variance(losses / images, gains / images, np.asarray(limit))
+        good = (away <= 0) & (images * away**2 >= z_square * variance)
         good |= middle < 0
         good &= middle <= images - gains
         low, high = np.where(good, middle, low), np.where(good, high, middle)
