@@ -11,8 +11,9 @@ import torch
 import headprobe
 from headprobe.backbone.sandbox import relative
 from headprobe.calibration.constants import digest_of, read_calibration
+from headprobe.errors import RunError
 from headprobe.module import HeadProbe
-from headprobe.pruning import cost
+from headprobe.pruning import cost, refit
 from headprobe.pruning.make import _of_speed
 from tests.cli_runs import QUICK, Ended, command, only_message
 from tests.report.page.page_oracle import check_page
@@ -192,11 +193,22 @@ def test_a_model_that_is_slower_than_when_it_was_chosen_is_said() -> None:
     assert line.startswith("note: 1.3x was wanted and measured when the set was chosen; measured again it is 1.11x")
 
 
-def test_refitting_fits_each_layer_in_the_model_that_is_pruned_before_it(tmp_path: Path) -> None:
+def stopped(*_: Any) -> None:
+    raise RunError("stopped, got a stop")
+
+
+def test_refitting_fits_each_layer_in_the_model_that_is_pruned_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("--mask-spec", "head:1.0,1+head:2.0+head:4.3", "--ablation", "linear", "--data.max_images", "200")
     plain = prune(tmp_path, *words, "--output", "plain")
+    fitted_layers = iter([refit._in_smaller])  # of the second layer; then the command is stopped
+    with monkeypatch.context() as patch:
+        patch.setattr(refit, "_in_smaller", lambda *given: next(fitted_layers, stopped)(*given))
+        assert prune(tmp_path, *words, "--refit", "--output", "refitted").code == 1
     refitted = prune(tmp_path, *words, "--refit", "--output", "refitted")
     assert (plain.code, refitted.code) == (0, 0), refitted.err
+    assert refitted.out.count("All of it was scored before") == 2  # the first and the second layer
     first, second = read_calibration(plain.directory(0)), read_calibration(refitted.directory(1))
     assert second.about["refitted"] == ["blocks.2.attn", "blocks.4.attn"]
     means = [(a.mean == b.mean).all() for a, b in zip(first.layers, second.layers, strict=True)]
