@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from headprobe.backbone.pruned.card import steps_of
@@ -173,10 +174,15 @@ class PruneCLI(TestCLI):
         """Check the data where any are read, and that these can show what is asked for."""
         if not self._reads_data:
             return
-        self.open_data()
-        most, images = self.config["test"].keep_top1, self.datamodule.expected_images
-        if most is not None:
+        if self.config["test"].keep_top1 is not None:
             self._refuse_same()
+        self.open_data()
+        self._refuse_few()
+
+    @rank_zero_only
+    def _refuse_few(self) -> None:
+        """Refuse images that can show nothing; only the first process has opened them."""
+        most, images = self.config["test"].keep_top1, self.datamodule.expected_images
         if most is not None and images is not None:
             choose.refuse_few(images, most)
 

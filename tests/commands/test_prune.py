@@ -3,14 +3,18 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 import headprobe
 from headprobe.backbone.sandbox import relative
 from headprobe.calibration.constants import digest_of, read_calibration
+from headprobe.commands.prune import PruneCLI
+from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError
 from headprobe.module import HeadProbe
 from headprobe.pruning import cost, refit
@@ -128,6 +132,15 @@ def test_the_folder_of_the_run_has_the_smaller_model_and_its_page(linear: Ended)
     assert {"mask", "ablation", "calibration", "proof", "cost", "command"} <= made.keys()
     assert "pruned" in check_page(linear.directory())
     assert 'id="pruned"' in (linear.directory() / "report.html").read_text(encoding="utf-8")
+
+
+def test_other_processes_leave_opening_the_data_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    second: Any = PruneCLI.__new__(PruneCLI)  # as `--trainer.devices 2` starts it
+    second.words = ["prune"]
+    second.config = {"test": SimpleNamespace(keep_top1=40.0, speed=None, data=SimpleNamespace(path="digits"))}
+    second.model, second.datamodule = SimpleNamespace(fits=True), ImageNetDataModule()
+    second.before_test()  # would fail where it asked for the number of images
 
 
 def test_zero_needs_no_images(tmp_path: Path) -> None:
