@@ -26,7 +26,7 @@ SHORTEST = 0.01
 
 FEWEST_PAIRS = 5
 SECONDS_A_BATCH = 60.0
-"""Pairs of forward passes end after so many seconds for each batch size, but for the fewest."""
+"""Pairs of timings end after so many seconds for each batch size, but for the fewest."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def measured(
         before: The whole model.
         after: The pruned one.
         input_size: `(channels, height, width)` of an image.
-        pairs: Pairs of forward passes for each batch size.
+        pairs: Pairs of timings for each batch size.
         batches: Images a batch.
     """
     models = (before, after)
