@@ -27,6 +27,7 @@ from headprobe.backbone.sandbox import perturbed, relative
 from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec, expand_all
+from headprobe.pruning.cost import passes_of
 
 WHOLE, MASKED, OURS, THEIRS = "original", "masked", "pruned", "Torch-Pruning"
 SHARES = (25, 50, 75)
@@ -63,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shares", type=int, nargs="+", default=SHARES, help="per cent of the heads to remove")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="images of noise per pass")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--pairs", type=int, default=15, help="rounds, each of them one pass of every case")
+    parser.add_argument("--pairs", type=int, default=15, help="rounds, each of them one timing of every case")
     parser.add_argument("--seed", type=int, default=0, help="of the heads, which are drawn at random")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
@@ -101,11 +102,11 @@ def measure(model: nn.Module, share: int, options: argparse.Namespace) -> Iterat
         refuse_different(models)
         for batch in options.batches:
             images = noise(model, batch)
-            times = take_turns({name: passing(one, images) for name, one in models.items()}, options.pairs)
+            times, passes = take_turns({name: passing(one, images) for name, one in models.items()}, options.pairs)
             for name, seconds in times.items():
                 parameters = sum(one.numel() for one in models[name].parameters())
-                case = {"heads": f"{gone} of {heads}", "batch": batch, "case": name, "parameters": parameters}
-                yield case | numbers(seconds, times, batch)
+                case = {"heads": f"{gone} of {heads}", "batch": batch, "passes": passes, "case": name}
+                yield case | {"parameters": parameters} | numbers(seconds, times, batch)
 
 
 def cases(model: nn.Module, spec: str) -> dict[str, nn.Module]:
@@ -164,28 +165,31 @@ def noise(model: nn.Module, batch: int) -> Tensor:
     return torch.randn(batch, *built_size(model), generator=torch.Generator().manual_seed(0))
 
 
-def passing(model: nn.Module, images: Tensor) -> Callable[[], float]:
-    """Return a forward pass that says how many seconds it took."""
+def passing(model: nn.Module, images: Tensor) -> Callable[[int], float]:
+    """Return what times forward passes, and says how many seconds one took on average."""
 
-    def seconds() -> float:
+    def seconds(passes: int) -> float:
         began = time.perf_counter()
-        model(images)
-        return time.perf_counter() - began
+        for _ in range(passes):
+            model(images)
+        return (time.perf_counter() - began) / passes
 
     return seconds
 
 
-def take_turns(passes: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each case and round, after one round to warm up; the order is reversed every round."""
-    times: dict[str, list[float]] = {name: [] for name in passes}
-    order = list(passes)
-    for round_ in range(-1, rounds):
+def take_turns(timings: dict[str, Callable[[int], float]], rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Return the seconds of a pass of each case and round, and of how many passes each timing is the mean.
+
+    Two rounds to warm up say how long a pass takes; the order is reversed every round.
+    """
+    passes = passes_of([timing(1) for _ in range(2) for timing in timings.values()])
+    times: dict[str, list[float]] = {name: [] for name in timings}
+    order = list(timings)
+    for _ in range(rounds):
         order.reverse()
         for name in order:
-            seconds = passes[name]()
-            if round_ >= 0:
-                times[name].append(seconds)
-    return times
+            times[name].append(timings[name](passes))
+    return times, passes
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def numbers(seconds: Sequence[float], times: dict[str, list[float]], batch: int)
 
 def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Return the numbers as a table in Markdown."""
-    columns = ("heads removed", "batch", "case", "parameters", "ms", "images/s", f"x {WHOLE}", f"x {MASKED}")
+    columns = ("heads removed", "batch", "case", "parameters", "ms", "images/s", f"x {WHOLE}", f"x {MASKED}", "passes")
     lines = []
     for row in rows:
         speeds = [
@@ -211,7 +215,8 @@ def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
             for name in (WHOLE, MASKED)
         ]
         times = (f"{row['milliseconds']:.2f}", f"{row['images_per_second']:.1f}")
-        lines.append((row["heads"], str(row["batch"]), row["case"], f"{row['parameters']:,}", *times, *speeds))
+        case = (row["heads"], str(row["batch"]), row["case"], f"{row['parameters']:,}")
+        lines.append((*case, *times, *speeds, str(row["passes"])))
     return markdown(setting, columns, lines)
 
 

@@ -143,7 +143,7 @@ which model, on which images (zero with a mask needs none)
 
 what is written
   --output DIR                        a new folder: model.safetensors, config.json, README.md, perhaps curve.csv
-  --pairs 20                          pairs of forward passes that measure latency, before and after [20]
+  --pairs 20                          pairs of timings that measure latency, before and after [20]
 
 Load it with headprobe.load_pruned(DIR), or as --model.name local-dir:DIR (docs/prune.md).
 """

@@ -1,30 +1,28 @@
 """`prune`: a `test` of one mask, after which the masked heads are removed for good and the smaller model is written."""
 
-import csv
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from headprobe.backbone.pruned.card import steps_of
 from headprobe.backbone.pruned.directory import refuse_existing
-from headprobe.backbone.weights import BUNDLED
-from headprobe.calibration.constants import Calibration
+from headprobe.backbone.weights import BUNDLED, ModelSource, pruned_source
 from headprobe.callbacks.precision import EXACT
 from headprobe.commands import test_and_fit
 from headprobe.commands.study import print_page
 from headprobe.commands.test_and_fit import TestCLI
-from headprobe.errors import RunError, UsageError
-from headprobe.masks.ablations import FITTED, LINEAR
-from headprobe.masks.spec import NONE, MaskSpecs, Variant
+from headprobe.errors import UsageError
+from headprobe.masks.ablations import LINEAR
+from headprobe.masks.spec import NONE, MaskSpecs
 from headprobe.module import AfterBatch, HeadProbe, StepResult
 from headprobe.pruning import choose
-from headprobe.pruning.cost import Latency, latency
+from headprobe.pruning.choose_in_run import SPEED_BATCH, by_accuracy, by_column, by_speed, go_on_with
 from headprobe.pruning.make import Pruning, make, refuse_hopeless
 from headprobe.report.table import console
 from headprobe.run.results import write_pruned
@@ -38,8 +36,10 @@ CURVE = "curve.csv"
 REAL_IMAGES = 16
 """Images of the run on which the proof is repeated."""
 
-SPEED_BATCH = 64
-"""Images a batch of the latencies that `--speed` compares."""
+NOT_JUDGED = (
+    "note: no images were read, so nothing was judged: there is no run in lightning_logs and no page; give --data.path "
+    "to have both"
+)
 
 
 class KeepImages(AfterBatch):
@@ -89,7 +89,7 @@ class PruneCLI(TestCLI):
             default=None,
             help="Remove the smallest nested set that makes the model so many times faster.",
         )
-        parser.add_argument("--pairs", type=int, default=20, help="Pairs of forward passes that measure latency.")
+        parser.add_argument("--pairs", type=int, default=20, help="Pairs of timings that measure latency.")
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot be done before anything is built or fetched."""
@@ -143,8 +143,8 @@ class PruneCLI(TestCLI):
     def _reads_data(self) -> bool:
         """Whether images are read: where something is fitted or chosen, and where the user names any."""
         config = self.config["test"]
-        named = config.data.path != "digits" or self.model.source.name in BUNDLED
-        return self.model.fits or self._chooses or named
+        named = any(word.partition("=")[0] == "--data.path" for word in self.words) or config.data.path != "digits"
+        return self.model.fits or self._chooses or named or _bundled(self.model.source)
 
     def choose_masks(self) -> None:
         """Choose the mask, and refuse what cannot be pruned."""
@@ -174,10 +174,15 @@ class PruneCLI(TestCLI):
         """Check the data where any are read, and that these can show what is asked for."""
         if not self._reads_data:
             return
-        self.open_data()
-        most, images = self.config["test"].keep_top1, self.datamodule.expected_images
-        if most is not None:
+        if self.config["test"].keep_top1 is not None:
             self._refuse_same()
+        self.open_data()
+        self._refuse_few()
+
+    @rank_zero_only
+    def _refuse_few(self) -> None:
+        """Refuse images that can show nothing; only the first process has opened them."""
+        most, images = self.config["test"].keep_top1, self.datamodule.expected_images
         if most is not None and images is not None:
             choose.refuse_few(images, most)
 
@@ -192,32 +197,38 @@ class PruneCLI(TestCLI):
 
     def test(self, **options: Any) -> None:
         """Fit, judge, then remove the heads and write the smaller model."""
-        config, trainer, model = self.config["test"], self.trainer, self.model
-        keep = KeepImages()
+        config, model, data = self.config["test"], self.model, self.datamodule
+        trainer: Any = self.trainer  # a ProbeTrainer
+        keep, curve = KeepImages(), ""
         if config.refit:
             from headprobe.pruning.refit import refit
 
-            found = refit(trainer, model, self.datamodule)  # type: ignore[arg-type]  # a ProbeTrainer
-            self._use(found)
-        files: dict[str, str] = {}
+            go_on_with(model, data, refit(trainer, model, data))
         if config.speed is not None:
-            files = self._choose_by_speed(config.speed)
+            curve = by_speed(trainer, model, data, config.speed, config.pairs)
         if self._reads_data:
-            trainer.callbacks.append(keep)  # type: ignore[attr-defined]  # Lightning's own list
+            trainer.callbacks.append(keep)
             super().test(**options)
         variant = model.variants[0]
         if config.keep_top1 is not None:
-            variant, files = self._choose_by_accuracy(config.keep_top1)
+            variant, curve = by_accuracy(model, config.keep_top1)
         if trainer.is_global_zero:
             model.to(trainer.strategy.root_device)
-            pruning = Pruning(model, variant, keep.images, config.pairs, self._about(), files)
-            lines, made = make(pruning, Path(config.output), config.speed)
-            for line in lines:
-                console.print(line, soft_wrap=True, markup=False)
-            folder: Path | None = trainer.folder  # type: ignore[attr-defined]  # a ProbeTrainer
-            if self._reads_data and folder is not None:
-                write_pruned(folder, {**made, "curve": _curve(files)})
-                print_page(folder)
+            files = {CURVE: curve} if curve else {}
+            self._make(Pruning(model, variant, keep.images, config.pairs, self._about(), files), curve)
+
+    def _make(self, pruning: Pruning, curve: str) -> None:
+        """Write the smaller model, and the page of its run where images were judged; say what was written."""
+        config = self.config["test"]
+        lines, made = make(pruning, Path(config.output), config.speed)
+        if not self._reads_data:
+            lines.append(NOT_JUDGED)
+        for line in lines:
+            console.print(line, soft_wrap=True, markup=False)
+        folder: Path | None = self.trainer.folder  # type: ignore[attr-defined]  # a ProbeTrainer
+        if self._reads_data and folder is not None:
+            write_pruned(folder, {**made, "curve": by_column(curve)})
+            print_page(folder)
 
     def _about(self) -> dict[str, Any]:
         """Return what the folder says of how it came about."""
@@ -229,86 +240,12 @@ class PruneCLI(TestCLI):
             about["chosen_by"] = {"speed": config.speed, "batch": SPEED_BATCH}
         return about
 
-    def _choose_by_accuracy(self, most_pp: float) -> tuple[Variant, dict[str, str]]:
-        """Return the largest set that is shown to lose at most so much, and the curve that led to it.
 
-        Raises:
-            RunError: None is.
-        """
-        model = self.model
-        choose.refuse_unordered(model.variants)
-        if model.scores is None:
-            raise RunError("the test ended before its results were added up")
-        tested, chosen = choose.fixed_sequence(choose.counts_of(model.variants, model.scores), most_pp)
-        if chosen is None:
-            raise RunError(choose.why_none(tested[0], most_pp))
-        return model.variants[chosen], {CURVE: choose.curve_text(tested, chosen)}
-
-    def _choose_by_speed(self, wanted: float) -> dict[str, str]:
-        """Give the model the smallest set that is fast enough; return what was measured.
-
-        Raises:
-            RunError: None is.
-        """
-        model, trainer = self.model, self.trainer
-        if trainer.world_size > 1:
-            raise UsageError(
-                "--speed measures in one process, and several would choose different sets: leave --trainer.devices "
-                f"out, got {trainer.world_size} processes"
-            )
-        if model.fits:
-            trainer.calibrate(model, self.datamodule)  # type: ignore[attr-defined]  # a ProbeTrainer
-        choose.refuse_unordered(model.variants)
-        variants: Sequence[Variant] = list(model.variants)
-        model.to(trainer.strategy.root_device)
-
-        timed: dict[int, Latency] = {}
-
-        def speed_of(place: int) -> float:
-            smaller = Pruning(model, variants[place]).smaller()
-            pairs = self.config["test"].pairs
-            timed[place] = latency((model.backbone, smaller), model.layout.input_size, SPEED_BATCH, pairs)
-            return timed[place].speed
-
-        chosen, measured = choose.smallest_fast(len(variants), wanted, speed_of)
-        if chosen is None:
-            most = variants[-1].mask.mask.count
-            raise RunError(
-                f"not even without {most} heads is the model {wanted:g} times as fast at batch {SPEED_BATCH}: nothing "
-                f"was written; ask for less with --speed, got {measured[len(variants) - 1]:.2f} times"
-            )
-        self._take(variants[chosen])
-        by_heads = {variants[at].mask.mask.count: one for at, one in sorted(timed.items())}
-        return {CURVE: _speeds_text(by_heads, variants[chosen].mask.mask.count)}
-
-    def _take(self, variant: Variant) -> None:
-        """Go on with one set alone, and with what was fitted for it already."""
-        found, kind = self.model.calibration, variant.ablation
-        heads = sorted(variant.mask.mask.masked)
-        self.model.choose_masks("+".join(f"head:{layer}.{head}" for layer, head in heads), kind)
-        if kind in FITTED and found is not None:
-            self._use(found)
-
-    def _use(self, found: Calibration) -> None:
-        """Go on with what was fitted already, the classifier among it."""
-        self.datamodule.calibration_images = None  # their rows are left out as those of a given calibration
-        classifying = self.model.classifying
-        self.model.use_calibration(replace(found, classifier={} if classifying is None else classifying.saved()))
-
-
-def _speeds_text(timed: Mapping[int, Latency], chosen: int) -> str:
-    """Return the latencies of sets, by their number of heads, as the text of a CSV file."""
-    name = f"speed_batch_{SPEED_BATCH}"
-    lines = [f"heads,{name},{name}_least,{name}_most,chosen"]
-    for heads, one in timed.items():
-        lines.append(f"{heads},{one.speed!r},{min(one.ratios)!r},{max(one.ratios)!r},{int(heads == chosen)}")
-    return "\n".join(lines) + "\n"
-
-
-def _curve(files: Mapping[str, str]) -> dict[str, list[float]]:
-    """Return the sets of `curve.csv` by column; none where the mask was given."""
-    rows = list(csv.DictReader(files.get(CURVE, "").splitlines()))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+def _bundled(source: ModelSource) -> bool:
+    """Return whether a model, or what it was pruned from, is one of those whose images are bundled too."""
+    own = pruned_source(source)
+    name = source.name if own is None else steps_of(own)[0].get("parent", {}).get("name")
+    return name in BUNDLED
 
 
 def _of_calibration(spec: str) -> bool:

@@ -9,14 +9,15 @@ from itertools import pairwise
 
 from headprobe.errors import UsageError
 from headprobe.masks.spec import Variant
+from headprobe.metrics.accuracy.exact_limit import exact_drop_limit_pp
 from headprobe.metrics.accuracy.paired_tests import drop_interval_pp, drop_pp
 from headprobe.metrics.accuracy.scores import PairedScores
 from headprobe.text import counted
 
-TWO_SIDED = 0.90
-"""Confidence of the two-sided interval whose upper limit is the one-sided limit of 95%."""
-
 MOST_IMAGES = 10**9
+
+COUNTED_OUT = 100_000
+"""Images up to which it is counted out how many would show a drop; score limits, which say nearly the same, go on."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Tested:
         images: Images that judged it.
         lost: Images that only the whole model has right.
         won: Images that only the masked model has right.
-        limit_pp: Upper one-sided 95% limit of the drop of top-1, percentage points.
+        limit_pp: Upper one-sided 95% limit of the drop of top-1, percentage points, exact.
         tested: Whether the sequence came to it.
     """
 
@@ -45,23 +46,11 @@ class Tested:
         return float(drop_pp(self.lost, self.won, self.images))
 
 
-def limit_pp(lost: int, won: int, images: int) -> float:
-    """Return the upper one-sided 95% limit of the drop of top-1, percentage points, from Tango's score test.
-
-    Args:
-        lost: Images that only the whole model has right.
-        won: Images that only the masked model has right.
-        images: All images.
-    """
-    return float(drop_interval_pp(lost, won, images, TWO_SIDED)[1])
-
-
 def fixed_sequence(counts: Sequence[tuple[int, int, int, int]], most_pp: float) -> tuple[list[Tested], int | None]:
     """Test sets from the smallest up until one is not shown to lose at most so much.
 
-    Each is tested at 5%, in an order that is fixed beforehand, and nothing behind the first failure counts: so the
-    chance to accept any set that loses more is that of one test, without a correction. Score limits are asymptotic: for
-    1 point it is up to 6.8% with the 268 images that can just do it, if hardly a prediction changes.
+    Each is tested at 5% by its exact limit, in an order that is fixed beforehand, and nothing behind the first failure
+    counts: so the chance to accept any set that loses more is that of one test, without a correction.
 
     Args:
         counts: Of each set its heads, images, lost and won, from the smallest up.
@@ -77,7 +66,7 @@ def fixed_sequence(counts: Sequence[tuple[int, int, int, int]], most_pp: float) 
     chosen: int | None = None
     open_still = True
     for place, (heads, images, lost, won) in enumerate(counts):
-        limit = limit_pp(lost, won, images)
+        limit = exact_drop_limit_pp(lost, won, images)
         found.append(Tested(heads, images, lost, won, limit, open_still))
         open_still = open_still and limit <= most_pp
         if open_still:
@@ -85,24 +74,28 @@ def fixed_sequence(counts: Sequence[tuple[int, int, int, int]], most_pp: float) 
     return found, chosen
 
 
-def images_needed(most_pp: float, lost: float = 0, won: float = 0, images: int = 1) -> int | None:
-    """Return the fewest images that can show a drop of at most so much, if as large a share of them flips.
+def images_needed(most_pp: float, lost: int = 0, won: int = 0, images: int = 1) -> int | None:
+    """Return the fewest images, no fewer than given, that can show a drop of at most so much.
 
     Args:
         most_pp: The largest drop allowed, percentage points.
-        lost: Images that only the whole model has right, of `images`.
+        lost: Images that only the whole model has right, of `images`; as large a share is lost of more of them.
         won: Images that only the masked model has right.
         images: All images.
 
     Returns:
         None where no number of images would do: the drop itself is too large.
     """
+    if 100 * (lost - won) / images >= most_pp:
+        return None
 
     def shown(number: int) -> bool:
         share = number / images
-        return float(drop_interval_pp(lost * share, won * share, number, TWO_SIDED)[1]) <= most_pp
+        if number > COUNTED_OUT:
+            return float(drop_interval_pp(lost * share, won * share, number, 0.90)[1]) <= most_pp
+        return exact_drop_limit_pp(round(lost * share), round(won * share), number) <= most_pp
 
-    low, high = 0, 1
+    low, high = images - 1, images
     while not shown(high):
         low, high = high, 2 * high
         if high > MOST_IMAGES:

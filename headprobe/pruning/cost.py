@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -19,9 +20,13 @@ BATCHES = (1, 64)
 """Images a batch whose latency is measured."""
 
 WARM_UP = 2
+
+SHORTEST = 0.01
+"""Seconds that a timing takes at least, in as many forward passes as that needs: shorter ones are mostly noise."""
+
 FEWEST_PAIRS = 5
 SECONDS_A_BATCH = 60.0
-"""Pairs of forward passes end after so many seconds for each batch size, but for the fewest."""
+"""Pairs of timings end after so many seconds for each batch size, but for the fewest."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,15 @@ class Latency:
 
     Attributes:
         batch: Images a pass.
-        before: Seconds of every pass of the first model.
-        after: Seconds of every pass of the second, each right after or before its partner.
+        before: Seconds of a pass of the first model, one timing after the other.
+        after: Seconds of a pass of the second, each timed right after or before its partner.
+        passes: Passes that each timing is the mean of.
     """
 
     batch: int
     before: tuple[float, ...]
     after: tuple[float, ...]
+    passes: int = 1
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -81,7 +88,7 @@ def measured(
         before: The whole model.
         after: The pruned one.
         input_size: `(channels, height, width)` of an image.
-        pairs: Pairs of forward passes for each batch size.
+        pairs: Pairs of timings for each batch size.
         batches: Images a batch.
     """
     models = (before, after)
@@ -114,29 +121,35 @@ def multiply_adds(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 def latency(models: tuple[nn.Module, nn.Module], input_size: tuple[int, int, int], batch: int, pairs: int) -> Latency:
     """Time forward passes of two models in pairs; each model comes first in every second one.
 
-    What slows the machine down for a while slows both of a pair, so their ratio is steadier than their times.
+    What slows the machine down for a while slows both of a pair, so their ratio is steadier than their times. Passes
+    that are over in a moment are timed several at once, as many of each model.
     """
     images = example_images(models[0], input_size, batch)
     times: tuple[list[float], list[float]] = ([], [])
     with evaluating(models[0]), evaluating(models[1]), torch.inference_mode():
-        for model in models * WARM_UP:
-            _seconds(model, images)
+        passes = passes_of([_seconds(model, images) for model in models * WARM_UP])
         began = time.perf_counter()
         for pair in range(pairs):
             for which in (0, 1) if pair % 2 == 0 else (1, 0):
-                times[which].append(_seconds(models[which], images))
+                times[which].append(_seconds(models[which], images, passes))
             if pair + 1 >= FEWEST_PAIRS and time.perf_counter() - began > SECONDS_A_BATCH:
                 break
-    return Latency(batch, tuple(times[0]), tuple(times[1]))
+    return Latency(batch, tuple(times[0]), tuple(times[1]), passes)
 
 
-def _seconds(model: Callable[[Tensor], Any], images: Tensor) -> float:
-    """Return the seconds of one forward pass, until its device has done it."""
+def passes_of(seconds: Sequence[float]) -> int:
+    """Return how many passes a timing holds, so that even the quickest of these takes `SHORTEST` seconds."""
+    return max(1, ceil(SHORTEST / min(seconds)))
+
+
+def _seconds(model: Callable[[Tensor], Any], images: Tensor, passes: int = 1) -> float:
+    """Return the seconds of a forward pass, the mean of some; each is waited for until its device has done it."""
     _wait(images.device)
     began = time.perf_counter()
-    model(images)
-    _wait(images.device)
-    return time.perf_counter() - began
+    for _ in range(passes):
+        model(images)
+        _wait(images.device)
+    return (time.perf_counter() - began) / passes
 
 
 def _wait(device: torch.device) -> None:
@@ -167,7 +180,11 @@ def cost_lines(cost: Cost) -> list[str]:
         faster = f"{one.speed:.2f}x [{min(one.ratios):.2f}, {max(one.ratios):.2f}]"
         lines.append(_line(f"ms a batch of {one.batch}", times, faster))
     pairs = ", ".join(str(len(one.ratios)) for one in cost.latencies)
-    lines.append(f"latency: median [smallest, largest] of {pairs} interleaved pairs, speed by pair; {cost.device}")
+    passes = ", ".join(str(one.passes) for one in cost.latencies)
+    lines.append(
+        f"latency: median [smallest, largest] of {pairs} interleaved pairs of timings, each a mean of {passes} passes; "
+        f"speed by pair; {cost.device}"
+    )
     return lines
 
 

@@ -70,11 +70,13 @@ def save_pruned(
         model: What `remove_heads` returned, perhaps trained since.
         folder: Where to; it must not exist yet.
         options: The arguments of `timm.create_model` that its model was built with, but for the name.
-        about: Where it comes from, as JSON values for its `config.json`.
+        about: Where it comes from, as JSON values for its `config.json`; `parent`, `mask`, `ablation`, `calibration`,
+            `proof`, `cost` and `fine_tuned` as `headprobe prune` writes them, which the model card reads.
         files: Further text files, by name.
 
     Raises:
-        UsageError: The folder exists, an option is no JSON value, or the model has all of its heads.
+        UsageError: The folder exists, an option is no JSON value, `about` says something in another shape, or the model
+            has all of its heads.
         RunError: The files cannot be written, or what is read back is not the model; nothing is left then.
     """
     if inner_model(model) is not model:

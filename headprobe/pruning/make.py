@@ -33,7 +33,7 @@ class Pruning:
         probe: The whole model; its calibration holds the constants.
         variant: The mask and the kind of ablation.
         images: `[images, channels, height, width]` uint8, real ones that the proof also holds on; None without data.
-        pairs: Pairs of forward passes that measure latency.
+        pairs: Pairs of timings that measure latency.
         about: Further entries of `config.json`, as JSON values.
         files: Further text files, by name.
     """

@@ -3,16 +3,21 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 import headprobe
 from headprobe.backbone.sandbox import relative
 from headprobe.calibration.constants import digest_of, read_calibration
+from headprobe.commands.prune import PruneCLI
+from headprobe.data.datamodule import ImageNetDataModule
+from headprobe.errors import RunError
 from headprobe.module import HeadProbe
-from headprobe.pruning import cost
+from headprobe.pruning import cost, refit
 from headprobe.pruning.make import _of_speed
 from tests.cli_runs import QUICK, Ended, command, only_message
 from tests.report.page.page_oracle import check_page
@@ -48,7 +53,7 @@ def prune(folder: Path, *words: str) -> Ended:
         (("--output", "new", "--keep-top1", "40", "--data.calibration", "same"), "shows nothing on the images"),
         (("--output", "new", "--keep-top1", "40", "--model.classifier", "none"), "--keep-top1 counts right answers"),
         (("--output", "x" * 300, "--mask-spec", "layer:1"), "the new folder cannot have this name"),
-        (("--output", "new", "--keep-top1", "1"), "judged images cannot show that a set loses at .* give at least 268"),
+        (("--output", "new", "--keep-top1", "1"), "judged images cannot show that a set loses at .* give at least 299"),
         (("--output", "new", "--mask-spec", "layer:1", "--model.name", "vit_relpos_small_patch16_224",
           "--model.pretrained", "false"), "no head of 'blocks.1.attn' can be removed: its class is not among"),
     ],
@@ -129,11 +134,27 @@ def test_the_folder_of_the_run_has_the_smaller_model_and_its_page(linear: Ended)
     assert 'id="pruned"' in (linear.directory() / "report.html").read_text(encoding="utf-8")
 
 
+def test_other_processes_leave_opening_the_data_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    second: Any = PruneCLI.__new__(PruneCLI)  # as `--trainer.devices 2` starts it
+    second.words = ["prune"]
+    second.config = {"test": SimpleNamespace(keep_top1=40.0, speed=None, data=SimpleNamespace(path="digits"))}
+    second.model, second.datamodule = SimpleNamespace(fits=True), ImageNetDataModule()
+    second.before_test()  # would fail where it asked for the number of images
+
+
 def test_zero_needs_no_images(tmp_path: Path) -> None:
     ended = prune(tmp_path, "--model.name", "test_vit", "--model.pretrained", "false", "--mask-spec", "layer:1",
                   "--output", "small")  # fmt: skip
     assert ended.code == 0, ended.err
     assert "on 4 images of noise in float32" in ended.out
+    assert (
+        "note: no images were read, so nothing was judged: there is no run in lightning_logs and no page" in ended.out
+    )
+    own = json.loads((tmp_path / "small" / "config.json").read_text())["headprobe"]["cost"]
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "| parameters | {:,} to {:,} |".format(*own["parameters"]) in card
+    assert "| a batch of 64 |" in card
     assert not (tmp_path / "lightning_logs").exists()
 
 
@@ -141,6 +162,7 @@ def test_a_pruned_model_is_pruned_again_by_the_command(tmp_path: Path) -> None:
     assert prune(tmp_path, "--mask-spec", "layer:3+head:0.0", "--output", "one").code == 0
     ended = prune(tmp_path, "--model.name", "local-dir:one", "--mask-spec", "head:0.1+layer:3", "--output", "two")
     assert ended.code == 0, ended.err
+    assert (ended.directory(1) / "report.html").exists()  # its images are bundled, as those of the whole model
     layers = json.loads((tmp_path / "two" / "config.json").read_text())["headprobe"]["layers"]
     kept = {name: layer["kept"] for name, layer in layers.items()}
     assert kept == {"blocks.0.attn": [1, 3], "blocks.3.attn": [], "blocks.4.attn": []}
@@ -184,11 +206,22 @@ def test_a_model_that_is_slower_than_when_it_was_chosen_is_said() -> None:
     assert line.startswith("note: 1.3x was wanted and measured when the set was chosen; measured again it is 1.11x")
 
 
-def test_refitting_fits_each_layer_in_the_model_that_is_pruned_before_it(tmp_path: Path) -> None:
+def stopped(*_: Any) -> None:
+    raise RunError("stopped, got a stop")
+
+
+def test_refitting_fits_each_layer_in_the_model_that_is_pruned_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("--mask-spec", "head:1.0,1+head:2.0+head:4.3", "--ablation", "linear", "--data.max_images", "200")
     plain = prune(tmp_path, *words, "--output", "plain")
+    fitted_layers = iter([refit._in_smaller])  # of the second layer; then the command is stopped
+    with monkeypatch.context() as patch:
+        patch.setattr(refit, "_in_smaller", lambda *given: next(fitted_layers, stopped)(*given))
+        assert prune(tmp_path, *words, "--refit", "--output", "refitted").code == 1
     refitted = prune(tmp_path, *words, "--refit", "--output", "refitted")
     assert (plain.code, refitted.code) == (0, 0), refitted.err
+    assert refitted.out.count("All of it was scored before") == 2  # the first and the second layer
     first, second = read_calibration(plain.directory(0)), read_calibration(refitted.directory(1))
     assert second.about["refitted"] == ["blocks.2.attn", "blocks.4.attn"]
     means = [(a.mean == b.mean).all() for a, b in zip(first.layers, second.layers, strict=True)]
@@ -237,7 +270,7 @@ def test_the_smallest_set_that_is_fast_enough_is_removed(tmp_path: Path, monkeyp
         counts = [float(cost.parameters_of(model)) for model in models]
         return cost.Latency(batch, (counts[0],), (counts[1],))
 
-    monkeypatch.setattr("headprobe.commands.prune.latency", by_parameters)
+    monkeypatch.setattr("headprobe.pruning.choose_in_run.latency", by_parameters)
     words = ("--speed", "1.1", "--ablation", "linear", "--data.max_images", "100")
     ended = prune(tmp_path, *words, "--output", "small")
     assert ended.code == 0, ended.err
@@ -255,7 +288,7 @@ def test_the_smallest_set_that_is_fast_enough_is_removed(tmp_path: Path, monkeyp
 def test_what_it_says_to_use_names_the_classifier_that_judged(
     by_speed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headprobe.commands.prune.latency", lambda *_: cost.Latency(64, (2.0,), (1.0,)))
+    monkeypatch.setattr("headprobe.pruning.choose_in_run.latency", lambda *_: cost.Latency(64, (2.0,), (1.0,)))
     judge = ("--model.classifier", "class-mean", "--data.max_images", "100")
     what = ("--speed", "1.1") if by_speed else ("--mask-spec", "layer:1")
     ended = prune(tmp_path, *what, "--ablation", "mean", *judge, "--output", "small")

@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from headprobe.backbone.masking.replacement import WITH_ZERO
-from headprobe.pruning.cost import FEWEST_PAIRS, Latency, cost_lines, latency, measured, multiply_adds, parameters_of
+from headprobe.pruning.cost import (
+    FEWEST_PAIRS,
+    Latency,
+    cost_lines,
+    latency,
+    measured,
+    multiply_adds,
+    parameters_of,
+    passes_of,
+)
 from headprobe.pruning.remove import without_heads
 from tests.pruning.test_remove import built, keep_of
 
@@ -56,6 +65,14 @@ def test_a_model_that_sleeps_half_as_long_is_twice_as_fast() -> None:
     assert found.speed == pytest.approx(2, rel=0.15)
 
 
+def test_a_timing_is_no_moment_and_says_of_how_many_passes_it_is_the_mean() -> None:
+    found = latency((Slow(0.002), Slow(0.001)), (3, 2, 2), 1, pairs=3)
+    assert 1 < found.passes <= 10
+    assert (min(found.before), min(found.after)) >= (0.002, 0.001)
+    assert found.speed == pytest.approx(2, rel=0.4)
+    assert (passes_of([0.003, 0.0021]), passes_of([0.03, 0.02])) == (5, 1)
+
+
 def test_pairs_end_after_a_while_but_never_before_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headprobe.pruning.cost.SECONDS_A_BATCH", 0.0)
     assert len(latency((Slow(0), Slow(0)), (3, 2, 2), 1, pairs=50).ratios) == FEWEST_PAIRS
@@ -73,4 +90,6 @@ def test_the_table_says_before_after_range_and_how_many_pairs() -> None:
     assert lines[1].split() == ["parameters", f"{by_hand((4, 4))[0]:,}", f"{by_hand((1, 1))[0]:,}", "-14.8%"]
     assert lines[3].startswith("ms a batch of 1 ")
     assert "of 3, 3 interleaved pairs" in lines[-1]
+    assert "each a mean of " in lines[-1]
     assert [one["batch"] for one in cost.to_json()["latencies"]] == [1, 2]
+    assert all(one["passes"] >= 1 for one in cost.to_json()["latencies"])

@@ -119,6 +119,22 @@ def test_a_pruned_model_gives_the_logits_of_the_masked_one(name: str, mask: str)
     assert torch.equal(model(images), plain)
 
 
+def test_linear_is_folded_into_the_weights_as_by_hand() -> None:
+    model, layout = built("vit")
+    keep = keep_of(layout, "different numbers")
+    fill, stands = drawn(layout, keep, "linear")
+    smaller = without_heads(model, layout, keep, fill)
+    for name, stand in stands.items():
+        before, after = (one.get_submodule(f"{name}.proj").state_dict() for one in (model, smaller))
+        gone = np.repeat([head in stand.masked for head in range(stand.heads)], len(stand.constants) // stand.heads)
+        weight = before["weight"].double().numpy()
+        folded = weight[:, ~gone] + weight[:, gone] @ stand.slopes
+        assert after["weight"].numpy() == pytest.approx(folded, abs=1e-6)
+        bias = before["bias"].double().numpy() + weight[:, gone] @ stand.constants[gone]
+        assert after["bias"].numpy() == pytest.approx(bias, abs=1e-6)
+    assert len(stands) == 2
+
+
 @pytest.mark.parametrize("kind", ["mean", "optimal"])
 @pytest.mark.parametrize("name", ["vit", "vit, no biases", "dinov3", "beit", "swin", "swin_v2"])
 @torch.inference_mode()

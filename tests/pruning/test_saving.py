@@ -178,6 +178,12 @@ def test_a_folder_that_was_not_checked_does_not_stay(tmp_path: Path, monkeypatch
     [
         ({"about": {"data": Path("x")}}, r"about must be JSON values"),
         ({"about": {"schema": 9}}, r"must leave .* to headprobe, got 'schema'"),
+        ({"about": "text"}, r"about must be JSON values"),
+        ({"about": {"mask": "text"}}, r"about\['mask'\] must be an object with spec, digest, .* got 'text'"),
+        (
+            {"about": {"parent": {"pruned": {"ablation": 3}}}},
+            r"about\['parent'\]\['pruned'\]\['ablation'\] must be text",
+        ),
         ({"files": {"../escaped.txt": "x"}}, r"must have a plain name.* got '../escaped.txt'"),
         ({"files": {"config.json": "{}"}}, r"must have a plain name.* got 'config.json'"),
     ],

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from headprobe import __version__
-from headprobe.backbone.pruned.card import card_text, steps_of
+from headprobe.backbone.pruned.card import card_text, refuse_other_shapes, steps_of
 from headprobe.backbone.pruned.record import layers_to_json, record_of
 from headprobe.errors import RunError, UsageError
 from headprobe.files import partial_path, write_bytes, write_text
@@ -62,8 +62,9 @@ def save_directory(
         RunError: The files cannot be written.
     """
     refuse_existing(folder)
-    _refuse_names(about, files or {})
     about = _as_json(about)
+    _refuse_names(about, files or {})
+    refuse_other_shapes(about)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     weights = save(tensors, metadata={"format": "pt"})
     own = {
@@ -129,7 +130,7 @@ def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(json.dumps(dict(about)))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"about must be JSON values ({first_line(error)}), got {dict(about)}") from error
+        raise UsageError(f"about must be JSON values ({first_line(error)}), got {about!r}") from error
     return found
 
 

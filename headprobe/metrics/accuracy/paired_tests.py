@@ -216,12 +216,12 @@ def _tango_upper(lost: FloatArray, won: FloatArray, images: FloatArray, z_square
     estimate = lost - won
 
     def excess(drop: FloatArray) -> FloatArray:
-        return images * (estimate - drop) ** 2 - z_square * _null_variance(lost, won, drop)
+        return images * (estimate - drop) ** 2 - z_square * null_variance(lost, won, drop)
 
     return _bisect(excess, estimate, np.ones_like(estimate))
 
 
-def _null_variance(lost: FloatArray, won: FloatArray, drop: FloatArray) -> FloatArray:
+def null_variance(lost: FloatArray, won: FloatArray, drop: FloatArray) -> FloatArray:
     """Return the variance of one image's difference at the flip rates that are most likely for a difference `drop`.
 
     With a drop of 0 or more the rate `won` solves a quadratic equation, with a sum of two squares as its discriminant;

@@ -9,7 +9,7 @@ import pytest
 
 from headprobe.masks.tables import SCORES
 from headprobe.metrics.similarity.measures import MEASURES
-from headprobe.run.load import read_files
+from headprobe.run.load import load_files, read_files
 from headprobe.run.results import write_arrays, write_pruned, write_rows
 from tests.run import small_runs
 
@@ -140,7 +140,7 @@ def write_examples(folder: Path, heads: Sequence[int], grid: int = 14, images: i
 
 
 LATENCIES = [
-    {"batch": 1, "before": [0.004, 0.006, 0.005], "after": [0.002, 0.006, 0.004]},
+    {"batch": 1, "before": [0.004, 0.006, 0.005], "after": [0.002, 0.006, 0.004], "passes": 3},
     {"batch": 64, "before": [0.3, 0.2, 0.25, 0.4], "after": [0.1, 0.2, 0.2, 0.3]},
 ]
 
@@ -154,3 +154,23 @@ def write_made(folder: Path, masked: Mapping[str, list[int]], ablation: str = "z
     own = {"mask": mask, "ablation": ablation, "calibration": None, "cost": cost, "proof": proof, "curve": {}}
     write_pruned(folder, {**own, **more})
     return folder
+
+
+def write_chosen(folder: Path) -> Path:
+    """Write a run of nested sets, of which the third was chosen by what it keeps of top-1; the fifth failed."""
+    run = load_files(small_runs.write_run(folder, ["grow:random:3"]))
+    masked: dict[str, list[int]] = {}
+    for layer, head in run.heads[str(run.masks[3]["mask"])]:
+        masked.setdefault(str(layer), []).append(head)
+    heads = [float(len(run.heads[str(row["mask"])])) for row in run.masks[1:]]
+    curve = {"heads": heads, "limit_pp": [2.5 + one for one in heads], "tested": [1.0] * 5 + [0.0] * 2}
+    return write_made(folder, masked, chosen_by={"keep_top1_pp": 6.0}, curve=curve)
+
+
+def write_fast(folder: Path) -> Path:
+    """Write a run of one set that was chosen by its speed, under linear, refitted."""
+    small_runs.write_run(folder, ["head:0.0+head:2.1"], ["linear"])
+    name = "speed_batch_64"
+    curve = {"heads": [1.0, 2.0], name: [1.1, 1.3], f"{name}_least": [0.9, 1.2], f"{name}_most": [1.4, 1.5]}
+    more: dict[str, Any] = {"chosen_by": {"speed": 1.2, "batch": 64}, "curve": curve}
+    return write_made(folder, {"0": [0], "2": [1]}, "linear", calibration={"images": 30, "refitted": True}, **more)

@@ -315,6 +315,7 @@ def latencies(own: Data, made: Data) -> None:
             ("speed_most", ratios.max()),
             ("ms_before", 1000 * np.median(one["before"])),
             ("ms_after", 1000 * np.median(one["after"])),
+            ("passes", one.get("passes", 1)),
         ):
             assert_same(row[name], float(value), about=name)
 

@@ -11,6 +11,7 @@ headprobe.section("pruned", (root, data, page) => {
   const most = Math.max(...there.map((run) => run.heads));
   const RING = 9.5;
   const CELL = 22;
+  const TITLE = 334; // of the figure of heads, which may have few of them
   const colourOf = (batch) => 1 + batches.indexOf(batch);
   const shapeOf = (batch) => 1 + batches.indexOf(batch);
   const limitOf = (row) => (state.quantity === "drop_pp" ? row.limit_pp : NaN);
@@ -131,7 +132,7 @@ headprobe.section("pruned", (root, data, page) => {
       lines: [
         `${row.heads} of ${run.heads} heads removed, batch ${row.batch}${row.chosen ? ": the model that was written" : ": on the way to it"}`,
         `${page.fixed(row.speed, 2)} times as fast, pairs from ${page.fixed(row.speed_least, 2)} to ${page.fixed(row.speed_most, 2)}`,
-        ...(row.chosen ? [`${page.number(row.ms_before)} to ${page.number(row.ms_after)} ms, medians of ${row.pairs} pairs`] : []),
+        ...(row.chosen ? [`${page.number(row.ms_before)} to ${page.number(row.ms_after)} ms, medians of ${row.pairs} pairs${row.passes > 1 ? `, each timing the mean of ${row.passes} passes` : ""}`] : []),
       ],
     };
   }
@@ -143,7 +144,7 @@ headprobe.section("pruned", (root, data, page) => {
     const widest = Math.max(...run.heads_per_layer);
     const texts = 170;
     const cell = Math.min(CELL, Math.floor((Math.min(width, 620) - texts - 70) / widest));
-    const whole = 66 + cell * widest + texts;
+    const whole = Math.max(66 + cell * widest + texts, TITLE);
     const high = 34 + CELL * run.heads_per_layer.length;
     const layers = run.heads_per_layer.map((count, layer) => {
       const y = 26 + CELL * layer;
@@ -171,9 +172,9 @@ headprobe.section("pruned", (root, data, page) => {
 
   function facts(run) {
     const change = ([before, after]) => `${page.number(before)} to ${page.number(after)} (${page.fixed((100 * (after - before)) / before, 1)}%)`;
-    const fitted = run.fitted_on ? `, fitted on ${page.number(run.fitted_on)} images` : "";
+    const fitted = run.fitted_on ? `, fitted on ${page.fixed(run.fitted_on, 0)} images` : "";
     const written = [
-      ["Removed", `${run.count} of ${run.heads} heads, ${run.ablation} folded in${fitted}`],
+      ["Removed", `${run.count} of ${run.heads} heads, ${run.ablation === "zero" ? "nothing" : run.ablation} folded in${fitted}`],
       ["Parameters", change(run.parameters)],
       ["Multiply-adds", change(run.multiply_adds)],
       ...run.speedRows.filter((row) => row.chosen).map((row) => [`Batch of ${row.batch}`, `${page.number(row.ms_before)} to ${page.number(row.ms_after)} ms, ${page.fixed(row.speed, 2)} times as fast`]),

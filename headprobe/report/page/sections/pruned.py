@@ -107,10 +107,12 @@ def _speeds(made: Mapping[str, Any], count: int) -> dict[str, list[float]]:
             ends = (curve[f"{name}_least"], curve[f"{name}_most"])
             batch = int(name.removeprefix(SPEED))
             tried = zip(curve["heads"], curve[name], *ends, strict=True)
-            rows += [(heads, batch, *speeds, np.nan, np.nan, np.nan, 0) for heads, *speeds in tried]
+            rows += [(heads, batch, *speeds, *[np.nan] * 4, 0) for heads, *speeds in tried]
     for one in made["cost"]["latencies"]:
         ratios = [before / after for before, after in zip(one["before"], one["after"], strict=True)]
         times = (1000 * median(one["before"]), 1000 * median(one["after"]))
-        rows.append((count, one["batch"], median(ratios), min(ratios), max(ratios), *times, len(ratios), 1))
-    names = ("heads", "batch", "speed", "speed_least", "speed_most", "ms_before", "ms_after", "pairs", "chosen")
+        pairs = (len(ratios), one.get("passes", 1))  # older files: one
+        rows.append((count, one["batch"], median(ratios), min(ratios), max(ratios), *times, *pairs, 1))
+    columns = tuple(f"speed{end}" for end in ("", "_least", "_most"))
+    names = ("heads", "batch", *columns, "ms_before", "ms_after", "pairs", "passes", "chosen")
     return {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
