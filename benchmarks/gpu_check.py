@@ -30,9 +30,9 @@ def model_of(name: str, options: dict[str, Any], device: torch.device) -> tuple[
     return backbone, find_heads(backbone, (3, side, side), name)
 
 
-def single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
-    """Return the masks of single heads `[heads, layers, max heads]`, True = keep."""
-    variants = expand_all([MaskSpec("each:head")], layout.heads_per_layer, layout.model)
+def masks_of(layout: HeadLayout, device: torch.device, spec: str = "each:head") -> Tensor:
+    """Return the masks of a spec, of single heads without one, `[masks, layers, max heads]`, True = keep."""
+    variants = expand_all([MaskSpec(spec)], layout.heads_per_layer, layout.model)
     return torch.stack([variant.mask.mask.keep() for variant in variants]).to(device)
 
 
@@ -50,7 +50,7 @@ def correctness(model: tuple[nn.Module, HeadLayout], images: int) -> float:
     """Return the largest difference of logits between the growing pass and plain hooks, of the largest logit."""
     backbone, layout = model
     device = next(backbone.parameters()).device
-    keep, data = single_heads(layout, device), noise(layout, images, device)
+    keep, data = masks_of(layout, device), noise(layout, images, device)
     with torch.inference_mode():
         passes = ForwardPasses(backbone, layout, keep, normalised, images, budget=images * (1 + len(keep)))
         found = passes.outputs(data)[1:]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_check import noise, normalised, single_heads
+from benchmarks.gpu_check import masks_of, noise, normalised
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.passes import ForwardPasses
 
@@ -28,7 +28,7 @@ def speed(model: tuple[nn.Module, HeadLayout], options: argparse.Namespace) -> d
     backbone, layout = model
     device = next(backbone.parameters()).device
     peak = matrix_peak(options.matrix, device, options.repeats)
-    keep = single_heads(layout, device)
+    keep = masks_of(layout, device)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
         plain = [plain_pass(backbone, layout, batch, device, options.repeats) for batch in options.batch]
         passes = ForwardPasses(backbone, layout, keep, normalised, options.images, max(options.rows))
@@ -56,7 +56,7 @@ def plain_pass(
 
 def sweep(passes: ForwardPasses, rows: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Return images/s, masks x images/s, FLOPs and memory of the sweep within a row budget."""
-    layout, masks = passes.growing.layout, len(passes.growing.first_layers)
+    layout, masks = passes.growing.layout, len(passes.growing.keep)
     passes.plan = passes.growing.plan(max(options.images, rows), rows)
     whole = passes.plan.images  # a part of a pass would waste rows
     images = noise(layout, whole * -(-options.images // whole), device)

@@ -1,13 +1,15 @@
 """What each step of the sweep's growing pass gains: ``python -m benchmarks.steps --budgets 37 74 --threads 1``.
 
-All single heads of a model on images of noise, in one process: one forward pass per mask with plain hooks, then the
-growing pass with nothing left out, with shared attention cores, with pooled tokens alone behind the last attention, and
-with only their queries in it. All take turns in every round, and ratios are printed only where all logits are equal.
+All single heads of a model, or the masks of a spec, on images of noise, in one process: one forward pass per mask with
+plain hooks, then the growing pass with nothing left out, with shared attention cores, with pooled tokens alone behind
+the last attention, with only their queries in it, and with rows that masks share until they part. All take turns in
+every round, and ratios are printed only where all logits are equal.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check import single_heads
+from benchmarks.gpu_check import masks_of
 from benchmarks.peers.common import attentions, head_zeroed
-from benchmarks.peers.common import single_heads as heads_of
 from benchmarks.report import markdown, publish, ratios, refuse_below_one
 from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model = load(options)
         layout = find_heads(model, data_config(model)["input_size"], options.model)
-        ways = all_ways(model, layout, options)
+        keep = masks_of(layout, torch.device("cpu"), options.mask_spec)
+        ways = all_ways(model, layout, keep, options)
     except (UsageError, RunError) as error:
         raise SystemExit(str(error)) from None
     images = torch.randn(options.images, *layout.input_size, generator=torch.Generator().manual_seed(0))
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setting = {
         "model": options.model,
         "weights": "random" if source_of(options).weights is None and options.model not in BUNDLED else "trained",
-        "masks": sum(layout.heads_per_layer),
+        "mask spec": options.mask_spec,
+        "masks": len(keep),
         "images": options.images,
         "batch of plain hooks": options.batch,
         "threads": options.threads,
@@ -75,6 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm ViT or Swin, or a bundled model")
     parser.add_argument("--weights", type=Path, help="its weights (safetensors); by default DeiT-Ti's in ../shared")
+    parser.add_argument("--mask-spec", default="each:head", help="the masks, as test takes them")
     parser.add_argument("--budgets", type=int, nargs="+", default=[80], help="row budgets of the growing pass")
     parser.add_argument("--images", type=int, default=16, help="images of noise in each round")
     parser.add_argument("--batch", type=int, default=16, help="images per forward pass of the plain hooks")
@@ -103,14 +107,14 @@ def load(options: argparse.Namespace) -> Any:
     return (model if source.weights or source.name in BUNDLED else perturbed(model)).eval()
 
 
-def all_ways(model: Any, layout: HeadLayout, options: argparse.Namespace) -> dict[str, Way]:
+def all_ways(model: Any, layout: HeadLayout, keep: Tensor, options: argparse.Namespace) -> dict[str, Way]:
     """Return what is compared, by name; a step that the model does not allow is left out."""
     joins, companies, calls = find_joins(model, layout)
-    ways: dict[str, Way] = {PLAIN: partial(by_hooks, model, options.batch)}
+    ways: dict[str, Way] = {PLAIN: partial(by_hooks, model, keep, options.batch)}
     found = find_shortcuts(model, layout, joins, companies, calls)
     for name, shortcuts in steps(found).items():
         for budget in options.budgets:
-            growing = GrowingPass(model, layout, joins, single_heads(layout, torch.device("cpu")), shortcuts)
+            growing = GrowingPass(model, layout, joins, keep, shortcuts)
             rows = growing.plan(options.images, budget).most_rows
             ways[f"{name}, {rows} rows"] = partial(by_growing, growing, budget)
     return ways
@@ -118,24 +122,28 @@ def all_ways(model: Any, layout: HeadLayout, options: argparse.Namespace) -> dic
 
 def steps(found: Shortcuts) -> dict[str, Shortcuts]:
     """Return what each step leaves out, everything before it included."""
-    cores = replace(found, pooled=None)
+    alone = replace(found, beginnings=False)
+    cores = replace(alone, pooled=None)
     of_pooled = found.pooled and replace(found.pooled, queries=False)
     each = {
         "growing pass": NO_SHORTCUTS,
         "+ shared cores": cores,
         "+ pooled tokens": replace(cores, pooled=of_pooled),
-        "+ only pooled queries": found,
+        "+ only pooled queries": alone,
+        "+ shared beginnings": found,
     }
     return {name: one for place, (name, one) in enumerate(each.items()) if one not in list(each.values())[:place]}
 
 
-def by_hooks(model: Any, batch: int, images: Tensor) -> Tensor:
-    """Return the logits of one pass without a mask and one for each head that a plain hook zeroes."""
+def by_hooks(model: Any, keep: Tensor, batch: int, images: Tensor) -> Tensor:
+    """Return the logits of one pass without a mask and one for each mask, whose heads plain hooks zero."""
     layers, found = attentions(model), []
     for part in torch.split(images, batch):
         logits = [model(part)]
-        for layer, head in heads_of(model):
-            with head_zeroed(layers[layer], head):
+        for mask in keep:
+            with ExitStack() as stack:
+                for layer, head in (~mask).nonzero().tolist():
+                    stack.enter_context(head_zeroed(layers[layer], head))
                 logits.append(model(part))
         found.append(torch.stack(logits))
     return torch.cat(found, dim=1)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.capture.taps import Tap
-from headprobe.backbone.growing.growing_pass import GrowingPass, first_layers
+from headprobe.backbone.growing.beginnings import beginning_layers
+from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.trials import find_shortcuts
 from headprobe.backbone.heads.layout import HeadLayout
 from headprobe.backbone.masking.donors import DonorGroups, donor_groups
-from headprobe.backbone.masking.replacement import Replacement, Resample
+from headprobe.backbone.masking.replacement import WITH_ZERO, Replacement, Resample
 from headprobe.backbone.outputs import Outputs
 from headprobe.backbone.proofs.kept import Passes, Proven
 from headprobe.backbone.proofs.one_layer import prove_masks
@@ -67,7 +68,7 @@ class ForwardPasses:
         proven: Proven | None = None,
     ) -> None:
         self.around, self._read = around, outputs
-        self.used = tuple(sorted({layer for layer in first_layers(keep) if layer is not None}))
+        self.used = tuple(sorted(beginning_layers(keep, replacements or [WITH_ZERO] * len(keep))))
         known = None if proven is None else proven.passes.get(self.used)
         self.known = known is not None
         joins, self._shortcuts = self.proven = _proven(backbone, layout, self.used, outputs, known)
@@ -84,12 +85,12 @@ class ForwardPasses:
     @property
     def work(self) -> float:
         """Work of one image under all variants in plain forward passes, counted in layers."""
-        return len(self.plan.waves) + sum(self.growing.layers_run) / len(self.growing.layout.layers)
+        return sum(map(self.growing.layers_run, self.plan.waves)) / len(self.growing.layout.layers)
 
     @property
     def same(self) -> int:
         """Variants with the heads and the replacement of an earlier one, which run once."""
-        return sum(same != variant for variant, same in enumerate(self.growing.first_equal))
+        return sum(same != variant for variant, same in enumerate(self.growing.beginnings.same))
 
     @property
     def resamples(self) -> bool:
@@ -129,7 +130,10 @@ class ForwardPasses:
         return torch.cat([*self._passes(images, run, groups)], dim=1)
 
     def change(self, keep: Tensor, replacements: Sequence[Replacement]) -> None:
-        """Run other variants from now on, which begin at layers where the first ones did: nothing is proven again."""
+        """Run other variants from now on, with first layers that the first ones have: nothing is proven again.
+
+        They share rows up to layers with proven joins.
+        """
         now = self.growing
         self.growing = GrowingPass(now.backbone, now.layout, now.joins, keep, self._shortcuts, replacements)
         self.take(self.plan.budget)

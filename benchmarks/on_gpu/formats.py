@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu import TINY
-from benchmarks.gpu_check import model_of, noise, normalised, single_heads
+from benchmarks.gpu_check import masks_of, model_of, noise, normalised
 from benchmarks.gpu_speed import PROJECTED, flops, matrix_peak, timed
 from benchmarks.on_gpu.part import parser_of, publish
 from headprobe.backbone.heads.layout import HeadLayout
@@ -82,7 +82,7 @@ def passes_of(backbone: nn.Module, layout: HeadLayout, device: torch.device) -> 
     def ready(images: Tensor) -> Tensor:
         return normalised(images).to(dtype)
 
-    return ForwardPasses(backbone, layout, single_heads(layout, device), ready, IMAGES, max(ROWS))
+    return ForwardPasses(backbone, layout, masks_of(layout, device), ready, IMAGES, max(ROWS))
 
 
 def difference(mixed: ForwardPasses, true: ForwardPasses, device: torch.device) -> dict[str, float]:

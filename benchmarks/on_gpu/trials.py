@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import TINY
-from benchmarks.gpu_check import model_of, noise, normalised, single_heads
+from benchmarks.gpu_check import masks_of, model_of, noise, normalised
 from benchmarks.gpu_speed import matrix_peak, timed
 from benchmarks.on_gpu.part import parser_of, publish
 from headprobe.backbone.heads.layout import HeadLayout
@@ -53,7 +53,7 @@ def sweep_of(
     backbone: nn.Module, layout: HeadLayout, device: torch.device, rows: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Callable[[], Tensor], int]:
     """Return one sweep pass over all single heads within a row budget, and its images."""
-    keep = single_heads(layout, device)
+    keep = masks_of(layout, device)
 
     def ready(images: Tensor) -> Tensor:
         return normalised(images).to(dtype)

@@ -23,6 +23,9 @@ from headprobe.masks.ablations import LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE,
 from headprobe.masks.spec import Variant
 from headprobe.text import Decision, counted
 
+MapsOfLayers = dict[tuple[int, tuple[bool, ...]], AffineMap]
+"""Predictions by layer and kept heads: where many masks hit the same heads of a layer, they share one."""
+
 
 def replacements_of(
     variants: Sequence[Variant], layout: HeadLayout, calibration: Calibration | None, seed: int = 0
@@ -41,23 +44,26 @@ def replacements_of(
     if calibration is not None:
         refuse_missing(calibration, variants)
     shared: dict[tuple[str, int | str], Replacement] = {(ZERO, 0): WITH_ZERO}
+    maps: MapsOfLayers = {}
     found: list[Replacement] = []
     for variant in variants:
         kind = variant.ablation
         key = (kind, variant.mask.mask.digest if kind == LINEAR else variant.draw)
         if key not in shared:
-            shared[key] = _made(variant, layout, calibration, seed)
+            shared[key] = _made(variant, layout, calibration, seed, maps)
         found.append(shared[key])
     return found
 
 
-def _made(variant: Variant, layout: HeadLayout, calibration: Calibration | None, seed: int) -> Replacement:
+def _made(
+    variant: Variant, layout: HeadLayout, calibration: Calibration | None, seed: int, maps: MapsOfLayers
+) -> Replacement:
     """Return the replacement of a variant, and of all that can share it: that of linear depends on the masked heads."""
     kind = variant.ablation
     if kind == RESAMPLE:
         return Resample(seed, variant.draw)
     fitted = _needed(calibration, kind)
-    return _linear(variant, layout, fitted) if kind == LINEAR else _shared(kind, fitted)
+    return _linear(variant, layout, fitted, maps) if kind == LINEAR else _shared(kind, fitted)
 
 
 def _needed(calibration: Calibration | None, kind: str) -> Calibration:
@@ -77,19 +83,26 @@ def _shared(kind: str, calibration: Calibration) -> Replacement:
     return Position(values) if kind == POSITION else Constant(kind, values)
 
 
-def _linear(variant: Variant, layout: HeadLayout, calibration: Calibration) -> Linear:
-    """Return the affine predictions of one variant's masked heads, layer by layer."""
+def _linear(variant: Variant, layout: HeadLayout, calibration: Calibration, known: MapsOfLayers) -> Linear:
+    """Return the affine predictions of one variant's masked heads, layer by layer; those of the same heads are one."""
     keep = variant.mask.mask.keep()  # [layers, max heads]
     maps: list[AffineMap | None] = []
     for number, layer in enumerate(layout.layers):
-        kept = keep[number, : layer.heads].tolist()
+        kept = tuple(keep[number, : layer.heads].tolist())
         if all(kept):
             maps.append(None)
             continue
-        found = predict_masked(calibration.layers[number], kept)
-        matrix, offset = torch.from_numpy(found.matrix).float(), torch.from_numpy(found.offset).float()
-        maps.append(AffineMap(torch.from_numpy(found.kept), torch.from_numpy(found.masked), matrix, offset))
+        if (number, kept) not in known:
+            known[number, kept] = _map_of(calibration.layers[number], kept)
+        maps.append(known[number, kept])
     return Linear(maps)
+
+
+def _map_of(layer: LayerConstants, kept: Sequence[bool]) -> AffineMap:
+    """Return the affine prediction of one layer's masked heads, in single precision."""
+    found = predict_masked(layer, kept)
+    matrix, offset = torch.from_numpy(found.matrix).float(), torch.from_numpy(found.offset).float()
+    return AffineMap(torch.from_numpy(found.kept), torch.from_numpy(found.masked), matrix, offset)
 
 
 FEW_IMAGES, FEW_TOKENS = 20, 50

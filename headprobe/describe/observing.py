@@ -64,8 +64,8 @@ class Observing:
     def _take_masked(self, record: LayerRecord) -> None:
         baseline, self._baseline = self._baseline, None
         if baseline is not None and self.variant is not None:
-            # Before the mask has joined, the masked model has no rows of its own: it is the baseline.
-            self._observe((baseline, record if self.growing.joined(self.variant) else baseline))
+            # Before the mask's first layer the masked model has no rows of its own: it is the baseline.
+            self._observe((baseline, record if self.growing.parted(self.variant) else baseline))
 
     def _observe(self, records: tuple[LayerRecord, ...]) -> None:
         self.began = True

@@ -23,7 +23,7 @@ def test_every_step_gives_the_logits_of_plain_hooks_and_a_line(
     file = tmp_path / "numbers.json"
     assert steps.main([*TRY, "50", "--json", str(file)]) == 0
     numbers = json.loads(file.read_text())
-    names = ("growing pass", "+ shared cores", "+ pooled tokens", "+ only pooled queries")
+    names = ("growing pass", "+ shared cores", "+ pooled tokens", "+ only pooled queries", "+ shared beginnings")
     expected = [steps.PLAIN, *(f"{name}, {rows} rows" for name in names for rows in (25, 50))]
     assert [case["case"] for case in numbers["cases"]] == expected
     for case in numbers["cases"]:

@@ -7,9 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.growing.growing_pass import Join
+from headprobe.backbone.growing.beginnings import Join
 from headprobe.backbone.growing.row_plan import batched
-from headprobe.backbone.growing.trials import Calls, Company, growing_logits, record_calls, rounding_of
+from headprobe.backbone.growing.trials import (
+    ROW_PIXELS,
+    Calls,
+    Company,
+    growing_logits,
+    record_calls,
+    rounding_of,
+    single_heads,
+)
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
 from headprobe.backbone.masking.ablation import masked_logits
 from headprobe.backbone.outputs import Outputs, all_agree, parts_of
@@ -30,10 +38,6 @@ BOTH = slice(0, 2)
 
 NOWHERE = Join("", 0, ())
 """The join of a layer at which no mask joins."""
-
-
-ROW_PIXELS = 1 << 22
-"""Pixels of all rows of a trial: 83 rows of 224 x 224. Larger images are tried in smaller company, to fit in memory."""
 
 
 class FoundJoins(NamedTuple):
@@ -85,7 +89,7 @@ def find_joins(
         many, twice = record_calls(backbone, torch.cat([images, images]))
         rounding = rounding_of([plain, backbone(images[:1]), twice[: len(images)], twice[len(images) :]], outputs)
 
-        keep = _single_heads(layout, images.device)
+        keep = single_heads(layout, images.device)
         trial = _Trial(backbone, layout, wanted, keep, images, plain, rounding, outputs)
         joins = _settle(trial, [_candidates(layout, number, few, many) for number in range(len(layout.layers))])
         # the last company is the crowd of one mask: it proves nothing of other layers
@@ -125,15 +129,6 @@ def _calls_unmixed(
             "share a forward pass"
         )
     return calls
-
-
-def _single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
-    """Return masks `[layers, layers, max heads]`: mask l hits one head of layer l; more heads could hide an error."""
-    layers, most = len(layout.layers), max(layout.heads_per_layer)
-    keep = torch.ones(layers, layers, most, dtype=torch.bool)
-    for number, heads in enumerate(layout.heads_per_layer):
-        keep[number, number, number % heads] = False
-    return keep.to(device)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The row plan: which images and masks share a forward pass, and what every row of it is.
 
-A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then one copy of the trunk's
-rows for every mask, in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that
-do not fit together are spread over waves; every wave runs its own trunk. Nothing else decides the order of rows.
+A forward pass takes `images` images. Its rows are the *trunk* (the unmasked images), then as many rows for every mask,
+in the order in which the masks join (section "growing pass" of docs/how_it_works.md). Masks that do not fit together
+are spread over waves; every wave runs its own trunk. Nothing else decides the order of rows.
 Below: the rows of the pass under way, and how a module's arguments get more or fewer of them.
 """
 
@@ -45,11 +45,12 @@ class RowPlan:
     together: int = 1
 
     @classmethod
-    def build(cls, joins: Sequence[int | None], batch_size: int, budget: int, together: int = 1) -> "RowPlan":
+    def build(cls, ordered: Sequence[int], masks: int, batch_size: int, budget: int, together: int = 1) -> "RowPlan":
         """Plan the forward passes.
 
         Args:
-            joins: For every mask the place of its join point in execution order, None for a mask without rows.
+            ordered: The masks with rows of their own; neighbours come into the same wave.
+            masks: Number of all masks.
             batch_size: Images of a batch.
             budget: Rows that fit into one forward pass, the trunk's included.
             together: Images that must share a forward pass; `images` is a multiple of it.
@@ -59,14 +60,12 @@ class RowPlan:
         """
         if batch_size < 1 or budget < 1:
             raise UsageError(f"batch size and row budget must be 1 or more, got {batch_size} and {budget}")
-        ordered = sorted((join, mask) for mask, join in enumerate(joins) if join is not None)
-        masks = [mask for _, mask in ordered]
         least = largest_group(together)
-        _refuse_too_few(batch_size, budget, together, least * (1 + bool(masks)))
+        _refuse_too_few(batch_size, budget, together, least * (1 + bool(ordered)))
         per_wave = max(1, budget // least - 1)
-        count = math.ceil(len(masks) / per_wave)
+        count = math.ceil(len(ordered) / per_wave)
         waves = tuple(
-            tuple(masks[_share(len(masks), count, i) : _share(len(masks), count, i + 1)]) for i in range(count)
+            tuple(ordered[_share(len(ordered), count, i) : _share(len(ordered), count, i + 1)]) for i in range(count)
         )
         widest = 1 + max((len(wave) for wave in waves), default=0)
         images = max(1, min(batch_size, budget // widest))
@@ -74,7 +73,7 @@ class RowPlan:
             batch_size=batch_size,
             images=images // together * together,
             waves=waves or ((),),
-            idle=tuple(mask for mask, join in enumerate(joins) if join is None),
+            idle=tuple(sorted(set(range(masks)) - set(ordered))),
             budget=budget,
             together=together,
         )
@@ -130,25 +129,40 @@ def _share(items: int, parts: int, part: int) -> int:
     return items * part // parts
 
 
+@dataclass(frozen=True)
+class Wave:
+    """The variants that share a forward pass, in the order in which they join.
+
+    Attributes:
+        variants: Their numbers.
+        keep: Which heads the trunk and each of them keep, bool `[1 + variants, layers, max heads]`.
+        layers: The layer at whose join each joins.
+        copied: For each the place of the rows that it begins as a copy of: 0 is the trunk, 1 the first variant.
+    """
+
+    variants: tuple[int, ...] = ()
+    keep: Tensor = field(default_factory=lambda: torch.ones(1, 1, 1, dtype=torch.bool))
+    layers: tuple[int, ...] = ()
+    copied: tuple[int, ...] = ()
+
+
 @dataclass
 class PassRows:
     """What the rows of the forward pass under way are; the growing pass owns it, and its hooks change it.
 
     Attributes:
         images: Images of the trunk.
-        wave: Numbers of the variants in the order in which they join.
-        keep: Which heads the trunk and each of them keep, bool `[1 + variants of the wave, layers, max heads]`.
+        wave: The variants.
         whole: No shortcut may be taken.
         joined: How many of the wave have joined.
-        joining: How many of them joined at the last join, and are nothing but copies of the trunk since.
+        joining: How many of them joined at the last join, and are nothing but copies since.
         left_out: How many of these are left out for the moment.
         filled: How many of the last variants' slots have been filled already in the layer under way.
         stream: What the last block was given, until its attention has taken it, `[rows, tokens, dim]`.
     """
 
     images: int = 0
-    wave: tuple[int, ...] = ()
-    keep: Tensor = field(default_factory=lambda: torch.ones(1, 1, 1, dtype=torch.bool))
+    wave: Wave = field(default_factory=Wave)
     whole: bool = False
     joined: int = 0
     joining: int = 0
@@ -156,9 +170,9 @@ class PassRows:
     filled: int = 0
     stream: Tensor | None = None
 
-    def begin(self, images: int, wave: tuple[int, ...], keep: Tensor, whole: bool) -> None:
+    def begin(self, images: int, wave: Wave, whole: bool) -> None:
         """Begin a forward pass; nobody has joined."""
-        self.images, self.wave, self.keep, self.whole = images, wave, keep, whole
+        self.images, self.wave, self.whole = images, wave, whole
         self.joined = self.joining = self.left_out = self.filled = 0
         self.stream = None
 
@@ -206,15 +220,22 @@ def batched(few: dict[Path, torch.Size], many: dict[Path, torch.Size]) -> Batche
     return tuple(found)
 
 
-def grown(args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, images: int, copies: int) -> Arguments:
-    """Return the arguments with the trunk's rows appended `copies` times to each tensor that carries the batch.
+def grown(
+    args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Batched, images: int, copied: Sequence[int]
+) -> Arguments:
+    """Return the arguments with copies of rows appended to each tensor that carries the batch.
 
-    The trunk's rows are the rows of the first `images` images.
+    Args:
+        args: Positional arguments of a module.
+        kwargs: Its named ones.
+        arguments: Those that carry the batch.
+        images: Images of a variant's rows.
+        copied: For each copy the place of its rows; the trunk's, 0, are the first `images` images.
     """
 
     def longer(tensor: Tensor, rows: int) -> Tensor:
-        trunk = tensor[: images * rows]
-        return torch.cat([tensor, *[trunk] * copies])
+        share = images * rows
+        return torch.cat([tensor, *(tensor[place * share : (place + 1) * share] for place in copied)])
 
     return _changed(args, kwargs, arguments, longer)
 

@@ -1,9 +1,10 @@
 """Work that no logit needs: what the growing pass leaves out (`headprobe.backbone.growing.trials` finds it).
 
 A mask changes nothing before its layer's point. The rows that join at a layer therefore need no norm, queries, keys,
-values and attention of their own there: they share the trunk's (`SharedCore`). Behind the last attention every token
-goes its own way, and a model that pools its class token needs no other token there (`PooledTokens`). Both leave rows or
-tokens out at a module's input and put them back at the point. `Shortcutting` has the hooks.
+values and attention of their own there: they share those of the rows that they are copies of (`SharedCore`). Behind the
+last attention every token goes its own way, and a model that pools its class token needs no other token there
+(`PooledTokens`). Both leave rows or tokens out at a module's input and put them back at the point. `Shortcutting` has
+the hooks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None]
 
 @dataclass(frozen=True)
 class SharedCore:
-    """The stretch of a layer that masks joining there share with the trunk: up to its point.
+    """The stretch of a layer that masks joining there share with the rows that they are copies of: up to its point.
 
     Attributes:
         layer: Number of the layer.
@@ -64,10 +65,12 @@ class Shortcuts:
     Attributes:
         cores: What joining masks share, by the module at whose input they join.
         pooled: Which tokens are needed at the end, None for all.
+        beginnings: Masks that begin alike share rows until they part (`headprobe.backbone.growing.beginnings`).
     """
 
     cores: tuple[tuple[str, SharedCore], ...] = ()
     pooled: PooledTokens | None = None
+    beginnings: bool = False
 
 
 NO_SHORTCUTS = Shortcuts()
@@ -118,7 +121,7 @@ class Shortcutting:
     # -- shared cores --------------------------------------------------------------------------------------------------
 
     def _leave_out(self, core: SharedCore) -> Hook:
-        """Build the pre-hook that takes the rows away that have just joined: the trunk's stand for them."""
+        """Build the pre-hook that takes the rows away that have just joined: others stand for them."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             rows = self.rows
@@ -130,7 +133,7 @@ class Shortcutting:
         return hook
 
     def _put_back(self, core: SharedCore) -> Hook:
-        """Build the pre-hook of a point that appends the trunk's heads for the rows that were left out.
+        """Build the pre-hook of a point that appends the heads of the rows that were left out: copies of others'.
 
         They are masked before they are appended: they are few rows, and the others need no copy of their own then.
         """
@@ -143,10 +146,12 @@ class Shortcutting:
             heads_out, copies = args[0], rows.left_out
             rows.left_out, rows.filled = 0, copies
 
-            variants = rows.wave[rows.joined - copies : rows.joined]
-            trunk = heads_out[: rows.images * layer.rows]  # [rows of the trunk, ...]
-            keep = rows.keep[1 + rows.joined - copies : 1 + rows.joined, core.layer, : layer.heads]  # [copies, heads]
-            slots = LayerSlots(core.layer, torch.cat([trunk] * copies), keep, layer.channels, trunk, layer.rows)
+            now, share = slice(rows.joined - copies, rows.joined), rows.images * layer.rows
+            variants, trunk = rows.wave.variants[now], heads_out[:share]  # [rows of the trunk, ...]
+            keep = rows.wave.keep[1:][now, core.layer, : layer.heads]  # [copies, heads]
+            # not yet masked here, whosever they are: this hook runs before the one that masks
+            unmasked = torch.cat([heads_out[place * share : (place + 1) * share] for place in rows.wave.copied[now]])
+            slots = LayerSlots(core.layer, unmasked, keep, layer.channels, trunk, layer.rows)
             masked = replace_heads(slots, [self.replacements[variant] for variant in variants])
             return (torch.cat([heads_out, masked]), *args[1:]), kwargs
 

@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.growing.growing_pass import GrowingPass, Join
+from headprobe.backbone.growing.beginnings import Join
+from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.row_plan import Path, batched, shapes
 from headprobe.backbone.growing.shortcuts import NO_SHORTCUTS, PooledTokens, SharedCore, Shortcuts
 from headprobe.backbone.heads.layout import HeadLayout, parent_of
+from headprobe.backbone.masking.ablation import masked_logits
 from headprobe.backbone.outputs import Outputs, all_agree, parts_of
 from headprobe.backbone.sandbox import MOST_ROUNDING, ROUNDING, evaluating, is_out_of_memory
 
 Calls = dict[str, tuple[int, dict[Path, torch.Size]]]
 """For every module when its only call in a forward pass comes (-1 if it has several) and its arguments' shapes."""
+
+
+ROW_PIXELS = 1 << 22
+"""Pixels of all rows of a trial: 83 rows of 224 x 224. Larger images are tried in smaller company, to fit in memory."""
 
 
 @dataclass
@@ -39,6 +45,15 @@ class Company:
     logits: Tensor
     rounding: tuple[float, ...]
     outputs: Outputs | None = None
+
+
+def single_heads(layout: HeadLayout, device: torch.device) -> Tensor:
+    """Return masks `[layers, layers, max heads]`: mask l hits one head of layer l; more heads could hide an error."""
+    layers, most = len(layout.layers), max(layout.heads_per_layer)
+    keep = torch.ones(layers, layers, most, dtype=torch.bool)
+    for number, heads in enumerate(layout.heads_per_layer):
+        keep[number, number, number % heads] = False
+    return keep.to(device)
 
 
 def trial_masks(layout: HeadLayout, device: torch.device, seed: int = 0) -> Tensor:
@@ -147,7 +162,10 @@ def find_shortcuts(
         # in most models the best option of everything is right at once
         best = {module: cores[0] for module, cores in options.items()}
         everything = Shortcuts(_cores(best), next(iter(pooled), None))
-        return everything if trial.right(everything) else _settled(trial, options, pooled)
+        found = everything if trial.right(everything) else _settled(trial, options, pooled)
+
+        shared = replace(found, beginnings=True)
+        return shared if trial.right_in_a_chain(shared) else found
 
 
 @dataclass(frozen=True)
@@ -170,6 +188,25 @@ class _Trial:
             if found is None or not all_agree(company.outputs, found, company.logits, allowed):
                 return False
         return True
+
+    def right_in_a_chain(self, shortcuts: Shortcuts) -> bool:
+        """Return whether a mask's logits stay the same where its rows are copies of copies, from layer to layer.
+
+        Each mask of the chain hits one layer more than the one before, of whose rows it begins as a copy; the last one
+        has come through all joins, and is held to its plain forward pass.
+        """
+        company = self.proven[0]
+        image = company.images[:1]
+        most = max(2, ROW_PIXELS // (image.shape[-2] * image.shape[-1]) - 1)
+        tried = [layer for layer, join in enumerate(self.joins) if join.proven]
+        links = [tried[at * (len(tried) - 1) // (most - 1)] for at in range(most)] if len(tried) > most else tried
+        keep = single_heads(self.layout, image.device)[links]  # [links, layers, max heads]
+        keep = keep.long().cumprod(dim=0).bool()
+
+        found = growing_logits(self.backbone, self.layout, self.joins, keep, image, shortcuts)
+        expected = masked_logits(self.backbone, self.layout, image, keep[-1])
+        allowed = [MOST_ROUNDING] * len(company.rounding)  # the number of rows, and so rounding, may be any
+        return found is not None and all_agree(company.outputs, found[-1], expected, allowed)
 
 
 def _settled(trial: _Trial, options: dict[str, list[SharedCore]], pooled: list[PooledTokens]) -> Shortcuts:

@@ -127,6 +127,10 @@ class Replacement(ABC):
         """Return whether it may have slots to fill in a layer; where not, `fill` is not called for it."""
         return True
 
+    def part(self, layer: int) -> object:
+        """Return what of it fills a layer's slots: two replacements with the same object there fill the same alike."""
+        return self
+
     def check(self, keep: Tensor) -> None:
         """Refuse a mask that it was not made for.
 
@@ -222,6 +226,10 @@ class Linear(Replacement):
     def fills(self, layer: int) -> bool:
         """Return whether the mask hits the layer."""
         return self.maps[layer] is not None
+
+    def part(self, layer: int) -> object:
+        """Return the layer's prediction."""
+        return self.maps[layer]
 
     def check(self, keep: Tensor) -> None:
         """Refuse a mask of other layers than the predictions are for."""

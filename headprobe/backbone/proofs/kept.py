@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from headprobe.backbone.growing.growing_pass import Join
+from headprobe.backbone.growing.beginnings import Join
 from headprobe.backbone.growing.row_plan import Batched
 from headprobe.backbone.growing.shortcuts import PooledTokens, SharedCore, Shortcuts
 from headprobe.backbone.outputs import Outputs
@@ -143,7 +143,8 @@ def _shortcuts(data: Mapping[str, Any]) -> Shortcuts:
     cores = []
     for module, core in data["cores"]:
         cores.append((str(module), SharedCore(**{**core, "batched": _batched(core["batched"])})))
-    return Shortcuts(tuple(cores), None if data["pooled"] is None else PooledTokens(**data["pooled"]))
+    pooled = None if data["pooled"] is None else PooledTokens(**data["pooled"])
+    return Shortcuts(tuple(cores), pooled, bool(data["beginnings"]))
 
 
 def _batched(data: Any) -> Batched:

@@ -62,9 +62,7 @@ def _of_step(clock: "_Clock", plan: RowPlan) -> float:
 
 def _of_waves(clock: "_Clock", plan: RowPlan) -> float:
     """Time some waves, those with the least work first, and return what all take."""
-    layers_run = clock.passes.growing.layers_run
-    layers = len(clock.passes.growing.layout.layers)
-    work = {wave: layers + sum(layers_run[variant] for variant in wave) for wave in plan.waves}
+    work = {wave: clock.passes.growing.layers_run(wave) for wave in plan.waves}
     times: dict[Wave, float] = {}
     for wave in sorted(plan.waves, key=lambda wave: work[wave]):
         if len(times) >= LEAST_WAVES and sum(times.values()) > TIMED_SECONDS:

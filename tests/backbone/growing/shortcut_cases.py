@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from headprobe.backbone.growing.growing_pass import GrowingPass, Join
+from headprobe.backbone.growing.beginnings import Join
+from headprobe.backbone.growing.growing_pass import GrowingPass
 from headprobe.backbone.growing.joins import find_joins
 from headprobe.backbone.growing.shortcuts import Shortcuts
 from headprobe.backbone.growing.trials import Company, find_shortcuts

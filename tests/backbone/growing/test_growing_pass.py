@@ -62,7 +62,7 @@ def test_equal_masks_under_one_replacement_run_once_and_have_equal_logits(budget
     other = Constant("mean", mean.constants)  # another object: another replacement
     fills = [*[WITH_ZERO] * 6, mean, other, WITH_ZERO]
     with GrowingPass(model, layout, find_joins(model, layout).joins, keep, replacements=fills) as growing:
-        assert growing.first_equal == [0, 1, 2, 3, 0, 1, 6, 7, 3]
+        assert growing.beginnings.same == [0, 1, 2, 3, 0, 1, 6, 7, 3]
         plan = growing.plan(3, budget)
         found = growing.logits(images, plan)
     assert sorted(variant for wave in plan.waves for variant in wave) == [0, 1, 2, 6, 7]

@@ -300,6 +300,15 @@ def single_heads(layout: HeadLayout) -> Tensor:
     return keep
 
 
+def in_order(layout: HeadLayout) -> Tensor:
+    """Masks that begin alike: of the first layer and a middle one, these and the last, the first layer and the last."""
+    last = len(layout.layers) - 1
+    keep = torch.ones(3, last + 1, max(layout.heads_per_layer), dtype=torch.bool)
+    for mask, layers in enumerate([(0, last // 2), (0, last // 2, last), (0, last)]):
+        keep[mask, list(layers), 0] = False
+    return keep
+
+
 def compare_growing(key: str, semantics: Semantics = "slot", together: bool = True, alone: bool = True) -> None:
     """Hold the growing pass, with and without shortcuts, to a plain pass for each mask: all in one, and some alone.
 
@@ -307,8 +316,9 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
     """
     model, layout, _, images, _ = setup(key, images=2, semantics=semantics)
     joins, companies, calls = find_joins(model, layout)
-    keep = single_heads(layout)
+    keep = torch.cat([single_heads(layout), in_order(layout)])
     shortcuts = find_shortcuts(model, layout, joins, companies, calls)
+    assert shortcuts.beginnings
     model, images = model.double(), images.double()
     expected = [masked_logits(model, layout, images, kept) for kept in keep]
     tolerance = 1e-5 if LITE_MLA & set(REPRESENTATIVES[key].classes) else 1e-9  # it multiplies in float32 at all times
@@ -318,9 +328,9 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
         (keep[:first], [(mask,) for mask in range(0, first, step)] * alone),
     ):
         for allowed in dict.fromkeys([NO_SHORTCUTS, shortcuts]):
-            with GrowingPass(model, layout, joins, masks, allowed) as growing:
+            with GrowingPass(model, layout, joins, masks, allowed, once=False) as growing:
                 for wave in waves:
-                    ordered = tuple(sorted(wave, key=lambda mask: growing.join_places[mask] or 0))
+                    ordered = tuple(growing.beginnings.of_wave(wave))
                     found = growing.logits(images, RowPlan(len(images), len(images), (ordered,), (), len(images)))
                     for mask in wave:
                         close(found[1 + mask], expected[mask], tolerance)

@@ -497,8 +497,8 @@ def test_masks_join_nowhere_if_only_modules_too_far_in_are_tried(monkeypatch: py
 def test_a_growing_pass_that_copies_the_wrong_rows_fails_join_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     grown = arguments.grown
 
-    def flipped(args: Any, kwargs: Any, batched: Any, images: int, copies: int) -> Any:
-        (first, *others), named = grown(args, kwargs, batched, images, copies)
+    def flipped(args: Any, kwargs: Any, batched: Any, images: int, copied: Any) -> Any:
+        (first, *others), named = grown(args, kwargs, batched, images, copied)
         return (torch.cat([first[:images], first[images:].flip(0)]), *others), named
 
     monkeypatch.setattr(growing, "grown", flipped)
