@@ -32,6 +32,9 @@ from headprobe.callbacks.resume import AUTO, NEVER, Resume
 from headprobe.errors import HeadprobeWarning, UsageError
 from headprobe.files import make_folders, next_version, shown
 from headprobe.module import HeadProbe
+from headprobe.probe.calibrating import FittingClassifier
+from headprobe.probe.rounds import fitting_of
+from headprobe.probe.stages import Stage
 from headprobe.processes import from_launcher, refuse_lonely_nodes, refuse_other_processes
 
 OFF = {
@@ -163,22 +166,21 @@ class ProbeTrainer(lightning.Trainer):
         if not isinstance(model, HeadProbe) or not hasattr(data, "split_off"):
             return
         self.split_data(model, data)
-        model.calibration, model.search, model.rescoring = model.given_calibration, None, None
+        model.calibration = model.given_calibration
         if model.classifying is not None:
             self._leave_out(model, data, [] if model.takes_classes else model.classifying.unseen)
         if not data.fits:
-            model.begin_stage("test")
+            model.judge()
             return
         # A run to resume by its name is the judged one: a calibration is found by its own key.
         self._use_callbacks(_before(self, resume if resume == NEVER else AUTO, records=False), after=[])
         if model.classifying is not None and model.takes_classes:
-            model.classifying.begin()
-            model.begin_stage("validate")
-            self.validate(model, datamodule=data, verbose=False)
+            self._go_over(FittingClassifier(model, model.classifying), model, data)
             self._leave_out(model, data, model.classifying.unseen)
         if model.fitted_kinds or model.score_heads:
-            self._fit_constants(model, data)
-        model.begin_stage("test")
+            for stage in fitting_of(model):
+                self._go_over(stage, model, data)
+        model.judge()
         if model.calibration is not None and (warning := warning_of(model.calibration)):
             lightning.pytorch.utilities.rank_zero_warn(warning, category=HeadprobeWarning)
 
@@ -189,15 +191,10 @@ class ProbeTrainer(lightning.Trainer):
             data.bind_to(model)  # a given classifier may come before the data are opened
         data.leave_out(classes)
 
-    def _fit_constants(self, model: HeadProbe, data: Any) -> None:
-        """Fit constants and score heads, round by round."""
-        model.begin_stage("validate")
+    def _go_over(self, stage: Stage, model: HeadProbe, data: Any) -> None:
+        """Run a stage that fits, over the images that calibrate."""
+        model.begin_stage(stage)
         self.validate(model, datamodule=data, verbose=False)
-        for begin in (model.begin_rescoring, model.begin_search):
-            begin()
-            while model.round_name:  # a round each
-                model.begin_stage("validate")
-                self.validate(model, datamodule=data, verbose=False)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train a model from nothing on a small data set; how the bundled models were made.

@@ -401,7 +401,7 @@ def test_an_interrupt_that_another_error_hides_is_still_an_interrupt(
             raise RuntimeError("pop from empty mode stack")  # as PyTorch's clean-up does
 
     monkeypatch.setattr(HeadProbe, "masked_logits", logits)
-    monkeypatch.setattr(HeadProbe, "_logits_of", logits)
+    monkeypatch.setattr(HeadProbe, "logits_of", logits)
     ended = command(tmp_path, "test", *QUICK, "--mask-spec", "layer:3")
     assert ended.code == 130
     assert only_message(ended).startswith("interrupted; ")

@@ -15,8 +15,9 @@ from headprobe.backbone.weights import save_backbone
 from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.spec import MaskSpec
+from headprobe.metrics.accuracy.paired_accuracy import restrict_classes
 from headprobe.metrics.accuracy.scores import PairedScores
-from headprobe.module import HeadProbe, restrict_classes
+from headprobe.module import HeadProbe
 from tests.conftest import perturbed
 
 

@@ -6,7 +6,8 @@ on features as on logits, without knowing of them. The feature is `forward_head(
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from headprobe.backbone.sandbox import agree, evaluating, example_images
-from headprobe.errors import RunError
-from headprobe.text import first_line
+from headprobe.errors import RunError, UsageError
+from headprobe.text import Decision, first_line
 
 Way = Literal["output", "classifier", "twice"]
 """The feature is the model's own output, or what enters its classifier; or `forward_head` is called for each."""
@@ -104,6 +105,57 @@ def embeds(backbone: nn.Module, own_weights: bool = False) -> bool:
         return False
     bias = getattr(_classifier(backbone), "bias", None)
     return not (own_weights and isinstance(bias, Tensor) and bool(bias.any()))
+
+
+def no_classifier(name: str, embedding: int = 0) -> UsageError:
+    """Return the refusal of a model that has no classifier of its own.
+
+    Args:
+        name: The model's name.
+        embedding: Width of the projection that it has in its place; 0 where there is none.
+    """
+    why = f"in its place is {embedding_in_words(embedding)}" if embedding else "its weights were trained without one"
+    return UsageError(
+        f"model {name!r} has no classifier to score: {why}; choose --model.classifier class-mean or knn, fitted on "
+        "labelled calibration images, FILE.safetensors with a weight for each class, or none, which needs no labels; "
+        "or give the weights of a fine-tuned model with --model.weights FILE.safetensors"
+    )
+
+
+def embedding_in_words(width: int) -> str:
+    """Return what the output of a model is that was trained beside a model of texts."""
+    return f"a projection into the {width} numbers of the space of texts: an embedding, which is its feature"
+
+
+def class_names(backbone: nn.Module, num_classes: int) -> tuple[list[str] | None, list[Decision]]:
+    """Return the names of a model's classes from its configuration (`label_names`).
+
+    Returns:
+        The names in the classifier's order, None if it has none for each class, or one name for two classes; and what
+        was decided where it has names that are not used.
+    """
+    config: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    written = config.get("label_names")
+    if not written or not isinstance(written, Mapping | list | tuple):
+        return None, []
+    names: list[Any] = list(written)
+    if isinstance(written, Mapping):  # {number: name}, the numbers as text where they come from JSON
+        numbered = {int(number): name for number, name in written.items() if str(number).isdecimal()}
+        names = [numbered[number] for number in sorted(numbered)]
+        if sorted(numbered) != list(range(num_classes)):
+            names = names[: num_classes - 1]  # too few, whatever their number
+    texts = [str(name) for name in names]
+    twice = [name for name, times in Counter(texts).items() if times > 1 and name]
+    if len(texts) == num_classes and not twice:
+        return texts, []
+    why = (
+        f"several classes are called {twice[0]!r}"
+        if len(texts) == num_classes
+        else f"they are {len(written):,}, not one for each of the model's {num_classes:,} classes"
+    )
+    return None, [
+        Decision("names of classes", f"label_names of the model's configuration are not used: {why}", shown=True)
+    ]
 
 
 def outputs_of(backbone: nn.Module, input_size: tuple[int, int, int], embedding: bool = False) -> Outputs:

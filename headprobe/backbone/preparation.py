@@ -150,6 +150,12 @@ def size_decisions(backbone: nn.Module, train_size: bool) -> list[Decision]:
     return [Decision("image size", text, shown=True)]
 
 
+def normalisation_decision(config: Mapping[str, Any], model: str) -> Decision:
+    """Return how images are normalised: a file of weights does not say which normalisation they were trained with."""
+    numbers = ", ".join(f"{name} {tuple(round(float(value), 4) for value in config[name])}" for name in ("mean", "std"))
+    return Decision("normalisation", f"{numbers}, as {model} is configured (pretrained_cfg_overlay)")
+
+
 def _size_text(config: Mapping[str, Any]) -> str:
     _, height, width = config["input_size"]
     return f"{height} x {width} pixels with crop_pct {config['crop_pct']:g}"
@@ -172,6 +178,31 @@ def check_channels(config: Mapping[str, Any], channels: int | None) -> None:
             "the model's options or its config.json give different numbers of channels; set input_size, mean and "
             f"std in model.options.pretrained_cfg_overlay to the channels of in_chans, got {found}"
         )
+
+
+def sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options whose `pretrained_cfg_overlay` has the size and crop that they ask for, in tests too.
+
+    Args:
+        options: Arguments of `timm.create_model`; not every model keeps its `img_size` itself.
+        config: timm's configuration of the model.
+    """
+    for name in (OVERLAY, "pretrained_cfg"):
+        given = options.get(name)
+        if isinstance(given, Mapping):
+            check_entries(given, f"in model.options.{name}")
+        elif given is not None and (name == OVERLAY or not isinstance(given, str)):
+            raise UsageError(f"model.options.{name} must be entries of a configuration, got {given!r}")
+    overlay = dict(options.get(OVERLAY) or {})
+    size = options.get("img_size")
+    if size is not None and "input_size" not in overlay:
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = options.get("in_chans") or config.get("input_size", (3,))[0]
+        overlay["input_size"] = (channels, height, width)
+    for asked, tested in (("input_size", "test_input_size"), ("crop_pct", "test_crop_pct")):
+        if asked in overlay:
+            overlay.setdefault(tested, None)  # what was asked for is not overruled by timm's own for tests
+    return {**options, OVERLAY: overlay} if overlay else dict(options)
 
 
 def check_size(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headprobe.backbone.outputs import embeds
+from headprobe.backbone.outputs import class_names, embedding_in_words, embeds, no_classifier
 from headprobe.backbone.own_weights import build_filtered, changes, refuse_weights
 from headprobe.backbone.places import PLACES, Place, located, near_name, unbuildable, unreadable
 from headprobe.backbone.preparation import (
@@ -26,6 +26,7 @@ from headprobe.backbone.preparation import (
     check_size,
     data_config,
     size_decisions,
+    sized,
 )
 from headprobe.backbone.pretrained import with_pretrained
 from headprobe.errors import RunError, UsageError
@@ -97,7 +98,7 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
     place = _place_of(source)
     if source.random:
         name = resolved.name if place is None else place.name
-        options = _sized(_asked(resolved), _config_of(resolved, place))
+        options = sized(_asked(resolved), _config_of(resolved, place))
         backbone = _shaped(_created(name, False, options, resolved), place)
         decisions = [Decision("weights", "random, never trained (--model.pretrained false)", shown=True)]
     elif resolved.weights is not None:
@@ -108,7 +109,7 @@ def _build(source: ModelSource, *, trained: bool) -> Built:
         config, asked = _config_of(resolved, None), _asked(resolved)
         create = partial(_created, resolved.name, True, source=resolved)
         backbone, decisions = with_pretrained(
-            create, resolved.name, _sized(asked, config), config, asked, trained=trained
+            create, resolved.name, sized(asked, config), config, asked, trained=trained
         )
     decisions += _overridden(source, place)
     if place is not None and place.commit:
@@ -205,7 +206,7 @@ def _with_own_weights(source: ModelSource, place: Place | None, path: str) -> tu
     state = read_safetensors(path)
     config = _config_of(source, place)
     name = source.name if place is None else place.name
-    options = _sized(_asked(source), config)
+    options = sized(_asked(source), config)
     classifier = config.get("classifier") or "head"
     head = classifier if isinstance(classifier, str) else classifier[0]
     classes = classes_in(state, head)
@@ -343,57 +344,6 @@ def create_classifier(source: ModelSource, *, trained: bool = True, own: bool = 
     return Classifier(backbone, config, num_classes, options, names, decisions + about_names)
 
 
-def no_classifier(name: str, embedding: int = 0) -> UsageError:
-    """Return the refusal of a model that has no classifier of its own.
-
-    Args:
-        name: The model's name.
-        embedding: Width of the projection that it has in its place; 0 where there is none.
-    """
-    why = f"in its place is {embedding_in_words(embedding)}" if embedding else "its weights were trained without one"
-    return UsageError(
-        f"model {name!r} has no classifier to score: {why}; choose --model.classifier class-mean or knn, fitted on "
-        "labelled calibration images, FILE.safetensors with a weight for each class, or none, which needs no labels; "
-        "or give the weights of a fine-tuned model with --model.weights FILE.safetensors"
-    )
-
-
-def embedding_in_words(width: int) -> str:
-    """Return what the output of a model is that was trained beside a model of texts."""
-    return f"a projection into the {width} numbers of the space of texts: an embedding, which is its feature"
-
-
-def class_names(backbone: nn.Module, num_classes: int) -> tuple[list[str] | None, list[Decision]]:
-    """Return the names of a model's classes from its configuration (`label_names`).
-
-    Returns:
-        The names in the classifier's order, None if it has none for each class, or one name for two classes; and what
-        was decided where it has names that are not used.
-    """
-    config: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    written = config.get("label_names")
-    if not written or not isinstance(written, Mapping | list | tuple):
-        return None, []
-    names: list[Any] = list(written)
-    if isinstance(written, Mapping):  # {number: name}, the numbers as text where they come from JSON
-        numbered = {int(number): name for number, name in written.items() if str(number).isdecimal()}
-        names = [numbered[number] for number in sorted(numbered)]
-        if sorted(numbered) != list(range(num_classes)):
-            names = names[: num_classes - 1]  # too few, whatever their number
-    texts = [str(name) for name in names]
-    twice = [name for name, times in Counter(texts).items() if times > 1 and name]
-    if len(texts) == num_classes and not twice:
-        return texts, []
-    why = (
-        f"several classes are called {twice[0]!r}"
-        if len(texts) == num_classes
-        else f"they are {len(written):,}, not one for each of the model's {num_classes:,} classes"
-    )
-    return None, [
-        Decision("names of classes", f"label_names of the model's configuration are not used: {why}", shown=True)
-    ]
-
-
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of all parameters and persistent buffers, names, types and shapes included."""
     digest = hashlib.sha256()
@@ -519,28 +469,3 @@ def _shaped(backbone: nn.Module, place: Place | None) -> nn.Module:
 
     where = str(place.folder / "config.json")
     return with_fewer_heads(backbone, layers_from_json(place.pruned.get("layers"), where), where)
-
-
-def _sized(options: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options whose `pretrained_cfg_overlay` has the size and crop that they ask for, in tests too.
-
-    Args:
-        options: Arguments of `timm.create_model`; not every model keeps its `img_size` itself.
-        config: timm's configuration of the model.
-    """
-    for name in (OVERLAY, "pretrained_cfg"):
-        given = options.get(name)
-        if isinstance(given, Mapping):
-            check_entries(given, f"in model.options.{name}")
-        elif given is not None and (name == OVERLAY or not isinstance(given, str)):
-            raise UsageError(f"model.options.{name} must be entries of a configuration, got {given!r}")
-    overlay = dict(options.get(OVERLAY) or {})
-    size = options.get("img_size")
-    if size is not None and "input_size" not in overlay:
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = options.get("in_chans") or config.get("input_size", (3,))[0]
-        overlay["input_size"] = (channels, height, width)
-    for asked, tested in (("input_size", "test_input_size"), ("crop_pct", "test_crop_pct")):
-        if asked in overlay:
-            overlay.setdefault(tested, None)  # what was asked for is not overruled by timm's own for tests
-    return {**options, OVERLAY: overlay} if overlay else dict(options)

@@ -16,12 +16,12 @@ from headprobe.backbone.masking.replacement import (
     Resample,
 )
 from headprobe.calibration.constants import Calibration, LayerConstants, predict_masked
-from headprobe.calibration.optimal import refuse_missing
+from headprobe.calibration.optimal import in_words, refuse_missing
 from headprobe.calibration.slots import position_shapes
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import LINEAR, MEAN, OPTIMAL, POSITION, RESAMPLE, ZERO
 from headprobe.masks.spec import Variant
-from headprobe.text import counted
+from headprobe.text import Decision, counted
 
 MapsOfLayers = dict[tuple[int, tuple[bool, ...]], AffineMap]
 """Predictions by layer and kept heads: where many masks hit the same heads of a layer, they share one."""
@@ -135,6 +135,25 @@ def few_in_words(calibration: Calibration, kinds: Sequence[str]) -> str:
             tokens, channels = counted(layers[least].samples, "token"), counted(layers[least].mean.size, "channel")
             return f"{what}, linear by {tokens} for {channels} in layer {least}; {overfits}"
     return f"{what}; {overfits}" if images < FEW_IMAGES else ""
+
+
+def decisions_of(calibration: Calibration, kinds: Sequence[str]) -> list[Decision]:
+    """Return what is to be known of the constants of a run, and of the images that fitted them.
+
+    Args:
+        calibration: The constants.
+        kinds: Kinds of ablation that take them.
+    """
+    found = []
+    if left_out := calibration.about.get("images_left_out", 0):
+        read = counted(calibration.about["images"], "other")
+        text = f"{counted(left_out, 'calibration image')} could not be read; constants are of the {read}"
+        found.append(Decision("unread calibration images", text, shown=True))
+    if few := few_in_words(calibration, kinds):
+        found.append(Decision("few calibration images", few, shown=True))
+    if OPTIMAL in calibration.about:
+        found.append(Decision("optimal", in_words(calibration.about[OPTIMAL]), shown=True))
+    return found
 
 
 def stand_in(layout: HeadLayout) -> Calibration:

@@ -133,12 +133,10 @@ class Search:
     Attributes:
         now: The round to evaluate next; one without heads is the end.
         done: Rounds that were evaluated.
-        leaves: The round's constants by layer `[heads, head_dim]`, which need gradients; set with the forward passes.
     """
 
     def __init__(self, heads: Sequence[Head], calibration: Calibration) -> None:
         self.calibration, self.most_rounds, self.done = calibration, MOST_ROUNDS, 0
-        self.leaves: tuple[Tensor, ...] = ()
         self._descents: dict[Head, Descent] = {}
         self._rounds: dict[Head, int] = {}
         for layer, head in heads:

@@ -66,16 +66,11 @@ def _of_calibration(trainer: lightning.Trainer, probe: HeadProbe) -> dict[str, A
 
     Each round of a search for optimal constants has its own, and each after which heads are scored anew.
     """
-    search, rescoring = probe.search, probe.rescoring
-    began = search or rescoring
     return {
-        # of a round as the means' calibration has it: a digest of all weights for each round would take long
-        "model": probe.identity() if began is None else began.calibration.about["model"],
+        "model": probe.stage.model_identity(),
         "data": data_of(trainer).identity(),
         "variants": [],
-        **probe.sums_of_classifier(),
-        **({} if search is None else {"optimal": search.now.identity()}),
-        **({} if rescoring is None else {"rescored": rescoring.identity()}),
+        **probe.stage.identity(),
         "statistics": [statistic.options() for statistic in probe.statistics],
         **_arithmetic_of(trainer, probe),
     }

@@ -125,9 +125,20 @@ class ResultsWriter(AfterBatch):
 
     @rank_zero_only
     def _write(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage) -> None:
-        directory, bad, scores = self._directory, coverage.bad, probe.scores
-        features = probe.feature_scores
-        policy = data_of(trainer).on_bad_image
+        """Write all files of the run, in an order: figures and what is derived are made from files."""
+        rows, compared = self._write_tables(trainer, probe, coverage)
+        self._write_heads(probe, coverage)
+        derived = list(write_derived(read_files(self._directory))) if len(probe.variants) > 1 else []
+        if self.table:
+            self._print(trainer, probe, coverage, rows, [agreement_table(compared)] if compared else [], derived)
+        write_tensorboard(trainer.loggers, self._directory)
+        self._end_record(trainer, probe, coverage)
+
+    def _write_tables(
+        self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage
+    ) -> tuple[list[Row], list[Row]]:
+        """Write what follows from the scores and the calibration; return the rows of masks.csv and ablations.csv."""
+        directory, scores, features = self._directory, probe.scores, probe.feature_scores
         calibration = calibration_of(self._record)
         rows = variant_rows(probe.variants, scores, calibration, not probe.why_no_e_value, features)
         write_rows(directory / "masks.csv", rows)
@@ -146,33 +157,59 @@ class ResultsWriter(AfterBatch):
         if probe.per_class and scores is not None:
             classes = _scored_classes(trainer, probe)
             write_rows(directory / "classes.csv", class_rows(probe.variants, scores, classes))
-        if bad:
-            write_rows(directory / "bad_images.csv", bad)
+        if coverage.bad:
+            write_rows(directory / "bad_images.csv", coverage.bad)
+        return rows, compared
+
+    def _write_heads(self, probe: HeadProbe, coverage: Coverage) -> None:
+        """Write what describes heads, and note in the record which of its cells are empty, with the reasons."""
         unscored = {} if probe.calibration is None else probe.calibration.about.get("undefined_scores", {})
         if probe.statistics:
-            write_descriptions(probe.statistics, directory, images_read(coverage))
+            write_descriptions(probe.statistics, self._directory, images_read(coverage))
         unread = _unread_feature(probe)
         if probe.statistics or unscored or unread:
             self._record["undefined"] = {**undefined(probe.statistics), **unscored, **unread}
-            write_record(directory, self._record)  # figures are made from files, this one included
-        derived = list(write_derived(read_files(directory))) if len(probe.variants) > 1 else []
-        if self.table:
-            _print(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
-            if compared:
-                console.print()
-                console.print(agreement_table(compared))
-            for printed in derived:
-                console.print()
-                console.print(printed, soft_wrap=isinstance(printed, str), markup=False)
-            if bad and policy != "error":
-                console.print(_accepted(len(bad), policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
-            if probe.statistics:
-                print_summary(probe.statistics)
-            console.print(f"\nResults: {directory / 'masks.csv'}  (all files: {directory})", soft_wrap=True)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    console.print(f"Look at: tensorboard --logdir {Path(logger.log_dir).parent}", soft_wrap=True)
-        write_tensorboard(trainer.loggers, directory)
+            write_record(self._directory, self._record)  # figures are made from files, this one included
+
+    def _print(
+        self,
+        trainer: lightning.Trainer,
+        probe: HeadProbe,
+        coverage: Coverage,
+        rows: list[Row],
+        compared: list[Any],
+        derived: list[Any],
+    ) -> None:
+        """Print the results: what was decided, the tables, and where the files are.
+
+        Args:
+            trainer: Has run the test.
+            probe: The model with its masks.
+            coverage: The rows that were counted.
+            rows: Those of masks.csv.
+            compared: The table that compares ablations, where there are several.
+            derived: What is printed of the tables that follow from the files.
+        """
+        bad, policy = len(coverage.bad), data_of(trainer).on_bad_image
+        _print_masks(rows, probe, [one for one in decisions_of(trainer, probe) if one.shown])
+        for table in compared:
+            console.print()
+            console.print(table)
+        for printed in derived:
+            console.print()
+            console.print(printed, soft_wrap=isinstance(printed, str), markup=False)
+        if bad and policy != "error":
+            console.print(_accepted(bad, policy, int(rows[0]["images"])), style="yellow", soft_wrap=True)
+        if probe.statistics:
+            print_summary(probe.statistics)
+        console.print(f"\nResults: {self._directory / 'masks.csv'}  (all files: {self._directory})", soft_wrap=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                console.print(f"Look at: tensorboard --logdir {Path(logger.log_dir).parent}", soft_wrap=True)
+
+    def _end_record(self, trainer: lightning.Trainer, probe: HeadProbe, coverage: Coverage) -> None:
+        """Write the record of a run that is done, or that fails for its bad images."""
+        bad, policy = len(coverage.bad), data_of(trainer).on_bad_image
         self._finish("failed" if bad and policy == "error" else "done")
         self._record |= {
             **self._seconds_by_part(),
@@ -181,12 +218,15 @@ class ResultsWriter(AfterBatch):
             "decisions": _decisions(trainer, probe),
             # fewer rows than the plan's where memory ended: those units' last bits differ from an undisturbed run's
             "units_by_row_budget": dict(sorted(Counter(coverage.budgets.values()).items())),
-            "bad_images": len(bad),
+            "bad_images": bad,
             "on_bad_image": policy,
             # by which a reader notices tables of another run, and those that were cut off
-            "results": {name: text_digest(directory / name) for name in CHECKED if (directory / name).is_file()},
+            "results": {name: text_digest(self._directory / name) for name in CHECKED if self._has(name)},
         }
-        write_record(directory, self._record)
+        write_record(self._directory, self._record)
+
+    def _has(self, name: str) -> bool:
+        return (self._directory / name).is_file()
 
     def _finish(self, status: str) -> None:
         self._record |= {
@@ -263,7 +303,7 @@ def _accepted(bad: int, policy: str, images: int) -> str:
     return f"{counted(bad, 'image')} could not be used and were skipped; all numbers are of the other {images:,}"
 
 
-def _print(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
+def _print_masks(rows: list[Row], probe: HeadProbe, decisions: list[Decision]) -> None:
     """Print what was decided and may surprise, the table, and a warning of NaN or infinite logits."""
     console.print()
     for decision in decisions:

@@ -32,7 +32,6 @@ class Classifying:
         classes: How many classes there are; 0 until a classifier that is fitted has seen its data.
         class_names: Their names, None where they have none.
         classifier: The classifier, None until it is fitted.
-        fitting: Whether it is being fitted.
 
     Raises:
         UsageError: There is no such choice, or its file holds no head, or one of other classes.
@@ -43,7 +42,7 @@ class Classifying:
         self.classifier: FeatureClassifier | None = None
         self.classes = num_classes or 0
         self.class_names: list[str] | None = None
-        self.fitting = self._given = False
+        self._given = False
         if not self.choice.fitted:
             head = read_head(self.choice.path)
             if self.asked not in (None, head.classes):
@@ -96,7 +95,7 @@ class Classifying:
 
     def begin(self) -> None:
         """Begin to fit; an earlier classifier is forgotten."""
-        self.classifier, self.fitting = None, True
+        self.classifier = None
 
     def fit(self, features: int) -> ClassifierFit:
         """Return the fit under way, for features of this width."""
@@ -105,7 +104,6 @@ class Classifying:
     def take_fitted(self, classifier: FeatureClassifier) -> None:
         """End the fit with what came of it."""
         self._take(classifier)
-        self.fitting = False
 
     def restored(self, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Fitted:
         """Return the classifier that a calibration holds.

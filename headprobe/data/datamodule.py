@@ -13,13 +13,12 @@ from headprobe.data.labels.class_map import ClassMap
 from headprobe.data.labels.numbering import (
     Numbering,
     check_texts,
-    name_of,
     number_labels,
     of_other_split,
     restricted,
 )
 from headprobe.data.labels.read_class_map import read_class_map
-from headprobe.data.parts import CalibrationRows, half_of, rows_apart
+from headprobe.data.parts import CalibrationRows, calibrating_part, judged_part, parts_in_words, rows_apart
 from headprobe.data.sources.source import (
     Request,
     Source,
@@ -30,7 +29,7 @@ from headprobe.data.sources.source import (
     open_source,
     some,
 )
-from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers, fewer_rows
+from headprobe.data.stream import FittedData, ImageBatch, UnitStream, default_workers
 from headprobe.errors import RunError, UsageError
 from headprobe.processes import on_all
 from headprobe.text import Decision, counted
@@ -201,24 +200,10 @@ class ImageNetDataModule(LightningDataModule):
         self._left_out = frozenset()
         if not classes:
             return
+        from headprobe.data.labels.own_classes import refuse_unseen  # here: few runs need it
+
         present = range(self.classes) if self.valid_classes is None else self.valid_classes
-        unseen = sorted(set(classes) & set(present))
-        names = some([name_of(number, self.class_names) for number in unseen])
-        of_all = f"{len(unseen):,} of {counted(len(present), 'class')}"
-        remedy = (
-            "take more calibration images (--data.calibration_images, --data.calibration split:NAME), join classes "
-            "(--data.class_map)"
-        )
-        if unseen and self.on_bad_image != "skip":
-            raise UsageError(
-                f"{of_all} have no calibration image, so the classifier does not know them: {remedy}, or give "
-                f"--data.on_bad_image skip to leave their images out of all numbers, got {names}"
-            )
-        if len(present) - len(unseen) < 2:
-            raise UsageError(
-                f"{of_all} have no calibration image, and there must be two classes to choose among: {remedy}, got "
-                f"{names}"
-            )
+        refuse_unseen(classes, present, self.class_names, self.on_bad_image == "skip")
         self._left_out = frozenset(classes)
 
     def prepare_data(self) -> None:
@@ -267,29 +252,13 @@ class ImageNetDataModule(LightningDataModule):
         if not getattr(module, "takes_classes", False):
             self.bind(module.data_config, module.num_classes, names)
             if self._map is not None and getattr(module, "classifying", None) is not None:
-                self._refuse_other_map(self._map, names or (), module.classifying.choice.fitted)
+                from headprobe.data.labels.own_classes import refuse_other_map  # here: few runs need it
+
+                source, fitted = self._open(), module.classifying.choice.fitted
+                refuse_other_map(self._judged, source, names or (), self._map, fitted, self._fitted_on or {})
             return
         self.bind(module.data_config, module.classes_asked, None, own_classes=True)
         module.take_classes(self.classes, self.class_names)
-
-    def _refuse_other_map(self, class_map: ClassMap, names: Sequence[str], fitted: bool) -> None:
-        """Refuse a class map under which the classes of a classifier of an earlier run, or of a file, are others.
-
-        Raises:
-            UsageError: With the first class that was another one, or with both where labels are plain numbers.
-        """
-        from headprobe.data.labels.own_classes import refuse_other_numbers  # here: few runs need it
-
-        refuse_other_numbers(self._judged, names, class_map, fitted)
-        fitted_on = self._fitted_on or {}
-        nameless = self._open().labels.kind == "number" and not any(names)
-        if nameless and fitted_on.get("files") == self._open().identity["files"]:
-            before = fitted_on.get("class_map")
-            if before is not None and before != class_map.digest:
-                raise UsageError(
-                    "the classifier of --calibration-file was fitted on these files with another --data.class_map: "
-                    f"give that one, or fit anew without --calibration-file, got {class_map.origin}"
-                )
 
     def bind(
         self,
@@ -334,13 +303,33 @@ class ImageNetDataModule(LightningDataModule):
             rows = rows_apart(self._fitted_on, source.identity, rows)
         self.calibration = rows
         if rows is not None:
-            # constants that were given need no images, only a rule that leaves theirs out
-            self._calibration = self._calibration_of(self._data, rows) if self._fitted_on is None else None
-            if rows.rule == "half":
-                self._data = replace(self._data, chosen=half_of(_known(self._data), calibration=False))
-                _refuse_empty(self._data, "judge", rows)
+            self._cut(self._data, rows)
         if self.rows_together > 1:
             _refuse_lonely(self._data)
+
+    def _cut(self, data: FittedData, rows: CalibrationRows) -> None:
+        """Set apart the images that calibrate and those that are judged."""
+        # constants that were given need no images, only a rule that leaves theirs out
+        self._calibration = self._calibration_of(data, rows) if self._fitted_on is None else None
+        self._data = judged_part(data, rows)
+
+    def _calibration_of(self, data: FittedData, rows: CalibrationRows) -> FittedData:
+        """Return the data that calibrate: some of the data, or another split."""
+        if rows.rule == "split":
+            data = self._of_split(data, rows)
+        return calibrating_part(data, rows, self.calibration_images)
+
+    def _of_split(self, judged: FittedData, rows: CalibrationRows) -> FittedData:
+        """Return the data of another split, with the classes of the judged ones: they are the model's."""
+        if rows.split == judged.source.identity["split"]:
+            raise UsageError(
+                f"--data.calibration names the split that is judged: choose another one, or same, got {rows.text}"
+            )
+        if self._other_split is None:  # each stage and round binds the data again
+            self._other_split = open_source(replace(self._request, split=rows.split))
+        columns = judged.source.labels, self._other_split.labels
+        numbering = of_other_split(judged.numbering, *columns, self._map, self._restrict)
+        return replace(judged, source=self._other_split, max_images=None, numbering=numbering)
 
     def _numbered(
         self, source: Source, num_classes: int | None, class_names: Sequence[str] | None, own_classes: bool
@@ -355,35 +344,6 @@ class ImageNetDataModule(LightningDataModule):
         else:
             found = number_labels(source.labels, num_classes, self._map, class_names, self.trains)
         return replace(found, left_out=self._left_out) if self._left_out else found
-
-    def _calibration_of(self, judged: FittedData, rows: CalibrationRows) -> FittedData:
-        """Return the data that calibrate, with the classes of the judged ones: they are the model's."""
-        judged = replace(judged, together=1)  # the constants are the same, whatever else is scored
-        found = judged
-        if rows.rule == "split":
-            if rows.split == judged.source.identity["split"]:
-                raise UsageError(
-                    f"--data.calibration names the split that is judged: choose another one, or same, got {rows.text}"
-                )
-            if self._other_split is None:  # each stage and round binds the data again
-                self._other_split = open_source(replace(self._request, split=rows.split))
-            columns = judged.source.labels, self._other_split.labels
-            numbering = of_other_split(judged.numbering, *columns, self._map, self._restrict)
-            found = replace(judged, source=self._other_split, max_images=None, numbering=numbering)
-        elif rows.rule == "half":
-            found = replace(judged, chosen=half_of(_known(judged), calibration=True))
-
-        most = self.calibration_images
-        if most is not None:
-            known = _known(found)
-            if sum(map(len, known)) < most:
-                raise UsageError(
-                    f"--data.calibration_images must be at most {sum(map(len, known)):,}, the images of "
-                    f"--data.calibration {rows.text}, got {most:,}"
-                )
-            found = replace(found, chosen=fewer_rows(known, most))
-        _refuse_empty(found, "calibrate", rows)
-        return found
 
     @property
     def classes(self) -> int:
@@ -502,8 +462,8 @@ class ImageNetDataModule(LightningDataModule):
         valid = self._judged.valid_classes if self._restrict else None  # those left out are the classifier's to say
         if valid is not None:
             found.append(Decision("restricted classes", restricted(valid, self.classes), shown=True))
-        if words := self._calibration_in_words():
-            found.append(Decision("calibration", words, shown=True))
+        if self.calibration is not None or self._fitted_on is not None:
+            found += self._parts_in_words()
         if self._calibration is not None and (strangers := self._calibration.numbering.strangers):
             names = self._calibration.source.labels.names or ()
             text = (
@@ -516,26 +476,12 @@ class ImageNetDataModule(LightningDataModule):
         found.append(Decision("transform", " ".join(data.reader.text.split())))
         return found
 
-    def _calibration_in_words(self) -> str:
+    def _parts_in_words(self) -> list[Decision]:
         """Return which images choose and which judge; nothing where all are judged and nothing is fitted."""
-        rows, given = self.calibration, self._fitted_on
-        images = None if self._data is None else self._data.images
-        judged = "an unknown number of" if images is None else f"{images:,}"
-        judged_others = f"{judged} others" if images is None else counted(images, "other")
-        if given is not None:
-            again = rows is not None and rows.rule == "same"
-            others = f"{judged} images, these among them, which flatters (same)" if again else judged_others
-            return f"fitted by an earlier run on {_fitted_in_words(given)}; judged on {others}"
-        if rows is None or (not self.fits and rows.rule != "half"):
-            return ""
-        if not self.fits:
-            return f"nothing is fitted; judged on {judged} images of one half (--data.calibration {rows.text})"
-        if rows.rule == "same":
-            return f"judged on the very images that it was fitted on, {judged} of them, which flatters (same)"
-        fit = self._calibration.images if self._calibration is not None else None
-        chose = "images" if fit is None else counted(fit, "image")
-        where = f"of the split {rows.split}" if rows.rule == "split" else "of one half, by a hash of unit and row"
-        return f"fitted on {chose} {where}; judged on {judged_others} (--data.calibration {rows.text})"
+        judged = None if self._data is None else self._data.images
+        fit = None if self._calibration is None else self._calibration.images
+        words = parts_in_words(self.calibration, self._fitted_on, self.fits, judged, fit)
+        return [Decision("calibration", words, shown=True)] if words else []
 
     def stream(self, process: int = 0, processes: int = 1) -> UnitStream:
         """Return the batches of one process of several, read in this process; `todo` chooses the units.
@@ -593,26 +539,6 @@ def _at_least(least: int, option: str, value: int | None) -> None:
         raise UsageError(f"--data.{option} must be at least {least}, got {value}")
 
 
-def _fitted_in_words(data: Mapping[str, Any]) -> str:
-    """Return which images fitted constants that were given, by the identity of their data."""
-    images = "images" if data["images"] is None else counted(data["images"], "image")
-    half = " (half)" if (data.get("rows") or {}).get("rule") == "half" else ""
-    split = f", split {data['split']}" if data["split"] else ""
-    return f"{images} of {data['path']}{split}{half}"
-
-
-def _known(data: FittedData) -> list[Sequence[int]]:
-    """Return the rows of each unit, which must be known before anything is read."""
-    rows = data.expected_rows
-    if rows is None:
-        raise UsageError(
-            "nobody knows how many images these data have, so they cannot be cut into images that fit and images that "
-            f"are judged: give --data.calibration split:NAME without --data.calibration_images, or Parquet files, got "
-            f"{data.source.unit_name(0)}"
-        )
-    return rows
-
-
 def _refuse_lonely(data: FittedData) -> None:
     """Refuse a unit that gives one row, which has no neighbour; where sizes are unknown, reading it shows that."""
     for unit, size in enumerate(data.unit_sizes or () if data.source.unit_sizes is not None else ()):
@@ -622,11 +548,3 @@ def _refuse_lonely(data: FittedData) -> None:
                 f"{data.source.unit_name(unit)} gives one row only: take more images (--data.max_images), larger units "
                 "(--data.unit file), or leave resample out, got 1 row"
             )
-
-
-def _refuse_empty(data: FittedData, what: str, rows: CalibrationRows) -> None:
-    if data.images == 0:
-        raise UsageError(
-            f"no image is left to {what} with --data.calibration {rows.text}: take more images, or choose "
-            "split:NAME or same, got 0"
-        )

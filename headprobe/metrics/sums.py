@@ -155,3 +155,8 @@ def mean_and_error(total: FloatArray, square: FloatArray, images: NDArray[np.gen
         mean = total / np.where(count > 0, count, np.nan)
         variance = np.maximum(square - total * mean, 0) / np.where(count > 1, count - 1, np.nan)
         return mean, np.sqrt(variance / count)
+
+
+def double_device(device: torch.device) -> torch.device:
+    """Return the device for float64 sums: the CPU beside Apple's GPUs, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device

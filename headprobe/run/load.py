@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +89,7 @@ class RunFiles:
             UsageError: A newer headprobe wrote it.
             RunError: It is cut off, or not headprobe's.
         """
-        path = self.path / name
-        if not path.is_file():
-            return {}
-        with naming(path), np.load(path, allow_pickle=False) as found:
-            arrays = {key: found[key] for key in found.files}
-        _check_schema(arrays.pop("schema", np.asarray(0)).item(), path)
-        return arrays
+        return self._content(name, _arrays)
 
     def document(self, name: str) -> dict[str, Any]:
         """Return a JSON file such as `pruned.json`, without its `schema`; nothing where there is no such file.
@@ -104,12 +98,17 @@ class RunFiles:
             UsageError: A newer headprobe wrote it.
             RunError: It is cut off, or not headprobe's.
         """
+        return self._content(name, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+
+    def _content(self, name: str, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Return what `read` gives of a file, without its `schema`; nothing where there is no such file."""
         path = self.path / name
         if not path.is_file():
             return {}
         with naming(path):
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
-        _check_schema(found.pop("schema", None), path)
+            found = read(path)
+        schema = found.pop("schema", None)
+        _check_schema(schema.item() if isinstance(schema, np.ndarray) else schema, path)
         return found
 
     def described(self, name: str) -> dict[str, Columns]:
@@ -220,6 +219,11 @@ def naming(path: Path) -> Iterator[None]:
             f"{path.name} cannot be read, as it is cut off or not headprobe's ({reason}); the command in the run's "
             f"run.json makes it again, got {str(path)!r}"
         ) from error
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as found:
+        return {key: found[key] for key in found.files}
 
 
 def _rows(path: Path) -> Iterator[Row]:

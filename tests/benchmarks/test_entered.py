@@ -25,7 +25,7 @@ def test_a_function_is_counted_once_with_its_file_and_a_class_body_is_not(tmp_pa
     assert entered.by_file == {"example.py": 1}
 
 
-def test_the_command_of_the_readme_enters_at_most_58_files(tmp_path: Path) -> None:
+def test_the_command_of_the_readme_enters_at_most_62_files(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks.entered", "test", "--mask-spec", "layer:3"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -33,4 +33,4 @@ def test_the_command_of_the_readme_enters_at_most_58_files(tmp_path: Path) -> No
     assert run.returncode == 0, run.stderr
     counted = json.loads(run.stderr.splitlines()[-1])
     assert "module.py" in counted["by_file"]
-    assert counted["files"] <= 58, counted["by_file"]
+    assert counted["files"] <= 62, counted["by_file"]

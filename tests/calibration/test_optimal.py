@@ -15,6 +15,7 @@ from headprobe.calibration.fills import stand_in
 from headprobe.calibration.optimal import Head, Round, Search, TrialSums, in_words, refuse_missing, warning_of
 from headprobe.errors import UsageError
 from headprobe.module import HeadProbe
+from headprobe.probe.rounds import SearchRound, search_rounds
 from tests.describe.driving import noise, tiny_probe
 
 KINDS = ["vit", "distilled", "beit", "eva_inner_norm", "swin", "swin_v2"]
@@ -30,16 +31,16 @@ def begun(probe: HeadProbe, spec: str = "each:head", images: int = 4, **calibrat
             for layer in stand_in(probe.layout).layers
         ]
     )
-    probe.begin_search()
-    assert probe.search is not None
+    probe.stage = stage = next(search_rounds(probe))
     with torch.inference_mode():
         probe.plan_passes(images)
-    return probe.search
+    return stage.search
 
 
 def losses_of(probe: HeadProbe, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():  # as under Lightning, which makes inference tensors of the images too
-        return probe.trial_losses(images.clone(), labels.clone())
+        assert isinstance(probe.stage, SearchRound)
+        return probe.stage.trial_losses(images.clone(), labels.clone())
 
 
 def by_hooks(probe: HeadProbe, images: Tensor, labels: Tensor, head: Head, constant: np.ndarray) -> tuple[float, Any]:
@@ -96,7 +97,8 @@ def test_only_the_classes_of_the_data_count() -> None:
     probe.valid_classes = torch.tensor([1, 3, 7])
     images, labels = noise(probe, 3), torch.tensor([1, 7, 3])
     losses, _ = losses_of(probe, images, labels)
-    probe.calibration, probe.search = search.found(), None
+    probe.calibration = search.found()
+    probe.judge()
     probe.calibration.layers[1].optimal[0] = search.now.trial[0]  # type: ignore[index]
     probe.plan_passes(3)
     logits = probe.masked_logits(images)[1][:, [1, 3, 7]]

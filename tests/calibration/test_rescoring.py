@@ -1,7 +1,6 @@
 """Orders whose scores are computed anew step by step, against plain hooks that mask heads and autograd by hand."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,21 @@ from headprobe.calibration.rescoring import Rescoring, distinct, rescoring_kind,
 from headprobe.calibration.scores import ScoreStatistic
 from headprobe.calibration.slots import SlotStatistic
 from headprobe.data.stream import ImageBatch
-from headprobe.describe.base import HeadStatistic
 from headprobe.errors import UsageError
 from headprobe.masks.ablations import Ablations
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
+from headprobe.probe.calibrating import Calibrating
+from headprobe.probe.rounds import rescoring_rounds
 from tests.calibration.test_scores import LABELS, scored, weights_of
 from tests.describe.driving import noise, tiny_probe
 
 Head = tuple[int, int]
 
 
-def driven(probe: HeadProbe, images: Tensor, labels: Tensor, statistics: Sequence[HeadStatistic]) -> None:
+def driven(probe: HeadProbe, images: Tensor, labels: Tensor, stage: Calibrating) -> None:
     """Run images in two units through Lightning's validation step, and add them up."""
-    probe.statistics, probe.calibrating = tuple(statistics), True
+    probe.stage = stage
     with torch.inference_mode():
         probe.begin_units(2)
         probe.plan_passes(3)
@@ -45,7 +45,7 @@ def driven(probe: HeadProbe, images: Tensor, labels: Tensor, statistics: Sequenc
 def calibrated(probe: HeadProbe, images: Tensor, labels: Tensor = LABELS) -> Calibration:
     """The whole model's constants and scores."""
     slots, scores = SlotStatistic(["linear"]), ScoreStatistic(probe.backbone)
-    driven(probe, images, labels, (slots, scores))
+    driven(probe, images, labels, Calibrating(probe, (slots, scores)))
     constants = slots.constants()
     layers = [
         type(layer)(**{**vars(layer), "scores": own})
@@ -58,14 +58,10 @@ def rescored(probe: HeadProbe, spec: str, ablation: str, images: Tensor, labels:
     """Run every round of a spec."""
     probe.choose_masks(spec, ablation)
     probe.calibration = calibrated(probe, images, labels)
-    probe.begin_rescoring()
-    found = probe.rescoring
-    assert found is not None
-    while found.now is not None:
-        driven(probe, images, labels, found.statistics(probe.backbone))
-        found.take(found.scores(probe.statistics))
-    probe.rescoring = None
-    return found
+    for stage in rescoring_rounds(probe):
+        driven(probe, images, labels, stage)
+        stage.rescoring.take(stage.rescoring.scores(stage.statistics))
+    return stage.rescoring
 
 
 class Smaller:
@@ -196,10 +192,9 @@ def test_variances_are_those_of_the_smaller_model_at_its_output(name: str, ablat
     images = noise(probe, 7)
     probe.choose_masks(f"grow:calibration:{name}:least:rescored", ablation)
     probe.calibration = calibrated(probe, images)
-    probe.begin_rescoring()
-    now = probe.rescoring
-    assert now is not None
-    driven(probe, images, LABELS, now.statistics(probe.backbone))
+    stage = next(rescoring_rounds(probe))
+    now = stage.rescoring
+    driven(probe, images, LABELS, stage)
     found = now.scores(probe.statistics)
     assert now.now is not None
     masked = set(now.now.masked)
@@ -244,10 +239,9 @@ def test_direct_logits_under_linear_go_through_the_folded_projection() -> None:
     whole = scored(probe, images, LABELS)
     probe.choose_masks("grow:calibration:direct_logit:least:rescored", "linear")
     probe.calibration = calibrated(probe, images)
-    probe.begin_rescoring()
-    now = probe.rescoring
-    assert now is not None
-    driven(probe, images, LABELS, now.statistics(probe.backbone))
+    stage = next(rescoring_rounds(probe))
+    now = stage.rescoring
+    driven(probe, images, LABELS, stage)
     scores = next(one for one in now.statistics(probe.backbone) if isinstance(one, ScoreStatistic))
     assert scores.name == "scores"
     found = now.scores(probe.statistics)
@@ -373,10 +367,9 @@ def test_heads_masked_in_the_operator_are_out_of_the_rounds_too() -> None:
     probe.choose_masks("grow:calibration:variance_after_projection:least:rescored", "zero")
     assert any(layer.masked_at_operator for layer in probe.layout.layers)
     probe.calibration = calibrated(probe, images)
-    probe.begin_rescoring()
-    now = probe.rescoring
-    assert now is not None
-    driven(probe, images, LABELS, now.statistics(probe.backbone))
+    stage = next(rescoring_rounds(probe))
+    now = stage.rescoring
+    driven(probe, images, LABELS, stage)
     found = now.scores(probe.statistics)
     assert now.now is not None
     starts = np.cumsum([0, *probe.layout.heads_per_layer])

@@ -15,6 +15,7 @@ from headprobe.data.stream import ImageBatch
 from headprobe.errors import UsageError
 from headprobe.masks.tables import SCORES
 from headprobe.module import HeadProbe
+from headprobe.probe.calibrating import Calibrating
 from tests.describe.driving import noise, tiny_probe
 
 GRADIENT_KINDS = ["vit", "vit_registers", "distilled", "beit", "eva", "eva_inner_norm", "dinov3", "swin", "swin_v2"]
@@ -27,7 +28,7 @@ def scored(
     """Every layer's scores, as a calibration computes them, under Lightning's inference mode."""
     probe.choose_masks("none", "linear", score_heads=True)
     slots, scores = SlotStatistic(["linear"]), ScoreStatistic(probe.backbone)
-    probe.statistics, probe.calibrating = (slots, scores), True
+    probe.stage = Calibrating(probe, (slots, scores))
     with torch.inference_mode():
         probe.begin_units(len(units))
         probe.plan_passes(batch)

@@ -120,7 +120,7 @@ def test_images_of_units_that_were_scored_before_are_listed_once(tmp_path: Path)
 def test_counts_are_those_of_masks_csv_also_with_nan_and_infinite_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = HeadProbe._logits_of
+    plain = HeadProbe.logits_of
 
     def broken(probe: HeadProbe, *arguments: Any) -> torch.Tensor:
         logits = plain(probe, *arguments).clone()
@@ -128,7 +128,7 @@ def test_counts_are_those_of_masks_csv_also_with_nan_and_infinite_logits(
         logits[1, 1::3, 3] = torch.inf
         return logits
 
-    monkeypatch.setattr(HeadProbe, "_logits_of", broken)
+    monkeypatch.setattr(HeadProbe, "logits_of", broken)
     probe = HeadProbe()
     probe.choose_masks("layer:3")
     options: dict[str, Any] = {"default_root_dir": tmp_path, "accelerator": "cpu", "enable_progress_bar": False}

@@ -121,7 +121,7 @@ def test_describing_changes_no_bit_of_the_logits_but_takes_no_shortcut() -> None
         observing = probe.passes.observing
         assert observing is not None
         sums = {statistic.name: statistic.open(0) for statistic in probe.statistics}
-        outputs = probe._run(images, lambda part: observing.taps(sums, 0, torch.arange(4)[part]))
+        outputs = probe.masked_outputs(images, lambda part: observing.taps(sums, 0, torch.arange(4)[part]))
         tapped = probe.outputs.split(outputs)[0]
     assert observing.began
     assert torch.equal(plain, tapped)

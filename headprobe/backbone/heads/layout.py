@@ -14,6 +14,7 @@ from headprobe.backbone.heads.sites import Form, Kind, Site
 from headprobe.backbone.heads.trace import CallKind
 from headprobe.errors import RunError
 from headprobe.metrics.token_grid import Size
+from headprobe.text import Decision, counted
 
 Semantics = Literal["slot", "attention"]
 """What masking a head takes away: all that its slot holds, or only what the head attended to."""
@@ -233,6 +234,23 @@ class HeadLayout:
     def heads_per_layer(self) -> tuple[int, ...]:
         """Number of heads of each layer."""
         return tuple(layer.heads for layer in self.layers)
+
+    def decisions(self) -> list[Decision]:
+        """Return what masking a head means in this model, where it could mean something else."""
+        found = []
+        ambiguous = [layer for layer in self.layers if layer.ambiguous]
+        if ambiguous:
+            what = "the whole slot of a head" if ambiguous[0].semantics == "slot" else "what a head attends to, alone"
+            both = f"two things in {counted(len(ambiguous), 'layer')} (--model.semantics, docs/heads.md)"
+            found.append(Decision("masks take away", f"{what}, which are {both}"))
+        if normed := sum(layer.inner_norm for layer in self.layers):
+            text = f"a norm over all heads in {counted(normed, 'layer')}: masking a head rescales the others too"
+            found.append(Decision("norm behind the heads", text, shown=True))
+        if self.headless:
+            text = f"{counted(len(self.headless), 'module')} without heads, which no mask reaches: {self.headless[0]}"
+            others = " and others" * (len(self.headless) > 1)
+            found.append(Decision("further attention", f"{text}{others}", shown=True))
+        return found
 
 
 def parent_of(name: str) -> str:

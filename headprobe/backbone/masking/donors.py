@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from headprobe.errors import RunError
-from headprobe.text import counted, ranges
+from headprobe.text import Decision, counted, ranges
 
 GROUP = 4
 """Neighbouring rows of a unit that are each other's donors."""
+
+MANY_OF_ONE_CLASS = 0.2
+"""Share of donors of their image's own class above which a run says so before its table."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,22 @@ def no_donor(name: str) -> str:
         f"the ablation resample needs another image of the same unit as donor, and {name} gives one row only: take "
         "more images (--data.max_images), larger units (--data.unit file), or leave resample out, got 1 row"
     )
+
+
+def donors_in_words(share: float | None) -> Decision:
+    """Return where resampled heads come from and, once it is counted, how many donors take little away.
+
+    Args:
+        share: Share of rows whose donor is of the image's own class; None where it is not counted.
+    """
+    text = f"heads of another image among {GROUP} neighbouring rows of a unit"
+    if share is None:
+        return Decision("resample", text)
+    many = share > MANY_OF_ONE_CLASS
+    text += f"; donors are of the image's own class in {share:.0%} of rows"
+    if many:
+        text += ", as in data sorted by class: drops are understated"
+    return Decision("resample", text, shown=many)
 
 
 def _hash(seed: int, draw: int, unit: int, row: int) -> bytes:

@@ -10,6 +10,7 @@ from headprobe.classifiers.fitting import stand_in
 from headprobe.commands.dry.fitting import seconds_and_sums, size_in_words
 from headprobe.metrics.feature_bank import bank_bytes
 from headprobe.module import HeadProbe
+from headprobe.probe.calibrating import FittingClassifier
 from headprobe.text import counted, duration
 
 MEANS_AT_THE_PEAK, BANKS_AT_THE_PEAK = 55, 5
@@ -91,7 +92,7 @@ def plan_classifier(trainer: lightning.Trainer, probe: HeadProbe, data: Any) -> 
     features = probe.outputs.features
     classifying.fit(features).refuse_too_many(images)
     classifying.begin()
-    seconds = seconds_and_sums(trainer, probe, data.batch_size)[1]
+    seconds = seconds_and_sums(trainer, probe, data.batch_size, FittingClassifier(probe, classifying))[1]
     choice = classifying.choice
     classifying.take_fitted(stand_in(choice, classifying.classes, features, images or UNKNOWN_IMAGES))
     return ClassifierCost(choice.text, images, classifying.classes, features, choice.kind == CLASS_MEAN, seconds)

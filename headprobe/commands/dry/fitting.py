@@ -14,6 +14,8 @@ from headprobe.calibration.optimal import MOST_ROUNDS, Search, heads_to_optimise
 from headprobe.data.stream import ImageBatch
 from headprobe.masks.ablations import OPTIMAL
 from headprobe.module import HeadProbe
+from headprobe.probe.rounds import RescoringRound, SearchRound
+from headprobe.probe.stages import Stage
 from headprobe.text import counted, duration
 
 SCORES = "scores of heads"
@@ -152,16 +154,23 @@ def _rescoring(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) ->
         trial = stand_in_round(clause, probe.layout, probe.calibration, probe.gone_by)
         gradients = trial.now is not None and trial.now.needs_gradients
         if trial.now is not None and gradients not in rounds:
-            probe.rescoring = trial
-            found.append((gradients, seconds_and_sums(trainer, probe, batch_size)[1]))
+            found.append((gradients, seconds_and_sums(trainer, probe, batch_size, RescoringRound(probe, trial))[1]))
         rounds[gradients] = rounds.get(gradients, 0) + rounds_of(every, wanted)
-    probe.rescoring = None
     return tuple((rounds[gradients], seconds) for gradients, seconds in found if rounds[gradients])
 
 
-def seconds_and_sums(trainer: lightning.Trainer, probe: HeadProbe, batch_size: int) -> tuple[float, float, int]:
-    """Return the seconds of a plain pass and of one that calibrates, an image, and the bytes of a unit's sums."""
-    plan = probe.begin_calibration(batch_size)
+def seconds_and_sums(
+    trainer: lightning.Trainer, probe: HeadProbe, batch_size: int, stage: Stage | None = None
+) -> tuple[float, float, int]:
+    """Return the seconds of a plain pass and of one of a stage, an image, and the bytes of a unit's sums.
+
+    Args:
+        trainer: Where the run would be.
+        probe: The model with its masks.
+        batch_size: Images of a batch.
+        stage: What fits; by default the constants and scores that the masks need.
+    """
+    plan = probe.begin_calibration(batch_size, stage)
     noise = _noise(probe, min(batch_size, plan.images))
     labels = torch.zeros(len(noise), dtype=torch.int64, device=probe.device)
     done = 0
@@ -187,12 +196,12 @@ def _seconds_of_round(
     """Return the seconds of a pass with gradients of a variant for each head, an image."""
     if probe.calibration is None:
         return 0.0
-    probe.search = Search(heads, probe.calibration)
-    noise = _noise(probe, probe.plan_passes(batch_size).images)
+    stage = SearchRound(probe, Search(heads, probe.calibration))
+    noise = _noise(probe, probe.begin_calibration(batch_size, stage).images)
     labels = torch.zeros(len(noise), dtype=torch.int64, device=probe.device)
     with trainer.precision_plugin.forward_context():
-        (seconds,) = _in_turns((lambda: probe.trial_losses(noise, labels)[0],))  # the first may halve the rows
-    probe.search = None
+        (seconds,) = _in_turns((lambda: stage.trial_losses(noise, labels)[0],))  # the first may halve the rows
+    probe.end_calibration()
     return seconds / len(noise)
 
 

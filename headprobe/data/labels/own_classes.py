@@ -1,10 +1,11 @@
 """The numbering of a dataset whose own classes are those that are chosen among: its classifier is fitted on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from headprobe.data.labels.class_map import IDENTITY, ClassMap
-from headprobe.data.labels.numbering import Numbering, from_map, number_by
-from headprobe.data.sources.source import LabelColumn
+from headprobe.data.labels.numbering import Numbering, from_map, name_of, number_by
+from headprobe.data.sources.source import LabelColumn, Source, some
 from headprobe.errors import UsageError
 from headprobe.text import counted
 
@@ -66,6 +67,70 @@ def refuse_other_numbers(numbering: Numbering, own: Sequence[str], class_map: Cl
             raise UsageError(
                 f"{why}, got {class_map.origin}, in which {name} is class {number} where it was class {before[name]}"
             )
+
+
+def refuse_other_map(
+    numbering: Numbering,
+    source: Source,
+    own: Sequence[str],
+    class_map: ClassMap,
+    fitted: bool,
+    fitted_on: Mapping[str, Any],
+) -> None:
+    """Refuse a class map under which the classes of a classifier of an earlier run, or of a file, are others.
+
+    Args:
+        numbering: Of the data that are judged.
+        source: Of the same data.
+        own: Names of the classifier's classes, joined ones with ` / ` between them.
+        class_map: What the user gave.
+        fitted: Whether an earlier run fitted the classifier.
+        fitted_on: The identity of the data that it was fitted on; nothing where that is not known.
+
+    Raises:
+        UsageError: With the first class that was another one, or with both where labels are plain numbers.
+    """
+    refuse_other_numbers(numbering, own, class_map, fitted)
+    nameless = source.labels.kind == "number" and not any(own)
+    if nameless and fitted_on.get("files") == source.identity["files"]:
+        before = fitted_on.get("class_map")
+        if before is not None and before != class_map.digest:
+            raise UsageError(
+                "the classifier of --calibration-file was fitted on these files with another --data.class_map: "
+                f"give that one, or fit anew without --calibration-file, got {class_map.origin}"
+            )
+
+
+def refuse_unseen(
+    unseen: Sequence[int], present: Sequence[int], class_names: Sequence[str] | None, skips: bool
+) -> None:
+    """Refuse to leave classes out that a fitted classifier does not know.
+
+    Args:
+        unseen: Those without a calibration image.
+        present: Classes that are chosen among.
+        class_names: Names of all classes, None where they have none.
+        skips: Whether images that cannot be used are to be skipped.
+
+    Raises:
+        UsageError: They are not, or fewer than two classes are left.
+    """
+    gone = sorted(set(unseen) & set(present))
+    names = some([name_of(number, class_names) for number in gone])
+    of_all = f"{len(gone):,} of {counted(len(present), 'class')}"
+    remedy = (
+        "take more calibration images (--data.calibration_images, --data.calibration split:NAME), join classes "
+        "(--data.class_map)"
+    )
+    if gone and not skips:
+        raise UsageError(
+            f"{of_all} have no calibration image, so the classifier does not know them: {remedy}, or give "
+            f"--data.on_bad_image skip to leave their images out of all numbers, got {names}"
+        )
+    if len(present) - len(gone) < 2:
+        raise UsageError(
+            f"{of_all} have no calibration image, and there must be two classes to choose among: {remedy}, got {names}"
+        )
 
 
 def _classes_of(class_map: ClassMap, column: LabelColumn) -> int:

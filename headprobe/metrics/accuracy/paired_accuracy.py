@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headprobe.errors import UsageError
+from headprobe.errors import RunError, UsageError
 from headprobe.metrics.accuracy.scores import PairedScores, paired_scores
 from headprobe.metrics.sums import Layout, SumMetric
 
@@ -106,6 +106,24 @@ def image_groups(unit: int, rows: Iterable[int]) -> list[int]:
     units are merged: the same image is in the same group in every run on the same data.
     """
     return [hashlib.sha256(f"group:{unit}:{row}".encode()).digest()[0] % GROUPS for row in rows]
+
+
+def restrict_classes(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and labels in the numbering of the valid classes only.
+
+    Args:
+        logits: `[..., classes]`.
+        labels: `[images]`.
+        valid: Sorted classes `[valid classes]`.
+
+    Raises:
+        RunError: A label is none of the valid classes.
+    """
+    places = torch.searchsorted(valid, labels).clamp(max=len(valid) - 1)  # [images]
+    if not torch.equal(valid[places], labels):
+        stranger = int(labels[valid[places] != labels][0])
+        raise RunError(f"label {stranger} is none of the {len(valid)} classes that the data set should have")
+    return logits[..., valid], places
 
 
 def state_layout(masks: int, classes: int, per_class: bool) -> Layout:

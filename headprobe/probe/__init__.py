@@ -1,0 +1,1 @@
+"""What `headprobe.module.HeadProbe` is made of: the model that is scored, its masks, and its stages."""
