@@ -62,10 +62,17 @@ from headprobe.metrics.features import CountFeatures, FeatureScores, FeatureSums
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.processes import from_first
 from headprobe.text import Decision, counted
-from headprobe.units.coverage import Coverage, bad_calibration_message, check_coverage, images_read
+from headprobe.units.coverage import (
+    COVERAGE,
+    SCORES,
+    Coverage,
+    bad_calibration_message,
+    check_coverage,
+    images_read,
+)
 from headprobe.units.store import FinishedUnits
 from headprobe.units.tree import NamedSums, read_sums, write_sums
-from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums, gather_nodes
+from headprobe.units.unit_sums import OpenUnit, UnitSums, gather_nodes
 
 if TYPE_CHECKING:
     from headprobe.calibration.rescoring import Rescoring

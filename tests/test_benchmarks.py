@@ -22,10 +22,11 @@ def test_the_benchmark_of_described_heads_prints_and_writes_a_ratio_for_each_cal
     describe.main(words)
     printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
     named = [case["case"] for case in cases]
-    assert {"plain forward", "HeadAttention", "HeadSpectrum", "HeadSimilarity", "all together"} <= set(named)
+    assert {"plain forward", *describe.STATISTICS, "all together"} <= set(named)
     assert all(f"| {name} |" in printed for name in named)
-    assert cases[0]["ratio_of_minima"] == 1
+    assert cases[0]["clock_ratio_of_minima"] == cases[0]["cpu_ratio_of_minima"] == 1
     assert all(case["seconds"] > 0 for case in cases)
+    assert sum(case["share"] or 0 for case in cases) == pytest.approx(1)
 
 
 def test_the_benchmark_of_fitting_prints_and_writes_a_ratio_for_each_set_of_kinds(
