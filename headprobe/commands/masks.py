@@ -13,7 +13,7 @@ from headprobe.errors import UsageError
 from headprobe.masks.spec import MaskSpec, NamedMask
 from headprobe.text import counted, ranges
 
-BUNDLED_HEADS = {"digits_vit": (4,) * 6, "digits_swin": (2, 2, 4, 4, 8, 8)}
+BUNDLED_HEADS: dict[str, tuple[int, ...]] = {"digits_vit": (4,) * 6, "digits_swin": (2, 2, 4, 4, 8, 8)}
 """Heads of each layer of the bundled models."""
 
 

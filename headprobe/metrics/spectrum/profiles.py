@@ -144,8 +144,9 @@ def log_amplitudes(maps: Sequence[Tensor], grid: Size, mixing: Tensor | None = N
             are heads, say.
         grid: Its rows and columns.
         mixing: `[groups, dim, channels]`: also return, last, the profile of the first of the maps with the channels of
-            each group mixed by it. The transform is linear, so its result can be mixed instead of the maps: one transform
-            per channel of a head instead of one per channel of the stream, and only at the frequencies that are needed.
+            each group mixed by it. The transform is linear, so its result can be mixed instead of the maps: one
+            transform per channel of a head instead of one per channel of the stream, and only at the frequencies that
+            are needed.
 
     Returns:
         Each `[images, groups, bins]`.
@@ -173,7 +174,7 @@ def _waves(maps: Sequence[Tensor], grid: Size, transform: Transform) -> Tensor:
     flat = [one.float().flatten(2) for one in maps]  # [images, tokens, channels] each
     first = torch.cat([one[:, 0] for one in flat], dim=-1)  # [images, channels of all]
     inside = first.new_empty(images, rows * columns, first.shape[-1])
-    for one, part in zip(flat, inside.split([one.shape[-1] for one in flat], dim=-1), strict=True):
+    for one, part in zip(flat, torch.split(inside, [one.shape[-1] for one in flat], dim=-1), strict=True):
         torch.sub(one, one[:, :1], out=part)
 
     # [frequencies * parts, rows] @ [images, rows, columns * channels]
@@ -188,7 +189,7 @@ def _waves(maps: Sequence[Tensor], grid: Size, transform: Transform) -> Tensor:
 
 
 def _mean_logs(maps: Sequence[Tensor], waves: Tensor, mixing: Tensor | None) -> list[Tensor]:
-    """Return log amplitudes of each of the maps, and of the first mixed, `[images, frequencies, groups]`, channel means.
+    """Return log amplitudes of each of the maps, and of the first mixed, `[images, frequencies, groups]`.
 
     Args:
         maps: `[images, tokens, groups, channels]` each.
