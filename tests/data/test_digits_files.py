@@ -85,7 +85,7 @@ def test_unusual_requests_of_the_bundled_digits_are_opened_as_any_folder_is(more
 
 
 def test_a_split_that_the_bundled_digits_lack_is_refused_with_the_choices() -> None:
-    with pytest.raises(UsageError, match="choose --data.split from train, test, got val"):
+    with pytest.raises(UsageError, match=r"choose --data\.split from train, test, got val"):
         open_source(Request("digits", split="val"))
 
 

@@ -1,5 +1,6 @@
-"""The bundled digits: Parquet files of a known kind, read by pyarrow alone. Hugging Face `datasets` takes a second to load.
+"""The bundled digits: Parquet files of a known kind, read by pyarrow alone.
 
+Hugging Face `datasets`, which reads all other Parquet files, takes a second of a run of seconds to load.
 What is read is what `streamed` reads of a copy of the folder, down to the identity of the data.
 """
 
