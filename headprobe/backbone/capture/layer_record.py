@@ -1,5 +1,6 @@
 """What one attention layer did to some rows of one forward pass: handed to observers, then forgotten."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,30 +49,44 @@ class FusedAttention:
         """Recompute weights in float32 (float64 where the model is)."""
         return self._logits(rows, queries).softmax(dim=-1)
 
-    def exponentials(self, rows: slice, queries: slice, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
+    def exponentials(
+        self, rows: slice, queries: slice, prefix: int, memory: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights up to a factor of each query, their logarithms, and each query's largest beyond the prefix.
 
         The largest of all is 1. What is summed over keys can be divided by the sum of the weights afterwards, which is
         a pass over all of them less. The logarithm of a key that a query cannot attend to is the lowest finite number:
         times its weight, 0, it gives 0.
+
+        Args:
+            rows: Which rows.
+            queries: Which queries.
+            prefix: Leading keys that are prefix tokens.
+            memory: Where both lie, made by the first call and used again by others, of no more weights: fresh memory
+                costs a page fault every few KiB.
         """
-        logs = self._logits(rows, queries)
+        shape = (rows.stop - rows.start, self.shape[1], queries.stop - queries.start, self.shape[3])
+        if not memory:
+            dtype = torch.promote_types(self.query.dtype, torch.float32)
+            memory += [self.query.new_empty(math.prod(shape), dtype=dtype) for _ in range(2)]
+        logs, weights = (one[: math.prod(shape)].view(shape) for one in memory)
+        self._logits(rows, queries, logs)
         largest = top = logs[..., prefix:].amax(dim=-1, keepdim=True)
         if prefix:
             top = torch.maximum(largest, logs[..., :prefix].amax(dim=-1, keepdim=True))
-        logs.sub_(top)
-        weights = logs.exp()
+        torch.exp(logs.sub_(top), out=weights)
         if self.mask is not None or self.causal:
             logs.clamp_min_(torch.finfo(logs.dtype).min)
         return weights, logs, (largest - top).exp_().squeeze(-1)
 
-    def _logits(self, rows: slice, queries: slice) -> Tensor:
-        """Recompute the softmax's input `[rows, heads, queries, keys]`, in float32 or finer."""
+    def _logits(self, rows: slice, queries: slice, out: Tensor | None = None) -> Tensor:
+        """Recompute the softmax's input `[rows, heads, queries, keys]`, in float32 or finer, in `out` if given."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         query, key = self.query[rows, :, queries].to(dtype), self.key[rows].to(dtype)
 
         # [rows, heads, queries, keys]; contiguous operands, scaled in the copy: strided ones make a slow product
-        logits = torch.mul(query, self.scale, out=query.new_empty(query.shape)) @ key.contiguous().mT
+        scaled = torch.mul(query, self.scale, out=query.new_empty(query.shape))
+        logits = torch.matmul(scaled, key.contiguous().mT, out=out)
 
         if self.mask is not None:
             # [heads, queries, keys] for all rows, or [rows or 1, heads or 1, queries or 1, keys]
@@ -115,7 +130,7 @@ class PlainAttention:
             return self.result[rows, :, queries].to(torch.promote_types(self.result.dtype, torch.float32))
         return self.logits[rows, :, queries].float().softmax(dim=-1)
 
-    def exponentials(self, rows: slice, queries: slice, prefix: int) -> tuple[Tensor, None, None]:
+    def exponentials(self, rows: slice, queries: slice, prefix: int, memory: list[Tensor]) -> tuple[Tensor, None, None]:
         """Return the weights; their logarithms are not known."""
         return self.weights(rows, queries), None, None
 
@@ -168,6 +183,8 @@ class LayerRecord:
     def exponentials(self, prefix: int, chunk: int = CHUNK) -> Iterator[WeightsChunk]:
         """Do as `weights` does, up to a factor of each query, and with logarithms, where a layer lets them be known.
 
+        The next chunk lies where this one does.
+
         Args:
             prefix: Leading keys that are prefix tokens.
             chunk: As `weights` takes it.
@@ -175,8 +192,9 @@ class LayerRecord:
         Raises:
             RunError: As `weights` does.
         """
+        memory: list[Tensor] = []
         for attention, rows, queries in self._pieces(chunk):
-            yield WeightsChunk(rows, queries, *attention.exponentials(rows, queries, prefix))
+            yield WeightsChunk(rows, queries, *attention.exponentials(rows, queries, prefix, memory))
 
     def _pieces(self, chunk: int) -> Iterator[tuple[FusedAttention | PlainAttention, slice, slice]]:
         """Yield what the weights follow from, with the rows and the queries of one chunk after the other."""
