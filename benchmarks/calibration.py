@@ -5,8 +5,8 @@ the stage that calibrates: uint8 images are normalised, run, scored, and the slo
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.describe import SHARED
-from benchmarks.report import Times, compare, markdown, publish, refuse_below_one
+from benchmarks.report import compare, markdown, publish, refuse_below_one, take_turns
 from headprobe.data.stream import ImageBatch
 from headprobe.errors import RunError, UsageError
 from headprobe.masks.ablations import LINEAR, MEAN, POSITION
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = torch.device(options.device)
         passes = cases(options.model, weights, options.batch, device)
         with torch.inference_mode():
-            times = take_turns(passes, options.repeats, device)
+            wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+            times = take_turns(passes, options.repeats, wait)
     except (UsageError, RunError) as error:
         raise SystemExit(str(error)) from None
     rows = compare(times, PLAIN)
@@ -109,23 +110,6 @@ def steps(probe: HeadProbe, images: Tensor) -> Callable[[], None]:
         done += len(images)
 
     return step
-
-
-def take_turns(runs: dict[str, Callable[[], None]], repeats: int, device: torch.device = CPU) -> Times:
-    """Return the times of each case and round, after one round to warm up; the order is reversed every round."""
-    times: Times = {name: [] for name in runs}
-    order = list(runs)
-    for round_ in range(-1, repeats):
-        order.reverse()
-        for name in order:
-            began, began_cpu = time.perf_counter(), time.process_time()
-            runs[name]()
-            if device.type == "cuda":  # what is on the device is not done when the call returns
-                torch.cuda.synchronize(device)
-            spent = time.perf_counter() - began, time.process_time() - began_cpu
-            if round_ >= 0:
-                times[name].append(spent)
-    return times
 
 
 def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

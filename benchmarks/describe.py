@@ -4,16 +4,16 @@ All cases take turns in one run, so that what else the machine does meets all of
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import markdown, publish, ratios, refuse_below_one
+from benchmarks.report import Times, compare, markdown, publish, refuse_below_one, take_turns
 from headprobe.backbone.capture.layer_facts import LayerFacts, layer_facts
 from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.capture.taps import Observer, Tap, tapping
@@ -27,6 +27,8 @@ from headprobe.describe.spectrum import SpectrumSums
 UNITS = 100  # of the data set; a batch belongs to one, which is never finished here
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "deit_tiny" / "model.safetensors"
 PLAIN, EVERYTHING = "plain forward", "all together"
+STATISTICS = ("HeadAttention", "HeadSpectrum", "HeadSimilarity")
+"""The cases of which `all together` is made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = {PLAIN: forward(model, layout, batches, None)}
     for name, observer in observers(layout, layer_facts(model, layout)).items():
         cases[name] = forward(model, layout, batches, observer)
-    rows = compare(take_turns(cases, options.repeats))
+    times = take_turns(cases, options.repeats)
+    rows = [row | {"share": shares(times).get(row["case"])} for row in compare(times, PLAIN)]
     setting = {
         "model": options.model,
         "weights": weights,
@@ -89,9 +92,12 @@ def observers(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Ob
         for statistic in statistics:
             statistic.begin(Subject(layout, facts, units=UNITS))
         sums = {statistic.name: statistic.open(0) for statistic in statistics}
+        seen = 0  # images before this pass: each is another one of a long unit, of which few are examples
 
         def observe(record: LayerRecord) -> None:
-            observation = Observation(0, torch.arange(record.images), (record,))
+            nonlocal seen
+            observation = Observation(0, torch.arange(seen, seen + record.images), (record,))
+            seen += record.images * (record.layer == len(layout.layers) - 1)
             for statistic in statistics:
                 statistic.observe(observation, sums[statistic.name])
 
@@ -99,10 +105,11 @@ def observers(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Ob
 
     return {
         "taps alone": ignore,
+        "weights recomputed": recompute,
         "HeadAttention, no offset maps": collecting(AttentionSums(offset_maps=False)),
-        "HeadAttention": collecting(AttentionSums()),
-        "HeadSpectrum": collecting(SpectrumSums()),
-        "HeadSimilarity": collecting(SimilaritySums()),
+        STATISTICS[0]: collecting(AttentionSums()),
+        STATISTICS[1]: collecting(SpectrumSums()),
+        STATISTICS[2]: collecting(SimilaritySums()),
         "HeadSimilarity, precision float32": collecting(SimilaritySums(precision="float32")),
         EVERYTHING: collecting(AttentionSums(), SpectrumSums(), SimilaritySums()),
     }
@@ -110,6 +117,12 @@ def observers(layout: HeadLayout, facts: tuple[LayerFacts, ...]) -> dict[str, Ob
 
 def ignore(_: LayerRecord) -> None:
     """Take a record and do nothing."""
+
+
+def recompute(record: LayerRecord) -> None:
+    """Recompute attention weights and do nothing with them."""
+    for _ in record.exponentials(prefix=0):
+        pass
 
 
 def forward(
@@ -127,38 +140,27 @@ def forward(
     return run
 
 
-def take_turns(cases: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Return seconds of each case and round, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for round_ in range(-1, repeats):
-        for name, run in cases.items():
-            start = time.perf_counter()
-            run()
-            if round_ >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return for each case its cost relative to the plain forward pass: of the minima, and median over rounds."""
-    plain = seconds[PLAIN]
-    return [
-        {
-            "case": name,
-            "seconds": min(times),
-            **ratios(times, plain),
-        }
-        for name, times in seconds.items()
-    ]
+def shares(times: Times) -> dict[str, float]:
+    """Return which part of what describing costs each statistic has, by the medians of CPU seconds."""
+    seconds = {name: median(cpu for _, cpu in times[name]) for name in (PLAIN, *STATISTICS)}
+    more = {name: seconds[name] - seconds[PLAIN] for name in STATISTICS}
+    return {name: own / sum(more.values()) for name, own in more.items()}
 
 
 def table(setting: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Return the numbers as a table in Markdown."""
+    names = ("clock_ratio_of_minima", "clock_median_ratio", "cpu_ratio_of_minima", "cpu_median_ratio")
     lines = [
-        (row["case"], f"{row['seconds']:.3f}", f"{row['ratio_of_minima']:.2f}", f"{row['median_ratio']:.2f}")
+        (
+            row["case"],
+            f"{row['seconds']:.3f}",
+            *(f"{row[name]:.2f}" for name in names),
+            "" if row["share"] is None else f"{row['share']:.0%}",
+        )
         for row in rows
     ]
-    return markdown(setting, ("case", "seconds", "ratio of minima", "median ratio"), lines)
+    columns = ("case", "seconds", "clock: minima", "median", "CPU: minima", "median", "share")
+    return markdown(setting, columns, lines)
 
 
 if __name__ == "__main__":

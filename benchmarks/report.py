@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,29 @@ def ratios(times: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
 
 Times = dict[str, list[tuple[float, float]]]
 """Seconds on the clock and CPU seconds of each round, by case."""
+
+
+def take_turns(runs: dict[str, Callable[[], None]], repeats: int, wait: Callable[[], None] | None = None) -> Times:
+    """Return the times of each case and round, after one round to warm up; the order is reversed every round.
+
+    Args:
+        runs: What is timed, by case.
+        repeats: Rounds.
+        wait: Waits until a device has done what was asked of it, where the calls return before.
+    """
+    times: Times = {name: [] for name in runs}
+    order = list(runs)
+    for round_ in range(-1, repeats):
+        order.reverse()
+        for name in order:
+            began, began_cpu = time.perf_counter(), time.process_time()
+            runs[name]()
+            if wait is not None:
+                wait()
+            spent = time.perf_counter() - began, time.process_time() - began_cpu
+            if round_ >= 0:
+                times[name].append(spent)
+    return times
 
 
 def compare(times: Times, plain: str) -> list[dict[str, Any]]:

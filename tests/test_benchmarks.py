@@ -1,5 +1,6 @@
 """The benchmarks run and print what they promise; nothing is timed here."""
 
+import importlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import headprobe
-from benchmarks import calibration, describe, pruning, streaming, units
+from benchmarks import calibration, describe, pruning, start, streaming, units
 from tests.data.parquet_sets import encoded
 from tests.data.test_decode import noise
 
@@ -22,10 +23,11 @@ def test_the_benchmark_of_described_heads_prints_and_writes_a_ratio_for_each_cal
     describe.main(words)
     printed, cases = capsys.readouterr().out, json.loads(file.read_text())["cases"]
     named = [case["case"] for case in cases]
-    assert {"plain forward", "HeadAttention", "HeadSpectrum", "HeadSimilarity", "all together"} <= set(named)
+    assert {"plain forward", *describe.STATISTICS, "all together"} <= set(named)
     assert all(f"| {name} |" in printed for name in named)
-    assert cases[0]["ratio_of_minima"] == 1
+    assert cases[0]["clock_ratio_of_minima"] == cases[0]["cpu_ratio_of_minima"] == 1
     assert all(case["seconds"] > 0 for case in cases)
+    assert sum(case["share"] or 0 for case in cases) == pytest.approx(1)
 
 
 def test_the_benchmark_of_fitting_prints_and_writes_a_ratio_for_each_set_of_kinds(
@@ -98,3 +100,27 @@ def test_both_ways_of_the_benchmark_give_the_same_pixels() -> None:
     content = encoded(noise(), "jpeg")
     plain, ours = (ways[name](content) for name in (streaming.PLAIN, streaming.OURS))
     assert torch.equal(plain, ours)
+
+
+@pytest.mark.parametrize("stage", start.STAGES)
+def test_each_stage_of_the_benchmark_of_the_start_is_a_method_that_there_is(stage: str) -> None:
+    module, kind, method = start.STAGES[stage]
+    assert callable(getattr(getattr(importlib.import_module(module), kind), method))
+
+
+def test_the_benchmark_of_the_start_divides_the_command_by_imports_and_loop() -> None:
+    rounds = [
+        {"imports": 4.0, "imports_cpu": 3.0, "command": 6.0, "command_cpu": 5.0, "loop": 1.0},
+        {"imports": 3.0, "imports_cpu": 3.0, "command": 8.0, "command_cpu": 4.0, "loop": 1.0},
+    ]
+    (ratio,) = (case for case in start.totals(rounds, 1.0) if case["case"] == "command / (imports + loop)")
+    assert (ratio["clock"], ratio["clock_median"]) == (1.2, 1.6)
+    assert (ratio["cpu"], ratio["cpu_median"]) == (1.0, 1.125)
+
+
+def test_the_benchmark_of_the_start_adds_up_the_calls_of_a_stage_and_gives_their_results_back() -> None:
+    seconds: dict[str, float] = {}
+    double = start.timed(lambda number: 2 * number, seconds, "doubling")
+    assert [double(1), double(2)] == [2, 4]
+    assert seconds.keys() == {"doubling"}
+    assert seconds["doubling"] >= 0

@@ -1,4 +1,7 @@
-"""`masks`: prints which heads a spec stands for on a model, without weights and without running anything."""
+"""`masks`: prints which heads a spec stands for on a model, without weights and without running anything.
+
+The bundled models are not even built: torch and timm take seconds to load.
+"""
 
 import json
 import sys
@@ -9,6 +12,9 @@ from headprobe.commands.parser import Parser
 from headprobe.errors import UsageError
 from headprobe.masks.spec import MaskSpec, NamedMask
 from headprobe.text import counted, ranges
+
+BUNDLED_HEADS: dict[str, tuple[int, ...]] = {"digits_vit": (4,) * 6, "digits_swin": (2, 2, 4, 4, 8, 8)}
+"""Heads of each layer of the bundled models."""
 
 
 def run(words: list[str]) -> None:
@@ -33,13 +39,10 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
     Raises:
         UsageError: The model's name is wrong, or the spec does not fit it.
     """
-    from headprobe.backbone.heads.find import find_heads
-    from headprobe.backbone.preparation import data_config
-    from headprobe.backbone.weights import ModelSource, create_backbone
-
-    backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))
-    layout = find_heads(backbone, data_config(backbone)["input_size"], name)
-    masks = spec.expand(layout.heads_per_layer, name)
+    heads_per_layer = BUNDLED_HEADS.get(name) if not model_options else None
+    if heads_per_layer is None:
+        heads_per_layer = _heads_of(name, model_options)
+    masks = spec.expand(heads_per_layer, name)
     if as_json and spec.needs_scores:
         raise UsageError(
             "which heads these masks hit is known once a run has calibrated, and its masks.json has them: leave --json "
@@ -50,7 +53,7 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
     about = "about " * (spec.needs_scores and "+" in spec)
-    layers, heads = counted(len(layout.layers), "layer"), counted(sum(layout.heads_per_layer), "head")
+    layers, heads = counted(len(heads_per_layer), "layer"), counted(sum(heads_per_layer), "head")
     sys.stdout.write(f"{name}: {layers}, {heads}; {spec} stands for {about}{counted(len(masks), 'mask')}\n")
     if spec.needs_scores:
         sys.stdout.write("which heads they hit is known once a run has calibrated\n")
@@ -58,6 +61,16 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
             sys.stdout.writelines(f"{named.name}  {counted(named.mask.count, 'head')}\n" for named in masks)
         return
     sys.stdout.writelines(f"{_line(named)}\n" for named in masks)
+
+
+def _heads_of(name: str, model_options: dict[str, Any]) -> tuple[int, ...]:
+    """Return the heads of each layer of a model, which is built for it."""
+    from headprobe.backbone.heads.find import find_heads
+    from headprobe.backbone.preparation import data_config
+    from headprobe.backbone.weights import ModelSource, create_backbone
+
+    backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))
+    return find_heads(backbone, data_config(backbone)["input_size"], name).heads_per_layer
 
 
 def _line(named: NamedMask) -> str:

@@ -181,7 +181,8 @@ def describe_attention(record: LayerRecord, facts: LayerFacts, aligned: bool = F
 
     reduction = Reduction({}, None)
     if record.attention is not None:
-        reduction = reduce_attention(facts.attention, record.images, record.weights(), norms, aligned)
+        chunks = record.exponentials(facts.attention.prefix)
+        reduction = reduce_attention(facts.attention, record.images, chunks, norms, aligned)
 
     if projection is not None and record.stream_before is not None and "output_norm_ratio" not in undefined:
         # [rows, tokens, heads, head dim] -> [rows, heads, tokens, head dim]

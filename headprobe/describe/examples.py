@@ -113,6 +113,6 @@ def _map_of_image(record: LayerRecord, image: int, own: ImageMap) -> Tensor:
     windows = record.attention.shape[0] // record.images
     attention = record.attention.rows(slice(image * windows, (image + 1) * windows))
     if own.kind == MapKind.CLASS:  # one query, the first, of all that are there
-        weights, _ = attention.weights(slice(0, windows), slice(0, 1))
+        weights = attention.weights(slice(0, windows), slice(0, 1))
         return own.reduce([WeightsChunk(slice(0, windows), slice(0, 1), weights)])
     return own.reduce(replace(record, images=1, attention=attention).weights())

@@ -22,7 +22,6 @@ from headprobe.metrics.spectrum.spectra import (
     Spectra,
     SpectrumTable,
     head_profiles,
-    stream_profiles,
 )
 from headprobe.units.tree import Arrays, NamedSums
 
@@ -141,17 +140,12 @@ def describe_spectrum(record: LayerRecord, facts: LayerFacts) -> dict[str, Tenso
     if facts.projection is not None and CONTRIBUTION not in facts.undefined:
         weight = facts.projection.weight.to(record.projected.device)
 
-    profiles: dict[str, Tensor] = {}
-    if weight is not None and record.projected is record.heads_out:
-        # One Fourier transform for both: the projection acts on channels, the transform on places.
-        profiles["head"], profiles["contribution"] = head_profiles(record.heads_out, grid, (None, weight))
-    else:
-        profiles["head"] = head_profiles(record.heads_out, grid)[0]
-        if weight is not None:
-            profiles["contribution"] = head_profiles(record.projected, grid, (weight,))[0]
-
-    if record.stream_before is not None:
-        profiles["stream_before"] = stream_profiles(record.stream_before, grid)
-    if record.stream_after is not None:
-        profiles["stream_after"] = stream_profiles(record.stream_after, grid)
+    around = {"stream_before": record.stream_before, "stream_after": record.stream_after}
+    streams = {name: stream for name, stream in around.items() if stream is not None}
+    # One Fourier transform for output and contribution: the projection acts on channels, the transform on places.
+    shared = weight if record.projected is record.heads_out else None
+    names = ["head", *streams, *(["contribution"] if shared is not None else [])]
+    profiles = dict(zip(names, head_profiles(record.heads_out, grid, shared, list(streams.values())), strict=True))
+    if weight is not None and shared is None:
+        profiles["contribution"] = head_profiles(record.projected, grid, weight)[-1]
     return profiles

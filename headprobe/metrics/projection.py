@@ -1,11 +1,14 @@
 """What a head adds to the residual stream: its slice of the output projection, and norms after it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headprobe.metrics.token_grid import TokenGrid
+
+NUMBERS_AT_ONCE = 1 << 19  # projected in one piece: larger ones fall out of a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class HeadProjection:
             vectors: What enters the projection, `[rows, heads, tokens, head_dim]`.
         """
         norms = torch.empty(vectors.shape[:3], dtype=torch.float32, device=vectors.device)
-        # head by head: one large product each; a product over all heads would copy them first
-        for head, factor in enumerate(self.factor.to(vectors.device)):
-            added = vectors[:, head].float().flatten(0, 1) @ factor.mT  # [rows * tokens, r]
-            norms[:, head] = torch.linalg.vector_norm(added, dim=-1).view(len(vectors), -1)
+        factor = self.factor.to(vectors.device).mT  # [heads, head_dim, r]
+        rows = max(1, NUMBERS_AT_ONCE // math.prod(vectors.shape[1:]))
+        for part, out in zip(torch.split(vectors, rows), torch.split(norms, rows), strict=True):
+            # [heads, rows * tokens, head_dim]; a view of vectors that lie as an operator took them
+            by_head = part.float().transpose(0, 1).flatten(1, 2)
+            found = torch.linalg.vector_norm(torch.bmm(by_head, factor), dim=-1)
+            out.copy_(torch.unflatten(found, 1, (len(part), -1)).transpose(0, 1))
         return norms
 
 

@@ -29,9 +29,9 @@ from headprobe.passes import TapsOf
 from headprobe.probe.masked_model import MaskedModel
 from headprobe.probe.stages import Scored, Stage
 from headprobe.processes import from_first
-from headprobe.units.coverage import Coverage, bad_calibration_message, check_coverage, images_read
+from headprobe.units.coverage import COVERAGE, SCORES, Coverage, bad_calibration_message, check_coverage, images_read
 from headprobe.units.tree import NamedSums
-from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums
+from headprobe.units.unit_sums import OpenUnit, UnitSums
 
 if TYPE_CHECKING:
     from headprobe.classifiers.classifying import Classifying

@@ -22,8 +22,8 @@ from headprobe.probe.calibrating import Calibrating, no_direct
 from headprobe.probe.masked_model import MaskedModel
 from headprobe.probe.stages import Scored, Stage
 from headprobe.processes import from_first
-from headprobe.units.coverage import check_coverage
-from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums
+from headprobe.units.coverage import COVERAGE, SCORES, check_coverage
+from headprobe.units.unit_sums import OpenUnit, UnitSums
 
 if TYPE_CHECKING:
     from headprobe.calibration.rescoring import Rescoring

@@ -34,9 +34,9 @@ from headprobe.metrics.sums import double_device
 from headprobe.passes import ForwardPasses, TapsOf
 from headprobe.probe.masked_model import MaskedModel
 from headprobe.processes import from_first
-from headprobe.units.coverage import Coverage
+from headprobe.units.coverage import COVERAGE, SCORES, Coverage
 from headprobe.units.tree import NamedSums, read_sums, write_sums
-from headprobe.units.unit_sums import COVERAGE, SCORES, OpenUnit, UnitSums
+from headprobe.units.unit_sums import OpenUnit, UnitSums
 
 ROWS_OF_GRADIENTS = 4
 """A pass with gradients has so many times fewer rows: it keeps what every layer computed until it goes back."""

@@ -13,11 +13,10 @@ from headprobe.metrics.accuracy.scores import why_no_e_value
 from headprobe.metrics.arrays import FloatArray, IntArray
 from headprobe.run.results import largest_q, tests_of
 from headprobe.text import counted
-from headprobe.units.coverage import Coverage
+from headprobe.units.coverage import COVERAGE, SCORES, Coverage
 from headprobe.units.status import read_while_written
 from headprobe.units.store import UnitStore, read_store
 from headprobe.units.tree import Arrays
-from headprobe.units.unit_sums import COVERAGE, SCORES
 
 LEVEL = 0.05
 """A mask is decided where e-BH rejects at this level that it costs nothing."""

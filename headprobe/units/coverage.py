@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from headprobe.errors import RunError
 from headprobe.text import counted, ranges
 
+COVERAGE, SCORES = "coverage", "scores"
+"""Names of the sums that every unit has; names of a statistic's sums begin with the statistic's name."""
+
 BadRow = dict[str, Any]
 """A row that could not be used: `unit`, `row` (from 0 inside the unit), `source` and `reason`."""
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headprobe.errors import RunError
@@ -58,7 +57,9 @@ def one_thread() -> Iterator[None]:
 
     Threads wait for each other after each small matrix: on two shared cores this took sixty times as long as the work.
     """
-    from threadpoolctl import threadpool_limits  # not at module level: benchmarks/gpu.sh runs without it
+    # not at module level: `status` reads units without torch, and benchmarks/gpu.sh runs without threadpoolctl
+    import torch
+    from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from headprobe.errors import RunError
 from headprobe.processes import broadcast_from, gather_lists
-from headprobe.units.coverage import BadRow, Coverage, OpenRows
+from headprobe.units.coverage import COVERAGE, SCORES, BadRow, Coverage, OpenRows
 from headprobe.units.tree import (
     Arrays,
     NamedSums,
@@ -29,9 +29,6 @@ from headprobe.units.tree import (
     units_of,
     write_sums,
 )
-
-COVERAGE, SCORES = "coverage", "scores"
-"""Names of the sums that every unit has; names of a statistic's sums begin with the statistic's name."""
 
 
 class Statistic(Protocol):

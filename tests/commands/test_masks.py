@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from headprobe.backbone.heads.find import find_heads
+from headprobe.backbone.preparation import data_config
+from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone
+from headprobe.commands.masks import BUNDLED_HEADS
 from tests.cli_runs import command, only_message
 
 
@@ -51,6 +55,20 @@ def test_wrong_requests_are_one_message_and_code_2(tmp_path: Path, words: list[s
     ended = command(tmp_path, "masks", *words)
     assert ended.code == 2
     assert message in only_message(ended)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_bundled_models_have_the_heads_that_are_found_in_them(name: str) -> None:
+    backbone = create_backbone(ModelSource(name, pretrained=False))
+    found = find_heads(backbone, data_config(backbone)["input_size"], name)
+    assert BUNDLED_HEADS[name] == found.heads_per_layer
+
+
+def test_masks_of_a_bundled_model_need_no_torch() -> None:
+    code = (
+        "import sys; from headprobe.cli import main; sys.exit(main(['masks', 'all']) + 10 * ('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
 def test_a_wrong_spec_is_refused_before_torch_is_loaded() -> None:

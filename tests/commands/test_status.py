@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,9 +35,13 @@ def test_a_broken_off_run_says_what_is_done_and_how_to_go_on(folder: Path, path:
     assert "run the same command again to resume" in ended.out
 
 
-def test_a_finished_run_is_complete(folder: Path) -> None:
+def test_a_finished_run_is_complete_which_needs_no_torch_to_be_seen(folder: Path) -> None:
     command(folder, *RUN)
     ended = command(folder, "status", "lightning_logs", "--json")
+    code = "import sys; from headprobe.cli import main; sys.exit(main(sys.argv[1:]) + 10 * ('torch' in sys.modules))"
+    words = [sys.executable, "-c", code, "status", "lightning_logs", "--json"]
+    alone = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True)
+    assert (alone.returncode, alone.stdout) == (0, ended.out)
     (status,) = json.loads(ended.out)
     assert (status["units_done"], status["units_total"], status["images_done"]) == (5, 5, 40)
     assert (status["running"], status["last_session"]) == (False, "done")

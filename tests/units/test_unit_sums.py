@@ -9,9 +9,9 @@ import torch
 
 from headprobe.errors import RunError
 from headprobe.metrics.accuracy.paired_accuracy import PairedAccuracy, image_groups
-from headprobe.units.coverage import Coverage
+from headprobe.units.coverage import COVERAGE, SCORES, Coverage
 from headprobe.units.tree import Arrays, NamedSums, read_sums, write_sums
-from headprobe.units.unit_sums import COVERAGE, SCORES, UnitSums
+from headprobe.units.unit_sums import UnitSums
 
 ROWS = [range(size) for size in (5, 6, 7, 8, 9)]
 

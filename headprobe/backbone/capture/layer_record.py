@@ -1,5 +1,6 @@
 """What one attention layer did to some rows of one forward pass: handed to observers, then forgotten."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,16 +45,48 @@ class FusedAttention:
             mask = mask[rows]
         return FusedAttention(self.query[rows], self.key[rows], self.scale, mask, self.causal)
 
-    def weights(self, rows: slice, queries: slice) -> tuple[Tensor, Tensor]:
-        """Recompute weights in float32 (float64 where the model is), and the logits less each query's largest.
+    def weights(self, rows: slice, queries: slice) -> Tensor:
+        """Recompute weights in float32 (float64 where the model is)."""
+        return self._logits(rows, queries).softmax(dim=-1)
 
-        The logit of a key that a query cannot attend to is the lowest finite number: times its weight, 0, it gives 0.
+    def exponentials(
+        self, rows: slice, queries: slice, prefix: int, memory: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights up to a factor of each query, their logarithms, and each query's largest beyond the prefix.
+
+        The largest of all is 1. What is summed over keys can be divided by the sum of the weights afterwards, which is
+        a pass over all of them less. The logarithm of a key that a query cannot attend to is the lowest finite number:
+        times its weight, 0, it gives 0.
+
+        Args:
+            rows: Which rows.
+            queries: Which queries.
+            prefix: Leading keys that are prefix tokens.
+            memory: Where both lie, made by the first call and used again by others, of no more weights: fresh memory
+                costs a page fault every few KiB.
         """
+        shape = (rows.stop - rows.start, self.shape[1], queries.stop - queries.start, self.shape[3])
+        if not memory:
+            dtype = torch.promote_types(self.query.dtype, torch.float32)
+            memory += [self.query.new_empty(math.prod(shape), dtype=dtype) for _ in range(2)]
+        logs, weights = (one[: math.prod(shape)].view(shape) for one in memory)
+        self._logits(rows, queries, logs)
+        largest = top = logs[..., prefix:].amax(dim=-1, keepdim=True)
+        if prefix:
+            top = torch.maximum(largest, logs[..., :prefix].amax(dim=-1, keepdim=True))
+        torch.exp(logs.sub_(top), out=weights)
+        if self.mask is not None or self.causal:
+            logs.clamp_min_(torch.finfo(logs.dtype).min)
+        return weights, logs, (largest - top).exp_().squeeze(-1)
+
+    def _logits(self, rows: slice, queries: slice, out: Tensor | None = None) -> Tensor:
+        """Recompute the softmax's input `[rows, heads, queries, keys]`, in float32 or finer, in `out` if given."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         query, key = self.query[rows, :, queries].to(dtype), self.key[rows].to(dtype)
 
         # [rows, heads, queries, keys]; contiguous operands, scaled in the copy: strided ones make a slow product
-        logits = torch.mul(query, self.scale, out=query.new_empty(query.shape)) @ key.contiguous().mT
+        scaled = torch.mul(query, self.scale, out=query.new_empty(query.shape))
+        logits = torch.matmul(scaled, key.contiguous().mT, out=out)
 
         if self.mask is not None:
             # [heads, queries, keys] for all rows, or [rows or 1, heads or 1, queries or 1, keys]
@@ -66,12 +99,7 @@ class FusedAttention:
         if self.causal:
             reachable = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device).tril()  # [queries, keys]
             logits.masked_fill_(~reachable[queries], float("-inf"))
-
-        logits.sub_(logits.amax(dim=-1, keepdim=True))
-        weights = logits.softmax(dim=-1)
-        if self.mask is not None or self.causal:
-            logits.clamp_min_(torch.finfo(dtype).min)
-        return weights, logits
+        return logits
 
 
 @dataclass(frozen=True)
@@ -96,11 +124,15 @@ class PlainAttention:
         """Return some of the rows."""
         return PlainAttention(None if self.logits is None else self.logits[rows], self.result[rows])
 
-    def weights(self, rows: slice, queries: slice) -> tuple[Tensor, None]:
+    def weights(self, rows: slice, queries: slice) -> Tensor:
         """Return weights in float32: the model's own, or a softmax in float32 where the model's is coarser."""
         if self.logits is None or self.result.dtype in (torch.float32, torch.float64):
-            return self.result[rows, :, queries].to(torch.promote_types(self.result.dtype, torch.float32)), None
-        return self.logits[rows, :, queries].float().softmax(dim=-1), None
+            return self.result[rows, :, queries].to(torch.promote_types(self.result.dtype, torch.float32))
+        return self.logits[rows, :, queries].float().softmax(dim=-1)
+
+    def exponentials(self, rows: slice, queries: slice, prefix: int, memory: list[Tensor]) -> tuple[Tensor, None, None]:
+        """Return the weights; their logarithms are not known."""
+        return self.weights(rows, queries), None, None
 
 
 @dataclass(frozen=True)
@@ -145,6 +177,27 @@ class LayerRecord:
         Raises:
             RunError: The layer has no weights, or its rows do not divide into the images.
         """
+        for attention, rows, queries in self._pieces(chunk):
+            yield WeightsChunk(rows, queries, attention.weights(rows, queries))
+
+    def exponentials(self, prefix: int, chunk: int = CHUNK) -> Iterator[WeightsChunk]:
+        """Do as `weights` does, up to a factor of each query, and with logarithms, where a layer lets them be known.
+
+        The next chunk lies where this one does.
+
+        Args:
+            prefix: Leading keys that are prefix tokens.
+            chunk: As `weights` takes it.
+
+        Raises:
+            RunError: As `weights` does.
+        """
+        memory: list[Tensor] = []
+        for attention, rows, queries in self._pieces(chunk):
+            yield WeightsChunk(rows, queries, *attention.exponentials(rows, queries, prefix, memory))
+
+    def _pieces(self, chunk: int) -> Iterator[tuple[FusedAttention | PlainAttention, slice, slice]]:
+        """Yield what the weights follow from, with the rows and the queries of one chunk after the other."""
         if self.attention is None:
             raise RunError(f"layer {self.layer} has no attention weights between tokens")
         rows, heads, queries, keys = self.attention.shape
@@ -160,5 +213,4 @@ class LayerRecord:
         for image in range(0, self.images, images):
             part = slice(image * windows, min(image + images, self.images) * windows)  # rows of these images
             for query in range(0, queries, step):
-                wanted = slice(query, min(query + step, queries))
-                yield WeightsChunk(part, wanted, *self.attention.weights(part, wanted))
+                yield self.attention, part, slice(query, min(query + step, queries))

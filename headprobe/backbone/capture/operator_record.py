@@ -115,7 +115,7 @@ class WatchOperator(WatchCalls):
 
 def _joined(parts: list[AppliedWeights]) -> AppliedWeights:
     """Put heads that were computed one by one together, on axis 1."""
-    weights = [part.attention.weights(slice(None), slice(None))[0] for part in parts]  # [rows, 1, queries, keys] each
+    weights = [part.attention.weights(slice(None), slice(None)) for part in parts]  # [rows, 1, queries, keys] each
     values = torch.cat([part.values for part in parts], dim=1)
     outputs = torch.cat([part.outputs for part in parts], dim=1)
     return AppliedWeights(PlainAttention(None, torch.cat(weights, dim=1)), values, outputs)

@@ -197,7 +197,7 @@ def prove_map(bench: LayerBench) -> Verdict:
         )
     worst = 0.0
     for part in applied:
-        weights = part.attention.weights(slice(None), slice(None))[0].detach()  # [rows, heads, queries, keys]
+        weights = part.attention.weights(slice(None), slice(None)).detach()  # [rows, heads, queries, keys]
         rows, heads, queries, keys = weights.shape
         if part.values.shape[:3] != (rows, heads, keys) or part.outputs.shape[:3] != (rows, heads, queries):
             return Verdict(False, "the captured weights do not fit the values")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -189,6 +188,8 @@ def _difference(here: _Content, first: _Content, labels: bool) -> str:
 
 
 def _class_names(footer: Footer, column: str) -> tuple[str, ...]:
+    import datasets  # not at module level: the bundled digits are opened without
+
     try:
         feature = datasets.Features.from_arrow_schema(footer.schema).get(column)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

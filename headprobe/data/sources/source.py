@@ -279,6 +279,11 @@ def open_source(request: Request) -> Source:
         raise UsageError(f"--data.revision is for hub datasets; {path} is on this machine, got {request.revision}")
 
     # Each kind of source imports this file, and `datasets` takes a second to import: only what is needed is loaded.
+    if path == BUNDLED_DATA:
+        from headprobe.data.sources.bundled import open_bundled
+
+        if bundled := open_bundled(request, local):
+            return bundled
     if local.is_dir():
         return _open_folder(request, local)
     if is_local(path):

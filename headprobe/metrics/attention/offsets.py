@@ -101,8 +101,11 @@ def fold_offsets(aligned: Tensor, bins: Tensor, size: int) -> Tensor:
     """
     by_head = aligned.transpose(0, 1).flatten(1)  # [heads, windows * queries * keys]
     total = by_head.new_zeros(len(by_head), size + 1)
-    places = bins.expand(len(aligned), -1, -1).flatten()
-    return total.index_add_(1, places, by_head)[:, :size]
+    # heads and offsets on one axis: along one of several axes torch adds a number at a time, which is slow
+    first = (size + 1) * torch.arange(len(by_head), device=bins.device)[:, None]  # of each head, [heads, 1]
+    places = first + bins.expand(len(aligned), -1, -1).flatten()
+    total.view(-1).index_add_(0, places.flatten(), by_head.flatten())
+    return total[:, :size]
 
 
 def _state(layer: int) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from headprobe.metrics.attention.weights_chunk import WeightsChunk, a_ln_a, a_ln_a_of
+from headprobe.metrics.attention.weights_chunk import FAINT, WeightsChunk, a_ln_a, a_ln_a_of, lift
 from headprobe.metrics.token_grid import GridTables, TokenGrid, tables_of
 
 
@@ -98,51 +99,57 @@ class _Reducer:
         # weights of each key summed over prefix queries, over patches, and over patches renormalised
         self.columns = like.new_zeros(images, grid.windows, heads, 3, keys)
 
+        self.distance: Tensor | None = None  # pixels to every key, 0 to a prefix token, [w, 1, patches, all keys]
+        if self.tables is not None and self.tables.distance is not None:
+            self.distance = F.pad(self.tables.distance, (grid.prefix, 0))[:, None]
+
         self.aligned: Tensor | None = None
-        if aligned and self.tables is not None and self.tables.distance is not None:
+        if aligned and self.distance is not None:
             inside = grid.tokens - grid.prefix
-            shape = (len(self.tables.distance), heads, inside, inside)  # one entry for windows that are all alike
+            shape = (len(self.distance), heads, inside, inside)  # one entry for windows that are all alike
             self.aligned = like.new_zeros(shape, dtype=torch.float64)
 
     def add(self, chunk: WeightsChunk) -> None:
         """Reduce one chunk."""
         windows = self.grid.windows
-        chunk = chunk.prepared(self.grid.prefix)
+        chunk = chunk.single()
         images = slice(chunk.rows.start // windows, chunk.rows.stop // windows)
         weights = torch.unflatten(chunk.weights, 0, (-1, windows))  # [images, windows, heads, queries, keys]
+        logs = None if chunk.logs is None else torch.unflatten(chunk.logs, 0, (-1, windows))
         self.queries = max(self.queries, chunk.queries.stop)
         if self.tables is None:
-            self._add_anonymous(images, weights, chunk.logits)
+            self._add_anonymous(images, weights, logs)
             return
 
         # the chunk's queries are `before` prefix tokens, then patches; `first` and `stop` count patches
         before = max(self.grid.prefix - chunk.queries.start, 0)
         first, stop = chunk.queries.start + before - self.grid.prefix, chunk.queries.stop - self.grid.prefix
-        patches = _Patches(self.grid, self.tables, slice(first, max(first, stop)), weights[..., before:, :])
+        logs = None if logs is None else logs[..., before:, :]
+        patches = _Patches(self.grid, self.tables, slice(first, max(first, stop)), weights[..., before:, :], logs)
+        if chunk.largest is not None and not patches.lifted and not self.grid.padded:
+            patches.largest = torch.unflatten(chunk.largest, 0, (-1, windows))[..., before:]
+        else:
+            patches.largest = patches.keys.amax(dim=-1)
 
-        logits = None if chunk.logits is None else chunk.logits[..., before:, :]
-        terms, log_top = a_ln_a_of(logits, patches.all_keys, patches.top)
-        scratch = self._add_entropy(images, patches, terms, log_top)
+        terms = a_ln_a_of(patches.all_keys, logs)
+        self._add_entropy(images, patches, terms)
         self._add_columns(images, weights, before, patches)
-        self._add_patches(images, patches, scratch)
+        self._add_patches(images, patches, scratch=terms)  # they are not needed any more
 
-    def _add_anonymous(self, images: slice, weights: Tensor, logits: Tensor | None) -> None:
+    def _add_anonymous(self, images: slice, weights: Tensor, logs: Tensor | None) -> None:
         """Reduce a chunk of a layer with unknown patches: sums by key, and entropies over all keys."""
-        self.columns[images, ..., 0, :] += weights.sum(dim=-2)
-        terms, log_top = a_ln_a_of(logits, weights, weights.amax(dim=-1))
-        self.entropy[images] -= (terms.sum(dim=-1) + log_top).sum(dim=(1, 3))
+        total = weights.new_ones(()) if logs is None else weights.sum(dim=-1, keepdim=True)
+        self.columns[images, ..., 0, :] += (weights / total).sum(dim=-2)
+        terms = a_ln_a_of(weights, logs).sum(dim=-1, keepdim=True)
+        self.entropy[images] += (total.log() - terms / total).sum(dim=(1, 3, 4))
 
-    def _add_entropy(self, images: slice, patches: "_Patches", terms: Tensor, log_top: Tensor) -> Tensor:
-        """Keep sums of a ln a by query, between patches and over all keys.
+    def _add_entropy(self, images: slice, patches: "_Patches", terms: Tensor) -> None:
+        """Keep sums of w ln w by query, between patches and over all keys.
 
         Args:
             images: Images of the chunk.
             patches: Its patch queries.
             terms: `[images, windows, heads, queries, keys]`.
-            log_top: What to add per weight summed over, `[images, windows, heads, queries]`.
-
-        Returns:
-            The terms between patches. They are not needed any more: their memory can be used again.
         """
         prefix = self.grid.prefix
         of_patches = terms[..., prefix:]
@@ -152,16 +159,15 @@ class _Reducer:
         else:
             inside = of_patches.sum(dim=-1)
             everything = inside + terms[..., :prefix].sum(dim=-1)
-        self._keep("inside", images, patches.inside, inside + patches.mass * log_top)
-        self._keep("everything", images, patches.inside, everything + log_top)
-        return of_patches
+        self._keep("inside", images, patches.inside, inside)
+        self._keep("everything", images, patches.inside, everything)
 
     def _add_columns(self, images: slice, weights: Tensor, before: int, patches: "_Patches") -> None:
         """Sum over queries in three ways, with one product."""
         # [images, windows, heads, 3, queries] @ [images, windows, heads, queries, keys]
         factors = weights.new_zeros(*weights.shape[:3], 3, weights.shape[3])
-        factors[..., 0, :before] = 1
-        factors[..., 1, before:] = patches.real
+        factors[..., 0, :before] = 1 / weights[..., :before, :].sum(dim=-1) if patches.scaled else 1
+        factors[..., 1, before:] = patches.real / patches.total
         factors[..., 2, before:] = patches.real / patches.mass
         self.columns[images] += factors @ weights
 
@@ -171,28 +177,40 @@ class _Reducer:
         Args:
             images: Images of the chunk.
             patches: Its patch queries.
-            scratch: Memory in the shape of weights between patches, to be overwritten.
+            scratch: Memory in the shape of their weights, to be overwritten.
         """
         keys, grid, inside = patches.keys, self.grid, patches.inside
         self._keep("mass", images, inside, patches.mass)
-        self._keep("confidence", images, inside, patches.largest)
+        self._keep("total", images, inside, patches.total)
+        self._keep("largest", images, inside, patches.largest)
         self._keep("self_mass", images, inside, keys.diagonal(offset=inside.start, dim1=-2, dim2=-1))
         if grid.class_token:
             self._keep("class_mass", images, inside, patches.all_keys[..., 0])
         if grid.registers:
             registers = patches.all_keys[..., int(grid.class_token) : grid.prefix]
             self._keep("register_mass", images, inside, registers.sum(dim=-1))
-        if patches.distance is not None:
-            pixels = torch.mul(keys, patches.distance, out=scratch).sum(dim=-1)
+        if self.distance is not None:
+            # over all keys, as prefix tokens and padding are 0 pixels away: rows without gaps are faster
+            pixels = torch.mul(patches.all_keys, self.distance[:, :, inside], out=scratch).sum(dim=-1)
             self._keep("pixels", images, inside, pixels)
-
         if self.aligned is not None:
-            shares = torch.mul(keys, (patches.real / patches.mass)[..., None], out=scratch)
-            total = self.aligned[:, :, inside]  # a view: [windows or 1, heads, queries, keys]
-            # where all windows are alike they are added up like images
-            by_image = shares.flatten(0, 1).unsqueeze(1) if len(self.aligned) == 1 else shares
-            for image in by_image:  # one by one: the sum does not depend on how images are batched
-                total += image
+            self._add_aligned(self.aligned[:, :, inside], keys, patches.real / patches.mass)
+
+    @staticmethod
+    def _add_aligned(total: Tensor, keys: Tensor, factors: Tensor) -> None:
+        """Add renormalised weights, image by image and in float64: the sum does not depend on batches.
+
+        Args:
+            total: `[windows, heads, queries, keys]`, where the weights are added up; one entry where windows are alike.
+            keys: Weights between patches, `[images, windows, heads, queries, keys]`.
+            factors: What makes those of a query sum to 1, `[images or 1, windows or 1, heads or 1, queries]`.
+        """
+        factors = factors.expand(keys.shape[:-1])[..., None]
+        for image, factor in zip(keys, factors, strict=True):
+            if len(total) < len(image):
+                total += (image * factor).sum(dim=0, keepdim=True, dtype=torch.float64)
+            else:
+                total.addcmul_(image, factor)
 
     def _keep(self, name: str, images: slice, queries: slice, values: Tensor) -> None:
         """Note values `[images, windows, heads, queries]` of some images and patch queries."""
@@ -228,17 +246,16 @@ class _Reducer:
 
     def _statistics(self) -> dict[str, Tensor]:
         """Return the statistics that are means over queries, by query."""
-        kept = self.by_query
-        mass = kept.pop("mass")
+        kept, mass, total = self.by_query, self.by_query["mass"], self.by_query["total"]
         masses = ("self_mass", "class_mass", "register_mass")
-        found: dict[str, Tensor] = {name: kept[name] for name in masses if name in kept}
-        found["confidence"] = kept["confidence"] / mass
+        found: dict[str, Tensor] = {name: kept[name] / total for name in masses if name in kept}
+        found["confidence"] = kept["largest"] / mass
         # with a = w / mass: - sum a ln a = ln(mass) - sum w ln w / mass
         found["entropy_nats"] = mass.log() - kept["inside"] / mass
-        found["entropy_all_keys_nats"] = -kept["everything"]
+        found["entropy_all_keys_nats"] = total.log() - kept["everything"] / total
         if "pixels" in kept:
             found["attention_distance_px"] = kept["pixels"] / mass
-            found["attention_distance_raw_px"] = kept["pixels"]
+            found["attention_distance_raw_px"] = kept["pixels"] / total
         return found
 
     def _by_window(self, table: Tensor) -> Tensor:
@@ -249,41 +266,57 @@ class _Reducer:
 class _Patches:
     """The queries of a chunk that are patches, with the tables' entries for them.
 
-    `w` is windows, or 1 where all windows are alike.
+    `w` is windows, or 1 where all windows are alike. Weights are up to a factor of each query.
 
     Attributes:
         inside: Their numbers among the patches of a row.
         all_keys: Weights `[images, windows, heads, queries, all keys]`.
         keys: Weights between patches, 0 to padding, `[images, windows, heads, queries, keys]`.
         mass: What a query gives to patches, `[images, windows, heads, queries]`; `[]` where it is 1.
+        total: What it gives to all keys, alike.
         largest: Its largest weight on a patch, `[images, windows, heads, queries]`.
-        top: Its largest weight of all keys, padding too, alike.
         real: 1 for queries that are no padding, `[w, 1, queries]`.
         real_keys: 1 for keys that are no padding, `[w, 1, 1, keys]`.
-        distance: Pixels from query to key, `[w, 1, queries, keys]`; None without a grid.
+        scaled: Whether the weights have a factor: without their logarithms each query's sum to 1.
+        lifted: Whether weights were changed where prefix tokens left patches next to nothing.
     """
 
-    def __init__(self, grid: TokenGrid, tables: GridTables, inside: slice, weights: Tensor) -> None:
-        self.inside = inside
-        tokens = slice(inside.start + grid.prefix, inside.stop + grid.prefix)
-        self.all_keys = weights
-        self.real = tables.real[:, None, tokens]
+    largest: Tensor
+
+    def __init__(
+        self, grid: TokenGrid, tables: GridTables, inside: slice, weights: Tensor, logs: Tensor | None
+    ) -> None:
+        self.inside, self.all_keys, self.scaled, self.lifted = inside, weights, logs is not None, False
+        self.real = tables.real[:, None, inside.start + grid.prefix : inside.stop + grid.prefix]
         self.real_keys = tables.real[:, None, None, grid.prefix :]
-        self.distance = None if tables.distance is None else tables.distance[:, None, inside]
 
         self.keys = weights[..., grid.prefix :]
-        self.mass = weights.new_ones(())
+        self.mass = self.total = weights.new_ones(())
         if grid.padded:
+            self.total = self.total if logs is None else self.keys.sum(dim=-1)
             self.keys = self.keys * self.real_keys
             # padding may attend to padding only: 0 / 0 would spread
             self.mass = self.keys.sum(dim=-1) + (1 - self.real)
-        elif grid.prefix:
-            self.mass = self.keys.sum(dim=-1)
+        elif grid.prefix or logs is not None:
+            self.mass = self.total = self.keys.sum(dim=-1)
+        if grid.prefix:
+            self._add_prefix(weights[..., : grid.prefix], None if logs is None else logs[..., grid.prefix :])
 
-        self.largest = self.top = self.keys.amax(dim=-1)
-        if grid.padded or grid.prefix:
-            others = weights if grid.padded else weights[..., : grid.prefix]
-            self.top = torch.maximum(self.largest, others.amax(dim=-1))
+    def _add_prefix(self, weights: Tensor, logs: Tensor | None) -> None:
+        """Add weights on prefix tokens; where they leave patches next to nothing, restore the shape of what is left.
+
+        Args:
+            weights: On prefix tokens, `[images, windows, heads, queries, prefix tokens]`.
+            logs: Logarithms of the weights between patches, if they are known.
+        """
+        if logs is None:
+            self.total = weights.new_ones(())
+            return
+        self.total = self.mass + weights.sum(dim=-1)
+        faint = self.mass < FAINT * self.total
+        if bool(faint.any()):
+            lift(self.keys, logs, faint, self.total)
+            self.mass, self.lifted = self.keys.sum(dim=-1), True
 
 
 def mutual_information(shares: Tensor, entropy: Tensor, members: Tensor) -> Tensor | None:

@@ -7,38 +7,39 @@ sum |x_g|^2 |x_h|^2. Moving the shift is linear in z. So merging (Chan, Golub & 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from headprobe.metrics.similarity.head_blocks import Block
 
+ROWS_AT_ONCE = 512  # extended together: more of them fall out of a CPU's cache between one step and the next
+STRIP = 64  # channels in a strip of the cross moment, at least: narrower ones are multiplied slowly
 
-def extend(samples: Sequence[Tensor], block: Block, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the extended samples about a shift, `[images * tokens, extended]`.
+
+def extend(samples: Sequence[Tensor], block: Block, shift: Tensor) -> Tensor:
+    """Return the extended samples about a shift, float64 `[images * tokens, extended]`.
 
     Args:
         samples: `[images, tokens, heads, head_dim]` of each of the block's layers.
         block: The block of heads.
         shift: `[width]`.
-        dtype: Number format of the result.
     """
     rows = samples[0].shape[0] * samples[0].shape[1]
-    extended = torch.empty(rows, block.extended, dtype=dtype, device=samples[0].device)
+    extended = torch.empty(rows, block.extended, dtype=torch.float64, device=samples[0].device)
 
     # columns: channels of all layers, then squared norms of all heads, then the constant
     column, head = 0, block.width
     for layer in samples:
         heads, head_dim = layer.shape[2:]
-        part = extended[:, column : column + heads * head_dim]
-
-        # subtracted in the finer of both formats, and rounded once
-        about = shift[column : column + heads * head_dim].to(torch.promote_types(layer.dtype, dtype))
-        torch.sub(layer.reshape(rows, -1), about, out=part)
-
-        squares = part.view(rows, heads, head_dim).square()
-        torch.sum(squares, dim=2, out=extended[:, head : head + heads])
-        column, head = column + heads * head_dim, head + heads
+        channels, norms = slice(column, column + heads * head_dim), slice(head, head + heads)
+        flat = layer.reshape(rows, -1)
+        for start in range(0, rows, ROWS_AT_ONCE):
+            part = extended[start : start + ROWS_AT_ONCE]
+            own = part[:, channels].copy_(flat[start : start + ROWS_AT_ONCE]).sub_(shift[channels])
+            part[:, norms] = torch.linalg.vector_norm(torch.unflatten(own, 1, (heads, head_dim)), dim=2).square_()
+        column, head = channels.stop, norms.stop
     extended[:, -1] = 1
     return extended
 
@@ -61,6 +62,36 @@ def gram(rows: Tensor, width: int) -> Tensor:
     torch.mm(rows[:, width:].T, rows, out=product[width:])
     product[:width, width:] = product[width:, :width].T
     return product
+
+
+def add_cross(total: Tensor, rows: Tensor, others: Tensor, block: Block) -> None:
+    """Add `rows^T others` to `total`, `[extended, extended]`, but for channels of a head by those of earlier heads.
+
+    The noise floor needs none of those: the row's head takes an image and the same head or a later one the next image.
+
+    Args:
+        total: What is added to.
+        rows: `[samples, extended]`.
+        others: Alike.
+        block: The block of heads.
+    """
+    for start, stop in _strips(block):
+        total[start:stop, start:].addmm_(rows[:, start:stop].T, others[:, start:])
+    total[block.width :].addmm_(rows[:, block.width :].T, others)  # norms and constant by all columns
+
+
+@lru_cache(maxsize=64)
+def _strips(block: Block) -> tuple[tuple[int, int], ...]:
+    """Return where strips of whole heads begin and end: wide enough to multiply fast, and no wider than need be."""
+    widest = max(STRIP, -(-block.width // 8))
+    strips: list[tuple[int, int]] = []
+    start = stop = 0
+    for dims in block.dims:
+        stop += dims
+        if stop - start >= widest or stop == block.width:
+            strips.append((start, stop))
+            start = stop
+    return tuple(strips)
 
 
 def move(moments: Tensor, step: Tensor, block: Block) -> Tensor:

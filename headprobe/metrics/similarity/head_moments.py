@@ -27,7 +27,10 @@ class HeadMoments(NamedTuple):
     offset: FloatArray  #: of the mean from the shift that the sums were taken about, `[width]`
     norms: FloatArray  #: sum |x_h|^2, `[heads]`
     own: CrossMoments  #: of each sample with itself
-    shifted: CrossMoments | None  #: of each image with the next one of its unit; None where it was not summed
+    shifted: (
+        CrossMoments | None
+    )  #: of each image with the next one of its unit, a row's head with itself and later ones
+    #: (NaN for earlier ones, which no noise floor needs); None where it was not summed
     resolution: float  #: spacing of the numbers that the model computed in, relative: 1.2e-7 for float32
     rounding: float  #: eps of the sums' products where they were coarser than float64, else 0
 
@@ -44,3 +47,12 @@ def take_apart(extended: FloatArray, width: int) -> CrossMoments:
     """
     samples = float(extended[-1, -1])
     return CrossMoments(samples, extended[:width, :width], extended[width:-1, width:-1])
+
+
+def without_earlier_heads(cross: CrossMoments, dims: tuple[int, ...]) -> CrossMoments:
+    """Return cross moments with NaN where a row's head stands beside an earlier one, which `add_cross` leaves out."""
+    head = np.repeat(np.arange(len(dims)), dims)  # of each channel
+    own, of_heads = (number[:, None] <= number for number in (head, np.arange(len(dims))))
+    return cross._replace(
+        products=np.where(own, cross.products, np.nan), norm_products=np.where(of_heads, cross.norm_products, np.nan)
+    )

@@ -151,7 +151,7 @@ class NextImage:
         self._ends[unit, block] = Ends(before.first, last, before.images + images)
         return before.last
 
-    def close(self, unit: Hashable, block: int) -> Tensor | None:
-        """Return the cross moment of the last image with the first; None for fewer than two images."""
+    def close(self, unit: Hashable, block: int) -> Ends | None:
+        """Return the first and the last image, which close the ring; None for fewer than two images."""
         ends = self._ends.pop((unit, block), None)
-        return None if ends is None or ends.images < 2 else ends.last.T @ ends.first
+        return None if ends is None or ends.images < 2 else ends

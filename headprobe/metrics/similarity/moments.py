@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headprobe.errors import RunError, UsageError
-from headprobe.metrics.similarity.extended_moments import extend, gram, move
+from headprobe.metrics.similarity.extended_moments import add_cross, extend, gram, move
 from headprobe.metrics.similarity.head_blocks import LayerHeads, MomentOptions
-from headprobe.metrics.similarity.head_moments import HeadMoments, take_apart
+from headprobe.metrics.similarity.head_moments import HeadMoments, take_apart, without_earlier_heads
 from headprobe.metrics.similarity.layer_samples import LayerQueue, NextImage, take_samples
 from headprobe.metrics.similarity.moment_states import MomentStates
 from headprobe.metrics.similarity.whitened_products import WORTHWHILE, WhiteSamples
@@ -104,9 +104,9 @@ class Moments(MomentStates):
             raise RunError(f"unit {unit} ended before its last batch was whole, got all but layers {missing}")
         with torch.autocast(self.sums.device.type, enabled=False):
             for number in range(len(self.blocks)):
-                last_with_first = self._next.close(unit, number)
-                if last_with_first is not None:
-                    self._block("shifted", number)[0].add_(last_with_first)
+                ends = self._next.close(unit, number)
+                if ends is not None:
+                    add_cross(self._block("shifted", number)[0], ends.last, ends.first, self.blocks[number])
 
     def merge(self, other: Self, group: int | None = None) -> None:
         """Add the sums of other images (see `MomentStates.merge`).
@@ -179,15 +179,18 @@ class Moments(MomentStates):
         with torch.autocast(parts[0].device.type, enabled=False):
             for start in range(0, images, images_at_once):
                 chunk = [part[start : start + images_at_once] for part in parts]
-                rows = extend(chunk, block, shift, torch.float64)  # [images * tokens, extended]
+                rows = extend(chunk, block, shift)  # [images * tokens, extended]
                 white = WhiteSamples(rows, block) if self._in_float32(number) else None
                 sums += gram(rows, block.width) if white is None else white.own()
                 if self.options.noise_floor:
-                    inside = rows[:-tokens].T @ rows[tokens:] if white is None else white.shifted(tokens)
-                    shifted = self._block("shifted", number)[0].add_(inside)
+                    shifted = self._block("shifted", number)[0]
+                    if white is None:
+                        add_cross(shifted, rows[:-tokens], rows[tokens:], block)
+                    else:
+                        shifted += white.shifted(tokens)
                     before = self._next.join(unit, number, rows, tokens)
                     if before is not None:
-                        shifted.addmm_(before.T, rows[:tokens])
+                        add_cross(shifted, before, rows[:tokens], block)
 
     def _in_float32(self, number: int) -> bool:
         """Return whether a block's samples are multiplied in float32."""
@@ -199,7 +202,10 @@ class Moments(MomentStates):
         count = sums[-1, -1].clamp(min=1)
         step = sums[: block.width, -1] / count  # sum of x over n: the mean about the shift
         centred = move(sums, step, block)
-        shifted = move(self._block("shifted", number)[0], step, block) if noise_floor else None
+        shifted = None
+        if noise_floor:
+            moved = move(self._block("shifted", number)[0], step, block).cpu().numpy()
+            shifted = without_earlier_heads(take_apart(moved, block.width), block.dims)
 
         layer, head = block.axes
         return HeadMoments(
@@ -213,7 +219,7 @@ class Moments(MomentStates):
             norms=centred[block.width : -1, -1].cpu().numpy(),
             # rounding in `move` may leave it not quite symmetric
             own=take_apart((centred + centred.T).cpu().numpy() / 2, block.width),
-            shifted=None if shifted is None else take_apart(shifted.cpu().numpy(), block.width),
+            shifted=shifted,
             resolution=float(self.resolution),
             rounding=torch.finfo(torch.float32).eps if self._in_float32(number) else 0.0,
         )

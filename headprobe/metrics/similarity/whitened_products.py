@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from headprobe.metrics.similarity.extended_moments import gram
+from headprobe.metrics.similarity.extended_moments import add_cross, gram
 from headprobe.metrics.similarity.head_blocks import Block
 
 WORTHWHILE = 6  # heads of a block: with fewer, making samples white takes as long as float32 products save
@@ -47,8 +47,10 @@ class WhiteSamples:
         return self._of_samples(gram(self.rows, self.block.width))
 
     def shifted(self, tokens: int) -> Tensor:
-        """Return the cross moment of every image with the next one, `[extended, extended]`."""
-        return self._of_samples(self.rows[:-tokens].T @ self.rows[tokens:])
+        """Return the cross moment of every image with the next one (see `add_cross`), `[extended, extended]`."""
+        product = self.rows.new_zeros(self.block.extended, self.block.extended)
+        add_cross(product, self.rows[:-tokens], self.rows[tokens:], self.block)
+        return self._of_samples(product)
 
     def _of_samples(self, product: Tensor) -> Tensor:
         """Multiply the factors back, in float64, by the rows and by the columns."""

@@ -4,6 +4,7 @@ Frequencies are in pi rad/sample: 1 is the highest that a grid can carry along o
 an even number of tokens the half diagonal stops short of it: 0.857 at 14 tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,78 +133,98 @@ def transform_of(grid: Size, device: torch.device) -> Transform:
 
 
 @torch.no_grad()
-def log_amplitudes(maps: Tensor, grid: Size, weights: Sequence[Tensor | None] = (None,)) -> list[Tensor]:
-    """Return profiles of log amplitudes `[images, groups, bins]`, means over the channels of a group.
+def log_amplitudes(maps: Sequence[Tensor], grid: Size, mixing: Tensor | None = None) -> list[Tensor]:
+    """Return profiles of log amplitudes of each of the maps, means over the channels of a group.
 
     fft2, natural logarithm of amplitude + 1e-6, mean over channels (Park & Kim 2022); the bins of the `diagonal`, then
     of the `radial` profile.
 
     Args:
-        maps: `[images, tokens, groups, channels]`, tokens being the grid row by row; groups are heads, say.
+        maps: Transformed together, each `[images, tokens, groups, channels]`, tokens being the grid row by row; groups
+            are heads, say.
         grid: Its rows and columns.
-        weights: One profile is returned for each: None for the channels as they are, `[groups, dim, channels]` for
-            channels mixed by it. The transform is linear, so its result can be mixed instead of the maps: one transform
-            per channel of a head instead of one per channel of the stream, and only at the frequencies that are needed.
+        mixing: `[groups, dim, channels]`: also return, last, the profile of the first of the maps with the channels of
+            each group mixed by it. The transform is linear, so its result can be mixed instead of the maps: one
+            transform per channel of a head instead of one per channel of the stream, and only at the frequencies that
+            are needed.
+
+    Returns:
+        Each `[images, groups, bins]`.
     """
-    transform = transform_of(grid, maps.device)
-    channels = max(maps.shape[3] if weight is None else weight.shape[1] for weight in weights)
-    images_at_once = max(1, NUMBERS_AT_ONCE // (2 * maps.shape[1] * maps.shape[2] * channels))
+    transform = transform_of(grid, maps[0].device)
+    channels = sum(math.prod(one.shape[2:]) for one in maps)
+    mixed = 0 if mixing is None else math.prod(mixing.shape[:2])
+    images_at_once = max(1, NUMBERS_AT_ONCE // (2 * maps[0].shape[1] * max(channels, mixed)))
 
     pieces: list[list[Tensor]] = []
-    for piece in torch.split(maps, images_at_once):
-        waves = _waves(piece, grid, transform)
-        # [images, groups, frequencies] @ [frequencies, bins]
-        pieces.append([_profiled(waves, weight) @ transform.share for weight in weights])
-    return [torch.cat(of_weight) for of_weight in zip(*pieces, strict=True)]
+    for piece in zip(*(torch.split(one, images_at_once) for one in maps), strict=True):
+        means = _mean_logs(piece, _waves(piece, grid, transform), mixing)
+        # [images, frequencies, groups] to [images, groups, frequencies], then @ [frequencies, bins]
+        pieces.append([mean.transpose(1, 2) @ transform.share for mean in means])
+    return [torch.cat(profiles) for profiles in zip(*pieces, strict=True)]
 
 
-def _waves(maps: Tensor, grid: Size, transform: Transform) -> Tensor:
-    """Return the kept frequencies' real and imaginary parts `[images, 2, frequencies, groups, channels]`.
+def _waves(maps: Sequence[Tensor], grid: Size, transform: Transform) -> Tensor:
+    """Return the kept frequencies' real and imaginary parts `[images, 2, frequencies, channels of all maps]`.
 
-    The mean over tokens is taken out before the transform and put back at frequency 0, the first: otherwise its
-    rounding would hide small variations.
+    The first token is taken from all tokens before the transform and put back at frequency 0, the first: otherwise the
+    rounding of a large mean would hide small variations.
     """
-    images, (rows, columns) = len(maps), grid
-    maps = maps.float()
-    mean = maps.mean(dim=1)  # [images, groups, channels]
+    images, (rows, columns) = len(maps[0]), grid
+    flat = [one.float().flatten(2) for one in maps]  # [images, tokens, channels] each
+    first = torch.cat([one[:, 0] for one in flat], dim=-1)  # [images, channels of all]
+    inside = first.new_empty(images, rows * columns, first.shape[-1])
+    for one, part in zip(flat, torch.split(inside, [one.shape[-1] for one in flat], dim=-1), strict=True):
+        torch.sub(one, one[:, :1], out=part)
 
-    # [frequencies * parts, rows] @ [images, rows, columns * groups * channels]
-    down = transform.down_rows @ (maps - mean[:, None]).reshape(images, rows, -1)
-    # [parts * frequencies, parts * columns] @ [images * frequencies, parts * columns, groups * channels]
-    waves = transform.along_columns @ down.view(-1, 2 * columns, maps.shape[2] * maps.shape[3])
+    # [frequencies * parts, rows] @ [images, rows, columns * channels]
+    down = transform.down_rows @ inside.view(images, rows, -1)
+    # [parts * frequencies, parts * columns] @ [images * frequencies, parts * columns, channels]
+    waves = transform.along_columns @ down.view(-1, 2 * columns, inside.shape[-1])
 
-    kept = waves.view(images, -1, waves.shape[-1]).index_select(1, transform.kept)
-    kept = kept.view(images, 2, -1, *maps.shape[2:])
-    kept[:, 0, 0] += rows * columns * mean  # real part of frequency 0
+    kept = waves.view(images, -1, inside.shape[-1]).index_select(1, transform.kept)
+    kept = kept.view(images, 2, -1, inside.shape[-1])
+    kept[:, 0, 0] += rows * columns * first  # real part of frequency 0
     return kept
 
 
-def _profiled(waves: Tensor, weight: Tensor | None) -> Tensor:
-    """Return log amplitudes of a few images `[images, groups, frequencies]`, means over channels.
+def _mean_logs(maps: Sequence[Tensor], waves: Tensor, mixing: Tensor | None) -> list[Tensor]:
+    """Return log amplitudes of each of the maps, and of the first mixed, `[images, frequencies, groups]`.
 
     Args:
-        waves: `[images, 2, frequencies, groups, channels]`.
-        weight: `[groups, dim, channels]` to mix the channels by, None for the channels as they are.
+        maps: `[images, tokens, groups, channels]` each.
+        waves: `[images, 2, frequencies, channels of all maps]`.
+        mixing: `[groups, dim, channels]`, if wanted.
     """
-    if weight is None:
-        return _mean_logs(waves).transpose(1, 2)
-    by_head = []
-    # head by head: one large product each; a product over all heads would copy them first
-    for head, mixing in enumerate(weight):
-        mixed = waves[:, :, :, head].flatten(0, 2) @ mixing.mT  # [images * 2 * frequencies, dim]
-        by_head.append(_mean_logs(mixed.view(*waves.shape[:3], -1)))
-    return torch.stack(by_head, dim=1)
+    amplitudes = _amplitudes(waves[:, 0], waves[:, 1])  # [images, frequencies, channels of all maps]
+    found, start = [], 0
+    for one in maps:
+        stop = start + math.prod(one.shape[2:])
+        found.append(_mean_log(torch.unflatten(amplitudes[..., start:stop], -1, one.shape[2:])))
+        start = stop
+    if mixing is not None:
+        groups, channels = maps[0].shape[2:]
+        # [groups, images * 2 * frequencies, channels] @ [groups, channels, dim]
+        by_group = torch.unflatten(waves[..., : groups * channels].flatten(0, 2), -1, (groups, channels)).transpose(
+            0, 1
+        )
+        mixed = torch.unflatten(torch.bmm(by_group, mixing.mT), 1, waves.shape[:3])
+        found.append(_mean_log(_amplitudes(mixed[:, :, 0], mixed[:, :, 1])).movedim(0, -1))
+    return found
 
 
-def _mean_logs(waves: Tensor) -> Tensor:
-    """Return log amplitudes `[images, ...]` of `[images, 2, ..., channels]`, means over channels."""
-    real, imaginary = waves.unbind(dim=1)
-    amplitudes = real.square().addcmul_(imaginary, imaginary).sqrt_().add_(AMPLITUDE_FLOOR)
+def _amplitudes(real: Tensor, imaginary: Tensor) -> Tensor:
+    """Return what logarithms are taken of."""
+    return real.square().addcmul_(imaginary, imaginary).sqrt_().add_(AMPLITUDE_FLOOR)
+
+
+def _mean_log(amplitudes: Tensor) -> Tensor:
+    """Return the means of logarithms over the last axis."""
     channels = amplitudes.shape[-1]
     # a product of 4 amplitudes fits float32 (1e-6 to 4e9 each) and costs 1 logarithm instead of 4
     for _ in range(2):
         if amplitudes.shape[-1] % 2 == 0:
             half = amplitudes.shape[-1] // 2
             amplitudes = amplitudes[..., :half] * amplitudes[..., half:]
-    means: Tensor = amplitudes.log_().sum(dim=-1).div_(channels)
+    means: Tensor = amplitudes.log().sum(dim=-1).div_(channels)
     return means

@@ -78,26 +78,29 @@ def test_statistics_of_global_attention_are_the_papers(name: str, queries: int) 
 @pytest.mark.parametrize("name", ["vit", "no class token", "registers"])
 @pytest.mark.parametrize("sharpness", [0.1, 2.0, 10.0])
 @pytest.mark.parametrize("queries", [3, 100])
-def test_entropies_from_logits_are_those_of_the_weights(name: str, sharpness: float, queries: int) -> None:
+def test_statistics_of_exponentials_are_those_of_the_weights(name: str, sharpness: float, queries: int) -> None:
     grid = GLOBAL[name]
     assert grid.grid is not None
     logits = sharpness * torch.randn(3, 2, grid.tokens, grid.tokens, generator=torch.Generator().manual_seed(0))
     logits[..., -1] = -math.inf  # a key that nobody sees
     logits -= logits.amax(dim=-1, keepdim=True)
-    exact, weights = logits.double().softmax(dim=-1), logits.softmax(dim=-1)
+    exact, norms = logits.double().softmax(dim=-1), torch.rand(3, 2, grid.tokens)
     finite = logits.clamp_min(torch.finfo(torch.float32).min)
     chunks = [
-        chunk._replace(logits=finite[chunk.rows, :, chunk.queries].clone())
-        for chunk in chunked(grid, weights, 2, queries)
+        chunk._replace(logs=finite[chunk.rows, :, chunk.queries].clone())
+        for chunk in chunked(grid, logits.exp(), 2, queries)
     ]
-    values = reduce_attention(grid, 3, chunks).values
+    values = reduce_attention(grid, 3, chunks, norms).values
     expected = [
-        [oracle.statistics(a.numpy(), grid.prefix, grid.class_token, grid.grid, grid.patch) for a in image]
-        for image in exact
+        [
+            oracle.statistics(a.numpy(), grid.prefix, grid.class_token, grid.grid, grid.patch, norms=n.double().numpy())
+            for a, n in zip(image, of_image, strict=True)
+        ]
+        for image, of_image in zip(exact, norms, strict=True)
     ]
-    for statistic in ("entropy_nats", "entropy_all_keys_nats", "attention_distance_px", "confidence"):
+    for statistic in values:
         numbers = [[head[statistic] for head in image] for image in expected]
-        np.testing.assert_allclose(values[statistic].numpy(), numbers, rtol=3e-5, atol=1e-6, err_msg=statistic)
+        np.testing.assert_allclose(values[statistic].numpy(), numbers, rtol=3e-5, atol=2e-6, err_msg=statistic)
 
 
 def swin_dense(grid: TokenGrid, shift: tuple[int, int], weights: Tensor) -> tuple[Tensor, list[Any]]:

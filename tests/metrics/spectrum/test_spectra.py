@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headprobe.errors import UsageError
 from headprobe.metrics.spectrum.profiles import profiles_of
-from headprobe.metrics.spectrum.spectra import Spectra, head_profiles, on_image, stream_profiles
+from headprobe.metrics.spectrum.spectra import Spectra, head_profiles, on_image
 from headprobe.metrics.token_grid import TokenGrid
 
 SIZES = [(4, 4), (5, 5), (14, 14), (7, 7), (4, 6), (6, 5), (3, 8), (1, 1), (1, 4)]
@@ -61,7 +61,7 @@ def test_profiles_of_heads_are_the_papers(size: tuple[int, int], prefix: int, ch
 def test_contributions_are_transformed_after_the_output_projection() -> None:
     grid = TokenGrid(17, 1, True, (4, 4))
     heads, weight = draw(2, 17, 3, 5), draw(3, 12, 5, seed=1)
-    found = head_profiles(heads, grid, (None, weight))[1]
+    found = head_profiles(heads, grid, weight)[-1]
     added = torch.einsum("hdc,bthc->bthd", weight.double(), heads.double())
     for image in range(2):
         for head in range(3):
@@ -70,9 +70,9 @@ def test_contributions_are_transformed_after_the_output_projection() -> None:
                 np.testing.assert_allclose(profile, paper(maps)[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_stream_is_transformed_as_it_is() -> None:
+def test_streams_are_transformed_as_they_are_beside_heads_of_other_channels() -> None:
     grid, stream = TokenGrid(20, 5, True, (3, 5)), draw(2, 20, 7)
-    found = stream_profiles(stream, grid)
+    found = head_profiles(draw(2, 20, 2, 3, seed=1), grid, None, [2 * stream, stream])[2]
     assert found.shape[:2] == (2, 1)
     maps = stream[1, 5:].T.reshape(7, 3, 5).double().numpy()
     for name, profile in split(found[1, 0], (3, 5)).items():
@@ -128,8 +128,8 @@ def filled(images: slice, silent: bool = False) -> Spectra:
         if silent:
             heads[..., 0, :] = 0
         stream = draw(5, grid.prefix + grid.patches, 12)[images]
-        profiles = {"head": head_profiles(heads, grid)[0], "stream_before": stream_profiles(stream, grid)}
-        metric.update(layer, profiles)
+        profiles = head_profiles(heads, grid, streams=[stream])
+        metric.update(layer, dict(zip(("head", "stream_before"), profiles, strict=True)))
     return metric
 
 
