@@ -1,6 +1,7 @@
 """What several test folders share: a tiny ViT and Swin with perturbed weights, and where real data lies."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import timm
 import torch
 from torch import nn
+
+from tests.cli_runs import draw_nothing
 
 # No claim is about time, and on busy cores any example may take long.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -86,6 +89,14 @@ def tiny_kind(request: pytest.FixtureRequest) -> str:
 def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide pytest's own arguments from Lightning's command line."""
     monkeypatch.setattr("sys.argv", ["headprobe"])
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Draw nothing at the end of the runs of a file whose tests look at no figure."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Starts runs of several processes in a second or two: forked from a server that has torch and Lightning loaded.
 
-Every process of a run is started by us, as on a cluster, and not by Lightning: with the rank in its environment.
+Every process of a run is started by us, as on a cluster, and not by Lightning: with the rank in its environment. These
+runs draw no figures.
 """
 
 import multiprocessing
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import headprobe
-from tests.cli_runs import Ended
+from tests.cli_runs import Ended, draw_nothing
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["headprobe.commands.test_and_fit", "timm", "datasets", "tests.forked"])
@@ -146,6 +147,7 @@ def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log
     from headprobe.cli import main
 
     torch.set_num_threads(1)
+    draw_nothing(pytest.MonkeyPatch())
     sys.exit(main())
 
 

@@ -24,6 +24,8 @@ from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
 from tests.forked import DIGITS, digits
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TEST = ("test", "--mask-spec", "each:layer", "--data.path", "set", "--data.num_workers", "0")
 RUN = (*TEST, "--trainer.accelerator", "cpu")
 

@@ -11,6 +11,8 @@ from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
 from tests.forked import digits, resumed_after_a_kill, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RUN = (
     *("test", "--data.path", "set", "--data.num_workers", "0", "--trainer.accelerator", "cpu"),
     *("--mask-spec", "each:layer"),
