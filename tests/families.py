@@ -1,7 +1,8 @@
 """Smallest representatives of every attention class that occurs in timm's registered models."""
 
+import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -630,6 +631,16 @@ def is_newest() -> bool:
 
 
 def build(key: str, classes: int = 10) -> Any:
+    """Return a model of the test's own."""
+    with torch.inference_mode(False):
+        first = _built(key, classes)
+    torch.manual_seed(0)
+    return copy.deepcopy(first)
+
+
+@cache
+def _built(key: str, classes: int) -> Any:
+    """Build a model that is never run: to draw its weights takes longer than to copy them."""
     representative = REPRESENTATIVES[key]
     if not timm.is_model(representative.name):
         pytest.skip(f"timm {timm.__version__} has no {representative.name}")

@@ -6,6 +6,7 @@ runs draw no figures.
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,7 +24,12 @@ import headprobe
 from tests.cli_runs import Ended, draw_nothing
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["headprobe.commands.test_and_fit", "timm", "datasets", "tests.forked"])
+_SERVER.set_forkserver_preload(
+    [
+        *("headprobe.commands.test_and_fit", "headprobe.data.datamodule", "headprobe.data.sources.streamed"),
+        *("timm", "datasets", "torch.utils.tensorboard", "tests.forked"),
+    ]
+)
 
 DIGITS = Path(headprobe.__file__).with_name("data") / "digits"
 
@@ -72,8 +78,8 @@ def start(folder: Path, *words: str, processes: int = 1, log: str = "", **cluste
         words: The command.
         processes: How many.
         log: Begins the names of the files that hold what they print.
-        cluster: `nodes=2` makes each process a node of its own, `slurm=True` gives them SLURM's variables, and
-            `environment` further ones.
+        cluster: `nodes=2` makes each process a node of its own, `slurm=True` gives them SLURM's variables,
+            `environment` further ones, and `file_size` limits the files that they may write, in bytes.
     """
     folder.mkdir(exist_ok=True, parents=True)
     nodes = cluster.get("nodes", 1)
@@ -86,7 +92,8 @@ def start(folder: Path, *words: str, processes: int = 1, log: str = "", **cluste
         # one process is what the command line starts without any launcher
         variables = _variables(rank, processes, port, nodes, cluster.get("slurm", False)) if processes > 1 else {}
         place = folder if nodes == 1 or rank == 0 else folder.with_name(f"node {rank}")
-        given = (str(place), words, variables | cluster.get("environment", {}), f"{log}{{}}.{rank}")
+        variables |= cluster.get("environment", {})
+        given = (str(place), words, variables, f"{log}{{}}.{rank}", cluster.get("file_size"))
         process = _SERVER.Process(target=_work, args=given)
         process.start()
         started.append(process)
@@ -130,7 +137,9 @@ def resumed_after_a_kill(folder: Path, stores: int, *words: str) -> tuple[Ended,
     return ended, number
 
 
-def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def _work(
+    folder: str, words: Sequence[str], environment: Mapping[str, str], log: str, file_size: int | None = None
+) -> None:
     os.setpgid(0, 0)  # so that worker processes can be killed together with it
     os.chdir(folder)
     for stream, number in (("out", 1), ("err", 2)):
@@ -141,6 +150,9 @@ def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # a server's children would start their workers by servers
     sys.argv = ["headprobe", *words]
+    sys.path.insert(0, folder)  # as of `python -m headprobe`
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
     import torch
 

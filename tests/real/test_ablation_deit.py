@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.cli_runs import Ended, command
+from tests.real.few_images import write_few
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]  # on busy cores the run takes long
 
 LAYERS, HEADS, DIM = 12, 3, 64
-OF_EACH_FILE = 10  # of 71 or 72: a plain pass takes 40 ms an image, and each head is masked four times
+OF_EACH_FILE = 5  # of 71 or 72: a plain pass takes 40 ms an image, and each head is masked four times
 
 Array = NDArray[np.float64]
 Fill = Callable[[Tensor], Tensor]
@@ -37,11 +38,7 @@ Fill = Callable[[Tensor], Tensor]
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory, sample_images: Path) -> Path:
     """Write the first images of each file into a data set of its own."""
-    folder = tmp_path_factory.mktemp("sample") / "data"
-    folder.mkdir()
-    for file in sorted((sample_images / "data").glob("*.parquet")):
-        pq.write_table(pq.read_table(file).slice(0, OF_EACH_FILE), folder / file.name)
-    return folder.parent
+    return write_few(sample_images, tmp_path_factory.mktemp("sample"), OF_EACH_FILE)
 
 
 @pytest.fixture(scope="module")

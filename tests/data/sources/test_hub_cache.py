@@ -78,7 +78,9 @@ def test_a_part_of_a_split_is_said(offline: dict[str, list[dict[str, Any]]]) -> 
     assert "no such split" in test["message"]
 
 
-def test_without_a_download_the_message_has_its_command(offline: dict[str, list[dict[str, Any]]]) -> None:
+def test_without_a_download_the_message_says_so_and_has_its_command(offline: dict[str, list[dict[str, Any]]]) -> None:
     for answer in offline["nothing"]:
         assert answer["error"] == "RunError"
+        assert "HF_HUB_OFFLINE is set" in answer["message"]
+        assert "local copy" in answer["message"]
         assert "hf download owner/nothing --repo-type dataset" in answer["message"]
