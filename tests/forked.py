@@ -1,7 +1,7 @@
 """Starts runs of several processes in a second or two: forked from a server that has torch and Lightning loaded.
 
 Every process of a run is started by us, as on a cluster, and not by Lightning: with the rank in its environment. These
-runs draw no figures.
+runs draw no figures unless a test asks for them.
 """
 
 import multiprocessing
@@ -79,7 +79,8 @@ def start(folder: Path, *words: str, processes: int = 1, log: str = "", **cluste
         processes: How many.
         log: Begins the names of the files that hold what they print.
         cluster: `nodes=2` makes each process a node of its own, `slurm=True` gives them SLURM's variables,
-            `environment` further ones, and `file_size` limits the files that they may write, in bytes.
+            `environment` further ones, `file_size` limits the files that they may write, in bytes, and `pictures=True`
+            lets them draw figures.
     """
     folder.mkdir(exist_ok=True, parents=True)
     nodes = cluster.get("nodes", 1)
@@ -93,7 +94,8 @@ def start(folder: Path, *words: str, processes: int = 1, log: str = "", **cluste
         variables = _variables(rank, processes, port, nodes, cluster.get("slurm", False)) if processes > 1 else {}
         place = folder if nodes == 1 or rank == 0 else folder.with_name(f"node {rank}")
         variables |= cluster.get("environment", {})
-        given = (str(place), words, variables, f"{log}{{}}.{rank}", cluster.get("file_size"))
+        more = (cluster.get("file_size"), cluster.get("pictures", False))
+        given = (str(place), words, variables, f"{log}{{}}.{rank}", *more)
         process = _SERVER.Process(target=_work, args=given)
         process.start()
         started.append(process)
@@ -138,7 +140,7 @@ def resumed_after_a_kill(folder: Path, stores: int, *words: str) -> tuple[Ended,
 
 
 def _work(
-    folder: str, words: Sequence[str], environment: Mapping[str, str], log: str, file_size: int | None = None
+    folder: str, words: Sequence[str], environment: Mapping[str, str], log: str, file_size: int | None, pictures: bool
 ) -> None:
     os.setpgid(0, 0)  # so that worker processes can be killed together with it
     os.chdir(folder)
@@ -159,7 +161,8 @@ def _work(
     from headprobe.cli import main
 
     torch.set_num_threads(1)
-    draw_nothing(pytest.MonkeyPatch())
+    if not pictures:
+        draw_nothing(pytest.MonkeyPatch())
     sys.exit(main())
 
 

@@ -175,7 +175,7 @@ def test_ctrl_c_ends_all_processes_with_code_130(tmp_path: Path, processes: int,
 @pytest.mark.parametrize("limit", [500, 3000, 120000], ids=["config.yaml", "run.json", "TensorBoard"])
 def test_files_that_cannot_grow_are_one_message(tmp_path: Path, limit: int) -> None:
     words = ("test", "--mask-spec", "each:head", "--data.max_images", "20", "--data.num_workers", "0")
-    ended = forked.run(tmp_path, *words, file_size=limit)
+    ended = forked.run(tmp_path, *words, file_size=limit, pictures=True)
     assert ended.code == 1
     assert "(File too large); make room" in only_message(ended)
     assert limit < 120000 or len(ended.rows()) == 25
