@@ -214,7 +214,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
         tokens = set(hub.tokens)
     assert done.returncode == 0, done.stderr.decode()
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    ended = {name: Ended(*one, folder / name) for name, one in zip(paths, found, strict=True)}
+    ended = {name: Ended(code, out, err, folder / name) for name, (code, out, err) in zip(paths, found, strict=True)}
     return Planted(folder, ended, {"stdout": done.stdout, "stderr": done.stderr}, tokens)
 
 

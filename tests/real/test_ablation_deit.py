@@ -28,7 +28,7 @@ from tests.real.few_images import write_few
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]  # on busy cores the run takes long
 
 LAYERS, HEADS, DIM = 12, 3, 64
-OF_EACH_FILE = 5  # of 71 or 72: a plain pass takes 40 ms an image, and each head is masked four times
+OF_EACH_FILE = 10  # of 71 or 72: a plain pass takes 40 ms an image, and each head is masked four times
 
 Array = NDArray[np.float64]
 Fill = Callable[[Tensor], Tensor]
@@ -45,7 +45,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory, sample_images: Path) -> Pat
 def run(tmp_path_factory: pytest.TempPathFactory, sample: Path, deit_tiny_weights: Path) -> Ended:
     model = ("--model.name", "deit_tiny_patch16_224", "--model.weights", str(deit_tiny_weights.resolve()))
     data = ("--data.path", str(sample), "--data.num_workers", "0", "--trainer.accelerator", "cpu")
-    kinds = ("--mask-spec", "each:head", "--ablation", "zero,mean,linear")
+    kinds = ("--mask-spec", "each:head", "--ablation", "mean,linear")
     ended = command(tmp_path_factory.mktemp("run"), "test", *kinds, *model, *data)
     assert ended.code == 0, ended.err
     return ended
