@@ -238,7 +238,8 @@ REPRESENTATIVES: dict[str, Representative] = {
         {"img_size": 96, "mlp_ratio": 1.0},
         (3, 96, 96),
         ("timm.models.nest.Attention",),
-        (3,) * 2 + (6,) * 2 + (12,) * 8,
+        (3,) * 2 + (6,) * 2 + (12,) * 2,
+        sizes={"embed_dims": (48, 96, 192), "depths": (2, 2, 2)},
     ),
     # windows, padded and cropped, alternate with subsampled keys
     "twins": Representative(
