@@ -46,6 +46,11 @@ def command(folder: Path, *words: str) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue(), folder)
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures of runs in this process: drawing takes most of the time of a small run."""
+    patch.setattr("headprobe.callbacks.tensorboard.run_figures", lambda run: ())
+
+
 def only_message(ended: Ended) -> str:
     """Return the one message that a failed command wrote, and check that it wrote nothing else."""
     assert ended.err.startswith("headprobe: error: ")

@@ -1,6 +1,8 @@
 """What several test folders share: a tiny ViT and Swin with perturbed weights, and where real data lies."""
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import timm
 import torch
 from torch import nn
+
+from tests.cli_runs import draw_nothing
 
 # No claim is about time, and on busy cores any example may take long.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -26,6 +30,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     named = [Path(word.partition("::")[0]) for word in config.args]
     cores = os.cpu_count() or 1
     return 0 if cores < 2 or all(path.is_file() for path in named) else 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no plugin put the files with the most tests first: see below."""
+    config.option.loadscopereorder = False  # pytest-xdist's
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the most slow tests first, so that both processes end together, on files that take little."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -86,6 +101,14 @@ def tiny_kind(request: pytest.FixtureRequest) -> str:
 def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide pytest's own arguments from Lightning's command line."""
     monkeypatch.setattr("sys.argv", ["headprobe"])
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Draw nothing at the end of the runs of a file whose tests look at no figure."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

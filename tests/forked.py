@@ -1,10 +1,12 @@
 """Starts runs of several processes in a second or two: forked from a server that has torch and Lightning loaded.
 
-Every process of a run is started by us, as on a cluster, and not by Lightning: with the rank in its environment.
+Every process of a run is started by us, as on a cluster, and not by Lightning: with the rank in its environment. These
+runs draw no figures unless a test asks for them.
 """
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,10 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import headprobe
-from tests.cli_runs import Ended
+from tests.cli_runs import Ended, draw_nothing
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["headprobe.commands.test_and_fit", "timm", "datasets", "tests.forked"])
+_SERVER.set_forkserver_preload(
+    [
+        *("headprobe.commands.test_and_fit", "headprobe.data.datamodule", "headprobe.data.sources.streamed"),
+        *("timm", "datasets", "torch.utils.tensorboard", "tests.forked"),
+    ]
+)
 
 DIGITS = Path(headprobe.__file__).with_name("data") / "digits"
 
@@ -71,8 +78,9 @@ def start(folder: Path, *words: str, processes: int = 1, log: str = "", **cluste
         words: The command.
         processes: How many.
         log: Begins the names of the files that hold what they print.
-        cluster: `nodes=2` makes each process a node of its own, `slurm=True` gives them SLURM's variables, and
-            `environment` further ones.
+        cluster: `nodes=2` makes each process a node of its own, `slurm=True` gives them SLURM's variables,
+            `environment` further ones, `file_size` limits the files that they may write, in bytes, and `pictures=True`
+            lets them draw figures.
     """
     folder.mkdir(exist_ok=True, parents=True)
     nodes = cluster.get("nodes", 1)
@@ -85,7 +93,9 @@ def start(folder: Path, *words: str, processes: int = 1, log: str = "", **cluste
         # one process is what the command line starts without any launcher
         variables = _variables(rank, processes, port, nodes, cluster.get("slurm", False)) if processes > 1 else {}
         place = folder if nodes == 1 or rank == 0 else folder.with_name(f"node {rank}")
-        given = (str(place), words, variables | cluster.get("environment", {}), f"{log}{{}}.{rank}")
+        variables |= cluster.get("environment", {})
+        more = (cluster.get("file_size"), cluster.get("pictures", False))
+        given = (str(place), words, variables, f"{log}{{}}.{rank}", *more)
         process = _SERVER.Process(target=_work, args=given)
         process.start()
         started.append(process)
@@ -129,7 +139,9 @@ def resumed_after_a_kill(folder: Path, stores: int, *words: str) -> tuple[Ended,
     return ended, number
 
 
-def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def _work(
+    folder: str, words: Sequence[str], environment: Mapping[str, str], log: str, file_size: int | None, pictures: bool
+) -> None:
     os.setpgid(0, 0)  # so that worker processes can be killed together with it
     os.chdir(folder)
     for stream, number in (("out", 1), ("err", 2)):
@@ -140,12 +152,17 @@ def _work(folder: str, words: Sequence[str], environment: Mapping[str, str], log
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # a server's children would start their workers by servers
     sys.argv = ["headprobe", *words]
+    sys.path.insert(0, folder)  # as of `python -m headprobe`
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
     import torch
 
     from headprobe.cli import main
 
     torch.set_num_threads(1)
+    if not pictures:
+        draw_nothing(pytest.MonkeyPatch())
     sys.exit(main())
 
 

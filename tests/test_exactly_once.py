@@ -71,7 +71,10 @@ trainer:
   - class_path: HeadSimilarity
     init_args: {measures: [svcca, cka], groups: 4}
 """
-HEADS = ("test", "--mask-spec", "each:head", "--records", "--model.row_budget", "20", "--data.path", "../set", *CPU)
+HEADS = (
+    *("test", "--mask-spec", "each:head", "--records", "--model.row_budget", "20", "--data.path", "../set", *CPU),
+    *("--data.max_images", "250"),
+)
 TABLES = {
     DESCRIBE: ("masks.csv", "heads.csv", "heads_change.csv", "spectrum.csv", "spectrum_change.csv"),
     HEADS: ("masks.csv",),

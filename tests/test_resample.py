@@ -27,6 +27,8 @@ from tests.callbacks.test_resume import broken_off
 from tests.cli_runs import Ended, command, only_message
 from tests.forked import digits, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = ("--trainer.accelerator", "cpu", "--data.num_workers", "0")
 SPECS = ["each:layer", "head:0.1+head:3.2", "head:5.3"]
 MASKS: list[dict[int, list[int]]] = [

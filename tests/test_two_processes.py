@@ -1,6 +1,7 @@
 """Several processes, started by Lightning or torchrun: the same numbers as one, one message when one fails, one end.
 
-All numbers of processes, workers and files, and descriptions of heads, are in test_exactly_once.py.
+Where nothing is claimed of who starts them they are forked, which is sooner. All numbers of processes, workers and
+files, and descriptions of heads, are in test_exactly_once.py.
 """
 
 import json
@@ -9,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from headprobe.run.load import load_files
+from tests import forked
 from tests.cli_runs import Ended, only_message
 from tests.data.parquet_sets import png, table, write_files, write_table
 
@@ -99,8 +102,10 @@ def test_another_number_of_devices_than_torchruns_is_one_message(tmp_path: Path)
 
 def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
     words = ("--data.max_images", "20", *LOCAL)
-    runs = [start(tmp_path, "test", "--mask-spec", f"layer:{layer}", *words) for layer in range(4)]
-    ended = [finish(process, tmp_path) for process in runs]
+    runs = [
+        forked.start(tmp_path, "test", "--mask-spec", f"layer:{layer}", *words, log=str(layer)) for layer in range(4)
+    ]
+    ended = [running.wait() for running in runs]
     assert [one.code for one in ended] == [0] * 4, "".join(one.err for one in ended)
     runs_read = [load_files(ended[0].directory(version)) for version in range(4)]
     assert sorted(str(one.masks[1]["mask"]) for one in runs_read) == [f"layer:{layer}" for layer in range(4)]
@@ -141,19 +146,39 @@ def test_a_wrong_request_is_one_message_under_torchrun_too(tmp_path: Path) -> No
     assert ended.err.count("headprobe: error: ") == 1
 
 
+def nothing_left(group: int) -> bool:
+    """Wait until no process of a group is left, workers among them."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.parametrize("group", [False, True], ids=["to the process", "to the process group"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_all_processes_with_code_130(tmp_path: Path, processes: int, group: bool) -> None:
-    words = ("--mask-spec", "each:head", "--model.row_budget", "2", "--data.batch_size", "4", "--data.num_workers", "1")
-    process = start(tmp_path, "test", *words, "--trainer.accelerator", "cpu", *several(processes))
+    slow = ("--mask-spec", "each:head", "--model.row_budget", "2", "--data.batch_size", "4", "--data.num_workers", "1")
+    words = ("test", *slow, "--trainer.accelerator", "cpu")
+    if processes == 1:
+        running = forked.start(tmp_path, *words)
+        pid, end = running.processes[0].pid, partial(running.wait, 30)
+    else:
+        process = start(tmp_path, *words, *several(processes))
+        pid, end = process.pid, partial(finish, process, tmp_path, seconds=30)
     record = tmp_path / "lightning_logs" / "version_0" / "run.json"
     deadline = time.monotonic() + 60
     while not record.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1)
-    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
-    ended = finish(process, tmp_path, seconds=30)
+    assert pid is not None
+    (os.killpg if group else os.kill)(pid, signal.SIGINT)
+    ended = end()
     assert ended.code == 130
+    assert processes > 1 or nothing_left(pid)  # of several, `finish` waits for all that hold its pipes
     assert (
         only_message(ended) == "interrupted; finished results are complete, and a test is resumed by the same command\n"
     )
@@ -162,15 +187,8 @@ def test_ctrl_c_ends_all_processes_with_code_130(tmp_path: Path, processes: int,
 
 @pytest.mark.parametrize("limit", [500, 3000, 120000], ids=["config.yaml", "run.json", "TensorBoard"])
 def test_files_that_cannot_grow_are_one_message(tmp_path: Path, limit: int) -> None:
-    code = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-        "from headprobe.cli import main; sys.exit(main())"
-    )
     words = ("test", "--mask-spec", "each:head", "--data.max_images", "20", "--data.num_workers", "0")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    ended = Ended(done.returncode, done.stdout, done.stderr, tmp_path)
+    ended = forked.run(tmp_path, *words, file_size=limit, pictures=True)
     assert ended.code == 1
     assert "(File too large); make room" in only_message(ended)
     assert limit < 120000 or len(ended.rows()) == 25
@@ -199,7 +217,7 @@ def test_bad_images_are_listed_however_long_the_first_process_writes(tmp_path: P
         "together.SECONDS_TO_HAND_OVER = 0.5\n"
         "real = results.write_tensorboard\n"
         "def slowly(*args):\n"
-        "    time.sleep(8)\n"
+        "    time.sleep(3)\n"
         "    real(*args)\n"
         "results.write_tensorboard = slowly\n"
         "class Slow(lightning.Callback):\n"

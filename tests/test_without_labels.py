@@ -364,16 +364,25 @@ def test_a_finished_run_is_added_up_again_with_the_same_features(tmp_path: Path,
     assert first.rows(0) == again.rows(1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["fit", "test"])
-def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: Path, stage: str) -> None:
-    forked.digits(tmp_path / "set", 480, 40)
-    data = ("--data.path", str(tmp_path / "set"), "--data.num_workers", "0", "--data.batch_size", "2")
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Ended]:
+    """A command that takes long enough to be killed in either stage, and its run in one piece."""
+    folder = tmp_path_factory.mktemp("long")
+    place = forked.digits(folder / "set", 480, 40)
+    data = ("--data.path", str(place), "--data.num_workers", "0", "--data.batch_size", "2")
     masks = ("--mask-spec", "each:layer", "--ablation", "zero,mean", "--score-heads")
     words = ("test", *NONE, "--trainer.accelerator", "cpu", *data, *masks)
-    whole = forked.run(tmp_path / "whole", *words)
+    whole = forked.run(folder / "whole", *words)
     assert whole.code == 0, whole.err
+    return words, whole
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(
+    tmp_path: Path, long: tuple[tuple[str, ...], Ended], stage: str
+) -> None:
+    words, whole = long
     ended, judged = forked.resumed_after_a_kill(tmp_path / "killed", {"fit": 1, "test": 2}[stage], *words)
     for name in ("masks.csv", "groups.npz", "scores.csv", "calibration.safetensors"):
         assert (ended.directory(judged) / name).read_bytes() == (whole.directory() / name).read_bytes(), name

@@ -26,6 +26,8 @@ from tests.cli_runs import Ended, command, only_message
 from tests.forked import digits
 from tests.test_resample import spoilt
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RUN = ("test", "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.logger", "false")
 KINDS = ("--ablation", "zero,mean,linear,position")
 FEW = ("--data.max_images", "60")

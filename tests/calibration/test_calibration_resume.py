@@ -20,6 +20,8 @@ RUN = (
 UNITS = 5
 RESULTS = ("calibration.safetensors", "calibration.json", "masks.csv", "ablations.csv", "groups.npz")
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 Batches = dict[str, int]
 """Batches that were computed in each stage."""
 

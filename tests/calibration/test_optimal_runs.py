@@ -22,6 +22,8 @@ from tests.cli_runs import QUICK, Ended, command, only_message
 from tests.describe.driving import small_probe
 from tests.forked import digits, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RUN = ("test", "--data.path", "set", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
 HEADS = (*RUN, "--ablation", "mean,optimal", "--mask-spec", "each:layer")
 FEW_ROUNDS = 4

@@ -21,6 +21,8 @@ from tests.callbacks.test_resume import broken_off
 from tests.cli_runs import Ended, command, only_message
 from tests.forked import DIGITS, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FEW = ("--data.max_images", "60", "--data.num_workers", "0", "--trainer.accelerator", "cpu")
 SPEC = ("--mask-spec", "grow:calibration:gradient_abs:most:1-24/6", "--ablation", "zero,linear")
 

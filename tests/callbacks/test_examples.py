@@ -21,7 +21,7 @@ Found = dict[str, NDArray[Any]]
 CPU = ("--trainer.accelerator", "cpu")
 SETS = [20, 20, 20]  # images of each file
 
-pytestmark = pytest.mark.usefixtures("no_arguments")
+pytestmark = pytest.mark.usefixtures("no_arguments", "no_pictures")
 
 DESCRIBE = ("test", "--trainer.callbacks", "HeadAttention", *CPU, "--data.path", "../set")
 

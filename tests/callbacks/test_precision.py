@@ -15,6 +15,8 @@ from headprobe.data.datamodule import ImageNetDataModule
 from headprobe.module import HeadProbe
 from tests.cli_runs import QUICK, command
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 LINE = re.compile(
     r"^(\S+): (\d+) of the first (\d+) baseline predictions differ from float32 .*: (\S+)\)$", re.MULTILINE
 )

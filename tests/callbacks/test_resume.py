@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,9 @@ from headprobe.errors import RunError
 from headprobe.masks.spec import MaskSpec
 from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
-from tests.forked import DIGITS, digits
+from tests.forked import DIGITS, digits, run
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 TEST = ("test", "--mask-spec", "each:layer", "--data.path", "set", "--data.num_workers", "0")
 RUN = (*TEST, "--trainer.accelerator", "cpu")
@@ -365,20 +365,9 @@ def test_records_of_all_sessions_come_together(folder: Path) -> None:
     assert files == [f"unit-{unit:05d}.parquet" for unit in range(5)]
 
 
-FULL = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-from headprobe.cli import main
-sys.exit(main())
-"""
-
-
 def test_a_full_disk_is_one_message_and_the_next_run_goes_on(folder: Path, expected: bytes) -> None:
     wide = ("test", "--mask-spec", "each:head", *RUN[3:], "--model.per_class", "true")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, *wide], cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
-    ended = Ended(done.returncode, done.stdout, done.stderr, folder)
+    ended = run(folder, *wide, file_size=9000)
     assert ended.code == 1
     message = only_message(ended)
     assert "(File too large); make room" in message

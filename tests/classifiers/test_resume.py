@@ -11,6 +11,8 @@ from headprobe.module import HeadProbe
 from tests.cli_runs import Ended, command, only_message
 from tests.forked import digits, resumed_after_a_kill, run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RUN = (
     *("test", "--data.path", "set", "--data.num_workers", "0", "--trainer.accelerator", "cpu"),
     *("--mask-spec", "each:layer"),
@@ -106,14 +108,22 @@ def test_two_processes_fit_and_judge_the_same_bits(folder: Path, undisturbed: tu
     same_bits(ended, 0, whole)
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def long(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Ended]:
+    """A command that takes long enough to be killed in either stage, and its run in one piece."""
+    folder = tmp_path_factory.mktemp(f"long {request.param}")
+    data = digits(folder / "set", 480, 40)
+    words = (*RUN, *options(request.param), "--data.batch_size", "2", "--data.path", str(data))
+    whole = run(folder / "whole", *words)
+    assert whole.code == 0, whole.err
+    return words, whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["fit", "test"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(tmp_path: Path, kind: str, stage: str) -> None:
-    digits(tmp_path / "set", 480, 40)
-    words = (*RUN, *options(kind), "--data.batch_size", "2", "--data.path", str(tmp_path / "set"))
-    whole = run(tmp_path / "whole", *words)
-    assert whole.code == 0, whole.err
-
+def test_two_processes_that_are_killed_go_on_as_one_to_the_same_bits(
+    tmp_path: Path, long: tuple[tuple[str, ...], Ended], stage: str
+) -> None:
+    words, whole = long
     ended, judged = resumed_after_a_kill(tmp_path / "killed", {"fit": 1, "test": 2}[stage], *words)
     same_bits(ended, judged, whole)

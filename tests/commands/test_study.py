@@ -80,6 +80,7 @@ def test_a_study_leaves_the_tables_of_a_test_and_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_a_study_without_labels_is_of_features_up_to_its_page(tmp_path: Path) -> None:
     ended = command(tmp_path, "study", *QUICK, "--model.classifier", "none", "--skip", "nulls,random,shapley")
     assert ended.code == 0, ended.err

@@ -17,7 +17,7 @@ from headprobe.data.sources import retries
 from tests.data.parquet_sets import bound, numbers
 for options in json.load(sys.stdin):
     retries.OPENING, retries.READING = options.pop("waits", (1.5, 3.0))
-    retries.FIRST_PAUSE, retries.QUIET, retries.ANSWER = 0.1, 0.0, 1.0
+    retries.FIRST_PAUSE, retries.QUIET, retries.ANSWER = 0.1, options.pop("quiet", 0.0), 1.0
     method = options.pop("method", "fork")
     multiprocessing.set_start_method(method, force=True)
     began = time.monotonic()

@@ -1,10 +1,12 @@
 """A dataset is somebody else's: nothing of it is run, nothing outside of it is read, and no token is left behind."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ import pytest
 from headprobe.data.sources.source import safe_text
 from headprobe.errors import UsageError
 from headprobe.text import safe_command, without_secrets
+from tests.cli_runs import Ended
 from tests.data.hub_runs import TOKEN, environment, read_all
 from tests.data.mock_hub import Fault, MockHub, running
 from tests.data.parquet_sets import bound, features, numbers, png, write_files
@@ -37,6 +40,17 @@ from headprobe.cli import main
 sys.argv = ["headprobe", *sys.argv[1:]]
 sys.exit(main())
 """
+COMMANDS = """
+import json, sys
+from pathlib import Path
+from headprobe.data.sources import retries
+retries.READING = retries.OPENING = 1.0
+from tests.cli_runs import command
+for folder, words in json.load(sys.stdin):
+    Path(folder).mkdir()
+    ended = command(Path(folder), *words)
+    print(json.dumps([ended.code, ended.out, ended.err]))
+"""
 
 
 @pytest.mark.parametrize("pattern", RUNS_CODE)
@@ -58,17 +72,6 @@ def test_a_script_in_a_local_dataset_is_not_run(tmp_path: Path) -> None:
     (folder / "set.py").write_text(script(tmp_path / "ran"), encoding="utf-8")
     with pytest.raises(UsageError, match="script"):
         bound(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_script_in_a_hub_dataset_is_not_run(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "served", [[3]])
-    for name in ("set", "served", "default"):
-        (folder / f"{name}.py").write_text(script(tmp_path / "ran"), encoding="utf-8")
-    with running(folder) as hub:
-        (answer,) = read_all(tmp_path / "home", hub.address, [{"path": "owner/set"}])
-    (failure,) = answer.failures
-    assert "owner/set is made by a script, which is never run" in failure
     assert not (tmp_path / "ran").exists()
 
 
@@ -107,9 +110,13 @@ def test_files_inside_that_are_named_in_the_readme_are_read(tmp_path: Path) -> N
     assert numbers(bound(folder).test_dataloader()) == [0, 1]
 
 
-def test_files_outside_of_a_hub_dataset_are_refused(tmp_path: Path) -> None:
+def test_of_a_hub_dataset_no_script_is_run_and_no_file_outside_is_read(tmp_path: Path) -> None:
     secret, folder = secret_and_set(tmp_path)
+    scripts = write_files(tmp_path / "scripts", [[3]])
+    for name in ("scripted", "scripts", "default"):
+        (scripts / f"{name}.py").write_text(script(tmp_path / "ran"), encoding="utf-8")
     with running(folder) as hub:
+        hub.folders["scripted"] = scripts
         named = {
             "absolute": str(secret),
             "parent": f"../other/data/{secret.name}",
@@ -120,7 +127,8 @@ def test_files_outside_of_a_hub_dataset_are_refused(tmp_path: Path) -> None:
         for name, place in named.items():
             hub.folders[name] = write_files(tmp_path / name, [[2]])
             (hub.folders[name] / "README.md").write_text(README.format(place), encoding="utf-8")
-        answers = read_all(tmp_path / "home", hub.address, [{"path": f"owner/{name}"} for name in named])
+        asked = [{"path": f"owner/{name}"} for name in (*named, "scripted")]  # one process: its start takes seconds
+        *answers, scripted = read_all(tmp_path / "home", hub.address, asked)
         reads = [line for line in hub.requests if "/owner/other/resolve" in line]
     for name, answer in zip(named, answers, strict=True):
         (failure,) = answer.failures
@@ -129,6 +137,9 @@ def test_files_outside_of_a_hub_dataset_are_refused(tmp_path: Path) -> None:
         assert f"owner/{name}" in failure
         assert answer.numbers == []
     assert reads == []
+    (failure,) = scripted.failures
+    assert "owner/scripted is made by a script, which is never run" in failure
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("how", ["absolute", "relative", "file", "http", "hf"])
@@ -168,39 +179,71 @@ def run(folder: Path, hub: MockHub, *words: str) -> subprocess.CompletedProcess[
     )
 
 
-def traces(folder: Path, done: subprocess.CompletedProcess[bytes]) -> list[str]:
-    """Where the planted token, or what is left of it when split in two, is found in a run's output and files."""
-    texts = {"stdout": done.stdout, "stderr": done.stderr}
-    texts |= {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+class Planted(NamedTuple):
+    """Commands that ran with a token planted, in folders of their own: how they ended, and what the hub was sent."""
+
+    folder: Path
+    ended: dict[str, Ended]
+    said: dict[str, bytes]
+    tokens: set[str]
+
+
+ON_THE_COMMAND_LINE = {
+    "account": f"https://user:{TOKEN}@host/set",
+    "signature": f"https://host/set?X-Amz-Signature={TOKEN}",
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Run commands one after the other in one process, which takes seconds to start."""
+    folder = tmp_path_factory.mktemp("planted")
+    words = ("--mask-spec", "layer:0", "--data.num_workers", "1", "--trainer.accelerator", "cpu")
+    paths = {name: f"owner/{name}" for name in ("set", "closed", "refused")} | ON_THE_COMMAND_LINE
+    asked = [(str(folder / name), ["test", "--data.path", path, *words]) for name, path in paths.items()]
+    with running(write_files(tmp_path_factory.mktemp("served"), [[5, 3], [4, 2]])) as hub:
+        hub.faults = {"refused": [Fault("validation-00001", 403)], "closed": [Fault("/api/", 401)]}
+        done = subprocess.run(
+            [sys.executable, "-c", COMMANDS],
+            input=json.dumps(asked).encode(),
+            env=environment(folder / "home", hub.address, OMP_NUM_THREADS="1"),
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        tokens = set(hub.tokens)
+    assert done.returncode == 0, done.stderr.decode()
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    ended = {name: Ended(code, out, err, folder / name) for name, (code, out, err) in zip(paths, found, strict=True)}
+    return Planted(folder, ended, {"stdout": done.stdout, "stderr": done.stderr}, tokens)
+
+
+def traces(planted: Planted) -> list[str]:
+    """Where the planted token, or what is left of it when split in two, is found in outputs and files."""
+    texts = dict(planted.said)
+    for file in planted.folder.rglob("*"):
+        if file.is_file():
+            texts[str(file.relative_to(planted.folder))] = file.read_bytes()
     return [name for name, text in texts.items() if TOKEN.encode() in text or TOKEN[12:].encode() in text]
 
 
 @pytest.mark.slow
-def test_a_token_leaves_no_trace_in_a_run(tmp_path: Path) -> None:
-    words = ("--mask-spec", "layer:0", "--data.num_workers", "1", "--trainer.accelerator", "cpu")
-    faults = {
-        "refused": [Fault("validation-00001", 403)],
-        "closed": [Fault("/api/", 401)],
-    }
-    with running(write_files(tmp_path / "served", [[5, 3], [4, 2]])) as hub:
-        hub.faults = faults
-        for name, code in {"set": 0, "closed": 2, "refused": 1}.items():
-            done = run(tmp_path / name, hub, "test", "--data.path", f"owner/{name}", *words)
-            assert done.returncode == code or (name == "closed" and done.returncode), done.stderr.decode()
-            assert b"Traceback" not in done.stderr
-            assert traces(tmp_path / name, done) == []
-        assert (tmp_path / "set" / "lightning_logs" / "version_0" / "run.json").is_file()
-        assert hub.tokens == {f"Bearer {TOKEN}"}  # it was sent, and the errors repeated it
+def test_a_token_leaves_no_trace_in_a_run(planted: Planted) -> None:
+    ended = planted.ended
+    assert ended["set"].code == 0, ended["set"].err
+    assert ended["closed"].code != 0
+    assert ended["refused"].code == 1, ended["refused"].err
+    assert all("Traceback" not in one.err for one in ended.values())
+    assert traces(planted) == []
+    assert (ended["set"].directory() / "run.json").is_file()
+    assert planted.tokens == {f"Bearer {TOKEN}"}  # it was sent, and the errors repeated it
 
 
 @pytest.mark.slow
-def test_a_token_on_the_command_line_leaves_no_trace(tmp_path: Path) -> None:
-    with running(write_files(tmp_path / "served", [[2]])) as hub:
-        for number, path in enumerate((f"https://user:{TOKEN}@host/set", f"https://host/set?X-Amz-Signature={TOKEN}")):
-            folder = tmp_path / str(number)
-            done = run(folder, hub, "test", "--data.path", path, "--trainer.accelerator", "cpu")
-            assert done.returncode == 2
-            assert traces(folder, done) == []
+@pytest.mark.parametrize("name", ON_THE_COMMAND_LINE)
+def test_a_token_on_the_command_line_leaves_no_trace(planted: Planted, name: str) -> None:
+    assert planted.ended[name].code == 2
+    assert traces(planted) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "read_a_run.ipynb"
 
 

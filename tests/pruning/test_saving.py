@@ -235,6 +235,7 @@ def test_every_command_takes_a_pruned_folder(tmp_path: Path) -> None:
     assert command(tmp_path, "check", name, "--model.pretrained", "true").code == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_pruned_model_is_scored_described_and_masked_as_any_other(tmp_path: Path) -> None:
     digits_without(tmp_path / "small", "layer:1+head:0.2+head:3.1")
     words = ("--model.name", "local-dir:small", "--mask-spec", "layer:2+head:0.2", *QUICK)

@@ -23,10 +23,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from tests.cli_runs import Ended, command, only_message
+from tests.real.few_images import write_few
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]  # on busy cores the run takes long
 
-LAYERS, RANGES = 12, 10
+RANGES = 10
+MASKED = (0, 6, 11)  # layers: of all twelve the growing pass is held to plain passes in test_growing_deit.py
 OF_EACH_FILE = 30  # of 71 or 72
 
 Array = NDArray[np.float64]
@@ -43,13 +45,10 @@ class Part(NamedTuple):
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory, sample_images: Path) -> Path:
     """Write the first images of each file into a data set of its own."""
-    folder = tmp_path_factory.mktemp("sample") / "data"
-    folder.mkdir()
-    for file in sorted((sample_images / "data").glob("*.parquet")):
-        pq.write_table(pq.read_table(file).slice(0, OF_EACH_FILE), folder / file.name)
+    folder = write_few(sample_images, tmp_path_factory.mktemp("sample"), OF_EACH_FILE)
     ranges = {str(number): number * RANGES // 1000 for number in range(1000)}
-    (folder.parent / "ranges.json").write_text(json.dumps(ranges))
-    return folder.parent
+    (folder / "ranges.json").write_text(json.dumps(ranges))
+    return folder
 
 
 def words(sample: Path, weights: Path) -> tuple[str, ...]:
@@ -61,7 +60,8 @@ def words(sample: Path, weights: Path) -> tuple[str, ...]:
 def judged(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sample: Path, deit_tiny_weights: Path
 ) -> tuple[str, Ended]:
-    joined = ("--data.class_map", str(sample / "ranges.json"), "--mask-spec", "each:layer", "--records")
+    masks = f"[{','.join(f'layer:{layer}' for layer in MASKED)}]"
+    joined = ("--data.class_map", str(sample / "ranges.json"), "--mask-spec", masks, "--records")
     given = (*words(sample, deit_tiny_weights), *joined, "--model.classifier", request.param)
     ended = command(tmp_path_factory.mktemp("run"), *given)
     assert ended.code == 0, ended.err
@@ -102,7 +102,7 @@ def features(deit: Any, halves: dict[str, Part]) -> dict[str, Array]:
         found["none"] = deit(halves["judged"].pixels)
         for handle in keep:
             handle.remove()
-        for layer in range(LAYERS):
+        for layer in MASKED:
             projection = deit.blocks[layer].attn.proj
             handle = projection.register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]),))
             found[f"layer:{layer}"] = deit.forward_head(deit.norm(deit.blocks[layer:](entering[layer])))
@@ -133,9 +133,9 @@ def test_every_prediction_under_every_mask_is_that_of_plain_timm(
     records = pq.read_table(ended.directory() / "records").to_pylist()
     found = {(one["mask"], one["unit"], one["row"]): one["prediction"] for one in records}
     fitted, own = halves["fitted"], halves["judged"]
-    assert len(found) == len(own.rows) * (1 + LAYERS)
+    assert len(found) == len(own.rows) * (1 + len(MASKED))
     table = {row["mask"]: row for row in ended.rows()}
-    for mask in ("none", *(f"layer:{layer}" for layer in range(LAYERS))):
+    for mask in ("none", *(f"layer:{layer}" for layer in MASKED)):
         wanted = predictions(classifier, features["fitted"], fitted.labels, features[mask])
         assert [found[mask, *row] for row in own.rows] == wanted.tolist(), mask
         assert int(table[mask]["top1_count"]) == int((wanted == own.labels).sum())

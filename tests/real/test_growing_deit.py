@@ -37,7 +37,7 @@ def images(deit: nn.Module) -> Tensor:
     folder = Path(__file__).resolve().parents[3] / "shared/imagenet_sample"
     if not folder.exists():
         pytest.skip("../shared/imagenet_sample is absent: real images are not part of the repository")
-    data = ImageNetDataModule(path=str(folder), max_images=7, num_workers=0)  # one of each file
+    data = ImageNetDataModule(path=str(folder), max_images=3, num_workers=0)
     config = timm.data.resolve_model_data_config(deit)
     data.prepare_data()
     data.bind(config, 1000)

@@ -8,8 +8,11 @@ import pytest
 
 from tests.cli_runs import Ended, command
 from tests.forked import run, start
+from tests.real.few_images import write_few
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+OF_EACH_FILE = 12  # of 71 or 72, where nothing is claimed of the numbers
 
 
 def words(images: Path, weights: Path, workers: int) -> tuple[str, ...]:
@@ -33,15 +36,19 @@ def test_deit_tiny_scores_as_timm_does(alone: Ended) -> None:
 
 
 def test_two_processes_with_two_workers_killed_and_started_again_give_the_same_bits(
-    tmp_path: Path, alone: Ended, sample_images: Path, deit_tiny_weights: Path
+    tmp_path: Path, sample_images: Path, deit_tiny_weights: Path
 ) -> None:
-    job = words(sample_images, deit_tiny_weights, 2)
-    running = start(tmp_path, *job, processes=2)
+    few = write_few(sample_images, tmp_path / "few", OF_EACH_FILE)
+    (tmp_path / "alone").mkdir()
+    alone = command(tmp_path / "alone", *words(few, deit_tiny_weights, 0))
+    assert alone.code == 0, alone.err
+    job, folder = words(few, deit_tiny_weights, 2), tmp_path / "killed"
+    running = start(folder, *job, processes=2)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("lightning_logs/units/*/units-*.npz")) and time.monotonic() < deadline:
+    while not list(folder.glob("lightning_logs/units/*/units-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.kill()
-    ended = run(tmp_path, *job, processes=2)
+    ended = run(folder, *job, processes=2)
     assert ended.code == 0, ended.err
     assert json.loads((ended.directory(1) / "run.json").read_text())["units_resumed"] > 0
     assert (ended.directory(1) / "masks.csv").read_bytes() == (alone.directory() / "masks.csv").read_bytes()

@@ -291,9 +291,13 @@ def test_masks_of_attention_alone_leave_what_else_slots_hold(key: str) -> None:
 
 
 def single_heads(layout: HeadLayout) -> Tensor:
-    """Masks of one head each: of the first head of every layer, then of the last of those that have several."""
+    """Masks of one head each: of the first head of every layer, then of the last of those that have several.
+
+    Of more than eight layers the last head of every third.
+    """
     heads = [(layer, 0) for layer in range(len(layout.layers))]
-    heads += [(layer, count - 1) for layer, count in enumerate(layout.heads_per_layer) if count > 1]
+    last = [(layer, count - 1) for layer, count in enumerate(layout.heads_per_layer) if count > 1]
+    heads += last[:: step_of(layout)]
     keep = torch.ones(len(heads), len(layout.layers), max(layout.heads_per_layer), dtype=torch.bool)
     for mask, (layer, head) in enumerate(heads):
         keep[mask, layer, head] = False
@@ -309,6 +313,10 @@ def in_order(layout: HeadLayout) -> Tensor:
     return keep
 
 
+def step_of(layout: HeadLayout) -> int:
+    return 1 if len(layout.layers) <= 8 else 3
+
+
 def compare_growing(key: str, semantics: Semantics = "slot", together: bool = True, alone: bool = True) -> None:
     """Hold the growing pass, with and without shortcuts, to a plain pass for each mask: all in one, and some alone.
 
@@ -322,7 +330,7 @@ def compare_growing(key: str, semantics: Semantics = "slot", together: bool = Tr
     model, images = model.double(), images.double()
     expected = [masked_logits(model, layout, images, kept) for kept in keep]
     tolerance = 1e-5 if LITE_MLA & set(REPRESENTATIVES[key].classes) else 1e-9  # it multiplies in float32 at all times
-    first, step = len(layout.layers), 1 if len(layout.layers) <= 8 else 3
+    first, step = len(layout.layers), step_of(layout)
     for masks, waves in (
         (keep, [tuple(range(len(keep)))] * together),
         (keep[:first], [(mask,) for mask in range(0, first, step)] * alone),

@@ -172,7 +172,7 @@ class Broken:
 
 BROKEN = {
     "wrong axis": Broken("vit_mean", ATTENTION, {"axis": 1}, [0, 1], columns=[0, 1]),
-    "interleaved taken as contiguous": Broken("nest", NEST, {"interleaved": False}, list(range(12))),
+    "interleaved taken as contiguous": Broken("nest", NEST, {"interleaved": False}, list(range(6))),
     "contiguous taken as interleaved": Broken("vit", ATTENTION, {"interleaved": True}, [0, 1]),
     "contiguous taken as interleaved, in windows": Broken("swin", SWIN, {"interleaved": True}, [0, 1, 2, 3]),
     "contiguous taken as interleaved, slots": Broken(

@@ -120,13 +120,6 @@ def test_a_broken_file_on_the_hub_is_named_and_what_came_before_stays(answers: d
     assert answers["broken"]["numbers"] == [0, 1]
 
 
-def test_offline_says_so_and_how_to_go_on(tmp_path: Path) -> None:
-    (answer,) = ask(tmp_path, [{"path": "owner/set"}], HF_HUB_OFFLINE="1")
-    assert answer["error"] == "RunError"
-    assert "HF_HUB_OFFLINE is set" in answer["message"]
-    assert "local copy" in answer["message"]
-
-
 def test_a_hub_that_cannot_be_reached_is_given_up_soon(tmp_path: Path) -> None:
     (answer,) = read_all(tmp_path, "http://127.0.0.1:9", [{"path": "owner/set"}])
     assert answer.error == "RunError"

@@ -11,21 +11,20 @@ from tests.data.hub_runs import environment
 from tests.data.mock_hub import COMMIT, running
 from tests.data.parquet_sets import write_files
 
-STORE = {
-    "load_dataset": "import datasets; datasets.load_dataset('owner/set')",
-    "download": "import huggingface_hub; huggingface_hub.snapshot_download('owner/set', repo_type='dataset')",
-    "part": (
-        "import huggingface_hub; huggingface_hub.snapshot_download("
-        "'owner/set', repo_type='dataset', allow_patterns='data/validation-00000*')"
-    ),
-    "nothing": "",
-}
+STORE = """
+import datasets, huggingface_hub
+datasets.load_dataset("owner/load_dataset")
+huggingface_hub.snapshot_download("owner/download", repo_type="dataset")
+huggingface_hub.snapshot_download("owner/part", repo_type="dataset", allow_patterns="data/validation-00000*")
+"""
+"""Stores each dataset in a way of its own, after which it is called; "nothing" is never stored."""
+HOW = ("load_dataset", "download", "part", "nothing")
 READ = """
 import json, sys
 from tests.data.parquet_sets import bound, numbers
 for options in json.load(sys.stdin):
     try:
-        data = bound("owner/set", **options)
+        data = bound(**options)
         answer = {"numbers": sorted(numbers(data.stream())), "revision": data.identity()["revision"],
                   "shown": {one.about: one.text for one in data.decisions() if one.shown}}
     except Exception as error:
@@ -37,19 +36,19 @@ REQUESTS: list[dict[str, Any]] = [{}, {"split": "test"}, {"revision": COMMIT}, {
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Return what each of REQUESTS got offline, after each way to store the dataset."""
+    """Return what each of REQUESTS got offline, after each way to store; two processes, whose start takes seconds."""
     folder = tmp_path_factory.mktemp("hub")
     files = write_files(folder / "set", [[5, 3], [4, 2]])
     write_files(files, [[2]], split="test")
     with running(files) as hub:
-        for how, code in STORE.items():
-            run(code, environment(folder / how, hub.address))
+        hub.folders = dict.fromkeys(HOW, files)
+        run(STORE, environment(folder / "home", hub.address))
+    asked = [{"path": f"owner/{how}", **request} for how in HOW for request in REQUESTS]
     nowhere = "http://127.0.0.1:9"
-    found = {}
-    for how in STORE:
-        said = run(READ, environment(folder / how, nowhere, HF_HUB_OFFLINE="1"), json.dumps(REQUESTS))
-        found[how] = [json.loads(line) for line in said.splitlines()]
-    return found
+    said = run(READ, environment(folder / "home", nowhere, HF_HUB_OFFLINE="1"), json.dumps(asked))
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert len(answers) == len(asked)
+    return {how: answers[place * len(REQUESTS) :][: len(REQUESTS)] for place, how in enumerate(HOW)}
 
 
 def run(code: str, env: dict[str, str], given: str = "") -> str:
@@ -79,7 +78,9 @@ def test_a_part_of_a_split_is_said(offline: dict[str, list[dict[str, Any]]]) -> 
     assert "no such split" in test["message"]
 
 
-def test_without_a_download_the_message_has_its_command(offline: dict[str, list[dict[str, Any]]]) -> None:
+def test_without_a_download_the_message_says_so_and_has_its_command(offline: dict[str, list[dict[str, Any]]]) -> None:
     for answer in offline["nothing"]:
         assert answer["error"] == "RunError"
-        assert "hf download owner/set --repo-type dataset" in answer["message"]
+        assert "HF_HUB_OFFLINE is set" in answer["message"]
+        assert "local copy" in answer["message"]
+        assert "hf download owner/nothing --repo-type dataset" in answer["message"]
