@@ -144,6 +144,7 @@ def _work(
 ) -> None:
     os.setpgid(0, 0)  # so that worker processes can be killed together with it
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where pytest itself was started to ignore it too
     for stream, number in (("out", 1), ("err", 2)):
         file = os.open(log.format(stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
