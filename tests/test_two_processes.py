@@ -42,6 +42,8 @@ def start(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> "subproc
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # where pytest itself was started to ignore Ctrl-C, as in the background of a script
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
