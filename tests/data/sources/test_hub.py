@@ -131,7 +131,8 @@ def test_a_hub_that_cannot_be_reached_is_given_up_soon(tmp_path: Path) -> None:
 
 def test_a_home_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    (answer,) = ask(tmp_path, [{"path": "digits"}], HF_HOME=str(tmp_path / "file" / "home"))
+    path = write_files(tmp_path / "set", [[2]])
+    (answer,) = ask(tmp_path, [{"path": str(path)}], HF_HOME=str(tmp_path / "file" / "home"))
     assert answer["error"] == "RunError"
     assert "Set HF_HOME to a folder you can write to" in answer["message"]
 
