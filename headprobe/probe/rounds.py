@@ -80,13 +80,12 @@ class RescoringRound(Calibrating):
         """Plan passes of the model without the masked heads; in later rounds nothing is proven again."""
         self.rescoring.begin_round()
         around = partial(self.rescoring.ablated, self.model.backbone)
-        given, passes = self.given_rows(fitted), self.model.passes
+        passes = self.model.passes
         if self.rescoring.done and passes is not None:
             passes.around = around
-            passes.take(min(*given, self.usual_rows, passes.plan.budget))
+            passes.take(min(*self.given_rows(fitted), self.usual_rows, passes.plan.budget))
             return passes
-        budget = min(given, default=self.usual_rows)
-        return self.proven(batch_size, self.model.head_mask[:0], budget, around=around)
+        return self.proven(batch_size, self.model.head_mask[:0], self.budget(fitted), around=around)
 
     def end(self, trainer: lightning.Trainer, data: Any, sums: UnitSums) -> None:
         """Take the scores, on the first process; all go on with the order that follows from them."""

@@ -142,8 +142,7 @@ class Stage(ABC):
             UsageError: A proof fails; the model must not be run under masks.
             RunError: Not even the proofs' few rows fit into memory.
         """
-        budget = min(self.given_rows(fitted), default=self.usual_rows)
-        return self.proven(batch_size, self.model.head_mask[:0], budget)
+        return self.proven(batch_size, self.model.head_mask[:0], self.budget(fitted))
 
     @abstractmethod
     def step(self, batch: Any, opened: OpenUnit, name: str) -> Scored:
@@ -174,6 +173,10 @@ class Stage(ABC):
     def given_rows(self, fitted: int | None) -> list[int]:
         """Return the row budgets that the user and an earlier session give."""
         return [rows for rows in (self.model.row_budget, fitted) if rows is not None]
+
+    def budget(self, fitted: int | None) -> int:
+        """Return the rows of a forward pass: the fewest that are given, else the usual ones."""
+        return min(self.given_rows(fitted), default=self.usual_rows)
 
     def proven(
         self,
@@ -286,8 +289,7 @@ class Judging(Stage):
 
     def plan(self, batch_size: int, fitted: int | None) -> ForwardPasses:
         """Prove the masks, then plan passes under all of them."""
-        budget = min(self.given_rows(fitted), default=self.usual_rows)
-        return self.proven(batch_size, self.model.head_mask, budget, self._replacements())
+        return self.proven(batch_size, self.model.head_mask, self.budget(fitted), self._replacements())
 
     def _replacements(self) -> list[Replacement]:
         """Return what fills the masked slots of each variant; nothing where all are set to zero."""
