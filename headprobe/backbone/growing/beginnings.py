@@ -9,7 +9,8 @@ variants of a wave are a tree with the trunk as its root, and each begins as a c
     second            └───┼──────────  layers 1, 3: a copy of the first's rows from layer 3 on
     third                 └──────────  layer 5
 
-Sets of heads that are removed in one order, and the same sets under several ablations, have long common beginnings.
+Sets of heads that are removed in one order have long common beginnings. Under different ablations a common beginning
+ends at the first head that is masked.
 """
 
 from collections.abc import Collection, Iterator, Sequence
