@@ -417,3 +417,24 @@ def test_a_warning_of_headprobe_is_one_line_without_a_path(
     monkeypatch.setattr("headprobe.cli._run", warned)
     assert main(["masks"]) == 0
     assert capsys.readouterr().err == "headprobe: going on with 4\n"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_only_a_process_of_its_own_leaves_its_imports_out_of_the_search_for_garbage(given: bool) -> None:
+    """A caller's objects are theirs: freezing them would keep their garbage for good."""
+    code = f"""
+import gc, json, sys
+words = ["status", "nowhere"]
+sys.argv = ["headprobe", *words]
+from headprobe.cli import main
+searches = []
+gc.callbacks.append(lambda phase, _: searches.append(phase) if gc.get_freeze_count() == 0 else None)
+code = main(words) if {given} else main()
+print(json.dumps([code, len(searches), gc.get_freeze_count(), gc.isenabled()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    exit_code, searches, frozen, enabled = json.loads(done.stdout)
+
+    assert exit_code == 2
+    assert enabled
+    assert (searches > 0, frozen > 10_000) == (given, not given)
