@@ -1,20 +1,29 @@
 """`masks`: prints which heads a spec stands for on a model, without weights and without running anything.
 
-The bundled models are not even built: torch and timm take seconds to load.
+The bundled models are not even built, nor are those whose heads are kept: torch and timm take seconds to load.
 """
 
 import json
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+from headprobe import __version__
 from headprobe.commands.parser import Parser
-from headprobe.errors import UsageError
+from headprobe.errors import RunError, UsageError
+from headprobe.files import write_text
 from headprobe.masks.spec import MaskSpec, NamedMask
 from headprobe.text import counted, ranges
 
 BUNDLED_HEADS: dict[str, tuple[int, ...]] = {"digits_vit": (4,) * 6, "digits_swin": (2, 2, 4, 4, 8, 8)}
 """Heads of each layer of the bundled models."""
+
+KEPT = Path("lightning_logs") / "proofs" / "heads.json"
+"""Where the heads of other models are kept: beside what runs have proven of models."""
 
 
 def run(words: list[str]) -> None:
@@ -64,13 +73,38 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
 
 
 def _heads_of(name: str, model_options: dict[str, Any]) -> tuple[int, ...]:
-    """Return the heads of each layer of a model, which is built for it."""
+    """Return the heads of each layer of a model, which is built for it unless they are kept."""
+    key = _key(name, model_options)
+    if heads := _kept().get(key):
+        return heads
+
     from headprobe.backbone.heads.find import find_heads
     from headprobe.backbone.preparation import data_config
     from headprobe.backbone.weights import ModelSource, create_backbone
 
     backbone = create_backbone(ModelSource(name, pretrained=False, options=model_options))
-    return find_heads(backbone, data_config(backbone)["input_size"], name).heads_per_layer
+    heads = find_heads(backbone, data_config(backbone)["input_size"], name).heads_per_layer
+    # a name with a colon stands for a folder or a repository, whose content may change
+    if ":" not in name and KEPT.parents[1].is_dir():
+        with suppress(RunError):  # a disk that is full or not ours: they are found again the next time
+            write_text(KEPT, json.dumps(_kept() | {key: heads}, indent=1) + "\n")
+    return heads
+
+
+def _kept() -> dict[str, tuple[int, ...]]:
+    """Return the heads that are kept, by model; none where the file is missing or broken."""
+    try:
+        content = json.loads(KEPT.read_text(encoding="utf-8"))
+        return {key: tuple(map(int, heads)) for key, heads in content.items() if min(heads) > 0}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _key(name: str, model_options: Mapping[str, Any]) -> str:
+    """Return all that the heads of a model depend on; versions are read without loading their packages."""
+    versions = [f"{package} {metadata.version(package)}" for package in ("timm", "torch")]
+    asked = json.dumps(model_options, sort_keys=True, default=str)
+    return " ".join([name, asked, f"headprobe {__version__}", *versions])
 
 
 def _line(named: NamedMask) -> str:

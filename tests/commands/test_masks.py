@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+from timm.models import save_for_hf
 
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.preparation import data_config
 from headprobe.backbone.weights import BUNDLED, ModelSource, create_backbone
-from headprobe.commands.masks import BUNDLED_HEADS
+from headprobe.commands.masks import BUNDLED_HEADS, KEPT
 from tests.cli_runs import command, only_message
 
 
@@ -74,3 +76,58 @@ def test_masks_of_a_bundled_model_need_no_torch() -> None:
 def test_a_wrong_spec_is_refused_before_torch_is_loaded() -> None:
     code = "import sys; from headprobe.cli import main; sys.exit(main(['masks', 'x']) + 10 * ('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 2
+
+
+TINY = ("--model.name", "deit_tiny_patch16_224", "--model.options", '{"depth": 2}')
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # an import fails
+from headprobe.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_model_that_was_built_once_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "lightning_logs").mkdir()
+    built = command(tmp_path, "masks", "each:layer", *TINY)
+
+    words = [sys.executable, "-c", WITHOUT_TORCH, "masks", "each:layer", *TINY]
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stdout == built.out
+    assert built.out.startswith("deit_tiny_patch16_224: 2 layers, 6 heads")
+
+
+def test_heads_that_are_kept_are_those_of_the_same_options_and_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lightning_logs" / "proofs").mkdir(parents=True)
+    command(tmp_path, "masks", "each:layer", *TINY)
+    file = tmp_path / KEPT
+    file.write_text(file.read_text().replace("3,", "5,"))  # whoever reads it says 8 heads
+    assert "2 layers, 8 heads" in command(tmp_path, "masks", "each:layer", *TINY).out
+
+    assert "3 layers, 9 heads" in command(tmp_path, "masks", "each:layer", *TINY[:-1], '{"depth": 3}').out
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"other {package}")
+    assert "2 layers, 6 heads" in command(tmp_path, "masks", "each:layer", *TINY).out
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 3}', '{"a": ["x"]}', '{"a": []}'])
+def test_a_broken_file_of_heads_counts_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / KEPT).parent.mkdir(parents=True)
+    (tmp_path / KEPT).write_text(content)
+    assert "2 layers, 6 heads" in command(tmp_path, "masks", "each:layer", *TINY).out
+
+
+def test_nothing_is_kept_where_headprobe_never_wrote(tmp_path: Path) -> None:
+    command(tmp_path, "masks", "each:layer", *TINY)
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_kept_of_a_folder_as_its_content_may_change(tmp_path: Path) -> None:
+    (tmp_path / "lightning_logs").mkdir()
+    for depth in (2, 3):
+        model = timm.create_model("deit_tiny_patch16_224", depth=depth)
+        save_for_hf(model, tmp_path / "own", model_args={"depth": depth}, safe_serialization=True)
+        assert f"own: {depth} layers" in command(tmp_path, "masks", "each:layer", "--model.name", "local-dir:own").out
+    assert not (tmp_path / KEPT).exists()
