@@ -127,13 +127,12 @@ def _waited(words: Sequence[str], folder: Path, threads: int) -> tuple[float, fl
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
-        command = [sys.executable, "-S", str(WHOLE), *words]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # else Popen would wait for it once more
-    if process.returncode:
-        raise ContestantError(_last_line(folder / "stderr") or f"it ended with code {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * PEAK_UNIT / 1e6
+        command = [sys.executable, "-S", str(WHOLE), str(folder / "used.json"), *words]
+        code = subprocess.call(command, cwd=folder, env=environment, stdout=out, stderr=err)
+    if code:
+        raise ContestantError(_last_line(folder / "stderr") or f"it ended with code {code}")
+    used = json.loads((folder / "used.json").read_text())
+    return float(used["cpu"]), used["peak"] * PEAK_UNIT / 1e6
 
 
 def _last_line(file: Path) -> str:

@@ -19,6 +19,7 @@ from headprobe.backbone.capture.layer_record import LayerRecord
 from headprobe.backbone.capture.taps import Observer, Tap, tapping
 from headprobe.backbone.heads.find import find_heads
 from headprobe.backbone.heads.layout import HeadLayout
+from headprobe.cli import keep_freed_memory
 from headprobe.describe.attention import AttentionSums
 from headprobe.describe.base import HeadStatistic, Observation, Subject
 from headprobe.describe.similarity import SimilaritySums
@@ -34,6 +35,7 @@ STATISTICS = ("HeadAttention", "HeadSpectrum", "HeadSimilarity")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table and write the numbers."""
     options = parse(arguments)
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(options.threads)
     model, weights = load(options.model, options.weights)
     size = tuple(int(length) for length in model.pretrained_cfg["input_size"])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -438,3 +439,39 @@ print(json.dumps([code, len(searches), gc.get_freeze_count(), gc.isenabled()]))
     assert exit_code == 2
     assert enabled
     assert (searches > 0, frozen > 10_000) == (given, not given)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+@pytest.mark.parametrize(
+    ("words", "variables", "kept"),
+    [("", {}, True), ("['status', 'x']", {}, False), ("", {"MALLOC_ARENA_TEST": "8"}, False)],
+)
+def test_a_process_of_its_own_keeps_the_memory_of_large_tensors_unless_its_user_has_settings(
+    words: str, variables: dict[str, str], kept: bool
+) -> None:
+    code = f"""
+import ctypes, resource, sys
+from headprobe.cli import main
+sys.argv = ["headprobe", "status", "x"]
+main({words})
+libc, size = ctypes.CDLL(None), 24 << 20
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def layer():
+    blocks = [libc.malloc(size) for _ in range(4)]
+    for block in blocks:
+        libc.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
+layer()
+layer()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+layer()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=others | variables
+    )
+    pages = 4 * (24 << 20) // os.sysconf("SC_PAGESIZE")
+    assert (int(done.stdout) < pages / 10) is kept

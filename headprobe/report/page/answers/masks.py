@@ -265,7 +265,8 @@ def other_masks(run: RunFiles) -> Sentence | None:
         draft.say("The largest drops of {masks:count mask}: ", masks=len(rows))
     for place, row in enumerate(shown, start=1):
         prefix = f"{place}_"
-        draft.say("top-1 accuracy drops by " if place == 1 else "; by ")
+        start = "top" if len(rows) > 1 else "Top"
+        draft.say(f"{start}-1 accuracy drops by " if place == 1 else "; by ")
         _drop(draft, row, prefix)
         draft.say(" without the heads of {mask} ", mask=str(row["mask"]))
         draft.say("({heads:count head}, ", prefix, heads=int(row["heads_masked"]))
