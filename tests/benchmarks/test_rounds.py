@@ -46,6 +46,11 @@ def test_processes_that_are_left_behind_are_waited_for_and_count() -> None:
         assert found.wall >= 0.5
 
 
+def test_the_peak_is_the_contestants_and_not_that_of_who_starts_it() -> None:
+    held = b"x" * (300 << 20)
+    assert contestant("a", {"none": 3}).run().peak < 100 < len(held) / 1e6
+
+
 def test_a_table_and_plain_data_hold_every_contestant() -> None:
     two = comparison(contestant("a", {"none": 3}), contestant("b", {"none": 4}))
     outcome = compete(two, 2, quiet)
