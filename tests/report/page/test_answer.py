@@ -193,6 +193,13 @@ def test_the_five_costliest_heads_are_named_in_their_order(tmp_path: Path) -> No
     assert re.findall(r"head (\d\.\d) by", text) == [row["mask"].removeprefix("head:") for row in rows[:5]]
 
 
+@pytest.mark.parametrize("specs", [["layer:1"], ["random:2:0-2"], ["each:head", "each:layer"]])
+def test_no_sentence_begins_with_a_small_letter(specs: list[str], tmp_path: Path) -> None:
+    said = check(write_run(tmp_path, specs))
+    assert ("masks" in said) == (len(specs) == 1)
+    assert [one.text for one in said.values() if one.text[0].islower()] == []
+
+
 def test_where_nothing_is_significant_the_text_says_what_the_images_could_find(tmp_path: Path) -> None:
     said = check(write_run(tmp_path, ["each:head", "each:layer"]))
     rows = lines(tmp_path, "masks.csv")[1:]
