@@ -3,7 +3,6 @@
 Nothing heavy is imported before the word is known: `--help` answers at once.
 """
 
-import ctypes
 import gc
 import os
 import sys
@@ -173,9 +172,11 @@ def _run(command: str, words: list[str], given: bool) -> None:
         given: The words were given by a caller, not by the command line.
     """
     name = f"headprobe.commands.{_COMMANDS[command]}"
-    if not given:
+    if given:
+        module = import_module(name)
+    else:
+        module = _import_alone(name)
         keep_freed_memory()
-    module = import_module(name) if given else _import_alone(name)
     if command not in _LIGHTNING:
         module.run(words[1:])
     elif help_options := [word for word in words if word in ("--help-trainer", "--help-all")]:
@@ -208,10 +209,12 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that tensors give back for those that come next.
 
     It returns blocks as large as the activations of a small model to the system, and each layer takes them anew, page
-    by page: an eighth of a run without masks on a CPU. Who has set malloc's variables knows better.
+    by page: a tenth of a run without masks on a CPU. Who has set malloc's variables knows better.
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
+    import ctypes  # not at module level: `--help` needs none of it
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)

@@ -108,6 +108,15 @@ def text_digest(path: Path) -> str:
 # -- folders that no other run has ------------------------------------------------------------------------------------
 
 
+def source_digest() -> str:
+    """Return 12 hex digits of the SHA-256 of this package's code: between releases it changes under one version."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def shown(path: Path) -> Path:
     """Return a path as a user would write it here: relative to the working directory where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -17,12 +17,11 @@ import lightning
 import torch
 from timm.layers import use_fused_attn
 
-import headprobe
 from headprobe import __version__
 from headprobe.backbone.proofs.kept import KeptProofs, modules_digest
 from headprobe.calibration.constants import digest_of
 from headprobe.describe.base import HeadStatistic
-from headprobe.files import shown
+from headprobe.files import shown, source_digest
 from headprobe.module import HeadProbe, data_of
 from headprobe.run.orders import order_decisions
 from headprobe.text import Decision, safe_command, without_secrets
@@ -167,15 +166,6 @@ def versions() -> dict[str, str]:
     # headprobe may run from a checkout that was never installed, which has no metadata.
     own = {"python": platform.python_version(), "headprobe": __version__, "headprobe_source": source_digest()}
     return own | {name: metadata.version(name) for name in PACKAGES}
-
-
-def source_digest() -> str:
-    """Return 12 hex digits of the SHA-256 of this package's code: between releases it changes under one version."""
-    package = Path(headprobe.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def hardware() -> dict[str, Any]:

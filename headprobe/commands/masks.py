@@ -5,17 +5,15 @@ The bundled models are not even built, nor are those whose heads are kept: torch
 
 import json
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from headprobe import __version__
 from headprobe.commands.parser import Parser
 from headprobe.errors import RunError, UsageError
-from headprobe.files import write_text
+from headprobe.files import source_digest, write_text
 from headprobe.masks.spec import MaskSpec, NamedMask
 from headprobe.text import counted, ranges
 
@@ -74,8 +72,8 @@ def print_masks(spec: MaskSpec, name: str, model_options: dict[str, Any], *, as_
 
 def _heads_of(name: str, model_options: dict[str, Any]) -> tuple[int, ...]:
     """Return the heads of each layer of a model, which is built for it unless they are kept."""
-    key = _key(name, model_options)
-    if heads := _kept().get(key):
+    key, kept = _key(name, model_options), _kept()
+    if heads := kept.get(key):
         return heads
 
     from headprobe.backbone.heads.find import find_heads
@@ -87,7 +85,7 @@ def _heads_of(name: str, model_options: dict[str, Any]) -> tuple[int, ...]:
     # a name with a colon stands for a folder or a repository, whose content may change
     if ":" not in name and KEPT.parents[1].is_dir():
         with suppress(RunError):  # a disk that is full or not ours: they are found again the next time
-            write_text(KEPT, json.dumps(_kept() | {key: heads}, indent=1) + "\n")
+            write_text(KEPT, json.dumps(kept | {key: heads}, indent=1) + "\n")
     return heads
 
 
@@ -100,11 +98,11 @@ def _kept() -> dict[str, tuple[int, ...]]:
         return {}
 
 
-def _key(name: str, model_options: Mapping[str, Any]) -> str:
+def _key(name: str, model_options: dict[str, Any]) -> str:
     """Return all that the heads of a model depend on; versions are read without loading their packages."""
     versions = [f"{package} {metadata.version(package)}" for package in ("timm", "torch")]
     asked = json.dumps(model_options, sort_keys=True, default=str)
-    return " ".join([name, asked, f"headprobe {__version__}", *versions])
+    return " ".join([name, asked, f"headprobe {source_digest()}", *versions])
 
 
 def _line(named: NamedMask) -> str:

@@ -108,8 +108,10 @@ def test_heads_that_are_kept_are_those_of_the_same_options_and_versions(
     assert "2 layers, 8 heads" in command(tmp_path, "masks", "each:layer", *TINY).out
 
     assert "3 layers, 9 heads" in command(tmp_path, "masks", "each:layer", *TINY[:-1], '{"depth": 3}').out
-    monkeypatch.setattr("importlib.metadata.version", lambda package: f"other {package}")
-    assert "2 layers, 6 heads" in command(tmp_path, "masks", "each:layer", *TINY).out
+    for other in ("importlib.metadata.version", "headprobe.commands.masks.source_digest"):
+        with monkeypatch.context() as patched:
+            patched.setattr(other, lambda *_: "other")
+            assert "2 layers, 6 heads" in command(tmp_path, "masks", "each:layer", *TINY).out
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"a": 3}', '{"a": ["x"]}', '{"a": []}'])

@@ -262,11 +262,12 @@ def other_masks(run: RunFiles) -> Sentence | None:
     shown = largest_first([*rows.values()], "drop_pp")[:SHOWN_MASKS]
     draft = Draft("masks", images)
     if len(rows) > 1:
-        draft.say("The largest drops of {masks:count mask}: ", masks=len(rows))
+        draft.say("The largest drops of {masks:count mask}: top-1 accuracy drops by ", masks=len(rows))
+    else:
+        draft.say("Top-1 accuracy drops by ")
     for place, row in enumerate(shown, start=1):
         prefix = f"{place}_"
-        start = "top" if len(rows) > 1 else "Top"
-        draft.say(f"{start}-1 accuracy drops by " if place == 1 else "; by ")
+        draft.say("; by " if place > 1 else "")
         _drop(draft, row, prefix)
         draft.say(" without the heads of {mask} ", mask=str(row["mask"]))
         draft.say("({heads:count head}, ", prefix, heads=int(row["heads_masked"]))
